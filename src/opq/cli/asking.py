@@ -1,0 +1,78 @@
+"""The options that `compress` and `plan` share, and what they mean to the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from opq.compression.options import Options
+
+_FIELDS = ("sensitivity", "sparsity", "bits", "step")
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the target, the selection and the overrides to a command, which gets them as keyword arguments."""
+    for option in reversed(
+        [
+            click.option("--ratio", type=float, metavar="R", help="Dense bytes over file bytes."),
+            click.option("--size", metavar="S", help="Size of the file: 250000, 250kB, 1.5MiB."),
+            click.option("--sparsity", type=float, metavar="P", help="Fraction of zeros, 0..1; goes with --bits."),
+            click.option("--bits", type=float, metavar="B", help="Mean nominal bits of a kept weight; goes with --sparsity."),
+            click.option("--include", multiple=True, metavar="GLOB", help="Compress only weights that match. Repeatable."),
+            click.option("--exclude", multiple=True, metavar="GLOB", help="Store weights that match as they are. Repeatable."),
+            click.option(
+                "--override",
+                "overrides",
+                multiple=True,
+                metavar="GLOB:KEY=X[,KEY=X]",
+                help="Fix sparsity, bits or step, or weigh by sensitivity, where names match. Repeatable.",
+            ),
+            click.option(
+                "--auxiliary",
+                type=click.Choice(["exact", "half"]),
+                default="exact",
+                show_default=True,
+                help="Biases, batch-norm and the like: bit for bit, or float16 where that errs by at most 2^-11.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
+    """The library's options from a command's; UsageError unless exactly one target is given, or none and none required."""
+    targets = {key for key in ("ratio", "size", "sparsity", "bits") if given[key] is not None}
+    if not required:
+        if targets or given["include"] or given["exclude"] or given["overrides"]:
+            raise click.UsageError("--plan already says how to compress; give it alone.")
+        return Options()
+    if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}):
+        raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits.")
+    options = Options(
+        include=given["include"],
+        exclude=given["exclude"],
+        overrides=dict(_override(text) for text in given["overrides"]),
+        auxiliary=given["auxiliary"],
+    )
+    for key in targets:
+        options[key] = given[key]  # type: ignore[literal-required]  # one of the four keys above
+    return options
+
+
+def _override(text: str) -> tuple[str, dict[str, float]]:
+    pattern, colon, fields = text.rpartition(":")
+    values = {}
+    for field in fields.split(","):
+        key, _, value = field.partition("=")
+        try:
+            values[key.strip()] = float(value)
+        except ValueError:
+            colon = ""
+        if key.strip() not in _FIELDS:
+            colon = ""
+    if not colon:
+        raise click.UsageError(f"--override {text!r}: expected GLOB:KEY=X[,KEY=X] with keys {', '.join(_FIELDS)}.")
+    return pattern, values

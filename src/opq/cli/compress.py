@@ -1,0 +1,51 @@
+"""opq compress SOURCE -o FILE"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+import opq
+from opq.cli.asking import read_options, target_options
+from opq.cli.progress import progress_bar
+from opq.files import refuse_existing
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The .opq file to write.")
+@target_options
+@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(source: str, output: str, plan_file: str | None, force: bool, as_json: bool, **given: Any) -> None:
+    """Compress SOURCE to a .opq file.
+
+    With --ratio or --size the file, all of it, takes at most that many bytes, and close to it.
+    """
+    options = read_options(given, required=plan_file is None)
+    if not force:
+        refuse_existing(output)
+    plan = _read_plan(plan_file) if plan_file is not None else None
+    with progress_bar() as progress:
+        compressed = opq.compress(source, plan=plan, progress=progress, **options)
+    compressed.save(output, overwrite=force)
+    inspection = opq.inspect(compressed.data)
+    if as_json:
+        result = inspection.to_dict()
+        del result["tensors"], result["metadata"]
+        click.echo(json.dumps({"file": output, **result}))
+    else:
+        click.echo(f"{output}: {inspection.summary()}")
+
+
+def _read_plan(path: str) -> opq.Plan:
+    try:
+        return opq.Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise opq.PlanError(f"{path} is not text") from None
+    except OSError as error:
+        raise opq.PlanError(f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,222 @@
+"""The header: what tensors a file holds and where, as columns, deflated.
+
+Columns, not rows: equal things stand together and deflate to almost nothing, which is what a file of 30 kB can afford.
+docs/format.md is the normative text.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from opq import dtypes
+from opq.codec.cursor import Cursor, varint
+from opq.errors import FormatError
+
+LARGEST_HEADER = 2**26
+"""Bytes an inflated header may have."""
+
+LARGEST_TENSOR = 2**31 - 1
+"""Elements a tensor may have."""
+
+_LARGEST_NAME = 2**16 - 1
+_LARGEST_RANK = 32
+_WHERE = "header"
+_STORAGE = ("exact", "half", "codes")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file.
+
+    name     state-dict key
+    shape    sizes, all >= 0; at most LARGEST_TENSOR elements
+    dtype    name of the dtype it comes back in
+    storage  "codes" (a quantized weight), "exact" (an auxiliary tensor, bit for bit) or "half" (rounded to float16)
+    section  number of the section that holds it; tensors may share one
+    step     quantization step of a weight, else None
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    storage: str
+    section: int
+    step: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the tensor as its dtype stores it."""
+        return self.count * dtypes.NUMPY[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """The index of a file: entries in ascending order of their UTF-8 names; length and CRC-32 of each section in file order."""
+
+    entries: Sequence[Entry]
+    lengths: Sequence[int]
+    checksums: Sequence[int]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def encode_header(header: Header) -> bytes:
+    """The header's bytes, raw deflate."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(_columns(header)) + deflate.flush()
+
+
+def decode_header(data: bytes) -> Header:
+    """The header in `data`; FormatError when anything about it breaks a rule of the format."""
+    return _parse(_inflate(data))
+
+
+def _columns(header: Header) -> bytes:
+    entries = header.entries
+    names = [entry.name.encode() for entry in entries]
+    shared = [_shared_prefix(a, b) for a, b in pairwise([b"", *names])]
+    suffixes = [name[length:] for name, length in zip(names, shared, strict=True)]
+    opened = 0
+    references = []
+    for entry in entries:
+        references.append(0 if entry.section == opened else entry.section + 1)
+        opened = max(opened, entry.section + 1)
+    pairs = sorted((key.encode(), value.encode()) for key, value in header.metadata.items())
+    return b"".join(
+        [
+            varint(len(pairs)),
+            *(varint(len(text)) + text for pair in pairs for text in pair),
+            varint(len(entries)),
+            *map(varint, shared),
+            *(varint(len(suffix)) for suffix in suffixes),
+            *suffixes,
+            bytes(dtypes.CODE[entry.dtype] for entry in entries),
+            bytes(_STORAGE.index(entry.storage) for entry in entries),
+            *(varint(len(entry.shape)) for entry in entries),
+            *(varint(size) for entry in entries for size in entry.shape),
+            *map(varint, references),
+            *(struct.pack("<f", entry.step) for entry in entries if entry.step is not None),
+            *map(varint, header.lengths),
+            *(struct.pack("<I", checksum) for checksum in header.checksums),
+        ]
+    )
+
+
+def _shared_prefix(a: bytes, b: bytes) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length
+
+
+def _inflate(data: bytes) -> bytes:
+    inflate = zlib.decompressobj(-15)
+    try:
+        columns = inflate.decompress(data, LARGEST_HEADER)
+    except zlib.error as error:
+        raise FormatError(_WHERE, f"it does not inflate: {error}") from None
+    if not inflate.eof or inflate.unused_data:
+        raise FormatError(_WHERE, f"it is cut off, has bytes too many, or inflates to more than {LARGEST_HEADER:,} bytes")
+    return columns
+
+
+def _parse(columns: bytes) -> Header:
+    cursor = Cursor(columns, _WHERE)
+    limit = len(columns)  # every item takes at least a byte, so no count can exceed it
+    metadata = _metadata(cursor, cursor.varint(limit))
+    count = cursor.varint(limit)
+    names = _names(cursor, count)
+    kinds = [_lookup(dtypes.NAME, code, "dtype") for code in cursor.take(count)]
+    storages = [_lookup(dict(enumerate(_STORAGE)), code, "storage") for code in cursor.take(count)]
+    ranks = [cursor.varint(_LARGEST_RANK) for _ in range(count)]
+    shapes = [_shape(cursor, rank, name) for rank, name in zip(ranks, names, strict=True)]
+    sections = _sections(cursor, count)
+    steps = [struct.unpack("<f", cursor.take(4))[0] if storage == "codes" else None for storage in storages]
+    opened = max(sections, default=-1) + 1
+    lengths = [cursor.varint() for _ in range(opened)]
+    checksums = [struct.unpack("<I", cursor.take(4))[0] for _ in range(opened)]
+    cursor.end()
+    rows = zip(names, shapes, kinds, storages, sections, steps, strict=True)
+    entries = [Entry(*row) for row in rows]
+    _check(entries)
+    return Header(entries, lengths, checksums, metadata)
+
+
+def _metadata(cursor: Cursor, count: int) -> dict[str, str]:
+    texts = [_text(cursor.take(cursor.varint())) for _ in range(2 * count)]
+    keys = texts[::2]
+    if any(a.encode() >= b.encode() for a, b in pairwise(keys)):
+        raise FormatError(_WHERE, "metadata keys are not in ascending order")
+    return dict(zip(keys, texts[1::2], strict=True))
+
+
+def _names(cursor: Cursor, count: int) -> list[str]:
+    shared = [cursor.varint(_LARGEST_NAME) for _ in range(count)]
+    lengths = [cursor.varint(_LARGEST_NAME) for _ in range(count)]
+    names: list[str] = []
+    last = b""
+    for keep, length in zip(shared, lengths, strict=True):
+        if keep > len(last) or keep + length > _LARGEST_NAME:
+            raise FormatError(_WHERE, "a name repeats more of the one before it than there is, or is too long")
+        name = last[:keep] + cursor.take(length)
+        if names and name <= last:
+            raise FormatError(_WHERE, f"names are not in ascending order at {name[:80]!r}")
+        names.append(_text(name))
+        last = name
+    return names
+
+
+def _shape(cursor: Cursor, rank: int, name: str) -> tuple[int, ...]:
+    shape = tuple(cursor.varint(LARGEST_TENSOR) for _ in range(rank))
+    if math.prod(size for size in shape if size) > LARGEST_TENSOR:
+        raise FormatError(_WHERE, f"tensor {name!r} has more than {LARGEST_TENSOR:,} elements")
+    return shape
+
+
+def _sections(cursor: Cursor, count: int) -> list[int]:
+    sections: list[int] = []
+    opened = 0
+    for _ in range(count):
+        reference = cursor.varint(opened)
+        sections.append(reference - 1 if reference else opened)
+        opened += reference == 0
+    return sections
+
+
+def _check(entries: Sequence[Entry]) -> None:
+    holds_codes: dict[int, tuple[bool, int]] = {}
+    for entry in entries:
+        where = f"tensor {entry.name!r}"
+        is_codes = entry.storage == "codes"
+        if entry.storage != "exact" and entry.dtype not in dtypes.COMPRESSIBLE:
+            raise FormatError(_WHERE, f"{where}: {entry.dtype} cannot be stored as {entry.storage}")
+        if is_codes and entry.count == 0:
+            raise FormatError(_WHERE, f"{where}: an empty tensor has no codes")
+        if entry.step is not None and not (0.0 < entry.step < math.inf):
+            raise FormatError(_WHERE, f"{where}: step must be positive and finite, got {entry.step}")
+        # A section of codes may serve several tensors of one size (tied weights); a pack holds what refers to it.
+        known = holds_codes.setdefault(entry.section, (is_codes, entry.count))
+        if known[0] != is_codes or (is_codes and known[1] != entry.count):
+            raise FormatError(_WHERE, f"{where}: it shares a section with a tensor of another kind or size")
+
+
+def _lookup(table: Mapping[int, str], code: int, what: str) -> str:
+    if code not in table:
+        raise FormatError(_WHERE, f"unknown {what} {code}; a newer opq may read this file")
+    return table[code]
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise FormatError(_WHERE, f"{data[:80]!r} is not UTF-8") from None

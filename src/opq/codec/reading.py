@@ -1,0 +1,200 @@
+"""The bytes of a .opq file to tensors: one at a time, every length checked before it is believed."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.codec.entropy import decode_codes
+from opq.codec.header import Entry, Header, decode_header
+from opq.codec.planes import decode_pack
+from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
+from opq.errors import FormatError, SourceError
+from opq.quantization.compressed import CompressedTensor
+
+Content = CompressedTensor | NDArray[np.generic]
+Tensor = TypeVar("Tensor")
+
+
+class OpqFile(Mapping[str, Content]):
+    """A .opq file as a mapping from names to a CompressedTensor (weights) or an array (auxiliary tensors).
+
+    Opening reads the header alone; each look-up reads, checks and decodes one section. Safe to use from several threads.
+    Close it, or use it as a context manager.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | bytes, *, max_bytes: int | None = None) -> None:
+        """Open a path, or a file's bytes.
+
+        max_bytes  most dense bytes the file may hold; by default 64 MiB and 4096 times the file's size.
+        Raises SourceError when the path cannot be read, FormatError when the file is not valid.
+        """
+        self._lock = threading.Lock()
+        self._pack: tuple[int, dict[str, NDArray[np.generic]]] | None = None
+        self._file: BinaryIO
+        if isinstance(source, bytes):
+            self._file = io.BytesIO(source)
+        else:
+            try:
+                self._file = Path(source).open("rb")  # noqa: SIM115 - open for as long as this object
+            except OSError as error:
+                raise SourceError(source, error.strerror or str(error)) from None
+        try:
+            self._open(max_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, max_bytes: int | None) -> None:
+        self.file_bytes = self._file.seek(0, os.SEEK_END)
+        prefix = self._read(0, min(PREFIX.size, self.file_bytes))
+        if not MAGIC.startswith(prefix[: len(MAGIC)]) or len(prefix) < len(MAGIC):
+            raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
+        if len(prefix) < PREFIX.size:
+            raise FormatError("start", f"{PREFIX.size} bytes expected, the file has {self.file_bytes}")
+        _, version, length, checksum = PREFIX.unpack(prefix)
+        if version != FORMAT_VERSION:
+            raise FormatError("start", f"format version {version}, this opq reads version {FORMAT_VERSION}")
+        if PREFIX.size + length > self.file_bytes:
+            raise FormatError("header", f"it ends at {PREFIX.size + length:,}, the file at {self.file_bytes:,}: cut off?")
+        packed = self._read(PREFIX.size, length)
+        if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
+            raise FormatError("header", "its checksum does not match: the file is damaged")
+        self._header: Header = decode_header(packed)
+        self._entries = {entry.name: entry for entry in self._header.entries}
+        self._offsets: list[int] = [PREFIX.size + length]
+        for size in self._header.lengths:
+            self._offsets.append(self._offsets[-1] + size)
+        if self._offsets[-1] != self.file_bytes:
+            raise FormatError("sections", f"they end at {self._offsets[-1]:,}, the file at {self.file_bytes:,}: cut off?")
+        limit = largest_content(self.file_bytes) if max_bytes is None else max_bytes
+        if self.dense_bytes > limit:
+            raise FormatError(
+                "header", f"it declares {self.dense_bytes:,} bytes of tensors, more than {limit:,}; see max_bytes"
+            )
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The tensors in order of their names."""
+        return list(self._entries.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The checkpoint's own metadata."""
+        return dict(self._header.metadata)
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format, 1."""
+        return FORMAT_VERSION
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all tensors as their dtypes store them."""
+        return sum(entry.dense_bytes for entry in self._entries.values())
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of prefix and header."""
+        return self._offsets[0]
+
+    def section_bytes(self, section: int) -> int:
+        """Bytes of a section."""
+        return self._header.lengths[section]
+
+    def section(self, number: int) -> bytes:
+        """The bytes of a section, their checksum checked."""
+        data = self._read(self._offsets[number], self._header.lengths[number])
+        if zlib.crc32(data) != self._header.checksums[number]:
+            names = [entry.name for entry in self._entries.values() if entry.section == number]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise FormatError(f"tensor {names[0]!r}{more}", "the checksum does not match: the file is damaged")
+        return data
+
+    def __getitem__(self, name: str) -> Content:
+        """The tensor of this name; FormatError when its section is damaged."""
+        entry = self._entries[name]
+        if entry.step is None:
+            return self._auxiliary(entry)
+        try:
+            return CompressedTensor(decode_codes(self.section(entry.section), entry.shape), entry.step, entry.dtype)
+        except FormatError as error:
+            raise FormatError(f"tensor {name!r}", error.problem) from None
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """The tensor of this name as an array in its own dtype."""
+        content = self[name]
+        return content.values() if isinstance(content, CompressedTensor) else content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def close(self) -> None:
+        """Close the file; look-ups fail afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> OpqFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _auxiliary(self, entry: Entry) -> NDArray[np.generic]:
+        pack = self._pack
+        if pack is None or pack[0] != entry.section:
+            pack = self._pack = (entry.section, self._decode_pack(entry.section))
+        stored = pack[1][entry.name]
+        return stored.astype(dtypes.NUMPY[entry.dtype])
+
+    def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
+        members = [entry for entry in self._entries.values() if entry.section == section]
+        kinds = [np.dtype(np.float16) if m.storage == "half" else dtypes.NUMPY[m.dtype] for m in members]
+        arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
+        return {member.name: array for member, array in zip(members, arrays, strict=True)}
+
+    def _read(self, offset: int, count: int) -> bytes:
+        with self._lock:
+            self._file.seek(offset)
+            data = self._file.read(count)
+        if len(data) != count:
+            raise FormatError("sections", f"{count:,} bytes expected at {offset:,}, {len(data):,} read: cut off?")
+        return data
+
+
+class TensorReader(Generic[Tensor]):
+    """An open file whose tensors are read one at a time, each converted as a framework likes it."""
+
+    def __init__(self, file: OpqFile, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
+        self._file = file
+        self._convert = convert
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in ascending order."""
+        return list(self._file)
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata that were saved."""
+        return self._file.metadata
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor of this name; KeyError when there is none, FormatError when its bytes are damaged."""
+        return self._convert(self._file.array(name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()

@@ -1,0 +1,154 @@
+"""Tensors to the bytes of a .opq file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.codec.header import LARGEST_TENSOR, Entry, Header, encode_header
+from opq.codec.planes import encode_pack
+from opq.errors import TargetError, WeightError
+
+MAGIC = b"OPQ"
+FORMAT_VERSION = 1
+PREFIX = struct.Struct("<3sBII")
+"""Magic, format version, length of the header, CRC-32 of the eight bytes before it and of the header."""
+
+LARGEST_PACK = 2**20
+"""Dense bytes of auxiliary tensors that go into one section, unless a single tensor is larger."""
+
+EXPANSION, EXPANSION_START = 4096, 2**26
+"""A file of n bytes may hold tensors of at most EXPANSION_START + EXPANSION * n dense bytes."""
+
+
+@dataclass(frozen=True)
+class EncodedWeight:
+    """A quantized weight whose section is ready; fields as in Entry."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    step: float
+    section: bytes
+
+
+@dataclass(frozen=True)
+class AuxiliaryPack:
+    """Auxiliary tensors whose common section is ready: (name, shape, dtype, storage) of each, in order of their names."""
+
+    tensors: tuple[tuple[str, tuple[int, ...], str, str], ...]
+    section: bytes
+
+
+def pack_auxiliary(tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str) -> list[AuxiliaryPack]:
+    """Encode auxiliary tensors, which come in ascending order of their UTF-8 names.
+
+    `storage` is "exact" or "half"; "half" rounds those float32 and float64 tensors to float16 whose every value keeps a
+    relative error of at most 2^-11, and leaves the others exact. Tensors are drawn one at a time.
+    """
+    packs: list[AuxiliaryPack] = []
+    pending: list[tuple[str, tuple[int, ...], str, str]] = []
+    arrays: list[NDArray[np.generic]] = []
+    size = 0
+
+    def close() -> None:
+        nonlocal size
+        if pending:
+            packs.append(AuxiliaryPack(tuple(pending), encode_pack(arrays)))
+        pending.clear()
+        arrays.clear()
+        size = 0
+
+    for name, array in tensors:
+        if array.dtype.name not in dtypes.NUMPY:
+            raise WeightError(name, array.shape, f"dtype {array.dtype.name} is not supported")
+        if array.size > LARGEST_TENSOR:
+            raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
+        if size + array.nbytes > LARGEST_PACK:
+            close()
+        halved = storage == "half" and fits_half(array)
+        pending.append((name, array.shape, array.dtype.name, "half" if halved else "exact"))
+        arrays.append(array.astype(np.float16) if halved else array)
+        size += array.nbytes
+    close()
+    return packs
+
+
+def fits_half(array: NDArray[np.generic]) -> bool:
+    """Whether float16 is smaller and holds every value of `array` with a relative error of at most 2^-11."""
+    if array.dtype not in (np.float32, np.float64):
+        return False
+    magnitudes = np.abs(array[array != 0])
+    tiny, largest = 2.0**-14, 65504.0
+    return bool(((magnitudes >= tiny) & (magnitudes <= largest)).all())
+
+
+def assemble(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]) -> bytes:
+    """The whole file. Tensors stand in order of their names whatever the order given; equal sections are stored once.
+
+    Raises TargetError when the file would hold more than readers expand it to (see `largest_content`).
+    """
+    entries, sections = _lay_out(weights, packs)
+    header = _prefixed_header(entries, sections, metadata)
+    data = b"".join([header, *sections])
+    dense = sum(entry.dense_bytes for entry in entries)
+    if dense > largest_content(len(data)):
+        raise TargetError(
+            f"{dense:,} bytes of tensors would go into a file of {len(data):,}: readers refuse to expand that far; "
+            "ask for a larger file, or leave constant tensors out"
+        )
+    return data
+
+
+def fixed_bytes(
+    weights: Iterable[tuple[str, tuple[int, ...], str]], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]
+) -> int:
+    """Bytes of the file that are not codes, for weights of these names, shapes and dtypes.
+
+    A close estimate: their steps, lengths and checksums are not known yet, so arbitrary ones stand for them.
+    """
+    stand_ins = [
+        EncodedWeight(name, shape, dtype, (number * 0.6180339887) % 1.0 + 0.5, number.to_bytes(4, "big") * 50)
+        for number, (name, shape, dtype) in enumerate(weights)
+    ]
+    entries, sections = _lay_out(stand_ins, packs)
+    return len(_prefixed_header(entries, sections, metadata)) + sum(len(pack.section) for pack in packs)
+
+
+def largest_content(file_bytes: int) -> int:
+    """Dense bytes that a file of `file_bytes` may declare, unless its reader is told otherwise."""
+    return EXPANSION_START + EXPANSION * file_bytes
+
+
+def _lay_out(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
+    """Entries in order of names, and the sections they refer to in order of first use."""
+    # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
+    rows: list[tuple[Entry, tuple[int, bytes] | int, bytes]] = []
+    for weight in weights:
+        entry = Entry(weight.name, weight.shape, weight.dtype, "codes", 0, weight.step)
+        rows.append((entry, (entry.count, weight.section), weight.section))
+    for number, pack in enumerate(packs):
+        rows += [(Entry(*tensor, section=0), number, pack.section) for tensor in pack.tensors]
+    rows.sort(key=lambda row: row[0].name.encode())
+    numbers: dict[tuple[int, bytes] | int, int] = {}
+    sections: list[bytes] = []
+    entries = []
+    for entry, key, section in rows:
+        if key not in numbers:
+            numbers[key] = len(sections)
+            sections.append(section)
+        entries.append(replace(entry, section=numbers[key]))
+    return entries, sections
+
+
+def _prefixed_header(entries: Sequence[Entry], sections: Sequence[bytes], metadata: Mapping[str, str]) -> bytes:
+    lengths, checksums = [len(section) for section in sections], [zlib.crc32(section) for section in sections]
+    packed = encode_header(Header(entries, lengths, checksums, metadata))
+    start = PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
+    return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed

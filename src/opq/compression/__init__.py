@@ -1,0 +1,7 @@
+"""From a state dict and a target to a plan, and to the bytes of a file."""
+
+from opq.compression.compressing import Compressed, compress
+from opq.compression.options import Options
+from opq.compression.planning import plan
+
+__all__ = ["Compressed", "Options", "compress", "plan"]

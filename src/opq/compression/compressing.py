@@ -1,0 +1,157 @@
+"""From a plan to the bytes of a file, and from a byte target to the plan whose file meets it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from opq.allocation import joint
+from opq.allocation.layers import Layer
+from opq.allocation.plans import LayerPlan, Plan
+from opq.codec.entropy import encode_codes
+from opq.codec.writing import EncodedWeight, assemble
+from opq.compression.options import Options, Target, read_auxiliary, read_target
+from opq.compression.planning import AIM, joint_plan, nearest_price, paper_plan, price_for_bytes, read_layers
+from opq.compression.survey import Survey, survey
+from opq.errors import PlanError, TargetError, WeightError
+from opq.files import write_file
+from opq.quantization.compressed import compress_tensor
+from opq.sources import State, as_state
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many tensors of it are finished, and how many there are."""
+
+_CLOSE_ENOUGH = 0.995
+_MOST_ROUNDS = 24
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network.
+
+    plan         the plan it follows
+    data         the bytes of the .opq file
+    dense_bytes  bytes of all tensors as the source stores them
+    """
+
+    plan: Plan
+    data: bytes
+    dense_bytes: int
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.data)
+
+    @property
+    def file_ratio(self) -> float:
+        """Dense bytes over file bytes."""
+        return self.dense_bytes / self.file_bytes
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write the file, through a temporary one beside it: `path` holds the old file or the whole new one, never less.
+
+        Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
+        """
+        write_file(path, self.data, overwrite=overwrite)
+
+
+def compress(
+    source: Any,
+    *,
+    plan: Plan | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Compressed:
+    """Compress a network to a file in memory, following a plan or meeting a target.
+
+    source    as in `opq.plan`
+    plan      follow this plan as it stands; then `options` must be empty
+    metadata  {text: text} to keep in the file, where the source brings none of its own
+    progress  called after each tensor
+    options   as in `opq.plan`; with a byte target the file is counted, the plan corrected, and the file's size at most the
+              target, close under it
+    Raises what `opq.plan` raises, and PlanError when the plan was made for other weights.
+    """
+    report = progress or (lambda stage, done, total: None)
+    state = as_state(source, metadata)
+    if plan is not None:
+        if options:
+            raise TargetError(f"a plan already says {', '.join(sorted(options))}: give either the plan or options")
+        return _follow(state, plan, report)
+    target = read_target(options)
+    surveyed = survey(state, options)
+    layers = read_layers(surveyed, target, options)
+    budget = target.budget(surveyed.dense_bytes)
+    if budget is None:
+        made = paper_plan(surveyed, layers, target, read_auxiliary(options))
+        return _encode(state, surveyed, made, report)
+    return _fit(state, surveyed, layers, target, read_auxiliary(options), budget, report)
+
+
+def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
+    for name, layer in plan.layers.items():
+        if name not in state:
+            raise PlanError(f"it has a layer {name!r}, which the checkpoint lacks")
+        shape = state.describe(name)[1]
+        if shape != layer.shape:
+            raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
+    surveyed = survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)
+    return _encode(state, surveyed, plan, report)
+
+
+def _fit(
+    state: State,
+    surveyed: Survey,
+    layers: Sequence[Layer],
+    target: Target,
+    auxiliary: str,
+    budget: int,
+    report: Progress,
+) -> Compressed:
+    """Encode, count, correct the price, until the file is close under its budget; the best file that fits wins."""
+    price = price_for_bytes(surveyed, layers, budget, AIM * budget)
+    best: Compressed | None = None
+    cheapest, dearest = joint.price_bounds(layers)
+    aim = AIM * budget
+    for _ in range(_MOST_ROUNDS):
+        made = _encode(state, surveyed, joint_plan(surveyed, layers, target, auxiliary, price), report)
+        if made.file_bytes <= budget:
+            dearest = price
+            if best is None or made.file_bytes > best.file_bytes:
+                best = made
+            if made.file_bytes >= _CLOSE_ENOUGH * budget:
+                break
+        else:
+            cheapest = price
+        if dearest / cheapest < 1.0 + 1e-9:
+            break
+        # What the prediction missed by now, it is assumed to miss by again; bisection where that leads nowhere.
+        aim += AIM * budget - made.file_bytes
+        price = nearest_price(surveyed, layers, aim)
+        if not cheapest < price < dearest:
+            price = (cheapest * dearest) ** 0.5
+    if best is None:
+        smallest = made.file_bytes
+        raise TargetError.out_of_reach(budget, smallest, max(smallest, surveyed.dense_bytes), surveyed.dense_bytes)
+    return best
+
+
+def _encode(state: State, surveyed: Survey, plan: Plan, report: Progress) -> Compressed:
+    weights = []
+    for done, (name, layer) in enumerate(plan.layers.items()):
+        weights.append(_encode_weight(state, name, layer))
+        report("encoding", done + 1, len(plan.layers))
+    data = assemble(weights, surveyed.packs, surveyed.metadata)
+    return Compressed(plan, data, surveyed.dense_bytes)
+
+
+def _encode_weight(state: State, name: str, layer: LayerPlan) -> EncodedWeight:
+    try:
+        tensor = compress_tensor(state[name], layer)
+    except WeightError as error:
+        raise WeightError(name, layer.shape, error.problem) from None
+    return EncodedWeight(name, tensor.shape, tensor.dtype, tensor.step, encode_codes(tensor.codes))

@@ -1,0 +1,148 @@
+"""What a user asks for: the target, which tensors, and what is fixed about them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypedDict
+
+from opq.allocation.layers import Override
+from opq.errors import SelectionError, TargetError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `plan`, `compress` and the `save_` functions.
+
+    The target is exactly one of
+
+    ratio        dense bytes over file bytes, > 0
+    size         bytes of the whole file: an integer, or text such as "250kB", "1.5 MB", "2MiB"
+    sparsity, bits  the paper's: fraction of zeros over all weights, 0 <= p < 1, and mean nominal width of a kept code,
+                 1 < b <= 16
+
+    include      globs: only weights whose names match one are compressed, the rest is stored as auxiliary tensors
+    exclude      globs: weights whose names match one are stored as auxiliary tensors
+    overrides    {glob or name: Override or a mapping of its fields}; of several that match, the last one counts
+    sensitivity  {glob or name: what a unit of squared error costs there, > 0}; 1 where none matches
+    auxiliary    "exact" (the default) or "half": store float32 and float64 auxiliary tensors as float16 where every value
+                 keeps a relative error of at most 2^-11
+    """
+
+    ratio: float | None
+    size: int | str | None
+    sparsity: float | None
+    bits: float | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    overrides: Mapping[str, Override | Mapping[str, float]]
+    sensitivity: Mapping[str, float]
+    auxiliary: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked of the file: `asked` as the user put it; either a byte budget, or sparsity and bits."""
+
+    asked: dict[str, float]
+
+    def budget(self, dense_bytes: int) -> int | None:
+        """Most bytes the file may have, or None in paper mode."""
+        if "ratio" in self.asked:
+            return math.floor(dense_bytes / self.asked["ratio"])
+        return int(self.asked["bytes"]) if "bytes" in self.asked else None
+
+
+def read_target(options: Options) -> Target:
+    """The target in `options`; TargetError unless exactly one is given, and sensible."""
+    given = {key: options.get(key) for key in ("ratio", "size", "sparsity", "bits")}
+    names = {key for key, value in given.items() if value is not None}
+    if names == {"sparsity", "bits"}:
+        return Target({"sparsity": _number("sparsity", given["sparsity"]), "bits": _number("bits", given["bits"])})
+    if names == {"ratio"}:
+        ratio = _number("ratio", given["ratio"])
+        if ratio <= 0.0:
+            raise TargetError(f"ratio must be positive, got {ratio:g}")
+        return Target({"ratio": ratio})
+    if names == {"size"}:
+        return Target({"bytes": float(parse_size(given["size"]))})
+    got = ", ".join(sorted(names)) or "none of them"
+    raise TargetError(f"a target is a ratio, or a size, or sparsity and bits together; got {got}")
+
+
+def parse_size(size: Any) -> int:
+    """Bytes from an integer or from text such as "250kB"; kB is 1000 bytes, KiB is 1024."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", str(size).strip())
+    unit = _UNITS.get(match.group(2).lower()) if match else None
+    value = math.floor(float(match.group(1)) * unit) if match and unit else 0
+    if value < 1:
+        raise TargetError(f"size must be a positive number of bytes such as 250000, '250kB' or '1.5MiB', got {size!r}")
+    return value
+
+
+def select(candidates: Sequence[str], options: Options) -> list[str]:
+    """Those of the candidate weights that `include` and `exclude` leave; SelectionError for a glob that matches none."""
+    chosen = list(candidates)
+    if include := _globs(options.get("include", ())):
+        kept = {name for pattern in include for name in _matching(pattern, candidates, "include")}
+        chosen = [name for name in chosen if name in kept]
+    for pattern in _globs(options.get("exclude", ())):
+        dropped = set(_matching(pattern, candidates, "exclude"))
+        chosen = [name for name in chosen if name not in dropped]
+    return chosen
+
+
+def read_overrides(names: Sequence[str], options: Options, *, joint: bool) -> dict[str, Override]:
+    """The override of each weight; SelectionError for a glob that matches none, TargetError for values out of range."""
+    fields: dict[str, dict[str, float]] = {name: {} for name in names}
+    for pattern, value in options.get("sensitivity", {}).items():
+        for name in _matching(pattern, names, "sensitivity"):
+            fields[name]["sensitivity"] = _number(f"sensitivity of {pattern!r}", value)
+    for pattern, override in options.get("overrides", {}).items():
+        values = vars(override) if isinstance(override, Override) else dict(override)
+        if unknown := sorted(set(values) - set(Override.__dataclass_fields__)):
+            raise TargetError(
+                f"override of {pattern!r}: unknown field {unknown[0]!r}; there are sensitivity, sparsity, bits, step"
+            )
+        set_values = {
+            key: _number(f"override of {pattern!r}: {key}", value) for key, value in values.items() if value is not None
+        }
+        for name in _matching(pattern, names, "overrides"):
+            fields[name].update(set_values)
+    overrides = {name: Override(**values) for name, values in fields.items()}
+    for name, override in overrides.items():
+        override.check(name, joint=joint)
+    return overrides
+
+
+def read_auxiliary(options: Options) -> str:
+    """The storage of auxiliary tensors, "exact" or "half"."""
+    auxiliary = options.get("auxiliary", "exact")
+    if auxiliary not in ("exact", "half"):
+        raise TargetError(f"auxiliary must be 'exact' or 'half', got {auxiliary!r}")
+    return auxiliary
+
+
+def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:
+    candidates = list(names)
+    if matches := [name for name in candidates if name == pattern or fnmatchcase(name, pattern)]:
+        return matches
+    raise SelectionError(option, pattern, candidates)
+
+
+def _globs(value: Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise TargetError(f"{what} must be a finite number, got {value!r}")
+    return number

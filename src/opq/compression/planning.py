@@ -1,0 +1,146 @@
+"""From a survey and a target to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from opq.allocation import joint, laplace, paper
+from opq.allocation.layers import Layer, LayerStatistics
+from opq.allocation.plans import LayerPlan, Plan
+from opq.codec.entropy import expected_bits
+from opq.compression.options import Options, Target, read_auxiliary, read_overrides, read_target
+from opq.compression.survey import Survey, survey
+from opq.errors import TargetError, WeightError
+from opq.sources import as_state
+
+AIM = 0.9975
+"""Share of a byte target that a prediction aims at, so that what it errs by does not exceed the target."""
+
+_SMALLEST_STEP, _LARGEST_STEP = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+def plan(source: Any, **options: Unpack[Options]) -> Plan:
+    """Decide, from the weights alone, how sparse each weight becomes and with which step.
+
+    source   a state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint
+    options  the target, and what is fixed: see `opq.Options`
+
+    With `sparsity` and `bits` the plan is the paper's: two scalar roots. With `ratio` or `size` it is the joint one, whose
+    target is the bytes of the finished file; `opq.compress` counts the real bytes and corrects what the prediction missed.
+    Raises TargetError, WeightError, SelectionError or SourceError.
+    """
+    target = read_target(options)
+    surveyed = survey(as_state(source), options)
+    layers = read_layers(surveyed, target, options)
+    auxiliary = read_auxiliary(options)
+    budget = target.budget(surveyed.dense_bytes)
+    if budget is None:
+        return paper_plan(surveyed, layers, target, auxiliary)
+    return joint_plan(surveyed, layers, target, auxiliary, price_for_bytes(surveyed, layers, budget, AIM * budget))
+
+
+def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Layer]:
+    """The weights as allocation sees them; TargetError when there are none."""
+    names = list(surveyed.statistics)
+    overrides = read_overrides(names, options, joint="sparsity" not in target.asked)
+    if not names:
+        raise TargetError("there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float")
+    repeats = surveyed.repeats()
+    return [Layer(name, surveyed.statistics[name], overrides[name], name in repeats) for name in names]
+
+
+def paper_plan(surveyed: Survey, layers: Sequence[Layer], target: Target, auxiliary: str) -> Plan:
+    """The paper's plan: sparsity, then bits."""
+    points = paper.allocate(layers, target.asked["sparsity"], target.asked["bits"])
+    plans = {}
+    for layer, point in zip(layers, points, strict=True):
+        # What counts for the prediction is the magnitude that separates the kept weights, not the closed form's.
+        threshold = _separating_magnitude(layer.statistics, point.kept)
+        plans[layer.name] = _layer_plan(layer, point.threshold, point.step, 0.5, threshold, point.kept, point.limits)
+    return _finish("paper", surveyed, target, auxiliary, None, plans)
+
+
+def joint_plan(surveyed: Survey, layers: Sequence[Layer], target: Target, auxiliary: str, price: float) -> Plan:
+    """The plan in which a bit is worth `price` of squared error everywhere."""
+    plans = {}
+    for layer, point in zip(layers, joint.points_at(layers, price), strict=True):
+        offset = 1.0 - point.threshold / point.step
+        plans[layer.name] = _layer_plan(layer, point.threshold, point.step, offset, point.threshold)
+    return _finish("joint", surveyed, target, auxiliary, price, plans)
+
+
+def price_for_bytes(surveyed: Survey, layers: Sequence[Layer], budget: int, aim: float) -> float:
+    """The price at which the whole file is predicted to take `aim` bytes; TargetError when `budget` is out of reach."""
+    fixed = surveyed.fixed_bytes()
+    low, high = joint.price_bounds(layers)
+    largest = fixed + joint.predicted_bits(layers, low, _measured_bits) / 8.0
+    smallest = fixed + joint.predicted_bits(layers, high, _measured_bits) / 8.0
+    if not smallest <= aim <= largest:
+        raise TargetError.out_of_reach(budget, round(smallest / AIM), round(largest), surveyed.dense_bytes)
+    return nearest_price(surveyed, layers, aim)
+
+
+def nearest_price(surveyed: Survey, layers: Sequence[Layer], aim: float) -> float:
+    """The price at which the whole file is predicted to take `aim` bytes, or comes nearest to that."""
+    return joint.price_for(layers, 8.0 * (aim - surveyed.fixed_bytes()), _measured_bits)
+
+
+def _measured_bits(statistics: LayerStatistics, threshold: float, step: float) -> float:
+    return expected_bits(statistics, threshold, step, 1.0 - threshold / step)
+
+
+def _layer_plan(
+    layer: Layer,
+    threshold: float,
+    step: float,
+    offset: float,
+    separating: float,
+    kept: int | None = None,
+    limits: tuple[int, ...] | None = None,
+) -> LayerPlan:
+    statistics = layer.statistics
+    if not _SMALLEST_STEP <= step <= _LARGEST_STEP:
+        raise WeightError(
+            layer.name,
+            statistics.shape,
+            f"its values are too {'small' if step < 1.0 else 'large'} for a float32 step, which would be {step:g}; "
+            "store it as it is with exclude",
+        )
+    step = float(np.float32(step))
+    scale = statistics.laplace_scale
+    # The first cell reaches from the threshold to the first rounding border above it.
+    first = (np.floor(separating / step + offset) + 1.0 - offset) * step - separating
+    rate = float(laplace.rate(separating / scale, step / scale, first / scale)) if scale > 0.0 else 0.0
+    if kept is not None:
+        sparsity = 1.0 - kept / statistics.count
+    else:
+        magnitudes = statistics.magnitudes
+        sparsity = float(np.searchsorted(magnitudes, np.float32(threshold), side="right")) / len(magnitudes)
+    return LayerPlan(
+        shape=statistics.shape,
+        step=step,
+        threshold=float(threshold),
+        offset=float(offset),
+        sparsity=sparsity,
+        bits=expected_bits(statistics, separating, step, offset) / statistics.count,
+        laplace_bits=rate,
+        kept=kept,
+        limits=limits,
+    )
+
+
+def _separating_magnitude(statistics: LayerStatistics, kept: int) -> float:
+    pruned = round((1.0 - kept / statistics.count) * len(statistics.magnitudes))
+    return float(statistics.magnitudes[pruned - 1]) if pruned else 0.0
+
+
+def _finish(
+    mode: str, surveyed: Survey, target: Target, auxiliary: str, price: float | None, plans: dict[str, LayerPlan]
+) -> Plan:
+    repeats = surveyed.repeats()
+    codes = sum(layer.bits * layer.count for name, layer in plans.items() if name not in repeats) / 8.0
+    predicted = round(surveyed.fixed_bytes() + codes)
+    return Plan(mode, dict(target.asked), auxiliary, price, surveyed.dense_bytes, predicted, plans)

@@ -1,0 +1,94 @@
+"""One walk through a checkpoint: weights measured, auxiliary tensors encoded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.allocation.layers import LayerStatistics
+from opq.codec.header import LARGEST_TENSOR
+from opq.codec.writing import AuxiliaryPack, fixed_bytes, pack_auxiliary
+from opq.compression.options import Options, read_auxiliary, select
+from opq.errors import SourceError, WeightError
+from opq.quantization.statistics import measure
+from opq.sources import State
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What planning needs to know of a checkpoint.
+
+    statistics   {weight name: its statistics}, in order of names
+    dtypes       {weight name: name of its dtype}
+    packs        all other tensors, encoded
+    dense_bytes  bytes of all tensors as the source stores them
+    metadata     the checkpoint's own
+    """
+
+    statistics: dict[str, LayerStatistics]
+    dtypes: dict[str, str]
+    packs: list[AuxiliaryPack]
+    dense_bytes: int
+    metadata: dict[str, str]
+
+    def repeats(self) -> set[str]:
+        """Weights whose values an earlier one has too, as tied weights do: their codes will be stored once.
+
+        Told by their statistics, which hold thousands of magnitudes and sums.
+        """
+        seen: set[object] = set()
+        again = set()
+        for name, measured in self.statistics.items():
+            key = (measured.shape, self.dtypes[name], measured.channel_scales.tobytes(), measured.magnitudes.tobytes())
+            if key in seen:
+                again.add(name)
+            seen.add(key)
+        return again
+
+    def fixed_bytes(self) -> int:
+        """Bytes of the file that are not codes, closely estimated: header, checksums, auxiliary tensors."""
+        weights = ((name, measured.shape, self.dtypes[name]) for name, measured in self.statistics.items())
+        return fixed_bytes(weights, self.packs, self.metadata)
+
+
+def survey(state: State, options: Options, weights: Collection[str] | None = None) -> Survey:
+    """Walk through `state`, one tensor at a time.
+
+    The weights are the given ones, or else every float16, bfloat16, float32 or float64 tensor of at least two dimensions and
+    one element that `include` and `exclude` leave. Raises WeightError for a weight that cannot be compressed, SourceError
+    when there is no tensor.
+    """
+    if not len(state):
+        raise SourceError("the state dict", "it holds no tensors")
+    names = sorted(state, key=lambda name: name.encode())
+    statistics: dict[str, LayerStatistics] = {}
+    kinds: dict[str, str] = {}
+    dense = 0
+    if weights is None:
+        weights = select([name for name in names if _is_weight(*state.describe(name))], options)
+    chosen = set(weights)
+
+    def auxiliary() -> Iterator[tuple[str, NDArray[np.generic]]]:
+        nonlocal dense
+        for name in names:
+            array = state[name]
+            dense += array.nbytes
+            if name not in chosen:
+                yield name, array
+                continue
+            if array.size > LARGEST_TENSOR:
+                raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
+            statistics[name] = measure(array, name)
+            kinds[name] = array.dtype.name
+
+    packs = pack_auxiliary(auxiliary(), read_auxiliary(options))
+    return Survey(statistics, kinds, packs, dense, dict(state.metadata))
+
+
+def _is_weight(kind: str, shape: tuple[int, ...]) -> bool:
+    return kind in dtypes.COMPRESSIBLE and len(shape) >= 2 and math.prod(shape) > 0

@@ -1,0 +1,96 @@
+"""Everything opq raises on purpose.
+
+    OpqError
+    ├── SourceError        a checkpoint that cannot be read
+    ├── WeightError        a tensor that cannot be compressed as asked
+    ├── TargetError        a target that is malformed, or out of reach
+    ├── PlanError          a plan that is malformed, or not made for these weights
+    ├── SelectionError     a name or pattern that matches no tensor
+    ├── FormatError        bytes that are not a whole, valid .opq file
+    ├── OutputError        a file that cannot be written
+    └── MissingExtraError  an optional dependency that is not installed
+
+Each class builds its own message from the facts it is given, so that every message says where, what was expected, what was
+found, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class OpqError(Exception):
+    """Base of every error of this library; catching it catches them all."""
+
+
+class SourceError(OpqError):
+    """A checkpoint cannot be read."""
+
+    def __init__(self, source: object, problem: str) -> None:
+        super().__init__(f"cannot read {source}: {problem}")
+
+
+class WeightError(OpqError):
+    """A tensor cannot be compressed as asked."""
+
+    def __init__(self, name: str, shape: Iterable[int], problem: str) -> None:
+        sizes = ", ".join(str(size) for size in shape)
+        super().__init__(f"tensor {name!r} ({sizes}): {problem}")
+        self.problem = problem
+
+
+class TargetError(OpqError):
+    """A target is malformed or out of reach."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+
+    @classmethod
+    def out_of_reach(cls, asked: int, smallest: int, largest: int, dense: int) -> TargetError:
+        """A byte budget outside of what any plan can give; all arguments in bytes."""
+        return cls(
+            f"a file of {asked:,} bytes (ratio {_ratio(dense, asked)}) is out of reach: this network, so selected, gives "
+            f"{smallest:,} to {largest:,} bytes, that is ratios {_ratio(dense, largest)} to {_ratio(dense, smallest)}"
+        )
+
+
+def _ratio(dense: int, size: int) -> str:
+    return f"{dense / size:.4g}" if size > 0 else "infinite"
+
+
+class PlanError(OpqError):
+    """A plan is malformed, or was not made for these weights."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"plan: {problem}")
+
+
+class SelectionError(OpqError):
+    """A name or pattern matches no tensor it could apply to."""
+
+    def __init__(self, option: str, pattern: str, candidates: Iterable[str]) -> None:
+        names = list(candidates)
+        shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        super().__init__(f"{option} {pattern!r} matches no weight; there are {len(names)}: {shown or 'none'}")
+
+
+class FormatError(OpqError):
+    """Bytes are not a whole, valid .opq file."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"not a valid .opq file: {where}: {problem}")
+        self.problem = problem
+
+
+class OutputError(OpqError):
+    """A file cannot be written; whatever stood at its path still does."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(f"cannot write {path}: {problem}")
+
+
+class MissingExtraError(OpqError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'opq[{extra}]'")

@@ -1,0 +1,69 @@
+"""Writing a file so that nothing is ever lost: a temporary file beside it, flushed to the disk, then renamed over it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from opq.errors import OutputError
+
+
+def refuse_existing(path: str | os.PathLike[str]) -> None:
+    """Raise OutputError when something stands at `path`, or when its folder is missing."""
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        raise OutputError(path, "it exists; use --force, or overwrite=True, to replace it")
+    if not path.parent.is_dir():
+        raise OutputError(path, f"there is no folder {path.parent}")
+
+
+def write_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) -> None:
+    """Write `data` to `path`; whatever happens on the way, `path` holds what it held before or all of `data`.
+
+    Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
+    """
+    path = Path(path)
+    if not overwrite:
+        refuse_existing(path)
+    temporary = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _give_usual_mode(temporary, path)
+        os.replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from None
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def _give_usual_mode(temporary: str, path: Path) -> None:
+    """The mode of the file that is replaced, else what a new file gets here; temporary files are private otherwise."""
+    if path.exists():
+        mode = path.stat().st_mode & 0o777
+    else:
+        umask = os.umask(0)
+        os.umask(umask)
+        mode = 0o666 & ~umask
+    os.chmod(temporary, mode)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself last; not every system lets a folder be opened, and then there is nothing to do."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,93 @@
+"""The one place that rounds.
+
+Written against the Python array API standard, so that NumPy arrays and torch tensors take the same road: every operation is
+elementwise IEEE arithmetic in float32 (float64 for float64 weights), whose results no library and no device may choose.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from opq.allocation.plans import LayerPlan
+from opq.errors import PlanError, WeightError
+
+Array = Any
+"""An array of any library that array-api-compat knows, NumPy and PyTorch among them."""
+
+LARGEST_CODE = 2**24 - 1
+"""Largest magnitude of a code: every integer up to it is exact in float32."""
+
+
+def mask(weight: Array, plan: LayerPlan) -> Array:
+    """True where `weight` is kept; bool, shaped as `weight`.
+
+    With `plan.kept` the mask keeps exactly so many weights, the largest magnitudes, the first ones of equal magnitudes;
+    otherwise it keeps the magnitudes above `plan.threshold`.
+    """
+    xp = array_namespace(weight)
+    magnitude = xp.abs(_working(weight, xp))
+    if plan.kept is None:
+        return magnitude > _scalar(plan.threshold, magnitude, xp)
+    if plan.kept == 0:
+        return xp.zeros_like(magnitude, dtype=xp.bool)
+    flat = xp.reshape(magnitude, (-1,))
+    smallest_kept = xp.sort(flat)[-plan.kept]
+    above, ties = flat > smallest_kept, flat == smallest_kept
+    # Of equal magnitudes as many as still fit, in the order they stand.
+    room = plan.kept - xp.sum(above, dtype=xp.int64)
+    fits = xp.cumulative_sum(xp.astype(ties, xp.int64)) <= room
+    return xp.reshape(above | (ties & fits), magnitude.shape)
+
+
+def quantize(weight: Array, plan: LayerPlan) -> Array:
+    """Codes of `weight` under `plan`: int32, shaped as `weight`, 0 where pruned.
+
+    code = sign(w) max(1, floor(|w| / step + offset)) where kept, cut at the channel's limit if the plan has limits.
+    Raises PlanError when the plan was made for another shape, WeightError when a code would exceed LARGEST_CODE.
+    """
+    xp = array_namespace(weight)
+    if tuple(weight.shape) != plan.shape:
+        raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
+    work = _working(weight, xp)
+    levels = xp.floor(xp.abs(work) / _scalar(plan.step, work, xp) + _scalar(plan.offset, work, xp))
+    if plan.limits is not None:
+        limits = xp.asarray(plan.limits, dtype=work.dtype, device=device(work))
+        levels = xp.minimum(levels, xp.reshape(limits, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else limits[0])
+    if math.prod(plan.shape) and (largest := float(xp.max(levels))) > LARGEST_CODE:
+        raise WeightError(
+            "weight",
+            plan.shape,
+            f"step {plan.step:g} is too fine for its largest magnitude: it would take the code {largest:.0f}, "
+            f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
+        )
+    signed = xp.sign(work) * xp.maximum(levels, xp.ones_like(levels))
+    return xp.astype(xp.where(mask(weight, plan), signed, xp.zeros_like(signed)), xp.int32)
+
+
+def dequantize(codes: Array, step: float, dtype: Any) -> Array:
+    """Values step * code in `dtype`, shaped as `codes`.
+
+    The product is rounded to float32 (float64 when `dtype` is float64), then to `dtype`, both to nearest even.
+    """
+    xp = array_namespace(codes)
+    work = xp.float64 if dtype == xp.float64 else xp.float32
+    levels = xp.astype(codes, work)
+    return xp.astype(levels * _scalar(step, levels, xp), dtype)
+
+
+def fake_quantize(weight: Array, plan: LayerPlan) -> Array:
+    """`weight` as it comes back from a file: quantized and dequantized, in its own dtype."""
+    return dequantize(quantize(weight, plan), plan.step, weight.dtype)
+
+
+def _working(weight: Array, xp: Any) -> Array:
+    return weight if weight.dtype == xp.float64 else xp.astype(weight, xp.float32, copy=False)
+
+
+def _scalar(value: float, like: Array, xp: Any) -> Array:
+    # An array on the same device, not a Python number: some libraries turn a division by a number into a multiplication by
+    # its reciprocal, which rounds differently.
+    return xp.asarray(value, dtype=like.dtype, device=device(like))

@@ -1,0 +1,77 @@
+"""One pass over a weight, from which everything else is planned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, to_device
+
+from opq.allocation.layers import LayerStatistics
+from opq.errors import WeightError
+from opq.quantization.quantizer import Array
+
+SAMPLE = 2**16
+"""Magnitudes kept of a weight that has more than so many."""
+
+_BLOCK = 2**18
+
+
+def measure(weight: Array, name: str = "weight") -> LayerStatistics:
+    """Statistics of a floating-point `weight` of any shape with at least one element; axis 0 is the channel axis.
+
+    Raises WeightError when the weight is empty or holds NaN or infinite values; `name` is for that message.
+    """
+    xp = array_namespace(weight)
+    shape = tuple(weight.shape)
+    count = math.prod(shape)
+    if count == 0:
+        raise WeightError(name, shape, "it is empty; store it as it is with exclude")
+    channels = shape[0] if shape else 1
+    sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp.float32, xp)
+    if not np.isfinite(sums).all():
+        _refuse_not_finite(weight, name, xp)
+        sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp.float64, xp)
+    return LayerStatistics(
+        shape=shape,
+        laplace_scale=float(sums.sum() / count),
+        channel_scales=sums * (channels / count),
+        magnitudes=np.sort(_sample(weight, count, xp)),
+    )
+
+
+def _channel_sums(rows: Array, work: Any, xp: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Sum of magnitudes of each row, a cache-sized block at a time."""
+    channels, width = rows.shape
+    sums = np.empty(channels, dtype=np.float64)
+    block = max(_BLOCK // width, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, channels, block):
+            magnitudes = xp.abs(xp.astype(rows[start : start + block, :], work, copy=False))
+            sums[start : start + block] = _numpy(xp.sum(magnitudes, axis=1))
+    return sums
+
+
+def _sample(weight: Array, count: int, xp: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    stride = -(-count // SAMPLE)
+    # A stride that shares a factor with the size would see the same few kernel positions again and again.
+    while stride > 1 and math.gcd(stride, count) > 1:
+        stride += 1
+    picked = xp.reshape(weight, (-1,))[::stride]
+    return np.asarray(np.abs(_numpy(xp.astype(picked, xp.float32))), dtype=np.float32)
+
+
+def _refuse_not_finite(weight: Array, name: str, xp: Any) -> None:
+    bad = int(xp.sum(~xp.isfinite(xp.astype(weight, xp.float64)), dtype=xp.int64))
+    if bad:
+        raise WeightError(
+            name,
+            weight.shape,
+            f"{bad:,} of its values are NaN or infinite, and these cannot be quantized; mend the checkpoint, "
+            "or store the tensor as it is with exclude",
+        )
+
+
+def _numpy(array: Array) -> np.ndarray[Any, Any]:
+    return np.asarray(to_device(array, "cpu"))

@@ -1,0 +1,30 @@
+"""One door for every kind of source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from opq.errors import SourceError
+from opq.sources.checkpoints import open_checkpoint
+from opq.sources.state import State, TensorState
+
+
+def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
+    """`source` as a State.
+
+    source    a State; a mapping of NumPy arrays or torch tensors; an object with a `state_dict()` such as a torch module; or
+              the path of a checkpoint (see opq.sources.checkpoints)
+    metadata  what to keep with the tensors, where the source brings none of its own
+    Raises SourceError when it is none of these.
+    """
+    if isinstance(source, State):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return open_checkpoint(source)
+    if hasattr(source, "state_dict"):
+        source = source.state_dict()
+    if not isinstance(source, Mapping):
+        raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or a checkpoint's path")
+    return TensorState(source, metadata)

@@ -1,0 +1,72 @@
+"""Tensors by name, as NumPy arrays, whatever library they come from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_torch_array
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.errors import SourceError
+
+
+class State(Mapping[str, NDArray[np.generic]]):
+    """{name: NumPy array}, each read or converted when it is asked for, and described without that.
+
+    metadata  the checkpoint's own, {text: text}
+    """
+
+    metadata: Mapping[str, str] = {}
+
+    @abstractmethod
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Name of the dtype, and shape, of a tensor."""
+
+
+class TensorState(State):
+    """Tensors in memory: NumPy arrays or torch tensors, on any device."""
+
+    def __init__(self, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+        for name in tensors:
+            if not isinstance(name, str):
+                raise SourceError("the state dict", f"names must be strings, got {name!r}")
+        self._tensors = tensors
+        self.metadata = metadata or {}
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Name of the dtype, and shape, of a tensor; SourceError when it is no array."""
+        tensor = self._tensors[name]
+        if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
+            raise SourceError(f"tensor {name!r}", f"expected a NumPy array or torch tensor, got a {type(tensor).__name__}")
+        return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        tensor = self._tensors[name]
+        kind, shape = self.describe(name)
+        if is_torch_array(tensor):
+            return _from_torch(tensor, name)
+        if not isinstance(tensor, (np.ndarray, np.generic)) or tensor.dtype.name not in dtypes.NUMPY:
+            raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
+        return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _from_torch(tensor: Any, name: str) -> NDArray[np.generic]:
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in dtypes.NUMPY or tensor.layout is not torch.strided or tensor.is_meta:
+        raise SourceError(f"tensor {name!r}", f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device} is not supported")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # NumPy has no bfloat16 of its own: the bytes cross over as bytes.
+    raw: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()
+    return raw.view(dtypes.NUMPY[kind]).reshape(tuple(tensor.shape))
