@@ -63,6 +63,7 @@ class PlanError(OpqError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"plan: {problem}")
+        self.problem = problem
 
 
 class SelectionError(OpqError):

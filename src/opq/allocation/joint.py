@@ -70,7 +70,7 @@ def predicted_bits(layers: Sequence[Layer], price: float, measure: Price) -> flo
     return sum(
         measure(layer.statistics, point.threshold, point.step)
         for layer, point in zip(layers, points, strict=True)
-        if not layer.repeats
+        if layer.repeats is None
     )
 
 

@@ -17,13 +17,14 @@ class LayerStatistics:
     shape           the weight's shape; axis 0 is the channel axis
     laplace_scale   mean magnitude over the whole weight, in its own unit, >= 0
     channel_scales  float64 (channels,): mean magnitude of each slice along axis 0, >= 0
-    magnitudes      float32 (sampled,), ascending: an evenly spread sample of the magnitudes, or all of them
+    magnitudes      (sampled,), ascending: an evenly spread sample of the magnitudes, or all of them; float32, or float64 for
+                    a float64 weight
     """
 
     shape: tuple[int, ...]
     laplace_scale: float
     channel_scales: NDArray[np.float64]
-    magnitudes: NDArray[np.float32]
+    magnitudes: NDArray[np.floating]
 
     @property
     def count(self) -> int:
@@ -61,7 +62,7 @@ class Override:
             ("sensitivity", 0.0 < self.sensitivity < np.inf, "be positive"),
             ("sparsity", self.sparsity is None or 0.0 <= self.sparsity < 1.0, "lie in [0, 1)"),
             ("bits", self.bits is None or low < self.bits <= 16.0, f"lie in ({low:g}, 16]"),
-            ("step", self.step is None or 0.0 < self.step < np.inf, "be positive"),
+            ("step", self.step is None or 2.0**-126 <= self.step <= 2.0**127, "be positive and a normal float32"),
         ):
             if not valid:
                 raise TargetError(f"override of {name!r}: {key} must {rule}, got {getattr(self, key):g}")
@@ -73,9 +74,12 @@ class Override:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A named weight as allocation sees it; one that repeats an earlier weight's values costs no bytes of its own."""
+    """A named weight as allocation sees it.
+
+    repeats  name of an earlier weight with the same values, whose bytes then serve for this one too; else None
+    """
 
     name: str
     statistics: LayerStatistics
     override: Override = field(default_factory=Override)
-    repeats: bool = False
+    repeats: str | None = None

@@ -103,8 +103,11 @@ def _kept_counts(layers: Sequence[Layer], thresholds: Floats, sparsity: float) -
     pruned = np.floor(share).astype(np.int64)
     # Largest remainders take the weights that rounding down left over, so that the total is met to the weight.
     missing = max(round(sparsity * int(count.sum())) - int(pruned.sum()), 0)
-    open_layers = np.flatnonzero(~pinned & (scale > 0.0) & (pruned < count))
-    order = open_layers[np.argsort(-(share - pruned)[open_layers], kind="stable")]
+    # Tied weights come last: given different counts they would no longer be stored once.
+    ties = {layer.repeats for layer in layers} | {layer.name for layer in layers if layer.repeats is not None}
+    tied = np.array([layer.name in ties for layer in layers])
+    order = np.lexsort((pruned - share, tied))
+    order = order[(~pinned & (scale > 0.0) & (pruned < count))[order]]
     pruned[order[:missing]] += 1
     return [int(n) for n in count - pruned]
 

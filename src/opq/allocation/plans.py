@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -47,24 +47,26 @@ class LayerPlan:
         """Number of weights."""
         return math.prod(self.shape)
 
-    def check(self, name: str) -> None:
-        """Raise PlanError when a number is outside of its range."""
-        numbers = {key: getattr(self, key) for key in ("step", "threshold", "offset", "sparsity", "bits", "laplace_bits")}
-        for key, value in numbers.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0.0:
-                raise PlanError(f"layer {name!r}: {key} must be a finite number >= 0, got {value!r}")
+    def __post_init__(self) -> None:
+        """Raise PlanError when a field is of the wrong kind or outside of its range."""
+        shape, limits = self.shape, self.limits
+        if not isinstance(shape, tuple) or not all(_is_count(size) for size in shape):
+            raise PlanError(f"shape must hold positive integers, got {shape!r}")
+        for key in ("step", "threshold", "offset", "sparsity", "bits", "laplace_bits"):
+            value = getattr(self, key)
+            if not _is_number(value) or value < 0.0:
+                raise PlanError(f"{key} must be a finite number >= 0, got {value!r}")
         if self.step <= 0.0 or float(np.float32(self.step)) != self.step:
-            raise PlanError(f"layer {name!r}: step must be positive and a float32, got {self.step!r}")
+            raise PlanError(f"step must be positive and a float32, got {self.step!r}")
         if self.offset > 1.0 or self.sparsity > 1.0:
-            raise PlanError(f"layer {name!r}: offset and sparsity must lie in [0, 1], got {self.offset!r}, {self.sparsity!r}")
-        if any(not isinstance(size, int) or size < 1 for size in self.shape):
-            raise PlanError(f"layer {name!r}: shape must hold positive integers, got {self.shape!r}")
-        if self.kept is not None and not (isinstance(self.kept, int) and 0 <= self.kept <= self.count):
-            raise PlanError(f"layer {name!r}: kept must lie in [0, {self.count}], got {self.kept!r}")
-        if self.limits is not None:
-            channels = self.shape[0] if self.shape else 1
-            if len(self.limits) != channels or any(not isinstance(k, int) or k < 1 for k in self.limits):
-                raise PlanError(f"layer {name!r}: limits must be {channels} integers >= 1, one a channel")
+            raise PlanError(f"offset and sparsity must lie in [0, 1], got {self.offset!r} and {self.sparsity!r}")
+        if self.kept is not None and self.kept != 0 and not (_is_count(self.kept) and self.kept <= self.count):
+            raise PlanError(f"kept must lie in [0, {self.count}], got {self.kept!r}")
+        channels = shape[0] if shape else 1
+        if limits is not None and not (
+            isinstance(limits, tuple) and len(limits) == channels and all(_is_count(limit) for limit in limits)
+        ):
+            raise PlanError(f"limits must be {channels} integers >= 1, one a channel")
 
 
 @dataclass(frozen=True)
@@ -137,26 +139,46 @@ class Plan:
         layers = document.pop("layers", None)
         if not isinstance(layers, dict):
             raise PlanError('expected an object under "layers"')
-        plan: Plan = _build(cls, "plan", {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}})
-        if plan.mode not in ("paper", "joint") or plan.auxiliary not in ("exact", "half"):
-            raise PlanError(f"unknown mode {plan.mode!r} or auxiliary {plan.auxiliary!r}")
+        plan: Plan = _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}})
         return plan
+
+    def __post_init__(self) -> None:
+        """Raise PlanError when a field is of the wrong kind or outside of its range."""
+        if self.mode not in ("paper", "joint") or self.auxiliary not in ("exact", "half"):
+            raise PlanError(f"unknown mode {self.mode!r} or auxiliary {self.auxiliary!r}")
+        for key in ("dense_bytes", "predicted_bytes"):
+            if not _is_count(getattr(self, key)):
+                raise PlanError(f"{key} must be a positive integer, got {getattr(self, key)!r}")
+        if not isinstance(self.target, Mapping) or not all(_is_number(value) for value in self.target.values()):
+            raise PlanError(f"target must map names to numbers, got {self.target!r}")
+        if self.price is not None and not (_is_number(self.price) and self.price > 0.0):
+            raise PlanError(f"price must be positive, got {self.price!r}")
 
 
 def _layer(name: str, values: Any) -> LayerPlan:
     if not isinstance(values, dict):
         raise PlanError(f"layer {name!r}: expected an object")
     tuples = {key: tuple(values[key]) for key in ("shape", "limits") if isinstance(values.get(key), list)}
-    layer: LayerPlan = _build(LayerPlan, f"layer {name!r}", {**values, **tuples})
-    layer.check(name)
+    try:
+        layer: LayerPlan = _build(LayerPlan, {**values, **tuples})
+    except PlanError as error:
+        raise PlanError(f"layer {name!r}: {error.problem}") from None
     return layer
 
 
-def _build(kind: Any, where: str, values: dict[str, Any]) -> Any:
+def _build(kind: Any, values: dict[str, Any]) -> Any:
     known = {item.name for item in fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise PlanError(f"{where}: unknown field {unknown[0]!r}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise PlanError(f"{where}: {error}") from None
+        raise PlanError(f"unknown field {unknown[0]!r}")
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    if missing := sorted(required - set(values)):
+        raise PlanError(f"missing field {missing[0]!r}")
+    return kind(**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -79,7 +79,8 @@ def expected_bits(statistics: LayerStatistics, threshold: float, step: float, of
     """
     magnitudes = statistics.magnitudes
     edges = np.maximum((FIRST[2:] - offset) * step, threshold)
-    places = np.searchsorted(magnitudes, np.concatenate([[threshold], edges]), side="right")
+    borders = np.concatenate([[threshold], edges]).astype(magnitudes.dtype)
+    places = np.searchsorted(magnitudes, borders, side="right")
     counts = np.diff(np.concatenate([[0], places, [len(magnitudes)]])) * (statistics.count / len(magnitudes))
     used = counts > 0
     if not used[1:].any():

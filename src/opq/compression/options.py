@@ -76,6 +76,8 @@ def read_target(options: Options) -> Target:
 
 def parse_size(size: Any) -> int:
     """Bytes from an integer or from text such as "250kB"; kB is 1000 bytes, KiB is 1024."""
+    if isinstance(size, int) and size >= 1:
+        return size
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", str(size).strip())
     unit = _UNITS.get(match.group(2).lower()) if match else None
     value = math.floor(float(match.group(1)) * unit) if match and unit else 0

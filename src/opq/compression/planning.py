@@ -19,7 +19,8 @@ from opq.sources import as_state
 AIM = 0.9975
 """Share of a byte target that a prediction aims at, so that what it errs by does not exceed the target."""
 
-_SMALLEST_STEP, _LARGEST_STEP = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**127
+"""Steps that are normal numbers of float32."""
 
 
 def plan(source: Any, **options: Unpack[Options]) -> Plan:
@@ -49,7 +50,7 @@ def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Laye
     if not names:
         raise TargetError("there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float")
     repeats = surveyed.repeats()
-    return [Layer(name, surveyed.statistics[name], overrides[name], name in repeats) for name in names]
+    return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
 def paper_plan(surveyed: Survey, layers: Sequence[Layer], target: Target, auxiliary: str) -> Plan:
@@ -102,13 +103,17 @@ def _layer_plan(
     limits: tuple[int, ...] | None = None,
 ) -> LayerPlan:
     statistics = layer.statistics
-    if not _SMALLEST_STEP <= step <= _LARGEST_STEP:
-        raise WeightError(
-            layer.name,
-            statistics.shape,
-            f"its values are too {'small' if step < 1.0 else 'large'} for a float32 step, which would be {step:g}; "
-            "store it as it is with exclude",
-        )
+    if not SMALLEST_STEP <= step <= LARGEST_STEP:
+        if statistics.magnitudes[-1] > threshold or step > LARGEST_STEP:
+            raise WeightError(
+                layer.name,
+                statistics.shape,
+                f"its values, of mean magnitude {statistics.laplace_scale:.3g}, are beyond what a float32 step can quantize; "
+                "store it as it is with exclude",
+            )
+        # A layer that has died away beside the others: pruned whole, so that any step serves.
+        threshold = separating = LARGEST_STEP
+        step, offset = 1.0, 0.5
     step = float(np.float32(step))
     scale = statistics.laplace_scale
     # The first cell reaches from the threshold to the first rounding border above it.
@@ -118,7 +123,7 @@ def _layer_plan(
         sparsity = 1.0 - kept / statistics.count
     else:
         magnitudes = statistics.magnitudes
-        sparsity = float(np.searchsorted(magnitudes, np.float32(threshold), side="right")) / len(magnitudes)
+        sparsity = float(np.searchsorted(magnitudes, magnitudes.dtype.type(threshold), side="right")) / len(magnitudes)
     return LayerPlan(
         shape=statistics.shape,
         step=step,

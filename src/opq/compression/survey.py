@@ -36,18 +36,17 @@ class Survey:
     dense_bytes: int
     metadata: dict[str, str]
 
-    def repeats(self) -> set[str]:
-        """Weights whose values an earlier one has too, as tied weights do: their codes will be stored once.
+    def repeats(self) -> dict[str, str]:
+        """{weight: earlier weight with the same values}, as tied weights have: their codes will be stored once.
 
-        Told by their statistics, which hold thousands of magnitudes and sums.
+        Told by the sums of magnitudes of all their channels; it serves prediction, not correctness.
         """
-        seen: set[object] = set()
-        again = set()
+        first: dict[object, str] = {}
+        again = {}
         for name, measured in self.statistics.items():
-            key = (measured.shape, self.dtypes[name], measured.channel_scales.tobytes(), measured.magnitudes.tobytes())
-            if key in seen:
-                again.add(name)
-            seen.add(key)
+            key = (measured.shape, self.dtypes[name], measured.channel_scales.tobytes())
+            if (earlier := first.setdefault(key, name)) != name:
+                again[name] = earlier
         return again
 
     def fixed_bytes(self) -> int:

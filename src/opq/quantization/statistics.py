@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, to_device
+from numpy.typing import NDArray
 
 from opq.allocation.layers import LayerStatistics
 from opq.errors import WeightError
@@ -21,7 +22,8 @@ _BLOCK = 2**18
 def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     """Statistics of a floating-point `weight` of any shape with at least one element; axis 0 is the channel axis.
 
-    Raises WeightError when the weight is empty or holds NaN or infinite values; `name` is for that message.
+    Raises WeightError when the weight is empty, or holds NaN or infinite values, or values that add up to infinity; `name` is
+    for that message.
     """
     xp = array_namespace(weight)
     shape = tuple(weight.shape)
@@ -29,10 +31,9 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     if count == 0:
         raise WeightError(name, shape, "it is empty; store it as it is with exclude")
     channels = shape[0] if shape else 1
-    sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp.float32, xp)
+    sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp)
     if not np.isfinite(sums).all():
-        _refuse_not_finite(weight, name, xp)
-        sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp.float64, xp)
+        _refuse(weight, name, xp)
     return LayerStatistics(
         shape=shape,
         laplace_scale=float(sums.sum() / count),
@@ -41,11 +42,12 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     )
 
 
-def _channel_sums(rows: Array, work: Any, xp: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _channel_sums(rows: Array, xp: Any) -> NDArray[np.float64]:
     """Sum of magnitudes of each row, a cache-sized block at a time."""
     channels, width = rows.shape
     sums = np.empty(channels, dtype=np.float64)
     block = max(_BLOCK // width, 1)
+    work = _working_dtype(rows, xp)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, channels, block):
             magnitudes = xp.abs(xp.astype(rows[start : start + block, :], work, copy=False))
@@ -53,25 +55,28 @@ def _channel_sums(rows: Array, work: Any, xp: Any) -> np.ndarray[Any, np.dtype[n
     return sums
 
 
-def _sample(weight: Array, count: int, xp: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _sample(weight: Array, count: int, xp: Any) -> NDArray[np.floating]:
     stride = -(-count // SAMPLE)
     # A stride that shares a factor with the size would see the same few kernel positions again and again.
     while stride > 1 and math.gcd(stride, count) > 1:
         stride += 1
     picked = xp.reshape(weight, (-1,))[::stride]
-    return np.asarray(np.abs(_numpy(xp.astype(picked, xp.float32))), dtype=np.float32)
+    magnitudes: NDArray[np.floating] = np.abs(_numpy(xp.astype(picked, _working_dtype(weight, xp))))
+    return magnitudes
 
 
-def _refuse_not_finite(weight: Array, name: str, xp: Any) -> None:
+def _working_dtype(weight: Array, xp: Any) -> Any:
+    return xp.float64 if weight.dtype == xp.float64 else xp.float32
+
+
+def _refuse(weight: Array, name: str, xp: Any) -> None:
     bad = int(xp.sum(~xp.isfinite(xp.astype(weight, xp.float64)), dtype=xp.int64))
     if bad:
-        raise WeightError(
-            name,
-            weight.shape,
-            f"{bad:,} of its values are NaN or infinite, and these cannot be quantized; mend the checkpoint, "
-            "or store the tensor as it is with exclude",
-        )
+        problem = f"{bad:,} of its values are NaN or infinite, and these cannot be quantized; mend the checkpoint"
+    else:
+        problem = "its magnitudes add up to more than its dtype can hold"
+    raise WeightError(name, weight.shape, f"{problem}, or store the tensor as it is with exclude")
 
 
-def _numpy(array: Array) -> np.ndarray[Any, Any]:
+def _numpy(array: Array) -> NDArray[Any]:
     return np.asarray(to_device(array, "cpu"))

@@ -1,0 +1,46 @@
+# Two commands set up everything: `make demo` and `make test`. Each makes the environment it needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BASE := .venv-base/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check base benchmarks clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+demo: .venv/ready  ## Train a small network, compress it, load it back, and compare
+	$(BIN)/python examples/digits.py
+
+test: check .venv/ready base  ## Everything that must hold: lint, types, tests, and tests without PyTorch
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+base: .venv-base/ready  ## The tests that hold for the base install, as a wheel and without PyTorch
+	$(BASE)/python -m pytest tests/cli tests/base
+
+benchmarks: .venv/ready  ## Measure what the README claims; needs the data that OPQ_DATA points to
+	for script in main_job laplace_fit plan_cost; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean:  ## Remove environments and caches
+	rm -rf .venv .venv-base build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/ready: requirements/dev.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv-base/ready: requirements/base.lock .venv/ready $(shell find src -name '*.py')
+	$(PYTHON) -m venv .venv-base
+	$(BASE)/python -m pip install --quiet -r requirements/base.lock
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BASE)/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	touch $@

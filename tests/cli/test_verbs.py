@@ -1,0 +1,217 @@
+"""The command line, verb by verb, on safetensors checkpoints alone: it holds without PyTorch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import opq
+import opq.numpy
+from opq.cli import main
+
+
+@pytest.fixture
+def source(network, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file(network, path, metadata={"format": "np"})
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit status, stdout and stderr of a command."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_compress_inspect_verify_expand(source, network, tmp_path, capsys):
+    """The main job: a checkpoint in, a file of the asked size out, and every tensor back with its name, shape and dtype."""
+    file, back = tmp_path / "net.opq", tmp_path / "back.safetensors"
+    status, out, err = run(capsys, "compress", source, "--ratio", 10, "-o", file)
+    dense = sum(array.nbytes for array in network.values())
+    assert (status, err) == (0, "")
+    assert f"{file}: {file.stat().st_size:,} bytes of {dense:,} dense, file ratio 10.0" in out
+    assert 0.98 * dense / 10 <= file.stat().st_size <= dense / 10
+
+    status, out, err = run(capsys, "inspect", file)
+    assert (status, err) == (0, "")
+    assert all(name in out for name in network)
+
+    status, out, err = run(capsys, "verify", file)
+    assert (status, err) == (0, "")
+    assert "whole; 4 weights and 16 auxiliary tensors" in out
+
+    status, out, err = run(capsys, "expand", file, "-o", back)
+    assert (status, err) == (0, "")
+    expanded, loaded = load_file(back), opq.numpy.load_file(file)
+    assert {k: (v.shape, v.dtype) for k, v in expanded.items()} == {k: (v.shape, v.dtype) for k, v in network.items()}
+    assert all(expanded[name].tobytes() == loaded[name].tobytes() for name in network)
+
+
+def test_inspect_json_has_what_scripts_need(source, tmp_path, capsys):
+    """The promised fields are there, and say what the library says."""
+    run(capsys, "compress", source, "--size", "20kB", "-o", tmp_path / "net.opq")
+    status, out, _ = run(capsys, "inspect", "--json", tmp_path / "net.opq")
+    found = json.loads(out)
+    assert status == 0
+    promised = {
+        "file_bytes",
+        "dense_bytes",
+        "file_ratio",
+        "nominal_ratio",
+        "bits_per_weight",
+        "sparsity",
+        "format_version",
+        "tensors",
+    }
+    assert promised <= set(found)
+    assert {"name", "shape", "dtype", "kind", "sparsity", "step", "bits", "bytes"} <= set(found["tensors"][0])
+    assert found == json.loads(json.dumps(opq.inspect(tmp_path / "net.opq").to_dict()))
+
+
+def test_a_plan_is_a_dry_run(source, tmp_path, capsys):
+    """A plan prints, as a table or JSON, writes nothing but itself, and gives the file that was planned."""
+    status, table, err = run(capsys, "plan", source, "--ratio", 10)
+    assert (status, err) == (0, "")
+    assert "joint plan for ratio 10: 4 weights" in table
+    assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors"}
+
+    status, out, _ = run(capsys, "plan", source, "--sparsity", 0.8, "--bits", 3, "--json", "-o", tmp_path / "plan.json")
+    assert status == 0
+    assert opq.Plan.from_json(out) == opq.Plan.from_json((tmp_path / "plan.json").read_text())
+    status, _, _ = run(capsys, "compress", source, "--plan", tmp_path / "plan.json", "-o", tmp_path / "net.opq")
+    assert status == 0
+    assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, sparsity=0.8, bits=3).data
+
+
+def test_options_reach_the_library(source, network, tmp_path, capsys):
+    """Selection, overrides and auxiliary storage do what the library's options do."""
+    arguments = ["--ratio", 8, "--exclude", "conv1*", "--override", "fc.weight:step=0.05", "--auxiliary", "half"]
+    status, out, _ = run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq", "--json")
+    assert status == 0
+    options = {"exclude": ["conv1*"], "overrides": {"fc.weight": {"step": 0.05}}, "auxiliary": "half"}
+    assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, ratio=8, **options).data
+    assert json.loads(out)["file_bytes"] == (tmp_path / "net.opq").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "{source}", "-o", "{new}"], "Give one target"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--size", "5"], "Give one target"),
+        (["compress", "{source}", "-o", "{new}", "--sparsity", "0.5"], "Give one target"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "much"], "not a valid float"),
+        (["compress", "{source}", "--ratio", "3"], "Missing option"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--ratio", "3"], "give it alone"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc"], "expected GLOB:KEY=X"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc:size=3"], "expected GLOB:KEY=X"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc:bits=x"], "expected GLOB:KEY=X"),
+        (["squeeze", "{source}"], "No such command"),
+        (["verify"], "Missing argument"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
+    """The command says on stderr how it wants to be called, and does nothing."""
+    status, out, err = run(capsys, *[a.format(source=source, new=tmp_path / "new") for a in arguments])
+    assert (status, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", "{folder}/none.safetensors", "-o", "{new}", "--ratio", "3"], "no such file or folder"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "5000"], "is out of reach: this network, so selected, gives"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "0.5"], "is out of reach"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "-1"], "ratio must be positive, got -1"),
+        (["compress", "{source}", "-o", "{new}", "--size", "many"], "size must be a positive number of bytes"),
+        (["compress", "{source}", "-o", "{new}", "--sparsity", "1.5", "--bits", "3"], "sparsity must lie in [0, 1), got 1.5"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--exclude", "convv"], "matches no weight"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "{folder}/none.json"], "No such file"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "{source}"], "plan"),
+        (["compress", "{source}", "-o", "{folder}/no/where.opq", "--ratio", "8"], "there is no folder"),
+        (["compress", "{source}", "-o", "{source}", "--ratio", "8"], "it exists; use --force"),
+        (["plan", "{source}", "--ratio", "8", "-o", "{source}"], "it exists; use --force"),
+        (["expand", "{source}", "-o", "{new}"], "not a valid .opq file: start: expected b'OPQ'"),
+        (["expand", "{folder}/none.opq", "-o", "{new}"], "No such file"),
+        (["inspect", "{folder}"], "Is a directory"),
+        (["verify", "{source}"], "not a valid .opq file"),
+    ],
+)
+def test_the_users_errors_are_one_line_and_exit_with_1(arguments, message, source, tmp_path, capsys):
+    """One line on stderr, no traceback, nothing on stdout, nothing written, what was there untouched."""
+    before = source.read_bytes()
+    status, out, err = run(capsys, *[a.format(source=source, folder=tmp_path, new=tmp_path / "new") for a in arguments])
+    assert (status, out) == (1, "")
+    assert err.startswith("opq: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+    assert source.read_bytes() == before
+
+
+def test_bad_weights_are_one_line(network, tmp_path, capsys):
+    """NaN in a weight names the tensor and the way out."""
+    network["fc.weight"][0, 0] = np.nan
+    save_file(network, tmp_path / "nan.safetensors")
+    status, _, err = run(capsys, "compress", tmp_path / "nan.safetensors", "--ratio", 4, "-o", tmp_path / "new")
+    assert status == 1
+    assert "tensor 'fc.weight' (10, 64): 1 of its values are NaN or infinite" in err
+
+
+def test_truncated_files_are_refused(source, tmp_path, capsys):
+    """A file cut off anywhere is an error of every verb that reads one, and never a crash."""
+    run(capsys, "compress", source, "--ratio", 10, "-o", tmp_path / "net.opq")
+    data = (tmp_path / "net.opq").read_bytes()
+    for length in (0, 2, 7, 11, 12, 100, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.opq").write_bytes(data[:length])
+        for verb in (["inspect"], ["verify"], ["expand", "-o", tmp_path / "new"]):
+            status, out, err = run(capsys, verb[0], tmp_path / "cut.opq", *verb[1:])
+            assert (status, out) == (1, "")
+            assert "not a valid .opq file" in err
+
+
+def test_force_replaces_and_its_absence_does_not(source, tmp_path, capsys):
+    """An existing output is kept without --force and replaced with it."""
+    file = tmp_path / "net.opq"
+    file.write_text("precious")
+    assert run(capsys, "compress", source, "--ratio", 10, "-o", file)[0] == 1
+    assert file.read_text() == "precious"
+    assert run(capsys, "compress", source, "--ratio", 10, "-o", file, "--force")[0] == 0
+    assert run(capsys, "verify", file)[0] == 0
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+def test_python_m_opq_is_opq(source, tmp_path):
+    """`python -m opq` runs the same program: same output, same exit codes, results on stdout only."""
+    done = python("-m", "opq", "compress", source, "--ratio", 10, "-o", tmp_path / "net.opq")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "file ratio 10.0" in done.stdout
+    assert python("-m", "opq", "inspect", tmp_path / "none").returncode == 1
+    assert python("-m", "opq", "compress").returncode == 2
+    assert python("-m", "opq", "--version").stdout.strip() == f"opq, version {opq.__version__}"
+
+
+def test_reading_does_not_load_what_planning_needs(source, tmp_path):
+    """Inspecting imports neither SciPy nor PyTorch, which is what keeps it quick."""
+    assert main(["compress", str(source), "--ratio", "10", "-o", str(tmp_path / "net.opq")]) == 0
+    code = (
+        "import sys; from opq.cli import main; main(sys.argv[1:]); print(sorted({'scipy', 'torch', 'rich'} & set(sys.modules)))"
+    )
+    done = python("-c", code, "inspect", tmp_path / "net.opq")
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_a_reader_that_goes_away_is_no_traceback(source, tmp_path):
+    """`opq inspect FILE | head -1` ends quietly."""
+    assert main(["compress", str(source), "--ratio", "10", "-o", str(tmp_path / "net.opq")]) == 0
+    command = f"{sys.executable} -m opq plan {source} --ratio 10 --json | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602
+    assert done.stderr == ""

@@ -1,0 +1,42 @@
+"""Settings and data that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture
+def network() -> dict[str, np.ndarray]:
+    """A state dict like a small convolutional network's: weights, batch-norm, a bias, an integer counter."""
+    rng = np.random.default_rng(0)
+    state: dict[str, np.ndarray] = {}
+    for name, shape, scale in (
+        ("conv1", (16, 3, 3, 3), 0.2),
+        ("layer1.conv", (32, 16, 3, 3), 0.08),
+        ("layer2.conv", (64, 32, 3, 3), 0.03),
+    ):
+        state[f"{name}.weight"] = rng.laplace(scale=scale, size=shape).astype(np.float32)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}_bn.{part}"] = rng.uniform(0.5, 1.5, shape[0]).astype(np.float32)
+        state[f"{name}_bn.num_batches_tracked"] = np.array(1234, dtype=np.int64)
+    state["fc.weight"] = rng.normal(scale=0.1, size=(10, 64)).astype(np.float32)
+    state["fc.bias"] = rng.normal(size=10).astype(np.float32)
+    return state
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of real weights; tests that use it are skipped where it is not there."""
+    folder = Path(os.environ.get("OPQ_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "weights").is_dir():
+        pytest.skip("real weights are not here; set OPQ_DATA")
+    return folder

@@ -1,0 +1,166 @@
+"""The rounding: laws of codes and values, the same for NumPy and for torch."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from opq.allocation.plans import LayerPlan
+from opq.errors import PlanError, WeightError
+from opq.quantization.compressed import compress_tensor
+from opq.quantization.quantizer import LARGEST_CODE, dequantize, fake_quantize, mask, quantize
+
+shapes = hnp.array_shapes(min_dims=0, max_dims=4, max_side=6)
+values = st.floats(-8.0, 8.0, width=32)
+weights = hnp.arrays(np.float32, shapes, elements=values)
+
+
+def make_plan(shape, step, threshold=0.0, offset=0.5, kept=None, limits=None):
+    return LayerPlan(shape, float(np.float32(step)), threshold, offset, 0.0, 0.0, 0.0, kept, limits)
+
+
+@st.composite
+def cases(draw, dtype=np.float32):
+    """A weight and a plan for it, in either mode."""
+    weight = draw(weights).astype(dtype)
+    step = draw(st.floats(0.01, 4.0))
+    if draw(st.booleans()):
+        offset = draw(st.floats(0.01, 0.6))
+        return weight, make_plan(weight.shape, step, float(np.float32(step)) * (1.0 - offset), offset)
+    channels = weight.shape[0] if weight.ndim else 1
+    limits = tuple(draw(st.lists(st.integers(1, 50), min_size=channels, max_size=channels)))
+    return weight, make_plan(weight.shape, step, kept=draw(st.integers(0, weight.size)), limits=limits)
+
+
+def reference_codes(weight, plan):
+    """The definition, one weight at a time, in float32 as the definition says."""
+    kept = np.asarray(mask(weight, plan)).reshape(-1)
+    rows = weight.astype(np.float32).reshape(-1)
+    limits = np.repeat(
+        plan.limits or (LARGEST_CODE,) * (weight.shape[0] if weight.ndim else 1),
+        weight.size // (weight.shape[0] if weight.ndim else 1),
+    )
+    codes = []
+    for w, keep, limit in zip(rows, kept, limits, strict=True):
+        level = min(np.floor(np.abs(w) / np.float32(plan.step) + np.float32(plan.offset)), np.float32(limit))
+        codes.append(int(np.sign(w) * max(np.float32(1.0), level)) if keep else 0)
+    return np.array(codes, dtype=np.int32).reshape(weight.shape)
+
+
+@given(cases())
+def test_codes_follow_the_definition(case):
+    """Code = sign(w) max(1, floor(|w|/step + offset)), cut at the channel's limit, where kept; 0 where pruned."""
+    weight, plan = case
+    codes = quantize(weight, plan)
+    assert codes.dtype == np.int32
+    np.testing.assert_array_equal(codes, reference_codes(weight, plan))
+
+
+@given(cases())
+def test_zero_means_pruned(case):
+    """A code is zero exactly where the mask is False, unless the weight itself is zero."""
+    weight, plan = case
+    np.testing.assert_array_equal(quantize(weight, plan) != 0, mask(weight, plan) & (weight != 0))
+
+
+@given(weights, st.integers(0, 1296))
+def test_kept_is_met_to_the_weight(weight, kept):
+    """The mask keeps exactly so many weights, none of them smaller than one it drops, earlier ones among equals."""
+    kept = min(kept, weight.size)
+    chosen = np.asarray(mask(weight, make_plan(weight.shape, 1.0, kept=kept)))
+    assert chosen.sum() == kept
+    magnitude = np.abs(weight)
+    if 0 < kept < weight.size:
+        border = magnitude[chosen].min()
+        assert border >= magnitude[~chosen].max()
+        ties = chosen.reshape(-1)[magnitude.reshape(-1) == border]
+        assert (np.diff(ties.astype(int)) <= 0).all()
+
+
+@given(weights, st.floats(0.0, 8.0, width=32))
+def test_the_threshold_itself_is_pruned(weight, threshold):
+    """Without a count, magnitudes at or under the threshold are pruned, and no others."""
+    np.testing.assert_array_equal(mask(weight, make_plan(weight.shape, 1.0, threshold)), np.abs(weight) > threshold)
+
+
+@given(cases())
+def test_quantizing_again_changes_nothing(case):
+    """A quantized weight is a fixed point: the same plan gives it the same codes."""
+    weight, plan = case
+    once = fake_quantize(weight, plan)
+    again = quantize(once, make_plan(weight.shape, plan.step, plan.step / 2.0, 0.5, None, plan.limits))
+    np.testing.assert_array_equal(again, quantize(weight, plan))
+
+
+@given(cases())
+def test_kept_weights_move_by_at_most_a_step(case):
+    """Without limits, a kept weight's value is within a step of it; on the right side of zero always."""
+    weight, plan = case
+    value = fake_quantize(weight, plan)
+    kept = np.asarray(mask(weight, plan))
+    assert (np.sign(value[kept]) == np.sign(weight[kept])).all()
+    if plan.limits is None:
+        assert (np.abs(value - weight)[kept] <= plan.step * 1.0001).all()
+
+
+@given(cases(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+def test_every_dtype_comes_back_as_itself(case, name):
+    """Values have the weight's dtype, and are step * code rounded once to float32 (float64) and then to it."""
+    weight, plan = case
+    dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
+    weight = weight.astype(dtype)
+    value = fake_quantize(weight, plan)
+    assert value.dtype == dtype
+    work = np.float64 if name == "float64" else np.float32
+    expected = (quantize(weight, plan).astype(work) * work(plan.step)).astype(dtype)
+    assert value.tobytes() == expected.tobytes()
+    tensor = compress_tensor(weight, plan)
+    assert (tensor.dtype, tensor.shape) == (name, weight.shape)
+    assert tensor.values().tobytes() == value.tobytes()
+
+
+@given(cases(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+def test_torch_rounds_the_same_way(case, name):
+    """NumPy and torch give the same codes and bit-equal values, for every dtype."""
+    torch = pytest.importorskip("torch")
+    weight, plan = case
+    array = weight.astype(np.dtype(getattr(ml_dtypes, name, None) or name))
+    tensor = torch.from_numpy(np.array(weight)).to(getattr(torch, name)).reshape(weight.shape)
+    np.testing.assert_array_equal(quantize(tensor, plan).numpy(), quantize(array, plan))
+    np.testing.assert_array_equal(mask(tensor, plan).numpy(), mask(array, plan))
+    ours = fake_quantize(tensor, plan)
+    assert ours.dtype == tensor.dtype
+    assert ours.reshape(-1).view(torch.uint8).numpy().tobytes() == fake_quantize(array, plan).tobytes()
+
+
+@given(hnp.arrays(np.int32, shapes, elements=st.integers(-LARGEST_CODE, LARGEST_CODE)), st.floats(1e-3, 10.0))
+def test_dequantizing_is_one_product(codes, step):
+    """Every code up to 2^24 - 1 becomes the float32 nearest to step * code."""
+    step = float(np.float32(step))
+    exact = codes.astype(np.float64) * step  # 24 bits times 24 bits fit in float64
+    np.testing.assert_array_equal(dequantize(codes, step, np.float32), exact.astype(np.float32))
+
+
+def test_a_plan_for_another_shape_is_refused():
+    """A plan knows the shape it was made for."""
+    with pytest.raises(PlanError, match=r"expected a weight of shape \(2, 3\), got \(3, 2\)"):
+        quantize(np.ones((3, 2), dtype=np.float32), make_plan((2, 3), 1.0))
+
+
+def test_a_step_too_fine_is_refused():
+    """Codes stay below 2^24, where float32 still tells integers apart."""
+    with pytest.raises(WeightError, match="is too fine for its largest magnitude"):
+        quantize(np.array([1e6], dtype=np.float32), make_plan((1,), 1e-3))
+
+
+@given(cases())
+def test_nominal_bits_count_the_codebook_of_each_channel(case):
+    """Each kept code pays log2 of twice its channel's largest code."""
+    weight, plan = case
+    tensor = compress_tensor(weight, plan)
+    rows = np.abs(tensor.codes).reshape(weight.shape[0] if weight.ndim else 1, -1)
+    expected = sum(np.count_nonzero(row) * np.log2(2.0 * row.max()) for row in rows if row.any())
+    assert tensor.code_bits == pytest.approx(expected)
+    assert tensor.kept == np.count_nonzero(tensor.codes)

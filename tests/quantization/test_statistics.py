@@ -1,0 +1,91 @@
+"""Measuring a weight."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from opq.errors import WeightError
+from opq.quantization.statistics import SAMPLE, measure
+
+shapes = hnp.array_shapes(min_dims=0, max_dims=4, max_side=8)
+weights = hnp.arrays(np.float32, shapes, elements=st.floats(-100.0, 100.0, width=32))
+
+
+@given(weights)
+def test_scales_are_mean_magnitudes(weight):
+    """The layer's scale is the mean magnitude of all weights, a channel's that of its slice along axis 0."""
+    statistics = measure(weight)
+    magnitudes = np.abs(weight.astype(np.float64))
+    channels = weight.shape[0] if weight.ndim else 1
+    assert statistics.shape == weight.shape
+    assert statistics.count == weight.size
+    assert statistics.laplace_scale == pytest.approx(magnitudes.mean(), rel=1e-5, abs=1e-30)
+    assert statistics.channel_scales == pytest.approx(magnitudes.reshape(channels, -1).mean(axis=1), rel=1e-5, abs=1e-30)
+
+
+@given(weights)
+def test_a_small_weight_is_sampled_whole(weight):
+    """Every magnitude is there, in ascending order."""
+    np.testing.assert_array_equal(measure(weight).magnitudes, np.sort(np.abs(weight).reshape(-1)))
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 3, 3), (SAMPLE + 1, 1), (7, 300_007)])
+def test_a_large_weight_is_sampled_evenly(shape):
+    """The sample stays small, and sees every residue of the position modulo the kernel's size equally often."""
+    count = int(np.prod(shape))
+    position = np.arange(count, dtype=np.float32).reshape(shape)
+    sample = measure(position).magnitudes.astype(np.int64)
+    assert SAMPLE / 4 <= len(sample) <= SAMPLE
+    assert (np.diff(sample) > 0).all()
+    assert sample.mean() == pytest.approx(count / 2, rel=0.01)
+    if count % 9 == 0 and count < 2**24:  # beyond, float32 does not count exactly
+        shares = np.bincount(sample % 9) / len(sample)
+        assert shares == pytest.approx(np.full(9, 1 / 9), rel=0.02)
+
+
+@given(weights, st.sampled_from(["float16", "bfloat16", "float64"]))
+def test_any_float_is_measured(weight, name):
+    """Every compressible dtype has the statistics of its values."""
+    typed = weight.astype(np.dtype(getattr(ml_dtypes, name, None) or name))
+    expected = measure(typed.astype(np.float32))
+    assert measure(typed).laplace_scale == pytest.approx(expected.laplace_scale, rel=1e-6)
+    np.testing.assert_array_equal(measure(typed).magnitudes, expected.magnitudes)
+
+
+@given(weights)
+def test_torch_is_measured_the_same(weight):
+    """A torch tensor has the statistics of the array with its values."""
+    torch = pytest.importorskip("torch")
+    ours, theirs = measure(weight), measure(torch.from_numpy(np.array(weight)).reshape(weight.shape))
+    assert theirs.laplace_scale == pytest.approx(ours.laplace_scale, rel=1e-6)
+    np.testing.assert_array_equal(theirs.magnitudes, ours.magnitudes)
+
+
+def test_magnitudes_that_add_up_to_infinity_are_refused():
+    """A finite weight whose sum overflows is named as such, not as infinite."""
+    with pytest.raises(WeightError, match="its magnitudes add up to more than its dtype can hold"):
+        measure(np.full((4, 100), 3e38, dtype=np.float32))
+
+
+@pytest.mark.parametrize("value", [1e-60, 1e60])
+def test_float64_is_measured_in_float64(value):
+    """What float32 would take for zero or infinity keeps its scale."""
+    assert measure(np.full((4, 100), value)).laplace_scale == pytest.approx(value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(bad):
+    """NaN and infinity are counted and named; nothing is planned from them."""
+    weight = np.ones((4, 5), dtype=np.float32)
+    weight[1, 2] = bad
+    with pytest.raises(WeightError, match=r"tensor 'a.b' \(4, 5\): 1 of its values are NaN or infinite"):
+        measure(weight, "a.b")
+
+
+def test_an_empty_weight_is_refused():
+    """There is nothing to measure."""
+    with pytest.raises(WeightError, match="it is empty"):
+        measure(np.zeros((0, 3), dtype=np.float32))
