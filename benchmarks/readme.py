@@ -1,0 +1,112 @@
+"""Write the README's tables from the result files: `python benchmarks/readme.py`.
+
+Each table stands between <!-- name --> and <!-- /name -->, and comes from benchmarks/results/name.json.
+tests/test_readme.py fails when they disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+
+NETWORKS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "mobilenet": "MobileNet-V1 0.75"}
+
+
+def main_job(rows: list[Row]) -> list[str]:
+    """Joint mode's rows by asked ratio, then paper mode's."""
+    asked = lambda row: (
+        f"ratio {row['ratio']:g}" if row["mode"] == "joint" else f"{row['target_sparsity']:.0%}, {row['target_bits']:g} bits"
+    )  # noqa: E731
+    return table(
+        ("network", "asked", "file bytes", "file ratio", "nominal ratio", "zeros", "compress s", "inspect s"),
+        (
+            (
+                NETWORKS[row["network"]],
+                asked(row),
+                f"{row['file_bytes']:,}",
+                f"{row['file_ratio']:.2f}",
+                f"{row['nominal_ratio']:.1f}",
+                f"{row['sparsity']:.1%}",
+                f"{row['compress_seconds']:.2f}",
+                f"{row['inspect_seconds']:.2f}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def laplace_fit(rows: list[Row]) -> list[str]:
+    """Totals of each network and ratio."""
+    return table(
+        ("network", "ratio", "bytes of codes", "Laplace predicts", "the plan predicts"),
+        (
+            (
+                NETWORKS[row["network"]],
+                f"{row['ratio']:g}",
+                f"{row['measured_bytes']:,}",
+                f"{row['laplace_error']:+.1%}",
+                f"{row['predicted_error']:+.2%}",
+            )
+            for row in rows
+            if row["layer"] == "(total)"
+        ),
+    )
+
+
+def plan_cost(rows: list[Row]) -> list[str]:
+    """Seconds of each case, and how many loads of the dense file they are."""
+    names = {
+        "load": "load the dense file, warm",
+        "load_cold": "load the dense file, cold",
+        "torch_load": "torch.load of it, warm",
+        "plan": "plan, ratio 20, weights in memory",
+        "plan_paper": "plan, sparsity 0.9 and 3 bits",
+        "plan_from_path": "plan, ratio 20, from the file",
+        "compress": "compress, ratio 20",
+    }
+    return table(
+        ("", "seconds", "over warm load", "over cold load"),
+        (
+            (names[row["case"]], f"{row['seconds']:.3f}", f"{row['over_load']:.2f}", f"{row['over_load_cold']:.2f}")
+            for row in rows
+            if row["case"] in names
+        ),
+    )
+
+
+SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
+    "main_job": main_job,
+    "laplace_fit": laplace_fit,
+    "plan_cost": plan_cost,
+}
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    head = list(columns)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *map(list, rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def render(text: str) -> str:
+    """`text` with every marked table written anew."""
+    for name, section in SECTIONS.items():
+        result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        machine = (
+            f"{result['machine']['processor']}, {result['machine']['cores']} cores, commit {result['commit']}, {result['date']}"
+        )
+        body = "\n".join([*section(result["rows"]), "", f"<sub>{machine}</sub>"])
+        pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
+        text = pattern.sub(lambda _, name=name, body=body: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text()))
