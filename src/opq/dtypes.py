@@ -5,7 +5,9 @@ Names are NumPy's and PyTorch's ("float32", "bfloat16"); codes are part of the f
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from functools import cache
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
@@ -40,3 +42,17 @@ NAME: Final[dict[int, str]] = {code: name for code, name, _ in _TYPES}
 
 COMPRESSIBLE: Final = frozenset({"float16", "bfloat16", "float32", "float64"})
 """Names of the types a weight may have."""
+
+LARGEST: Final = {
+    "float16": 65504.0,
+    "bfloat16": (2.0 - 2.0**-7) * 2.0**127,
+    "float32": (2.0 - 2.0**-23) * 2.0**127,
+    "float64": math.inf,
+}
+"""{name of a type a weight may have: its largest finite value; no float32 step leads out of float64}"""
+
+
+@cache
+def name_of(dtype: Any) -> str:
+    """Name of a NumPy or torch dtype, "float32" and the like; kept, because NumPy takes a microsecond to spell it."""
+    return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ from opq.allocation.layers import Layer, LayerStatistics, Override
 
 
 def layer(name, count, scale, **override):
-    statistics = LayerStatistics((1, count), scale, np.array([scale]), np.zeros(1, dtype=np.float32))
+    statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1, dtype=np.float32))
     return Layer(name, statistics, Override(**override))
 
 

@@ -11,10 +11,10 @@ from opq.allocation.layers import Layer, LayerStatistics, Override
 from opq.errors import TargetError
 
 
-def layer(name, shape, channel_scales, **override):
+def layer(name, shape, channel_scales, zeros=0, **override):
     """A layer whose channels have the given Laplace scales."""
     scales = np.asarray(channel_scales, dtype=np.float64)
-    statistics = LayerStatistics(shape, float(scales.mean()), scales, np.zeros(1, dtype=np.float32))
+    statistics = LayerStatistics(shape, float(scales.mean()), scales, zeros, np.zeros(1, dtype=np.float32))
     return Layer(name, statistics, Override(**override))
 
 
@@ -128,7 +128,7 @@ def test_limits_spend_the_asked_bits(layers, sparsity, bits):
     points = paper.allocate(layers, sparsity, bits)
     spent = total = 0.0
     for layer, point in zip(layers, points, strict=True):
-        kept = paper._kept_weight(layer, point.threshold)
+        kept = paper._channels([layer], [point.threshold]).kept
         spent += kept @ np.log2(2.0 * np.array(point.limits))
         total += kept.sum()
     assert spent / total == pytest.approx(bits, abs=0.6)
@@ -179,6 +179,15 @@ def test_a_layer_of_zeros_is_pruned_whole():
     points = paper.allocate(layers, 0.6, 3.0)
     assert [point.kept for point in points] == [0, 800]
     assert points[0].step > 0.0
+
+
+def test_zeros_that_are_there_already_count():
+    """A layer pruned before stays as sparse as it was; the others are pruned that much less, and the total is met."""
+    layers = [layer("pruned", (1, 1000), [0.2], zeros=900), layer("b", (1, 1000), [0.2]), layer("c", (1, 1000), [0.1])]
+    points = paper.allocate(layers, 0.6, 3.0)
+    assert points[0].kept <= 100
+    assert sum(point.kept for point in points) == 1200
+    assert [point.kept for point in paper.allocate(layers, 0.1, 3.0)] == [100, 1000, 1000]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,25 @@ def test_more_sensitive_weights_get_finer_steps(network):
     assert 0.4 < ratio < 0.7
 
 
+def test_float16_at_the_end_of_its_range_stays_finite():
+    """Rounding to a codebook never turns a finite weight into infinity, and the file proves whole."""
+    weight = np.random.default_rng(0).uniform(-65000, 65000, (128, 128)).astype(np.float16)
+    data = opq.compress({"w": weight}, ratio=4).data
+    with OpqFile(data) as file:
+        assert np.isfinite(file.array("w")).all()
+    assert opq.verify(data).weights == 1
+
+
+def test_a_checkpoint_pruned_before_keeps_its_zeros_and_meets_the_sparsity(network):
+    """Weights that are zero already count as zeros of the target, to the weight."""
+    weight = network["layer1.conv.weight"]
+    weight[np.abs(weight) < np.quantile(np.abs(weight), 0.9)] = 0.0
+    compressed = opq.compress(network, sparsity=0.6, bits=4)
+    with OpqFile(compressed.data) as file:
+        codes = [file[name].codes for name in compressed.plan.layers]
+    assert sum((c == 0).sum() for c in codes) == round(0.6 * sum(c.size for c in codes))
+
+
 def test_tied_weights_are_stored_once(network):
     """A weight that repeats another has no section of its own, and the plan knows."""
     network["tied.weight"] = network["layer2.conv.weight"].copy()

@@ -143,6 +143,22 @@ def test_dequantizing_is_one_product(codes, step):
     np.testing.assert_array_equal(dequantize(codes, step, np.float32), exact.astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("name", "largest"), [("float16", 65504.0), ("bfloat16", 3.38e38), ("float32", 3.4e38), ("float64", 1.7e308)]
+)
+def test_values_never_leave_their_dtype(name, largest):
+    """A weight near the end of its dtype's range is rounded down rather than to infinity."""
+    dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
+    weight = np.array([largest, -largest, 0.0], dtype=dtype)
+    step = min(largest / 1.3, 2.0**127)
+    plan = make_plan(weight.shape, step)
+    with np.errstate(over="ignore"):
+        value = fake_quantize(weight, plan).astype(np.float64) if name != "float64" else None
+    if value is not None:
+        assert np.isfinite(value).all()
+        assert np.sign(value).tolist() == [1, -1, 0]
+
+
 def test_a_plan_for_another_shape_is_refused():
     """A plan knows the shape it was made for."""
     with pytest.raises(PlanError, match=r"expected a weight of shape \(2, 3\), got \(3, 2\)"):

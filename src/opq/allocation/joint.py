@@ -6,17 +6,24 @@ Laplace scale. See docs/method.md, section 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy.optimize import brentq
 
 from opq.allocation import curve, laplace
 from opq.allocation.layers import Layer, LayerStatistics
+from opq.allocation.roots import find_root
 
 Price = Callable[[LayerStatistics, float, float], float]
 """(statistics, threshold, step) -> predicted bits of the whole layer."""
+
+
+# What the logarithm of the Laplace guess is first taken to err by, and how closely the logarithm of the price is found: a
+# relative error of the bits of about half that, which a sample of magnitudes knows no better.
+_NEAR, _CLOSE = 0.05, 4e-6
 
 
 @dataclass(frozen=True)
@@ -51,17 +58,38 @@ def points_at(layers: Sequence[Layer], price: float) -> list[JointPoint]:
 
 def price_for(layers: Sequence[Layer], bits: float, measure: Price = laplace_bits) -> float:
     """The price at which the layers' codes take `bits` in all, by the given measure; the nearest price where none does."""
-    low, high = price_bounds(layers)
+    low, high = (math.log(price) for price in price_bounds(layers))
+
+    @cache
+    def excess(log_price: float) -> float:
+        return bits - predicted_bits(layers, math.exp(log_price), measure)
+
+    # The measure is asked only around the price that the Laplace density alone gives, which takes next to no time to find.
+    guess = _laplace_log_price(layers, bits, low, high)
+    left, right = max(guess - _NEAR, low), min(guess + _NEAR, high)
+    while excess(left) > 0.0 and left > low:
+        left, right = max(left - 4.0 * (right - left), low), left
+    while excess(right) < 0.0 and right < high:
+        left, right = right, min(right + 4.0 * (right - left), high)
+    if excess(left) >= 0.0:
+        return math.exp(left)
+    if excess(right) <= 0.0:
+        return math.exp(right)
+    return math.exp(find_root(excess, left, right, tolerance=_CLOSE))
+
+
+def _laplace_log_price(layers: Sequence[Layer], bits: float, low: float, high: float) -> float:
+    """Logarithm, in [low, high], of the price at which the codes would take `bits` were every layer Laplace and free."""
+    own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
+    count = np.array([float(layer.statistics.count) for layer in own])
+    squares = np.array([layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in own])
 
     def excess(log_price: float) -> float:
-        return bits - predicted_bits(layers, float(np.exp(log_price)), measure)
+        return bits - float(count @ laplace.rate(*curve.thresholds_and_steps(math.exp(log_price) / squares)))
 
-    low, high = float(np.log(low)), float(np.log(high))
     if excess(low) >= 0.0:
-        return float(np.exp(low))
-    if excess(high) <= 0.0:
-        return float(np.exp(high))
-    return float(np.exp(brentq(excess, low, high, xtol=1e-7)))
+        return low
+    return high if excess(high) <= 0.0 else find_root(excess, low, high, tolerance=1e-3)
 
 
 def predicted_bits(layers: Sequence[Layer], price: float, measure: Price) -> float:
@@ -93,12 +121,11 @@ def _pinned(layer: Layer, scale: float) -> tuple[float, float] | None:
         return t, curve.step_for_threshold(t)
     if override.bits is not None:
         wanted = override.bits
-        low, high = np.log(curve.COARSEST_STEP), np.log(curve.FINEST_STEP)
 
         def excess(log_d: float) -> float:
-            d = float(np.exp(log_d))
-            return float(laplace.rate(curve.threshold_for_step(d), d)) - wanted
+            d = math.exp(log_d)
+            return wanted - float(laplace.rate(curve.threshold_for_step(d), d))
 
-        d = float(np.exp(brentq(excess, low, high, xtol=1e-10)))
+        d = math.exp(find_root(excess, math.log(curve.FINEST_STEP), math.log(curve.COARSEST_STEP), tolerance=1e-10))
         return curve.threshold_for_step(d), d
     return None

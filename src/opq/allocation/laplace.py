@@ -61,12 +61,11 @@ def clip_at(price: ArrayLike, threshold: ArrayLike, laplace_scale: ArrayLike, se
     side exceeds 1/e no further codeword pays and the result is 0.
     """
     scale = np.asarray(laplace_scale, dtype=np.float64)
-    rhs = np.asarray(price) * np.exp(-np.asarray(threshold) / scale) / (2.0 * LN2 * np.asarray(sensitivity) * scale**2)
-    # Under the smallest normal number W_{-1} would be -inf; a channel that far out holds no kept weight to speak of.
-    rhs = np.maximum(rhs, np.finfo(np.float64).tiny)
-    worth = rhs <= np.exp(-1.0)
-    u = -np.real(lambertw(-np.where(worth, rhs, np.exp(-1.0)), -1))
-    return np.where(worth, u * scale, 0.0)
+    # The right side's logarithm, because the right side itself may underflow.
+    fall = np.asarray(threshold) / scale + np.log(2.0 * LN2 * np.asarray(sensitivity) / np.asarray(price)) + 2.0 * np.log(scale)
+    # Beyond 700 the right side underflows and W_{-1} would be -inf; a channel that far out holds no kept weight to speak of.
+    u = -np.real(lambertw(-np.exp(-np.clip(fall, 1.0, 700.0)), -1))
+    return np.where(fall >= 1.0, u * scale, 0.0)
 
 
 def entropy(probability: ArrayLike) -> Floats:

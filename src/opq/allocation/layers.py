@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ class LayerStatistics:
     shape           the weight's shape; axis 0 is the channel axis
     laplace_scale   mean magnitude over the whole weight, in its own unit, >= 0
     channel_scales  float64 (channels,): mean magnitude of each slice along axis 0, >= 0
+    zeros           how many weights are zero already
     magnitudes      (sampled,), ascending: an evenly spread sample of the magnitudes, or all of them; float32, or float64 for
                     a float64 weight
     """
@@ -24,12 +26,13 @@ class LayerStatistics:
     shape: tuple[int, ...]
     laplace_scale: float
     channel_scales: NDArray[np.float64]
+    zeros: int
     magnitudes: NDArray[np.floating]
 
     @property
     def count(self) -> int:
         """Number of weights, at least 1."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ sections 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from opq.allocation import laplace
 from opq.allocation.laplace import Floats
 from opq.allocation.layers import Layer
+from opq.allocation.roots import bracket_root
 from opq.errors import TargetError
 
 
@@ -53,14 +53,17 @@ def _point(layer: Layer, threshold: float, kept: int, price: float) -> PaperPoin
     if layer.statistics.laplace_scale == 0.0:
         return PaperPoint(threshold, kept, 1.0, (1,) * channels)
     step = float(laplace.step_at(price, layer.override.sensitivity))
-    clips = _clips(layer, threshold, price)
-    limits = np.clip(np.rint(clips / step), 1, 2**24 - 1).astype(np.int64)
-    return PaperPoint(threshold, kept, step, tuple(int(limit) for limit in limits))
+    scales = layer.statistics.channel_scales
+    alive = scales > 0.0
+    clips = laplace.clip_at(price, threshold, np.where(alive, scales, 1.0), layer.override.sensitivity)
+    limits = np.clip(np.rint(np.where(alive, clips, 0.0) / step), 1, 2**24 - 1).astype(np.int64)
+    return PaperPoint(threshold, kept, step, tuple(limits.tolist()))
 
 
 def _thresholds(layers: Sequence[Layer], sparsity: float) -> Floats:
     scale = np.array([layer.statistics.laplace_scale for layer in layers])
     count = np.array([float(layer.statistics.count) for layer in layers])
+    zeros = np.array([float(layer.statistics.zeros) for layer in layers])
     root = np.sqrt([layer.override.sensitivity for layer in layers])
     fixed = np.array([np.nan if layer.override.sparsity is None else layer.override.sparsity for layer in layers])
     pinned, empty = ~np.isnan(fixed), scale == 0.0
@@ -71,22 +74,22 @@ def _thresholds(layers: Sequence[Layer], sparsity: float) -> Floats:
     thresholds = np.where(pinned & ~empty, -scale * np.log1p(-np.nan_to_num(fixed)), 0.0)
     if not free.any():
         return thresholds
-    if not 0.0 <= goal < count[free].sum():
-        if goal < 0.0 and not pinned.any():
-            return thresholds  # more zeros are there than were asked for: nothing else is pruned
+    if goal <= zeros[free].sum() and not pinned.any():
+        return thresholds  # as many zeros are there as were asked for, or more: nothing else is pruned
+    if not zeros[free].sum() <= goal < count[free].sum():
         raise TargetError(
-            f"sparsity {sparsity:g} is out of reach: overrides fix {given:,.0f} zeros, "
-            f"which leaves {goal:,.0f} for {count[free].sum():,.0f} other weights"
+            f"sparsity {sparsity:g} is out of reach: overrides fix {given:,.0f} zeros, which leaves {goal:,.0f} for "
+            f"{count[free].sum():,.0f} other weights, of which {zeros[free].sum():,.0f} are zero"
         )
-    if goal == 0.0:
-        return thresholds
 
     def excess(log_base: float) -> float:
-        return float(count[free] @ laplace.pruned_fraction(np.exp(log_base) / root[free], scale[free]) - goal)
+        pruned = count[free] * laplace.pruned_fraction(np.exp(log_base) / root[free], scale[free])
+        # A weight that is zero already is pruned whatever the threshold.
+        return float(np.maximum(pruned, zeros[free]).sum() - goal)
 
     unit = np.log(scale[free] * root[free])
     low, high = float(unit.min()) - 1.0, float(unit.max()) + 1.0
-    base = np.exp(_root(excess, low, high))
+    base = np.exp(bracket_root(excess, low, high, tolerance=1e-12))
     return np.where(free, base / root, thresholds)
 
 
@@ -96,10 +99,11 @@ def _kept_counts(layers: Sequence[Layer], thresholds: Floats, sparsity: float) -
     pinned = np.array([layer.override.sparsity is not None for layer in layers])
     with np.errstate(divide="ignore", invalid="ignore"):
         fraction = np.where(scale > 0.0, laplace.pruned_fraction(thresholds, scale), 1.0)
-    share = count * fraction
+    zeros = np.array([layer.statistics.zeros for layer in layers], dtype=np.int64)
+    share = np.maximum(count * fraction, zeros)
     for index, layer in enumerate(layers):
         if layer.override.sparsity is not None and scale[index] > 0.0:
-            share[index] = round(layer.override.sparsity * int(count[index]))
+            share[index] = max(round(layer.override.sparsity * int(count[index])), zeros[index])
     pruned = np.floor(share).astype(np.int64)
     # Largest remainders take the weights that rounding down left over, so that the total is met to the weight.
     missing = max(round(sparsity * int(count.sum())) - int(pruned.sum()), 0)
@@ -114,22 +118,23 @@ def _kept_counts(layers: Sequence[Layer], thresholds: Floats, sparsity: float) -
 
 def _bit_prices(layers: Sequence[Layer], thresholds: Floats, bits: float) -> list[float]:
     """Price of a bit for each layer: one for all layers that no override fixes."""
-    weight = np.array([_kept_weight(layer, t).sum() for layer, t in zip(layers, thresholds, strict=True)])
+    channels = [_channels([layer], [threshold]) for layer, threshold in zip(layers, thresholds, strict=True)]
+    weight = np.array([channel.kept.sum() for channel in channels])
     prices = [0.0] * len(layers)
     free = []
     spent = 0.0
-    for index, (layer, threshold) in enumerate(zip(layers, thresholds, strict=True)):
+    for index, layer in enumerate(layers):
         override = layer.override
         if layer.statistics.laplace_scale == 0.0:
             continue
         if override.step is not None:
             prices[index] = float(laplace.price_at(override.step, override.sensitivity))
         elif override.bits is not None:
-            prices[index] = _price_for([layer], [threshold], override.bits)
+            prices[index] = _price_for(channels[index], override.bits)
         else:
             free.append(index)
             continue
-        spent += weight[index] * _mean_bits([layer], [threshold], prices[index])
+        spent += weight[index] * _mean_bits(channels[index], prices[index])
     if not free:
         return prices
     total = weight[free].sum()
@@ -138,57 +143,53 @@ def _bit_prices(layers: Sequence[Layer], thresholds: Floats, bits: float) -> lis
         raise TargetError(
             f"bits {bits:g} is out of reach: overrides leave {wanted:.3g} bits for each kept weight of the other layers"
         )
-    price = _price_for([layers[i] for i in free], [float(thresholds[i]) for i in free], wanted)
+    price = _price_for(_channels([layers[i] for i in free], [float(thresholds[i]) for i in free]), wanted)
     for index in free:
         prices[index] = price
     return prices
 
 
-def _kept_weight(layer: Layer, threshold: float) -> Floats:
-    """Expected kept weights of each channel, as the channel's own Laplace scale has it."""
-    scales = layer.statistics.channel_scales
-    each = layer.statistics.count / len(scales)
-    alive = scales > 0.0
-    return np.where(alive, each * np.exp(-threshold / np.where(alive, scales, 1.0)), 0.0)
+@dataclass(frozen=True, eq=False)
+class _Channels:
+    """The channels of some layers, one after the other, those of zeros left out.
+
+    scale        their Laplace scales
+    threshold    their layers' thresholds
+    sensitivity  their layers' sensitivities
+    kept         expected kept weights of each, as its own Laplace scale has it
+    """
+
+    scale: Floats
+    threshold: Floats
+    sensitivity: Floats
+    kept: Floats
 
 
-def _clips(layer: Layer, threshold: float, price: float) -> Floats:
-    """Clipping point of each channel; at least one step, the codebook's first value."""
-    step = laplace.step_at(price, layer.override.sensitivity)
-    scales = layer.statistics.channel_scales
-    alive = scales > 0.0
-    clips = laplace.clip_at(price, threshold, np.where(alive, scales, 1.0), layer.override.sensitivity)
-    return np.where(alive, np.maximum(clips, step), step)
+def _channels(layers: Sequence[Layer], thresholds: Sequence[float]) -> _Channels:
+    scale = np.concatenate([layer.statistics.channel_scales for layer in layers])
+    sizes = [len(layer.statistics.channel_scales) for layer in layers]
+    threshold = np.repeat(np.asarray(thresholds), sizes)
+    sensitivity = np.repeat([layer.override.sensitivity for layer in layers], sizes)
+    each = np.repeat([layer.statistics.count / size for layer, size in zip(layers, sizes, strict=True)], sizes)
+    alive = scale > 0.0
+    scale, threshold = scale[alive], threshold[alive]
+    return _Channels(scale, threshold, sensitivity[alive], each[alive] * np.exp(-threshold / scale))
 
 
-def _mean_bits(layers: Sequence[Layer], thresholds: Sequence[float], price: float) -> float:
-    spent = total = 0.0
-    for layer, threshold in zip(layers, thresholds, strict=True):
-        weight = _kept_weight(layer, threshold)
-        step = laplace.step_at(price, layer.override.sensitivity)
-        spent += float(weight @ np.log2(2.0 * _clips(layer, threshold, price) / step))
-        total += float(weight.sum())
-    return spent / total
+def _mean_bits(channels: _Channels, price: float) -> float:
+    step = laplace.step_at(price, channels.sensitivity)
+    clips = laplace.clip_at(price, channels.threshold, channels.scale, channels.sensitivity)
+    # At least one step, the codebook's first value.
+    # No dot product: BLAS would start threads for one this long, which cost more than they save.
+    spent = channels.kept * np.log2(2.0 * np.maximum(clips / step, 1.0))
+    return float(spent.sum() / channels.kept.sum())
 
 
-def _price_for(layers: Sequence[Layer], thresholds: Sequence[float], bits: float) -> float:
-    squares = [layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in layers]
+def _price_for(channels: _Channels, bits: float) -> float:
     # Four steps to the scale would be 4 bits; each bit is a factor 4 in the price. The bracket grows as far as needed.
-    guess = float(np.log(np.mean(squares)) - bits * np.log(4.0) + np.log(16.0))
+    guess = float(np.log(np.mean(channels.sensitivity * channels.scale**2)) - bits * np.log(4.0) + np.log(16.0))
 
     def excess(log_price: float) -> float:
-        return bits - _mean_bits(layers, thresholds, float(np.exp(log_price)))
+        return bits - _mean_bits(channels, float(np.exp(log_price)))
 
-    return float(np.exp(_root(excess, guess - 1.0, guess + 1.0)))
-
-
-def _root(rising: Callable[[float], float], low: float, high: float) -> float:
-    """Root of a rising function, from a bracket that is widened until it holds one."""
-    width = high - low
-    while rising(low) > 0.0:
-        low -= width
-        width *= 2.0
-    while rising(high) < 0.0:
-        high += width
-        width *= 2.0
-    return float(brentq(rising, low, high, xtol=1e-12, rtol=1e-12))
+    return float(np.exp(bracket_root(excess, guess - 1.0, guess + 1.0, tolerance=1e-7)))

@@ -78,15 +78,19 @@ def expected_bits(statistics: LayerStatistics, threshold: float, step: float, of
     Arguments as in LayerPlan, in weight units. Exact but for rounding where the statistics hold every magnitude.
     """
     magnitudes = statistics.magnitudes
-    edges = np.maximum((FIRST[2:] - offset) * step, threshold)
-    borders = np.concatenate([[threshold], edges]).astype(magnitudes.dtype)
-    places = np.searchsorted(magnitudes, borders, side="right")
-    counts = np.diff(np.concatenate([[0], places, [len(magnitudes)]])) * (statistics.count / len(magnitudes))
-    used = counts > 0
-    if not used[1:].any():
+    sampled, largest = len(magnitudes), float(magnitudes[-1])
+    if largest <= threshold:
         return 8.0 * 2.0
-    shares = counts[used] / counts.sum()
-    entropy = -float(counts[used] @ np.log2(shares))
-    last = int(np.flatnonzero(used)[-1])
+    # Token k > 0 begins at border k - 1; only those that the largest magnitude reaches.
+    last = max(int(FIRST.searchsorted(largest / step + offset, side="right")) - 1, 1)
+    borders = np.maximum((FIRST[1 : last + 1] - offset) * step, threshold)
+    borders[0] = threshold
+    # In the magnitudes' own type: NumPy would else turn all of them to float64, which takes longer than the search.
+    places = magnitudes.searchsorted(borders.astype(magnitudes.dtype), side="right")
+    counts = np.empty(last + 1)
+    counts[0], counts[1:-1], counts[-1] = places[0], places[1:] - places[:-1], sampled - places[-1]
+    used = counts[counts > 0.0]
+    entropy = sampled * math.log2(sampled) - float(used @ np.log2(used))
+    raw = sampled - float(counts[0]) + float(counts @ LOW_BITS[: last + 1])
     # A word and a half is what the coder's last state takes on average.
-    return entropy + float(counts[1:].sum()) + float(counts @ LOW_BITS) + 8.0 * (1 + last + 1) + 16.0
+    return (entropy + raw) * statistics.count / sampled + 8.0 * (1 + last + 1) + 16.0

@@ -112,10 +112,10 @@ def _columns(header: Header) -> bytes:
 
 
 def _shared_prefix(a: bytes, b: bytes) -> int:
-    length = 0
-    while length < min(len(a), len(b)) and a[length] == b[length]:
-        length += 1
-    return length
+    length = min(len(a), len(b))
+    # As one number: its leading zero bytes are what the two share.
+    difference = int.from_bytes(a[:length], "big") ^ int.from_bytes(b[:length], "big")
+    return length - (difference.bit_length() + 7) // 8
 
 
 def _inflate(data: bytes) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec.cursor import Cursor, varint
-from opq.codec.tables import bytes_to_coder, encode_table, table_model, words_to_bytes
+from opq.codec.tables import PRECISION, bytes_to_coder, encode_table, frequencies, table_model, words_to_bytes
 from opq.errors import FormatError
 
 _WHERE = "auxiliary tensors"
@@ -29,9 +29,10 @@ def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
     """The section of `arrays`, of any shapes and dtypes."""
     out = bytearray()
     for size in _SIZES:
-        raw = b"".join(_to_words(array).tobytes() for array in arrays if array.dtype.itemsize == size)
-        for plane in np.frombuffer(raw, dtype=np.uint8).reshape(-1, size).T[::-1] if raw else ():
-            out += _encode_plane(np.ascontiguousarray(plane))
+        chosen = [array for array in arrays if array.dtype.itemsize == size and array.size]
+        if chosen:
+            for plane in _to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1]:
+                out += _encode_plane(np.ascontiguousarray(plane))
     return bytes(out)
 
 
@@ -57,12 +58,12 @@ def decode_pack(
     return arrays
 
 
-def _to_words(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    size = array.dtype.itemsize
-    words = np.ascontiguousarray(array).reshape(-1).view(f"u{size}")
-    if array.dtype.kind in _FLOAT_KINDS:
-        words = (words << 1) | (words >> (8 * size - 1))
-    return words.astype(f"<u{size}")
+def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> NDArray[np.unsignedinteger]:
+    """The elements of arrays whose items have `size` bytes, one array after the other."""
+    words = np.concatenate([np.ascontiguousarray(array).reshape(-1).view(f"u{size}") for array in arrays])
+    is_float = np.repeat([array.dtype.kind in _FLOAT_KINDS for array in arrays], [array.size for array in arrays])
+    turned = (words << 1) | (words >> (8 * size - 1))
+    return np.where(is_float, turned, words).astype(f"<u{size}", copy=False)
 
 
 def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
@@ -78,10 +79,13 @@ def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) 
 def _encode_plane(plane: NDArray[np.uint8]) -> bytes:
     low = int(plane.min())
     symbols = (plane - low).astype(np.int32)
-    table = encode_table(np.bincount(symbols))
+    counts = np.bincount(symbols)
+    table = encode_table(counts)
     head = varint(len(table)) + bytes([low]) + table
     if len(table) == 1:
         return head
+    if counts @ (PRECISION - np.log2(frequencies(table))) > 8.0 * (1.01 * len(plane) + 16):
+        return varint(0) + plane.tobytes()  # noise, such as the low bits of a mantissa: not worth trying
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols, table_model(table))
     data = words_to_bytes(coder.get_compressed())

@@ -66,14 +66,15 @@ def pack_auxiliary(tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: 
         size = 0
 
     for name, array in tensors:
-        if array.dtype.name not in dtypes.NUMPY:
-            raise WeightError(name, array.shape, f"dtype {array.dtype.name} is not supported")
+        kind = dtypes.name_of(array.dtype)
+        if kind not in dtypes.NUMPY:
+            raise WeightError(name, array.shape, f"dtype {kind} is not supported")
         if array.size > LARGEST_TENSOR:
             raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
         if size + array.nbytes > LARGEST_PACK:
             close()
         halved = storage == "half" and fits_half(array)
-        pending.append((name, array.shape, array.dtype.name, "half" if halved else "exact"))
+        pending.append((name, array.shape, kind, "half" if halved else "exact"))
         arrays.append(array.astype(np.float16) if halved else array)
         size += array.nbytes
     close()

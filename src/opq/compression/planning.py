@@ -49,7 +49,7 @@ def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Laye
     overrides = read_overrides(names, options, joint="sparsity" not in target.asked)
     if not names:
         raise TargetError("there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float")
-    repeats = surveyed.repeats()
+    repeats = surveyed.repeats
     return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
@@ -75,18 +75,20 @@ def joint_plan(surveyed: Survey, layers: Sequence[Layer], target: Target, auxili
 
 def price_for_bytes(surveyed: Survey, layers: Sequence[Layer], budget: int, aim: float) -> float:
     """The price at which the whole file is predicted to take `aim` bytes; TargetError when `budget` is out of reach."""
-    fixed = surveyed.fixed_bytes()
+    price = nearest_price(surveyed, layers, aim)
     low, high = joint.price_bounds(layers)
-    largest = fixed + joint.predicted_bits(layers, low, _measured_bits) / 8.0
-    smallest = fixed + joint.predicted_bits(layers, high, _measured_bits) / 8.0
-    if not smallest <= aim <= largest:
-        raise TargetError.out_of_reach(budget, round(smallest / AIM), round(largest), surveyed.dense_bytes)
-    return nearest_price(surveyed, layers, aim)
+    if not low * (1.0 + 1e-9) < price < high * (1.0 - 1e-9):  # at an end of the curve: is the aim there, or beyond?
+        fixed = surveyed.fixed_bytes
+        largest = fixed + joint.predicted_bits(layers, low, _measured_bits) / 8.0
+        smallest = fixed + joint.predicted_bits(layers, high, _measured_bits) / 8.0
+        if not smallest <= aim <= largest:
+            raise TargetError.out_of_reach(budget, round(smallest / AIM), round(largest), surveyed.dense_bytes)
+    return price
 
 
 def nearest_price(surveyed: Survey, layers: Sequence[Layer], aim: float) -> float:
     """The price at which the whole file is predicted to take `aim` bytes, or comes nearest to that."""
-    return joint.price_for(layers, 8.0 * (aim - surveyed.fixed_bytes()), _measured_bits)
+    return joint.price_for(layers, 8.0 * (aim - surveyed.fixed_bytes), _measured_bits)
 
 
 def _measured_bits(statistics: LayerStatistics, threshold: float, step: float) -> float:
@@ -145,7 +147,7 @@ def _separating_magnitude(statistics: LayerStatistics, kept: int) -> float:
 def _finish(
     mode: str, surveyed: Survey, target: Target, auxiliary: str, price: float | None, plans: dict[str, LayerPlan]
 ) -> Plan:
-    repeats = surveyed.repeats()
+    repeats = surveyed.repeats
     codes = sum(layer.bits * layer.count for name, layer in plans.items() if name not in repeats) / 8.0
-    predicted = round(surveyed.fixed_bytes() + codes)
+    predicted = round(surveyed.fixed_bytes + codes)
     return Plan(mode, dict(target.asked), auxiliary, price, surveyed.dense_bytes, predicted, plans)

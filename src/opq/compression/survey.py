@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ class Survey:
     dense_bytes: int
     metadata: dict[str, str]
 
+    @cached_property
     def repeats(self) -> dict[str, str]:
         """{weight: earlier weight with the same values}, as tied weights have: their codes will be stored once.
 
@@ -49,6 +51,7 @@ class Survey:
                 again[name] = earlier
         return again
 
+    @cached_property
     def fixed_bytes(self) -> int:
         """Bytes of the file that are not codes, closely estimated: header, checksums, auxiliary tensors."""
         weights = ((name, measured.shape, self.dtypes[name]) for name, measured in self.statistics.items())
@@ -83,7 +86,7 @@ def survey(state: State, options: Options, weights: Collection[str] | None = Non
             if array.size > LARGEST_TENSOR:
                 raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
             statistics[name] = measure(array, name)
-            kinds[name] = array.dtype.name
+            kinds[name] = dtypes.name_of(array.dtype)
 
     packs = pack_auxiliary(auxiliary(), read_auxiliary(options))
     return Survey(statistics, kinds, packs, dense, dict(state.metadata))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
+from opq import dtypes
 from opq.allocation.plans import LayerPlan
 from opq.errors import PlanError, WeightError
 
@@ -27,7 +29,7 @@ def mask(weight: Array, plan: LayerPlan) -> Array:
     With `plan.kept` the mask keeps exactly so many weights, the largest magnitudes, the first ones of equal magnitudes;
     otherwise it keeps the magnitudes above `plan.threshold`.
     """
-    xp = array_namespace(weight)
+    xp = namespace(weight)
     magnitude = xp.abs(_working(weight, xp))
     if plan.kept is None:
         return magnitude > _scalar(plan.threshold, magnitude, xp)
@@ -45,10 +47,11 @@ def mask(weight: Array, plan: LayerPlan) -> Array:
 def quantize(weight: Array, plan: LayerPlan) -> Array:
     """Codes of `weight` under `plan`: int32, shaped as `weight`, 0 where pruned.
 
-    code = sign(w) max(1, floor(|w| / step + offset)) where kept, cut at the channel's limit if the plan has limits.
+    code = sign(w) max(1, floor(|w| / step + offset)) where kept, cut at the channel's limit if the plan has limits, and at the
+    largest code whose value the weight's dtype can hold.
     Raises PlanError when the plan was made for another shape, WeightError when a code would exceed LARGEST_CODE.
     """
-    xp = array_namespace(weight)
+    xp = namespace(weight)
     if tuple(weight.shape) != plan.shape:
         raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
     work = _working(weight, xp)
@@ -63,6 +66,10 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
             f"step {plan.step:g} is too fine for its largest magnitude: it would take the code {largest:.0f}, "
             f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
         )
+    # Rounding up must not lead out of a narrow dtype.
+    fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / plan.step
+    if fitting < LARGEST_CODE:
+        levels = xp.minimum(levels, _scalar(math.floor(fitting), levels, xp))
     signed = xp.sign(work) * xp.maximum(levels, xp.ones_like(levels))
     return xp.astype(xp.where(mask(weight, plan), signed, xp.zeros_like(signed)), xp.int32)
 
@@ -72,7 +79,7 @@ def dequantize(codes: Array, step: float, dtype: Any) -> Array:
 
     The product is rounded to float32 (float64 when `dtype` is float64), then to `dtype`, both to nearest even.
     """
-    xp = array_namespace(codes)
+    xp = namespace(codes)
     work = xp.float64 if dtype == xp.float64 else xp.float32
     levels = xp.astype(codes, work)
     return xp.astype(levels * _scalar(step, levels, xp), dtype)
@@ -81,6 +88,12 @@ def dequantize(codes: Array, step: float, dtype: Any) -> Array:
 def fake_quantize(weight: Array, plan: LayerPlan) -> Array:
     """`weight` as it comes back from a file: quantized and dequantized, in its own dtype."""
     return dequantize(quantize(weight, plan), plan.step, weight.dtype)
+
+
+def namespace(array: Array) -> Any:
+    """The array API functions for `array`."""
+    # NumPy's own, not array_api_compat's: importing those loads all of NumPy, its Fortran compiler included, for 0.1 s.
+    return np if isinstance(array, np.ndarray) else array_namespace(array)
 
 
 def _working(weight: Array, xp: Any) -> Array:

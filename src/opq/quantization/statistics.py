@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
+from array_api_compat import to_device
 from numpy.typing import NDArray
 
 from opq.allocation.layers import LayerStatistics
 from opq.errors import WeightError
-from opq.quantization.quantizer import Array
+from opq.quantization.quantizer import Array, namespace
 
 SAMPLE = 2**16
 """Magnitudes kept of a weight that has more than so many."""
@@ -25,7 +25,7 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     Raises WeightError when the weight is empty, or holds NaN or infinite values, or values that add up to infinity; `name` is
     for that message.
     """
-    xp = array_namespace(weight)
+    xp = namespace(weight)
     shape = tuple(weight.shape)
     count = math.prod(shape)
     if count == 0:
@@ -34,12 +34,10 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp)
     if not np.isfinite(sums).all():
         _refuse(weight, name, xp)
-    return LayerStatistics(
-        shape=shape,
-        laplace_scale=float(sums.sum() / count),
-        channel_scales=sums * (channels / count),
-        magnitudes=np.sort(_sample(weight, count, xp)),
-    )
+    magnitudes = _sample(weight, count, xp)
+    # Only a sample with a zero in it is worth counting zeros for: a pruned checkpoint, not one that happens to hold a few.
+    zeros = int(xp.sum(weight == 0, dtype=xp.int64)) if magnitudes[0] == 0.0 else 0
+    return LayerStatistics(shape, float(sums.sum() / count), sums * (channels / count), zeros, magnitudes)
 
 
 def _channel_sums(rows: Array, xp: Any) -> NDArray[np.float64]:
@@ -61,7 +59,8 @@ def _sample(weight: Array, count: int, xp: Any) -> NDArray[np.floating]:
     while stride > 1 and math.gcd(stride, count) > 1:
         stride += 1
     picked = xp.reshape(weight, (-1,))[::stride]
-    magnitudes: NDArray[np.floating] = np.abs(_numpy(xp.astype(picked, _working_dtype(weight, xp))))
+    magnitudes: NDArray[np.floating] = np.abs(_numpy(xp.astype(picked, _working_dtype(weight, xp), copy=False)))
+    magnitudes.sort()
     return magnitudes
 
 

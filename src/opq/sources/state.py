@@ -42,14 +42,14 @@ class TensorState(State):
         tensor = self._tensors[name]
         if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
             raise SourceError(f"tensor {name!r}", f"expected a NumPy array or torch tensor, got a {type(tensor).__name__}")
-        return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         tensor = self._tensors[name]
         kind, shape = self.describe(name)
         if is_torch_array(tensor):
             return _from_torch(tensor, name)
-        if not isinstance(tensor, (np.ndarray, np.generic)) or tensor.dtype.name not in dtypes.NUMPY:
+        if not isinstance(tensor, (np.ndarray, np.generic)) or dtypes.name_of(tensor.dtype) not in dtypes.NUMPY:
             raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
         return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(shape)
 

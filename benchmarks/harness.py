@@ -1,0 +1,198 @@
+"""What the benchmarks share: where the data are, how a time is measured, and how a result is kept.
+
+Every benchmark is one script with one claim and one command. It prints its rows as a table and writes
+`benchmarks/results/NAME.json`: the rows, and what they depend on (command, machine, versions, seed, commit, date).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from opq import tables
+
+Row = Mapping[str, Any]
+"""One result: {column: number, text, bool, or None where it does not apply}."""
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+NETWORKS = {
+    "resnet20": "weights/resnet20_cifar10.safetensors",
+    "resnet56": "weights/resnet56_cifar10.safetensors",
+    "mobilenet": "weights/mobilenet_v1_0.75_imagenet.safetensors",
+}
+"""{network: its checkpoint under the data folder}"""
+
+RATIOS = (4.0, 10.0, 20.0, 40.0)
+"""The file ratios that benchmarks ask for."""
+
+_LIBRARIES = ("opq", "numpy", "scipy", "constriction", "safetensors")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that repeated runs took."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time: `run`, each time after `before`, which is not counted."""
+
+    run: Callable[[], object]
+    before: Callable[[], object] = lambda: None
+
+
+def data_file(relative: str) -> Path:
+    """A file of the data folder, which is OPQ_DATA or ../shared/data beside the repository; exits 1 when it is missing."""
+    folder = Path(os.environ.get("OPQ_DATA") or ROOT.parent / "shared" / "data")
+    path = folder / relative
+    if not path.is_file():
+        where = "in the folder that OPQ_DATA names" if os.environ.get("OPQ_DATA") else "in ../shared/data (set OPQ_DATA)"
+        print(f"{Path(sys.argv[0]).name}: missing data: {relative} is not {where}", file=sys.stderr)
+        raise SystemExit(1)
+    return path
+
+
+def checkpoints() -> dict[str, Path]:
+    """{network: path of its checkpoint}; exits 1 when one is missing."""
+    return {network: data_file(relative) for network, relative in NETWORKS.items()}
+
+
+def load(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file."""
+    tensors: dict[str, NDArray[Any]] = safetensors.numpy.load_file(path)
+    return tensors
+
+
+def measure_seconds(cases: Mapping[str, Case], repeats: int, *, warm_up: bool = True) -> dict[str, Timing]:
+    """Wall seconds of each case over `repeats` rounds; every round runs every case once, so that drift hits all alike.
+
+    With `warm_up` one round more goes first and is not counted: it imports what is imported lazily and fills what is cached.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for round_number in range(-int(warm_up), repeats):
+        for name, case in cases.items():
+            case.before()
+            start = time.perf_counter()
+            case.run()
+            if round_number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: summarize(values) for name, values in seconds.items()}
+
+
+def summarize(seconds: Sequence[float]) -> Timing:
+    """Median, lowest and highest of some times."""
+    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """Print `rows` as an aligned table, all columns or the given ones."""
+    names = list(columns or rows[0])
+    print(tables.render(names, [[_text(row[name]) for name in names] for row in rows]))
+
+
+def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, libraries: Sequence[str] = ()) -> None:
+    """Write the rows and what they depend on to results/`benchmark`.json.
+
+    seed       seed of what the benchmark draws at random, None where it draws nothing
+    libraries  what it uses beside the base install
+    """
+    document = {
+        "benchmark": benchmark,
+        "command": " ".join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
+        "machine": _machine(),
+        "versions": _versions([*_LIBRARIES, *libraries]),
+        "seed": seed,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{benchmark}.json"
+    path.write_text(_dump(document), encoding="utf-8")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def _dump(document: Mapping[str, Any]) -> str:
+    """JSON with one line a row, so that a changed figure is a changed line."""
+    head = json.dumps({**document, "rows": []}, indent=1, allow_nan=False)
+    rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in document["rows"])
+    return head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: more would be noise."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    """{library: its version}, of Python and of those that are installed."""
+    versions = {"python": platform.python_version()}
+    for library in libraries:
+        with suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    return versions
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown"
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _commit() -> str:
+    """Short name of the commit, with "+changes" where src/ is not as committed; "unknown" outside of a repository."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "--", "src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()

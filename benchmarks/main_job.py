@@ -1,0 +1,157 @@
+"""The main job, at the command line: a checkpoint to a file of the asked ratio, and back, in about a second.
+
+Claim: for a pretrained network and a file ratio R, `opq compress` writes a file of at most dense/R bytes and at least
+0.98 dense/R, all overhead counted; `opq expand` gives back every tensor with its name, shape and dtype, auxiliary tensors bit
+for bit, weights bit-equal to `fake_quantize` under the plan; `opq verify` proves the file whole. With a sparsity and bits the
+file has that many zeros to the weight.
+
+    python benchmarks/main_job.py
+
+Each command runs as its own process; its seconds are those of the whole process, median of three. Exits 1 when a check fails.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import RATIOS, Case, Row, checkpoints, load, measure_seconds, print_rows, save_result
+from numpy.typing import NDArray
+
+import opq
+
+REPEATS = 3
+SMALLEST_SHARE = 0.98
+PAPER_TARGETS = ({"sparsity": 0.6, "bits": 4.0}, {"sparsity": 0.9, "bits": 3.0})
+
+Tensors = Mapping[str, NDArray[Any]]
+Target = Mapping[str, Any]
+
+
+def main() -> int:
+    """Run every network at every target; the exit status."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for network, path in checkpoints().items():
+        for target in ({"ratio": ratio} for ratio in RATIOS):
+            _run(network, path, target, rows, problems)
+        for target in PAPER_TARGETS:
+            _run(network, path, target, rows, problems)
+    print_rows(rows)
+    save_result("main_job", rows, seed=None)
+    for problem in problems:
+        print(f"FAILED: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _run(network: str, path: Path, target: Target, rows: list[Row], problems: list[str]) -> None:
+    asked = ", ".join(f"{key} {value:g}" for key, value in target.items())
+    with tempfile.TemporaryDirectory() as folder:
+        row, found = _job(network, path, target, Path(folder))
+    rows.append(row)
+    problems += [f"{network} at {asked}: {problem}" for problem in found]
+
+
+def _job(network: str, source: Path, target: Target, folder: Path) -> tuple[Row, list[str]]:
+    """One network at one target: its row, and what is wrong with the result."""
+    file, expanded = folder / "tmp.opq", folder / "tmp.safetensors"
+    arguments = [text for key, value in target.items() for text in (f"--{key}", f"{value:g}")]
+    seconds = measure_seconds(
+        {
+            "compress": Case(
+                lambda: _opq("compress", str(source), *arguments, "-o", str(file)),
+                before=lambda: file.unlink(missing_ok=True),
+            ),
+            "inspect": Case(lambda: _opq("inspect", str(file), "--json")),
+        },
+        REPEATS,
+        warm_up=False,
+    )
+    _opq("expand", str(file), "-o", str(expanded))
+    verified = "whole" in _opq("verify", str(file))
+    inspection = json.loads(_opq("inspect", str(file), "--json"))
+    tensors, again = load(source), load(expanded)
+    compressed = opq.compress(source, **target)
+    dense_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    budget = math.floor(dense_bytes / target["ratio"]) if "ratio" in target else None
+    file_bytes = file.stat().st_size
+    problems = [
+        *_wrong_sizes(file_bytes, dense_bytes, budget, inspection),
+        *_wrong_tensors(tensors, again, compressed.plan),
+        *_wrong_zeros(again, inspection, target),
+        *([] if compressed.data == file.read_bytes() else ["the library makes other bytes than the command line"]),
+        *([] if verified else ["opq verify does not call the file whole"]),
+    ]
+    row = {
+        "network": network,
+        "mode": "joint" if budget else "paper",
+        "ratio": target.get("ratio"),
+        "target_sparsity": target.get("sparsity"),
+        "target_bits": target.get("bits"),
+        "dense_bytes": dense_bytes,
+        "file_bytes": file_bytes,
+        "share_of_target": file_bytes / budget if budget else None,
+        "file_ratio": dense_bytes / file_bytes,
+        "nominal_ratio": inspection["nominal_ratio"],
+        "sparsity": inspection["sparsity"],
+        "bits_per_weight": inspection["bits_per_weight"],
+        "compress_seconds": seconds["compress"].median,
+        "inspect_seconds": seconds["inspect"].median,
+        "verified": verified and not problems,
+    }
+    return row, problems
+
+
+def _opq(*arguments: str) -> str:
+    """What the command line prints; CalledProcessError, its own message shown, when it fails."""
+    done = subprocess.run([sys.executable, "-m", "opq", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def _wrong_sizes(file_bytes: int, dense_bytes: int, budget: int | None, inspection: Mapping[str, Any]) -> Iterator[str]:
+    if budget is not None and file_bytes > budget:
+        yield f"{file_bytes:,} bytes, more than the {budget:,} asked for"
+    if budget is not None and file_bytes < SMALLEST_SHARE * budget:
+        yield f"{file_bytes:,} bytes, less than {SMALLEST_SHARE:g} of the {budget:,} asked for"
+    if (inspection["file_bytes"], inspection["dense_bytes"]) != (file_bytes, dense_bytes):
+        yield f"inspect says {inspection['file_bytes']:,} of {inspection['dense_bytes']:,} bytes"
+    spent = sum(tensor["bytes"] for tensor in inspection["tensors"]) + inspection["header_bytes"]
+    if spent != file_bytes:
+        yield f"inspect accounts for {spent:,} bytes of {file_bytes:,}"
+
+
+def _wrong_tensors(source: Tensors, expanded: Tensors, plan: opq.Plan) -> Iterator[str]:
+    """Where what came back is not what the plan makes of the source."""
+    if set(source) != set(expanded):
+        yield f"names differ: {sorted(set(source) ^ set(expanded))[:3]}"
+    for name in sorted(set(source) & set(expanded)):
+        before, after = source[name], expanded[name]
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
+            yield f"{name}: {before.dtype} {before.shape} came back as {after.dtype} {after.shape}"
+            continue
+        layer = plan.layers.get(name)
+        expected = before if layer is None else np.asarray(opq.fake_quantize(before, layer))
+        if expected.tobytes() != after.tobytes():
+            yield f"{name}: not bit-equal to {'the source' if layer is None else 'fake_quantize of the source'}"
+
+
+def _wrong_zeros(expanded: Tensors, inspection: Mapping[str, Any], target: Target) -> Iterator[str]:
+    """Where the zeros are not those asked for, or not those reported."""
+    weights = [expanded[tensor["name"]] for tensor in inspection["tensors"] if tensor["kind"] == "weight"]
+    count = sum(weight.size for weight in weights)
+    zeros = count - sum(int(np.count_nonzero(weight)) for weight in weights)
+    if "sparsity" in target and zeros != round(target["sparsity"] * count):
+        yield f"{zeros:,} of {count:,} weights are zero, {round(target['sparsity'] * count):,} were asked for"
+    if not math.isclose(inspection["sparsity"], zeros / count, abs_tol=1e-9):
+        yield f"inspect says {inspection['sparsity']:.6f} are zeros, {zeros / count:.6f} are"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
