@@ -57,19 +57,20 @@ def save(
     return compress(tensors, metadata=metadata, plan=plan, **options).data
 
 
-def load_file(filename: str | os.PathLike[str]) -> dict[str, NDArray[np.generic]]:
+def load_file(filename: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, NDArray[np.generic]]:
     """All tensors of a file by name, each in its own dtype and shape.
 
+    max_bytes  most dense bytes it may hold; by default 64 MiB and 4096 times its size, against files made to fill memory
     Raises SourceError when it cannot be read, FormatError when it is not a whole, valid file.
     """
-    with OpqFile(filename) as file:
-        return {name: file.array(name) for name in file}
+    with OpqFile(filename, max_bytes=max_bytes) as file:
+        return file.arrays()
 
 
-def load(data: bytes) -> dict[str, NDArray[np.generic]]:
+def load(data: bytes, *, max_bytes: int | None = None) -> dict[str, NDArray[np.generic]]:
     """All tensors of a file given as bytes; see `load_file`."""
-    with OpqFile(data) as file:
-        return {name: file.array(name) for name in file}
+    with OpqFile(data, max_bytes=max_bytes) as file:
+        return file.arrays()
 
 
 class safe_open(TensorReader[NDArray[np.generic]]):  # noqa: N801 - safetensors' name for it
@@ -80,6 +81,6 @@ class safe_open(TensorReader[NDArray[np.generic]]):  # noqa: N801 - safetensors'
             array = f.get_tensor(name)
     """
 
-    def __init__(self, filename: str | os.PathLike[str]) -> None:
+    def __init__(self, filename: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
         """Open a file, reading its header alone; raises as `load_file` does."""
-        super().__init__(OpqFile(filename), lambda array: array)
+        super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: array)

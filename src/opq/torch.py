@@ -72,19 +72,22 @@ def save_model(
     return save_file(model.state_dict(), filename, metadata, plan=plan, **options)
 
 
-def load_file(filename: str | os.PathLike[str], device: str | int | torch.device = "cpu") -> dict[str, torch.Tensor]:
+def load_file(
+    filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, max_bytes: int | None = None
+) -> dict[str, torch.Tensor]:
     """All tensors of a file by name, each in its own dtype and shape, on `device`.
 
+    max_bytes  most dense bytes it may hold; by default 64 MiB and 4096 times its size, against files made to fill memory
     Raises SourceError when it cannot be read, FormatError when it is not a whole, valid file.
     """
-    with OpqFile(filename) as file:
-        return {name: _tensor(file.array(name)).to(device) for name in file}
+    with OpqFile(filename, max_bytes=max_bytes) as file:
+        return {name: _tensor(array).to(device) for name, array in file.arrays().items()}
 
 
-def load(data: bytes, device: str | int | torch.device = "cpu") -> dict[str, torch.Tensor]:
+def load(data: bytes, device: str | int | torch.device = "cpu", *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a file given as bytes; see `load_file`."""
-    with OpqFile(data) as file:
-        return {name: _tensor(file.array(name)).to(device) for name in file}
+    with OpqFile(data, max_bytes=max_bytes) as file:
+        return {name: _tensor(array).to(device) for name, array in file.arrays().items()}
 
 
 def load_model(
@@ -107,9 +110,11 @@ class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name f
             tensor = f.get_tensor(name)
     """
 
-    def __init__(self, filename: str | os.PathLike[str], device: str | int | torch.device = "cpu") -> None:
+    def __init__(
+        self, filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, max_bytes: int | None = None
+    ) -> None:
         """Open a file, reading its header alone; raises as `load_file` does."""
-        super().__init__(OpqFile(filename), lambda array: _tensor(array).to(device))
+        super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: _tensor(array).to(device))
 
 
 def _tensor(array: NDArray[np.generic]) -> torch.Tensor:

@@ -15,16 +15,21 @@ from itertools import pairwise
 
 from opq import dtypes
 from opq.codec.cursor import Cursor, varint
-from opq.errors import FormatError
+from opq.errors import FormatError, TargetError, WeightError
 
-LARGEST_HEADER = 2**26
-"""Bytes an inflated header may have."""
+LARGEST_HEADER, HEADER_START, HEADER_EXPANSION = 2**26, 2**20, 64
+"""Bytes an inflated header may have: at most the first, and at most the second plus the third times its deflated bytes."""
 
 LARGEST_TENSOR = 2**31 - 1
 """Elements a tensor may have."""
 
+LARGEST_COUNT = 2**17
+"""Tensors a file may have."""
+
 _LARGEST_NAME = 2**16 - 1
+_LARGEST_NAMES = 2**24
 _LARGEST_RANK = 32
+_LARGEST_METADATA = 2**12
 _WHERE = "header"
 _STORAGE = ("exact", "half", "codes")
 
@@ -70,17 +75,38 @@ class Header:
 
 
 def encode_header(header: Header) -> bytes:
-    """The header's bytes, raw deflate."""
+    """The header's bytes, raw deflate; WeightError or TargetError for what no reader would take."""
+    _check_writable(header)
+    columns = header_columns(header)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return deflate.compress(_columns(header)) + deflate.flush()
+    packed = deflate.compress(columns) + deflate.flush()
+    if len(columns) > _largest_header(len(packed)):
+        raise TargetError(
+            f"a header of {len(columns):,} bytes is more than readers take: too many tensors, or too large metadata"
+        )
+    return packed
 
 
 def decode_header(data: bytes) -> Header:
     """The header in `data`; FormatError when anything about it breaks a rule of the format."""
-    return _parse(_inflate(data))
+    return _parse(inflate_header(data))
 
 
-def _columns(header: Header) -> bytes:
+def _check_writable(header: Header) -> None:
+    """Hold what is written to the limits that hold for what is read."""
+    for entry in header.entries:
+        if len(entry.name.encode()) > _LARGEST_NAME:
+            raise WeightError(entry.name[:80], entry.shape, f"its name has more than {_LARGEST_NAME:,} bytes")
+        if len(entry.shape) > _LARGEST_RANK:
+            raise WeightError(entry.name, entry.shape, f"it has more than {_LARGEST_RANK} dimensions")
+    if len(header.entries) > LARGEST_COUNT or sum(len(entry.name.encode()) for entry in header.entries) > _LARGEST_NAMES:
+        raise TargetError(f"more than {LARGEST_COUNT:,} tensors, or {_LARGEST_NAMES:,} bytes of names, do not go into a file")
+    if len(header.metadata) > _LARGEST_METADATA:
+        raise TargetError(f"more than {_LARGEST_METADATA:,} metadata do not go into a file")
+
+
+def header_columns(header: Header) -> bytes:
+    """The header's bytes before they are deflated."""
     entries = header.entries
     names = [entry.name.encode() for entry in entries]
     shared = [_shared_prefix(a, b) for a, b in pairwise([b"", *names])]
@@ -118,22 +144,27 @@ def _shared_prefix(a: bytes, b: bytes) -> int:
     return length - (difference.bit_length() + 7) // 8
 
 
-def _inflate(data: bytes) -> bytes:
+def inflate_header(data: bytes) -> bytes:
+    """The header's bytes, inflated; FormatError when they do not inflate, or to too many."""
     inflate = zlib.decompressobj(-15)
+    limit = _largest_header(len(data))
     try:
-        columns = inflate.decompress(data, LARGEST_HEADER)
+        columns = inflate.decompress(data, limit)
     except zlib.error as error:
         raise FormatError(_WHERE, f"it does not inflate: {error}") from None
     if not inflate.eof or inflate.unused_data:
-        raise FormatError(_WHERE, f"it is cut off, has bytes too many, or inflates to more than {LARGEST_HEADER:,} bytes")
+        raise FormatError(_WHERE, f"it is cut off, has bytes too many, or inflates to more than {limit:,} bytes")
     return columns
+
+
+def _largest_header(packed: int) -> int:
+    return min(LARGEST_HEADER, HEADER_START + HEADER_EXPANSION * packed)
 
 
 def _parse(columns: bytes) -> Header:
     cursor = Cursor(columns, _WHERE)
-    limit = len(columns)  # every item takes at least a byte, so no count can exceed it
-    metadata = _metadata(cursor, cursor.varint(limit))
-    count = cursor.varint(limit)
+    metadata = _metadata(cursor, cursor.varint(_LARGEST_METADATA))
+    count = cursor.varint(LARGEST_COUNT)
     names = _names(cursor, count)
     kinds = [_lookup(dtypes.NAME, code, "dtype") for code in cursor.take(count)]
     storages = [_lookup(dict(enumerate(_STORAGE)), code, "storage") for code in cursor.take(count)]
@@ -162,6 +193,8 @@ def _metadata(cursor: Cursor, count: int) -> dict[str, str]:
 def _names(cursor: Cursor, count: int) -> list[str]:
     shared = [cursor.varint(_LARGEST_NAME) for _ in range(count)]
     lengths = [cursor.varint(_LARGEST_NAME) for _ in range(count)]
+    if sum(shared) + sum(lengths) > _LARGEST_NAMES:
+        raise FormatError(_WHERE, f"its names have more than {_LARGEST_NAMES:,} bytes")
     names: list[str] = []
     last = b""
     for keep, length in zip(shared, lengths, strict=True):

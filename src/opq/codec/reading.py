@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.codec.entropy import decode_codes
-from opq.codec.header import Entry, Header, decode_header
+from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
 from opq.codec.planes import decode_pack
 from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.errors import FormatError, SourceError
+from opq.parallel import in_parallel
 from opq.quantization.compressed import CompressedTensor
 
 Content = CompressedTensor | NDArray[np.generic]
@@ -40,7 +41,7 @@ class OpqFile(Mapping[str, Content]):
         Raises SourceError when the path cannot be read, FormatError when the file is not valid.
         """
         self._lock = threading.Lock()
-        self._pack: tuple[int, dict[str, NDArray[np.generic]]] | None = None
+        self._packs: dict[int, dict[str, NDArray[np.generic]]] = {}
         self._file: BinaryIO
         if isinstance(source, bytes):
             self._file = io.BytesIO(source)
@@ -72,6 +73,9 @@ class OpqFile(Mapping[str, Content]):
             raise FormatError("header", "its checksum does not match: the file is damaged")
         self._header: Header = decode_header(packed)
         self._entries = {entry.name: entry for entry in self._header.entries}
+        self._members: dict[int, list[Entry]] = {}
+        for entry in self._header.entries:
+            self._members.setdefault(entry.section, []).append(entry)
         self._offsets: list[int] = [PREFIX.size + length]
         for size in self._header.lengths:
             self._offsets.append(self._offsets[-1] + size)
@@ -108,6 +112,15 @@ class OpqFile(Mapping[str, Content]):
         """Bytes of prefix and header."""
         return self._offsets[0]
 
+    def members(self, section: int) -> list[Entry]:
+        """The tensors that a section holds, in order of their names."""
+        return self._members[section]
+
+    def is_canonical(self) -> bool:
+        """Whether prefix and header are, once inflated, what opq writes for these entries."""
+        packed = self._read(PREFIX.size, self.header_bytes - PREFIX.size)
+        return inflate_header(packed) == header_columns(self._header)
+
     def section_bytes(self, section: int) -> int:
         """Bytes of a section."""
         return self._header.lengths[section]
@@ -116,7 +129,7 @@ class OpqFile(Mapping[str, Content]):
         """The bytes of a section, their checksum checked."""
         data = self._read(self._offsets[number], self._header.lengths[number])
         if zlib.crc32(data) != self._header.checksums[number]:
-            names = [entry.name for entry in self._entries.values() if entry.section == number]
+            names = [entry.name for entry in self.members(number)]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise FormatError(f"tensor {names[0]!r}{more}", "the checksum does not match: the file is damaged")
         return data
@@ -136,6 +149,10 @@ class OpqFile(Mapping[str, Content]):
         content = self[name]
         return content.values() if isinstance(content, CompressedTensor) else content
 
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All tensors as arrays in their own dtypes, decoded on all processors."""
+        return dict(zip(self, in_parallel(self.array, self), strict=True))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -153,14 +170,15 @@ class OpqFile(Mapping[str, Content]):
         self.close()
 
     def _auxiliary(self, entry: Entry) -> NDArray[np.generic]:
-        pack = self._pack
-        if pack is None or pack[0] != entry.section:
-            pack = self._pack = (entry.section, self._decode_pack(entry.section))
-        stored = pack[1][entry.name]
-        return stored.astype(dtypes.NUMPY[entry.dtype])
+        pack = self._packs.get(entry.section)
+        if pack is None:
+            pack = self._decode_pack(entry.section)
+            if len(pack) > 1:  # kept for its other tensors; there is at most a mebibyte of them
+                self._packs[entry.section] = pack
+        return pack[entry.name].astype(dtypes.NUMPY[entry.dtype])
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
-        members = [entry for entry in self._entries.values() if entry.section == section]
+        members = self.members(section)
         kinds = [np.dtype(np.float16) if m.storage == "half" else dtypes.NUMPY[m.dtype] for m in members]
         arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
         return {member.name: array for member, array in zip(members, arrays, strict=True)}

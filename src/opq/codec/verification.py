@@ -29,7 +29,7 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
 
     * header and sections match their checksums, and every tensor decodes;
     * every weight is in its codebook: step * code, exactly, and zero where the code is zero;
-    * encoding the tensors again gives the same sections, byte for byte.
+    * encoding the tensors again gives the same sections, byte for byte, and the same header but for how it is deflated.
 
     Raises FormatError naming the first tensor for which this fails, SourceError when the path cannot be read.
     """
@@ -44,8 +44,9 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
                 stored = content.astype(np.float16) if entry.storage == "half" else content
                 packs.setdefault(entry.section, []).append(stored)
         for section, arrays in packs.items():
-            name = next(entry.name for entry in file.entries if entry.section == section)
-            _check_same(name, encode_pack(arrays), file.section(section))
+            _check_same(file.members(section)[0].name, encode_pack(arrays), file.section(section))
+        if not file.is_canonical():
+            raise FormatError("header", "encoding it again gives other bytes: no known opq wrote it")
         weights = sum(entry.storage == "codes" for entry in file.entries)
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
         return Verification(weights, len(file) - weights, sections, file.file_bytes)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.header import LARGEST_TENSOR, Entry, Header, encode_header
 from opq.codec.planes import encode_pack
-from opq.errors import TargetError, WeightError
+from opq.errors import SourceError, TargetError, WeightError
 
 MAGIC = b"OPQ"
 FORMAT_VERSION = 1
@@ -66,6 +66,7 @@ def pack_auxiliary(tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: 
         size = 0
 
     for name, array in tensors:
+        check_text(name)
         kind = dtypes.name_of(array.dtype)
         if kind not in dtypes.NUMPY:
             raise WeightError(name, array.shape, f"dtype {kind} is not supported")
@@ -79,6 +80,14 @@ def pack_auxiliary(tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: 
         size += array.nbytes
     close()
     return packs
+
+
+def check_text(text: str) -> None:
+    """Raise SourceError for a name or metadata that is no text, or that UTF-8 cannot express."""
+    try:
+        text.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise SourceError(f"name or metadata {text!r}", "it is not text that UTF-8 can express") from None
 
 
 def fits_half(array: NDArray[np.generic]) -> bool:
@@ -96,6 +105,8 @@ def assemble(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], m
     Raises TargetError when the file would hold more than readers expand it to (see `largest_content`).
     """
     entries, sections = _lay_out(weights, packs)
+    for text in [*metadata, *metadata.values()]:
+        check_text(text)
     header = _prefixed_header(entries, sections, metadata)
     data = b"".join([header, *sections])
     dense = sum(entry.dense_bytes for entry in entries)
@@ -132,6 +143,7 @@ def _lay_out(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -
     # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
     rows: list[tuple[Entry, tuple[int, bytes] | int, bytes]] = []
     for weight in weights:
+        check_text(weight.name)
         entry = Entry(weight.name, weight.shape, weight.dtype, "codes", 0, weight.step)
         rows.append((entry, (entry.count, weight.section), weight.section))
     for number, pack in enumerate(packs):

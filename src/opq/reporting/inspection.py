@@ -133,11 +133,9 @@ def _report(entry: Entry, sparsity: float | None, bits: float | None, spent: int
 
 def _bytes_by_tensor(file: OpqFile) -> dict[str, int]:
     """Bytes of each tensor; they and the header add up to the file."""
-    members: dict[int, list[Entry]] = {}
-    for entry in file.entries:
-        members.setdefault(entry.section, []).append(entry)
     spent = {}
-    for section, entries in members.items():
+    for section in {entry.section for entry in file.entries}:
+        entries = file.members(section)
         size = file.section_bytes(section)
         total = sum(entry.dense_bytes for entry in entries)
         passed = given = 0
