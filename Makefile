@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BASE := .venv-base/bin
+NATIVE := $(wildcard src/opq/codec/native/*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -31,7 +32,7 @@ benchmarks: .venv/ready  ## Measure what the README claims; needs the data that 
 clean:  ## Remove environments and caches
 	rm -rf .venv .venv-base build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.venv/ready: requirements/dev.lock pyproject.toml
+.venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -11,7 +11,7 @@ from opq.allocation.layers import Layer, LayerStatistics, Override
 
 
 def layer(name, count, scale, **override):
-    statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1, dtype=np.float32))
+    statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1), np.zeros(0))
     return Layer(name, statistics, Override(**override))
 
 
@@ -81,7 +81,7 @@ def test_a_layer_of_zeros_costs_nothing():
     """Its rate is zero at every price, and its step a positive number."""
     layers = [layer("zeros", 1000, 0.0), layer("b", 1000, 0.1)]
     price = joint.price_for(layers, 2000.0)
-    assert joint.laplace_bits(layers[0].statistics, *vars(joint.points_at(layers, price)[0]).values()) == 0.0
+    assert joint.laplace_bits(layers[0], *vars(joint.points_at(layers, price)[0]).values()) == 0.0
     assert joint.points_at(layers, price)[0].step > 0.0
     assert joint.predicted_bits(layers, price, joint.laplace_bits) == pytest.approx(2000.0, rel=1e-5)
 

@@ -14,7 +14,7 @@ from opq.errors import TargetError
 def layer(name, shape, channel_scales, zeros=0, **override):
     """A layer whose channels have the given Laplace scales."""
     scales = np.asarray(channel_scales, dtype=np.float64)
-    statistics = LayerStatistics(shape, float(scales.mean()), scales, zeros, np.zeros(1, dtype=np.float32))
+    statistics = LayerStatistics(shape, float(scales.mean()), scales, zeros, np.zeros(1), np.zeros(0))
     return Layer(name, statistics, Override(**override))
 
 

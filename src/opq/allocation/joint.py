@@ -14,11 +14,11 @@ from functools import cache
 import numpy as np
 
 from opq.allocation import curve, laplace
-from opq.allocation.layers import Layer, LayerStatistics
+from opq.allocation.layers import Layer
 from opq.allocation.roots import find_root
 
-Price = Callable[[LayerStatistics, float, float], float]
-"""(statistics, threshold, step) -> predicted bits of the whole layer."""
+Measure = Callable[[Layer, float, float], float]
+"""(layer, threshold, step) -> predicted bits of the whole layer."""
 
 
 # What the logarithm of the Laplace guess is first taken to err by, and how closely the logarithm of the price is found: a
@@ -34,10 +34,10 @@ class JointPoint:
     step: float
 
 
-def laplace_bits(statistics: LayerStatistics, threshold: float, step: float) -> float:
+def laplace_bits(layer: Layer, threshold: float, step: float) -> float:
     """Bits of the layer's codes if it were exactly Laplace; 0 for a layer of zeros."""
-    scale = statistics.laplace_scale
-    return statistics.count * float(laplace.rate(threshold / scale, step / scale)) if scale > 0.0 else 0.0
+    scale = layer.statistics.laplace_scale
+    return layer.statistics.count * float(laplace.rate(threshold / scale, step / scale)) if scale > 0.0 else 0.0
 
 
 def points_at(layers: Sequence[Layer], price: float) -> list[JointPoint]:
@@ -56,7 +56,7 @@ def points_at(layers: Sequence[Layer], price: float) -> list[JointPoint]:
     return points
 
 
-def price_for(layers: Sequence[Layer], bits: float, measure: Price = laplace_bits) -> float:
+def price_for(layers: Sequence[Layer], bits: float, measure: Measure = laplace_bits) -> float:
     """The price at which the layers' codes take `bits` in all, by the given measure; the nearest price where none does."""
     low, high = (math.log(price) for price in price_bounds(layers))
 
@@ -92,11 +92,11 @@ def _laplace_log_price(layers: Sequence[Layer], bits: float, low: float, high: f
     return high if excess(high) <= 0.0 else find_root(excess, low, high, tolerance=1e-3)
 
 
-def predicted_bits(layers: Sequence[Layer], price: float, measure: Price) -> float:
+def predicted_bits(layers: Sequence[Layer], price: float, measure: Measure) -> float:
     """Bits of all layers' codes at `price`."""
     points = points_at(layers, price)
     return sum(
-        measure(layer.statistics, point.threshold, point.step)
+        measure(layer, point.threshold, point.step)
         for layer, point in zip(layers, points, strict=True)
         if layer.repeats is None
     )

@@ -21,6 +21,7 @@ class LayerStatistics:
     zeros           how many weights are zero already
     magnitudes      (sampled,), ascending: an evenly spread sample of the magnitudes, or all of them; float32, or float64 for
                     a float64 weight
+    excerpt         some neighbouring channels of the weight itself, shaped (some, *shape[1:]), or none of it
     """
 
     shape: tuple[int, ...]
@@ -28,6 +29,7 @@ class LayerStatistics:
     channel_scales: NDArray[np.float64]
     zeros: int
     magnitudes: NDArray[np.floating]
+    excerpt: NDArray[np.floating]
 
     @property
     def count(self) -> int:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 from opq.allocation import joint
-from opq.allocation.layers import Layer
 from opq.allocation.plans import LayerPlan, Plan
 from opq.codec.entropy import encode_codes
 from opq.codec.writing import EncodedWeight, assemble
+from opq.compression.forecast import Forecast
 from opq.compression.options import Options, Target, read_auxiliary, read_target
-from opq.compression.planning import AIM, joint_plan, nearest_price, paper_plan, price_for_bytes, read_layers
+from opq.compression.planning import guess_joint, guess_paper, joint_plan, read_layers
 from opq.compression.survey import Survey, survey
 from opq.errors import PlanError, TargetError, WeightError
 from opq.files import write_file
+from opq.parallel import in_parallel
 from opq.quantization.compressed import compress_tensor
 from opq.sources import State, as_state
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many tensors of it are finished, and how many there are."""
 
-_CLOSE_ENOUGH = 0.995
+# A first guess is taken when it is this close under the budget; the next ones know the coder and aim closer.
+_CLOSE_ENOUGH, _CLOSER_AIM = 0.995, 0.9985
 _MOST_ROUNDS = 24
 
 
@@ -86,10 +88,10 @@ def compress(
     surveyed = survey(state, options)
     layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
+    forecast = Forecast(surveyed, layers, {})
     if budget is None:
-        made = paper_plan(surveyed, layers, target, read_auxiliary(options))
-        return _encode(state, surveyed, made, report)
-    return _fit(state, surveyed, layers, target, read_auxiliary(options), budget, report)
+        return _encode(state, surveyed, guess_paper(forecast, target, read_auxiliary(options))[1], report)[0]
+    return _fit(state, forecast, target, read_auxiliary(options), budget, report)
 
 
 def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
@@ -100,25 +102,17 @@ def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
         if shape != layer.shape:
             raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
     surveyed = survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)
-    return _encode(state, surveyed, plan, report)
+    return _encode(state, surveyed, plan, report)[0]
 
 
-def _fit(
-    state: State,
-    surveyed: Survey,
-    layers: Sequence[Layer],
-    target: Target,
-    auxiliary: str,
-    budget: int,
-    report: Progress,
-) -> Compressed:
-    """Encode, count, correct the price, until the file is close under its budget; the best file that fits wins."""
-    price = price_for_bytes(surveyed, layers, budget, AIM * budget)
+def _fit(state: State, forecast: Forecast, target: Target, auxiliary: str, budget: int, report: Progress) -> Compressed:
+    """Encode, count, learn from the count, until the file is close under its budget; the largest file that fits wins."""
+    forecast, plan = guess_joint(forecast, target, auxiliary, budget)
     best: Compressed | None = None
-    cheapest, dearest = joint.price_bounds(layers)
-    aim = AIM * budget
+    cheapest, dearest = joint.price_bounds(forecast.layers)
     for _ in range(_MOST_ROUNDS):
-        made = _encode(state, surveyed, joint_plan(surveyed, layers, target, auxiliary, price), report)
+        price = plan.price or dearest
+        made, taken = _encode(state, forecast.surveyed, plan, report)
         if made.file_bytes <= budget:
             dearest = price
             if best is None or made.file_bytes > best.file_bytes:
@@ -129,24 +123,25 @@ def _fit(
             cheapest = price
         if dearest / cheapest < 1.0 + 1e-9:
             break
-        # What the prediction missed by now, it is assumed to miss by again; bisection where that leads nowhere.
-        aim += AIM * budget - made.file_bytes
-        price = nearest_price(surveyed, layers, aim)
+        forecast = forecast.learned(plan.layers, taken)
+        price = forecast.price_for(_CLOSER_AIM * budget)
         if not cheapest < price < dearest:
             price = (cheapest * dearest) ** 0.5
+        plan = joint_plan(forecast, target, auxiliary, price)
     if best is None:
         smallest = made.file_bytes
-        raise TargetError.out_of_reach(budget, smallest, max(smallest, surveyed.dense_bytes), surveyed.dense_bytes)
+        raise TargetError.out_of_reach(budget, smallest, max(smallest, made.dense_bytes), made.dense_bytes)
     return best
 
 
-def _encode(state: State, surveyed: Survey, plan: Plan, report: Progress) -> Compressed:
+def _encode(state: State, surveyed: Survey, plan: Plan, report: Progress) -> tuple[Compressed, dict[str, int]]:
+    """The file, and how many bytes the section of each weight takes."""
     weights = []
-    for done, (name, layer) in enumerate(plan.layers.items()):
-        weights.append(_encode_weight(state, name, layer))
+    for done, weight in enumerate(in_parallel(lambda item: _encode_weight(state, *item), plan.layers.items())):
+        weights.append(weight)
         report("encoding", done + 1, len(plan.layers))
     data = assemble(weights, surveyed.packs, surveyed.metadata)
-    return Compressed(plan, data, surveyed.dense_bytes)
+    return Compressed(plan, data, surveyed.dense_bytes), {weight.name: len(weight.section) for weight in weights}
 
 
 def _encode_weight(state: State, name: str, layer: LayerPlan) -> EncodedWeight:

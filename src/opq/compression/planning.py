@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from opq.allocation import joint, laplace, paper
 from opq.allocation.layers import Layer, LayerStatistics
 from opq.allocation.plans import LayerPlan, Plan
-from opq.codec.entropy import expected_bits
+from opq.compression.forecast import Forecast
 from opq.compression.options import Options, Target, read_auxiliary, read_overrides, read_target
 from opq.compression.survey import Survey, survey
 from opq.errors import TargetError, WeightError
@@ -38,9 +37,27 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     layers = read_layers(surveyed, target, options)
     auxiliary = read_auxiliary(options)
     budget = target.budget(surveyed.dense_bytes)
+    forecast = Forecast(surveyed, layers, {})
     if budget is None:
-        return paper_plan(surveyed, layers, target, auxiliary)
-    return joint_plan(surveyed, layers, target, auxiliary, price_for_bytes(surveyed, layers, budget, AIM * budget))
+        return guess_paper(forecast, target, auxiliary)[1]
+    return guess_joint(forecast, target, auxiliary, budget)[1]
+
+
+def guess_paper(forecast: Forecast, target: Target, auxiliary: str) -> tuple[Forecast, Plan]:
+    """The paper's plan, and a forecast that has looked at excerpts under it."""
+    better = forecast.guessed(paper_plan(forecast, target, auxiliary).layers)
+    return better, paper_plan(better, target, auxiliary)
+
+
+def guess_joint(forecast: Forecast, target: Target, auxiliary: str, budget: int) -> tuple[Forecast, Plan]:
+    """The plan predicted to take AIM * `budget` bytes, and a forecast that has looked at excerpts near it.
+
+    Raises TargetError when the budget is out of reach.
+    """
+    aim = AIM * budget
+    first = joint_plan(forecast, target, auxiliary, forecast.price_for(aim))
+    better = forecast.guessed(first.layers)
+    return better, joint_plan(better, target, auxiliary, better.reachable_price(budget, aim))
 
 
 def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Layer]:
@@ -53,49 +70,28 @@ def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Laye
     return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
-def paper_plan(surveyed: Survey, layers: Sequence[Layer], target: Target, auxiliary: str) -> Plan:
+def paper_plan(forecast: Forecast, target: Target, auxiliary: str) -> Plan:
     """The paper's plan: sparsity, then bits."""
-    points = paper.allocate(layers, target.asked["sparsity"], target.asked["bits"])
+    points = paper.allocate(forecast.layers, target.asked["sparsity"], target.asked["bits"])
     plans = {}
-    for layer, point in zip(layers, points, strict=True):
+    for layer, point in zip(forecast.layers, points, strict=True):
         # What counts for the prediction is the magnitude that separates the kept weights, not the closed form's.
         threshold = _separating_magnitude(layer.statistics, point.kept)
-        plans[layer.name] = _layer_plan(layer, point.threshold, point.step, 0.5, threshold, point.kept, point.limits)
-    return _finish("paper", surveyed, target, auxiliary, None, plans)
+        plans[layer.name] = _layer_plan(forecast, layer, point.threshold, point.step, 0.5, threshold, point.kept, point.limits)
+    return _finish("paper", forecast.surveyed, target, auxiliary, None, plans)
 
 
-def joint_plan(surveyed: Survey, layers: Sequence[Layer], target: Target, auxiliary: str, price: float) -> Plan:
+def joint_plan(forecast: Forecast, target: Target, auxiliary: str, price: float) -> Plan:
     """The plan in which a bit is worth `price` of squared error everywhere."""
     plans = {}
-    for layer, point in zip(layers, joint.points_at(layers, price), strict=True):
+    for layer, point in zip(forecast.layers, joint.points_at(forecast.layers, price), strict=True):
         offset = 1.0 - point.threshold / point.step
-        plans[layer.name] = _layer_plan(layer, point.threshold, point.step, offset, point.threshold)
-    return _finish("joint", surveyed, target, auxiliary, price, plans)
-
-
-def price_for_bytes(surveyed: Survey, layers: Sequence[Layer], budget: int, aim: float) -> float:
-    """The price at which the whole file is predicted to take `aim` bytes; TargetError when `budget` is out of reach."""
-    price = nearest_price(surveyed, layers, aim)
-    low, high = joint.price_bounds(layers)
-    if not low * (1.0 + 1e-9) < price < high * (1.0 - 1e-9):  # at an end of the curve: is the aim there, or beyond?
-        fixed = surveyed.fixed_bytes
-        largest = fixed + joint.predicted_bits(layers, low, _measured_bits) / 8.0
-        smallest = fixed + joint.predicted_bits(layers, high, _measured_bits) / 8.0
-        if not smallest <= aim <= largest:
-            raise TargetError.out_of_reach(budget, round(smallest / AIM), round(largest), surveyed.dense_bytes)
-    return price
-
-
-def nearest_price(surveyed: Survey, layers: Sequence[Layer], aim: float) -> float:
-    """The price at which the whole file is predicted to take `aim` bytes, or comes nearest to that."""
-    return joint.price_for(layers, 8.0 * (aim - surveyed.fixed_bytes), _measured_bits)
-
-
-def _measured_bits(statistics: LayerStatistics, threshold: float, step: float) -> float:
-    return expected_bits(statistics, threshold, step, 1.0 - threshold / step)
+        plans[layer.name] = _layer_plan(forecast, layer, point.threshold, point.step, offset, point.threshold)
+    return _finish("joint", forecast.surveyed, target, auxiliary, price, plans)
 
 
 def _layer_plan(
+    forecast: Forecast,
     layer: Layer,
     threshold: float,
     step: float,
@@ -132,7 +128,7 @@ def _layer_plan(
         threshold=float(threshold),
         offset=float(offset),
         sparsity=sparsity,
-        bits=expected_bits(statistics, separating, step, offset) / statistics.count,
+        bits=forecast.bits(layer, separating, step, offset) / statistics.count,
         laplace_bits=rate,
         kept=kept,
         limits=limits,

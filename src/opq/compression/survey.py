@@ -67,7 +67,7 @@ def survey(state: State, options: Options, weights: Collection[str] | None = Non
     """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
-    names = sorted(state, key=lambda name: name.encode())
+    names = sorted(state, key=lambda name: name.encode(errors="surrogatepass"))
     statistics: dict[str, LayerStatistics] = {}
     kinds: dict[str, str] = {}
     dense = 0

@@ -32,7 +32,8 @@ class CompressedTensor:
 
     def values(self) -> NDArray[np.generic]:
         """The weight itself, in its own dtype; bit-equal to `fake_quantize` of the original."""
-        return np.asarray(dequantize(self.codes, self.step, dtypes.NUMPY[self.dtype]))
+        with np.errstate(over="ignore"):  # a file may hold a step that leads to infinity; `verify` refuses it
+            return np.asarray(dequantize(self.codes, self.step, dtypes.NUMPY[self.dtype]))
 
     @property
     def kept(self) -> int:

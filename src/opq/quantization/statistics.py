@@ -16,6 +16,9 @@ from opq.quantization.quantizer import Array, namespace
 SAMPLE = 2**16
 """Magnitudes kept of a weight that has more than so many."""
 
+EXCERPT = 2**14
+"""Weights of which neighbouring ones are kept together."""
+
 _BLOCK = 2**18
 
 
@@ -37,7 +40,8 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     magnitudes = _sample(weight, count, xp)
     # Only a sample with a zero in it is worth counting zeros for: a pruned checkpoint, not one that happens to hold a few.
     zeros = int(xp.sum(weight == 0, dtype=xp.int64)) if magnitudes[0] == 0.0 else 0
-    return LayerStatistics(shape, float(sums.sum() / count), sums * (channels / count), zeros, magnitudes)
+    excerpt = _excerpt(xp.reshape(weight, (channels, *shape[1:])), xp)
+    return LayerStatistics(shape, float(sums.sum() / count), sums * (channels / count), zeros, magnitudes, excerpt)
 
 
 def _channel_sums(rows: Array, xp: Any) -> NDArray[np.float64]:
@@ -62,6 +66,14 @@ def _sample(weight: Array, count: int, xp: Any) -> NDArray[np.floating]:
     magnitudes: NDArray[np.floating] = np.abs(_numpy(xp.astype(picked, _working_dtype(weight, xp), copy=False)))
     magnitudes.sort()
     return magnitudes
+
+
+def _excerpt(channels: Array, xp: Any) -> NDArray[np.floating]:
+    """As many channels from the middle as EXCERPT weights make up; none where one has more."""
+    count = channels.shape[0]
+    some = min(EXCERPT // max(math.prod(channels.shape[1:]), 1), count)
+    start = (count - some) // 2
+    return np.array(_numpy(xp.astype(channels[start : start + some, ...], _working_dtype(channels, xp))))
 
 
 def _working_dtype(weight: Array, xp: Any) -> Any:

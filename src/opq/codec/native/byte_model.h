@@ -1,0 +1,28 @@
+/* Bytes of auxiliary tensors, one byte plane at a time: each bit the mean of three adaptive predictions, whose contexts are the
+ * bits of the byte so far alone, with the byte before, and with the byte of the plane above at the same place. */
+#ifndef OPQ_BYTE_MODEL_H
+#define OPQ_BYTE_MODEL_H
+
+#include "code_model.h"
+
+typedef struct {
+    uint32_t alone[256], before[256 * 256], above[256 * 256];
+} ByteModel;
+
+static inline void code_plane(Coder *coder, int decoding, ByteModel *model, const uint8_t *above, uint8_t *plane,
+                              int64_t count) {
+    fill(model->alone, 256);
+    fill(model->before, 256 * 256);
+    fill(model->above, 256 * 256);
+    uint32_t last = 0;
+    for (int64_t k = 0; k < count; k++) {
+        uint32_t value = plane[k], node = 1, upper = above ? above[k] : 0;
+        for (int bit = 7; bit >= 0; bit--)
+            node = node << 1 | (uint32_t)code_mean(coder, decoding, &model->alone[node], &model->before[last << 8 | node],
+                                                   &model->above[upper << 8 | node], value >> bit & 1);
+        plane[k] = (uint8_t)node;
+        last = plane[k];
+    }
+}
+
+#endif

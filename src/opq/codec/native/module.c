@@ -1,0 +1,192 @@
+/* The module opq.codec._native: four functions over buffers. They check what keeps memory safe; the Python side checks the rest. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "byte_model.h"
+#include "codes.h"
+
+typedef struct {
+    Model model;
+    ByteModel bytes;
+    Stream stream;
+    Position *table;
+    uint32_t *columns;
+} Work;
+
+static void release(Work *work) {
+    if (!work) return;
+    free(work->table);
+    free(work->columns);
+    free(work);
+}
+
+static Work *prepare(const Shape *shape) {
+    Work *work = (Work *)malloc(sizeof *work);
+    if (!work) return NULL;
+    memset(&work->stream, 0, sizeof work->stream);
+    work->table = (Position *)malloc(sizeof(Position) * (size_t)shape->positions);
+    work->columns = (uint32_t *)malloc(sizeof(uint32_t) * (size_t)(shape->inputs ? shape->inputs : 1));
+    if (!work->table || !work->columns) {
+        release(work);
+        return NULL;
+    }
+    describe(work->table, shape);
+    reset(&work->model, shape->shift);
+    return work;
+}
+
+static int sound(const Shape *shape, Py_ssize_t bytes) {
+    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > 128) return 0;
+    if (shape->width < 1 || shape->positions % shape->width || shape->shift < 0 || shape->shift > 20) return 0;
+    int64_t count = (int64_t)bytes / 4;
+    return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
+           count / shape->positions / shape->inputs == shape->outputs;
+}
+
+static PyObject *take(Work *work, int failed) {
+    PyObject *result = NULL;
+    if (work && !failed) result = PyBytes_FromStringAndSize((const char *)work->stream.bytes, (Py_ssize_t)work->stream.at);
+    else PyErr_NoMemory();
+    if (work) free(work->stream.bytes);
+    release(work);
+    return result;
+}
+
+static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
+    Py_buffer codes;
+    Shape shape;
+    long long outputs, inputs, positions, width;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "y*LLLLi", &codes, &outputs, &inputs, &positions, &width, &shape.shift)) return NULL;
+    shape.outputs = outputs, shape.inputs = inputs, shape.positions = positions, shape.width = width;
+    if (!sound(&shape, codes.len)) {
+        PyBuffer_Release(&codes);
+        PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
+        return NULL;
+    }
+    Work *work;
+    int failed = 1;
+    Py_BEGIN_ALLOW_THREADS;
+    work = prepare(&shape);
+    if (work) {
+        Coder coder = start_encoding(&work->stream);
+        code_weight(&coder, 0, &work->model, &shape, work->table, work->columns, (int32_t *)codes.buf);
+        finish_encoding(&coder);
+        failed = work->stream.failed;
+    }
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&codes);
+    return take(work, failed);
+}
+
+/* Whether the data were whole: no magnitude out of range, nothing left over. */
+static PyObject *decode_codes(PyObject *self, PyObject *arguments) {
+    Py_buffer data, codes;
+    Shape shape;
+    long long outputs, inputs, positions, width;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "y*w*LLLLi", &data, &codes, &outputs, &inputs, &positions, &width, &shape.shift)) return NULL;
+    shape.outputs = outputs, shape.inputs = inputs, shape.positions = positions, shape.width = width;
+    if (!sound(&shape, codes.len)) {
+        PyBuffer_Release(&data);
+        PyBuffer_Release(&codes);
+        PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
+        return NULL;
+    }
+    Work *work;
+    int whole = 0;
+    Py_BEGIN_ALLOW_THREADS;
+    work = prepare(&shape);
+    if (work) {
+        Coder coder = start_decoding(&work->stream, (const uint8_t *)data.buf, (size_t)data.len);
+        whole = code_weight(&coder, 1, &work->model, &shape, work->table, work->columns, (int32_t *)codes.buf) == 0 &&
+                work->stream.at >= work->stream.size;
+    }
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&codes);
+    if (!work) return PyErr_NoMemory();
+    release(work);
+    return PyBool_FromLong(whole);
+}
+
+static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
+    Py_buffer plane, above;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "y*y*", &plane, &above)) return NULL;
+    Shape shape = {1, 1, 1, 1, 0};
+    Work *work = NULL;
+    int failed = 1;
+    uint8_t *copy = NULL;
+    if (above.len == 0 || above.len == plane.len) {
+        Py_BEGIN_ALLOW_THREADS;
+        work = prepare(&shape);
+        copy = (uint8_t *)malloc((size_t)plane.len + 1);
+        if (work && copy) {
+            memcpy(copy, plane.buf, (size_t)plane.len);
+            Coder coder = start_encoding(&work->stream);
+            code_plane(&coder, 0, &work->bytes, above.len ? (const uint8_t *)above.buf : NULL, copy, plane.len);
+            finish_encoding(&coder);
+            failed = work->stream.failed;
+        }
+        free(copy);
+        Py_END_ALLOW_THREADS;
+    }
+    int fits = above.len == 0 || above.len == plane.len;
+    PyBuffer_Release(&plane);
+    PyBuffer_Release(&above);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "the plane above does not fit the plane");
+        return NULL;
+    }
+    return take(work, failed);
+}
+
+static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
+    Py_buffer data, above, plane;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "y*y*w*", &data, &above, &plane)) return NULL;
+    Shape shape = {1, 1, 1, 1, 0};
+    Work *work = NULL;
+    int whole = 0;
+    if (above.len == 0 || above.len == plane.len) {
+        Py_BEGIN_ALLOW_THREADS;
+        work = prepare(&shape);
+        if (work) {
+            Coder coder = start_decoding(&work->stream, (const uint8_t *)data.buf, (size_t)data.len);
+            code_plane(&coder, 1, &work->bytes, above.len ? (const uint8_t *)above.buf : NULL,
+                       (uint8_t *)plane.buf, plane.len);
+            whole = work->stream.at >= work->stream.size;
+        }
+        Py_END_ALLOW_THREADS;
+    }
+    int fits = above.len == 0 || above.len == plane.len;
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&above);
+    PyBuffer_Release(&plane);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "the plane above does not fit the plane");
+        return NULL;
+    }
+    if (!work) return PyErr_NoMemory();
+    release(work);
+    return PyBool_FromLong(whole);
+}
+
+static PyMethodDef methods[] = {
+    {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, shift) -> bytes"},
+    {"decode_codes", decode_codes, METH_VARARGS, "decode_codes(data, codes, outputs, inputs, positions, width, shift) -> bool"},
+    {"encode_plane", encode_plane, METH_VARARGS, "encode_plane(plane, above) -> bytes"},
+    {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    prepare_tables();
+    return PyModuleDef_Init(&definition);
+}
