@@ -1,0 +1,141 @@
+"""What the tests of the codec draw from: codes, auxiliary tensors, whole files; and files put together by hand."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.codec.entropy import encode_codes
+from opq.codec.header import Header, decode_header, encode_header
+from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
+from opq.quantization.compressed import CompressedTensor
+
+LARGEST = 2**24 - 1
+SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=6)
+SHAPES_WITH_EMPTY = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["conv1.weight", "conv1.bias", "é.ü"])
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+STEPS = st.floats(2.0**-20, 2.0**10, width=32)
+
+MAGNITUDES = st.integers(0, 2) | st.integers(0, 40) | st.integers(0, LARGEST) | st.integers(4, 24).map(lambda k: 2**k - 1)
+CODES = arrays.arrays(np.int32, SHAPES, elements=st.builds(lambda m, sign: m * sign, MAGNITUDES, st.sampled_from([1, -1])))
+SMALL_CODES = arrays.arrays(np.int32, SHAPES, elements=st.integers(-20, 20))
+
+
+@st.composite
+def bit_patterns(draw, kind: np.dtype, shapes=SHAPES_WITH_EMPTY) -> NDArray[np.generic]:
+    """An array of a dtype whose bits may be anything: NaNs with payloads, infinities, negative zeros."""
+    shape = draw(shapes)
+    count = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if kind == np.bool_:
+        raw = draw(arrays.arrays(np.uint8, count, elements=st.integers(0, 1)))
+    else:
+        raw = draw(arrays.arrays(np.uint8, count, elements=st.integers(0, 255), fill=st.sampled_from([0, 0x80, 0xFF, 0x7F])))
+    return raw.view(kind).reshape(shape)
+
+
+AUXILIARY = st.sampled_from(sorted(dtypes.NUMPY)).flatmap(lambda name: bit_patterns(dtypes.NUMPY[name]))
+HALVABLE = arrays.arrays(
+    np.float32, SHAPES, elements=st.floats(-60000, 60000, width=32).filter(lambda x: not 0 < abs(x) < 1e-4)
+)
+WEIGHTS = st.builds(CompressedTensor, SMALL_CODES, STEPS, st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
+
+
+def encode_file(
+    weights: Mapping[str, CompressedTensor],
+    auxiliary: Mapping[str, NDArray[np.generic]],
+    storage: str = "exact",
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """A file of these tensors."""
+    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_codes(t.codes)) for name, t in weights.items()]
+    packs = pack_auxiliary(sorted(auxiliary.items(), key=lambda item: item[0].encode("utf-8", "surrogatepass")), storage)
+    return assemble(encoded, packs, metadata or {})
+
+
+@st.composite
+def files(draw, storages=("exact", "half")) -> bytes:
+    """A whole file: weights, some of them tied, auxiliary tensors of every kind, metadata."""
+    tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE, max_size=6))
+    weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, CompressedTensor)}
+    auxiliary = {name: tensor for name, tensor in tensors.items() if name not in weights}
+    for name, tensor in list(weights.items()):
+        if draw(st.booleans()):
+            weights[name + "+"] = replace(tensor, codes=tensor.codes.reshape(-1))
+            auxiliary.pop(name + "+", None)
+    metadata = draw(st.dictionaries(TEXTS, TEXTS, max_size=3))
+    return encode_file(weights, auxiliary, draw(st.sampled_from(storages)), metadata)
+
+
+def small_file() -> bytes:
+    """A file of some hundred bytes, with a bit of everything: for tests that go through all its bytes."""
+    codes = np.array([0, 1, -1, 0, 0, 2, -3, 0, 0, 0, 1, 0, -20, 0, 0, 1000, 0, 0, -1, 0, 4, 0, 0, 1], dtype=np.int32)
+    weights = {
+        "features.0.weight": CompressedTensor(codes.reshape(2, 3, 2, 2), 0.0625, "float32"),
+        "features.3.weight": CompressedTensor(codes[::-1].copy().reshape(4, 6), 0.125, "float16"),
+        "head.weight": CompressedTensor(codes.reshape(4, 6), 0.25, "float64"),
+        "scale": CompressedTensor(np.array(-5, dtype=np.int32), 0.1, "bfloat16"),
+    }
+    ramp = np.arange(40)
+    auxiliary = {
+        "features.0.bias": (ramp / 64 + 0.5).astype(np.float32),
+        "features.1.num_batches_tracked": np.array(123456789, dtype=np.int64),
+        "features.1.running_var": np.sqrt(ramp[1:] / 7.0),
+        "features.3.bias": np.full(6, 0.5, dtype=dtypes.NUMPY["bfloat16"]),
+        "head.empty": np.zeros((0, 3), dtype=np.float32),
+        "head.mask": ramp % 3 == 0,
+    }
+    return encode_file(weights, auxiliary, "half", {"format": "pt", "note": "é"})
+
+
+def inflate(data: bytes) -> bytes:
+    """The inflated header of a file."""
+    length = struct.unpack_from("<I", data, 4)[0]
+    return zlib.decompress(data[12 : 12 + length], -15)
+
+
+def deflate(columns: bytes) -> bytes:
+    """`columns` as a raw deflate stream."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(columns) + compressor.flush()
+
+
+def sections_of(data: bytes) -> list[bytes]:
+    """The sections of a file."""
+    at = 12 + struct.unpack_from("<I", data, 4)[0]
+    sections = []
+    for length in decode_header(deflate(inflate(data))).lengths:
+        sections.append(data[at : at + length])
+        at += length
+    return sections
+
+
+def wrap(packed: bytes, body: bytes = b"", version: int = 1) -> bytes:
+    """A file with this deflated header and these bytes behind it, its own checksum right."""
+    start = struct.pack("<3sBI", b"OPQ", version, len(packed))
+    return start + struct.pack("<I", zlib.crc32(start + packed)) + packed + body
+
+
+def with_columns(data: bytes, columns: bytes) -> bytes:
+    """A file with another inflated header, its checksum right."""
+    return wrap(deflate(columns), b"".join(sections_of(data)))
+
+
+def with_sections(data: bytes, sections: list[bytes]) -> bytes:
+    """A file with other sections, all checksums and lengths right."""
+    header = decode_header(deflate(inflate(data)))
+    lengths, checksums = [len(section) for section in sections], [zlib.crc32(section) for section in sections]
+    return wrap(encode_header(Header(header.entries, lengths, checksums, header.metadata)), b"".join(sections))
+
+
+def same_bits(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
+    """Whether two arrays have the same dtype, shape and bytes."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

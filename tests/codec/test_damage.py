@@ -1,0 +1,192 @@
+"""Damaged and hostile files: a FormatError, or a file like any other; never something else."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from codec_strategies import deflate, files, inflate, sections_of, small_file, with_columns, with_sections, wrap
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opq import dtypes
+from opq.codec.reading import OpqFile
+from opq.codec.verification import verify
+from opq.errors import FormatError
+
+SMALL = small_file()
+MOST = 2**20
+"""Dense bytes that the tests let a file declare."""
+
+
+def read_or_refuse(data: bytes) -> bool:
+    """Read all of a file: whether it is valid. What comes back is checked against its header."""
+    try:
+        with OpqFile(data, max_bytes=MOST) as file:
+            for entry in file.entries:
+                array = file.array(entry.name)
+                assert array.shape == entry.shape
+                assert array.dtype == dtypes.NUMPY[entry.dtype]
+    except FormatError:
+        return False
+    return True
+
+
+def verify_or_refuse(data: bytes) -> None:
+    """What can be read can be verified, or is refused; only small files come here, since verify has no `max_bytes`."""
+    try:
+        verify(data)
+    except FormatError:
+        return
+
+
+def test_the_file_itself_is_valid():
+    """The file that the tests below damage is read without an error, and has under a kilobyte to go through."""
+    assert read_or_refuse(SMALL)
+    assert 300 < len(SMALL) < 1024
+
+
+def test_every_truncation_is_refused():
+    """No proper beginning of a file is a file; none even opens."""
+    for length in range(len(SMALL)):
+        with pytest.raises(FormatError):
+            OpqFile(SMALL[:length])
+
+
+@given(files(), st.data())
+def test_truncations_of_any_file_are_refused(data, draw):
+    """As above, for files of any content, and for bytes too many."""
+    with pytest.raises(FormatError):
+        OpqFile(data[: draw.draw(st.integers(0, len(data) - 1))])
+    with pytest.raises(FormatError):
+        OpqFile(data + draw.draw(st.binary(min_size=1, max_size=9)))
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x10, 0x80, 0xFF])
+def test_every_changed_byte_is_refused(mask):
+    """A change of any single byte is a FormatError when the tensors are read, wherever it is."""
+    for at in range(len(SMALL)):
+        changed = bytearray(SMALL)
+        changed[at] ^= mask
+        assert not read_or_refuse(bytes(changed)), f"byte {at}"
+
+
+def test_a_damaged_section_hurts_its_own_tensors_alone():
+    """With one section damaged, exactly the tensors in it are refused, a weight by its name, a pack by its first tensor's."""
+    with OpqFile(SMALL) as file:
+        entries = {entry.name: entry.section for entry in file.entries}
+        expected = {name: file.array(name).tobytes() for name in file}
+    sections = sections_of(SMALL)
+    for number in range(len(sections)):
+        changed = bytearray(SMALL)
+        changed[len(SMALL) - sum(map(len, sections[number:]))] ^= 0x20
+        with OpqFile(bytes(changed)) as file:
+            for name, section in entries.items():
+                if section == number:
+                    first = next(name for name, own in entries.items() if own == number)
+                    with pytest.raises(FormatError, match=rf"'({first}|{name})'.*checksum"):
+                        file.array(name)
+                else:
+                    assert file.array(name).tobytes() == expected[name]
+
+
+def test_every_changed_bit_of_the_columns_is_harmless():
+    """Any single bit of the inflated header may change under a right checksum: the file is refused, or read."""
+    columns = inflate(SMALL)
+    body = b"".join(sections_of(SMALL))
+    read = 0
+    for at in range(len(columns)):
+        for bit in range(8):
+            changed = columns[:at] + bytes([columns[at] ^ 1 << bit]) + columns[at + 1 :]
+            read += read_or_refuse(wrap(deflate(changed), body))
+    assert read > 0  # names, metadata and steps may be others
+
+
+def test_every_changed_byte_of_the_sections_is_harmless():
+    """Any byte of any section may change under a right checksum: the tensor is refused, or read as another."""
+    sections = sections_of(SMALL)
+    for number, section in enumerate(sections):
+        for at in range(len(section)):
+            for mask in (0x01, 0x08, 0x80, 0xFF):
+                changed = section[:at] + bytes([section[at] ^ mask]) + section[at + 1 :]
+                read_or_refuse(with_sections(SMALL, [*sections[:number], changed, *sections[number + 1 :]]))
+
+
+@st.composite
+def edits(draw, data: bytes) -> bytes:
+    """`data` with some pieces replaced, inserted or taken out."""
+    edited = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(edited)))
+        piece = draw(st.binary(max_size=4) | st.sampled_from([b"\xff" * 8 + b"\x7f", b"\0" * 6, b"\xff\xff\xff\xff\x07"]))
+        edited[at : at + draw(st.integers(0, 5))] = piece
+    return bytes(edited)
+
+
+@settings(max_examples=300)
+@given(files() | st.just(SMALL), st.data())
+def test_edited_columns_are_harmless(data, draw):
+    """Whatever the header says under a right checksum, the file is refused or read, and so by `verify`."""
+    changed = with_columns(data, draw.draw(edits(inflate(data))))
+    if read_or_refuse(changed):
+        verify_or_refuse(changed)
+
+
+@settings(max_examples=300)
+@given(files() | st.just(SMALL), st.data())
+def test_edited_sections_are_harmless(data, draw):
+    """Whatever the sections hold under right checksums, each tensor is refused or read, and so by `verify`."""
+    sections = [draw.draw(edits(section) | st.just(section)) for section in sections_of(data)]
+    changed = with_sections(data, sections)
+    if read_or_refuse(changed):
+        verify_or_refuse(changed)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=100))
+def test_random_bytes_are_refused(data):
+    """Bytes without a right checksum are refused, whatever they are and whatever they start with."""
+    for start in (b"", b"OPQ", b"OPQ\1", b"OPQ\1" + len(data[8:]).to_bytes(4, "little")):
+        assert not read_or_refuse(start + data)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_random_bytes_under_right_checksums_are_harmless(header, body):
+    """Random headers, deflated or not, under a right checksum are refused or read."""
+    read_or_refuse(wrap(header, body))
+    read_or_refuse(wrap(deflate(header), body))
+
+
+def test_other_deflate_streams_of_the_header_are_read():
+    """How the header was deflated makes no difference to what is read; a zlib frame around it is refused."""
+    columns = inflate(SMALL)
+    body = b"".join(sections_of(SMALL))
+    for level in (0, 1, 6, 9):
+        compressor = zlib.compressobj(level, zlib.DEFLATED, -9, 1, zlib.Z_HUFFMAN_ONLY)
+        packed = compressor.compress(columns[:50]) + compressor.flush(zlib.Z_FULL_FLUSH)
+        packed += compressor.compress(columns[50:]) + compressor.flush()
+        assert read_or_refuse(wrap(packed, body))
+    with pytest.raises(FormatError, match="inflate"):
+        OpqFile(wrap(zlib.compress(columns), body))
+
+
+def test_sections_in_another_order_are_refused():
+    """Sections that changed places do not fit their checksums; with these put right, they do not fit their tensors."""
+    sections = sections_of(SMALL)
+    shuffled = sections[1:] + sections[:1]
+    assert not read_or_refuse(SMALL[: len(SMALL) - sum(map(len, sections))] + b"".join(shuffled))
+    assert not read_or_refuse(with_sections(SMALL, shuffled))
+
+
+def test_reading_leaves_no_half_read_state():
+    """After a tensor was refused, the others are read as before, and the refused one is refused again."""
+    changed = bytearray(SMALL)
+    changed[-1] ^= 1
+    with OpqFile(bytes(changed)) as file:
+        last = max(file.entries, key=lambda entry: entry.section).name
+        for _ in range(3):
+            with pytest.raises(FormatError):
+                file.array(last)
+            assert np.isfinite(file.array("features.0.weight")).all()

@@ -1,0 +1,100 @@
+"""Golden files: bytes that were written once, and what is read from them for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from codec_strategies import inflate, sections_of
+
+import opq.numpy
+from opq import dtypes
+from opq.codec.entropy import encode_codes
+from opq.codec.reading import OpqFile
+from opq.codec.verification import verify
+from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
+from opq.quantization.compressed import CompressedTensor
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
+
+each_file = pytest.mark.parametrize("name", sorted(MANIFEST))
+
+
+def comparable(data: bytes) -> tuple[bytes, list[bytes]]:
+    """All of a file that no implementation of zlib has a say in."""
+    return inflate(data), sections_of(data)
+
+
+def test_the_manifest_names_the_files():
+    """There is no golden file that is not tested, and each is small."""
+    assert sorted(path.name for path in GOLDEN.glob("*.opq")) == sorted(MANIFEST)
+    assert all(0 < path.stat().st_size < 6000 for path in GOLDEN.glob("*.opq"))
+
+
+@each_file
+def test_the_reader_gives_the_same_values_for_ever(name):
+    """Every tensor of a golden file has the dtype, shape and bits that it had when it was written."""
+    arrays = opq.numpy.load_file(GOLDEN / name)
+    found = {
+        key: [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()] for key, array in arrays.items()
+    }
+    assert found == MANIFEST[name]["tensors"]
+    with OpqFile(GOLDEN / name) as file:
+        assert file.metadata == MANIFEST[name]["metadata"]
+
+
+@each_file
+def test_the_writer_gives_the_same_bytes_for_ever(name):
+    """The codes, steps and tensors of a golden file, written again, give its columns and sections byte for byte."""
+    data = (GOLDEN / name).read_bytes()
+    weights, packs = [], {}
+    with OpqFile(data) as file:
+        for entry in file.entries:
+            content = file[entry.name]
+            if isinstance(content, CompressedTensor):
+                section = encode_codes(content.codes)
+                weights.append(EncodedWeight(entry.name, content.shape, content.dtype, content.step, section))
+            else:
+                packs.setdefault(entry.section, []).append((entry.name, content, entry.storage))
+        metadata = file.metadata
+    again = []
+    for members in packs.values():
+        storage = "half" if any(stored == "half" for _, _, stored in members) else "exact"
+        again += pack_auxiliary([(key, array) for key, array, _ in members], storage)
+    assert comparable(assemble(weights, again, metadata)) == comparable(data)
+
+
+@each_file
+def test_the_script_gives_the_files(name):
+    """`make.py` says how the golden files came about: it gives their columns and sections, and their manifest."""
+    spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert sorted(script.FILES) == sorted(MANIFEST)
+    data = script.FILES[name]()
+    assert comparable(data) == comparable((GOLDEN / name).read_bytes())
+    assert script.describe(data) == MANIFEST[name]
+
+
+@each_file
+def test_golden_files_are_whole(name):
+    """They pass `verify`."""
+    with OpqFile(GOLDEN / name) as file:
+        assert verify(GOLDEN / name).file_bytes == file.file_bytes
+
+
+def test_every_dtype_and_storage_is_there():
+    """The golden files hold each dtype exactly, each compressible dtype as codes, halves, scalars and empty tensors."""
+    with OpqFile(GOLDEN / "storages.opq") as file:
+        entries = file.entries
+    assert {entry.dtype for entry in entries if entry.storage == "exact"} == set(dtypes.NUMPY)
+    assert {entry.dtype for entry in entries if entry.storage == "codes"} == dtypes.COMPRESSIBLE
+    assert {entry.dtype for entry in entries if entry.storage == "half"} == {"float32", "float64"}
+    assert any(entry.count == 0 for entry in entries)
+    assert {entry.storage for entry in entries if entry.shape == ()} >= {"codes", "exact"}
+    sections = [entry.section for entry in entries if entry.storage == "codes"]
+    assert len(set(sections)) < len(sections)

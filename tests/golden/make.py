@@ -1,0 +1,119 @@
+"""Make the golden files beside this script and the manifest of what they hold: `python tests/golden/make.py`.
+
+A golden file never changes, and neither does what is read from it. To run this again is to break the format; it is here to
+say how the files came about. All numbers come from hashes, so that no library's random numbers matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.codec.entropy import encode_codes
+from opq.codec.reading import OpqFile
+from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
+from opq.quantization.compressed import CompressedTensor
+
+HERE = Path(__file__).parent
+
+
+def hashed(seed: str, count: int, kind: str = "uint16") -> NDArray[np.generic]:
+    """`count` numbers of a dtype with arbitrary bits, the same for the same seed everywhere."""
+    dtype = np.dtype(kind).newbyteorder("<")
+    return np.frombuffer(hashlib.shake_256(seed.encode()).digest(count * dtype.itemsize), dtype).astype(kind)
+
+
+def codes(seed: str, *shape: int, dense: int = 1) -> NDArray[np.int32]:
+    """Codes whose magnitudes are about exponentially distributed: `dense` times the position of the first 1 in random bits."""
+    bits = hashed(seed, int(np.prod(shape, dtype=int))).astype(np.int32)
+    halvings = 16 - np.floor(np.log2(np.maximum(bits, 1))).astype(np.int32)  # 1 with probability 1/2, 2 with 1/4, ...
+    magnitudes = np.maximum(0, dense * halvings + bits % dense - dense - 1)
+    return np.where(bits // 64 % 2 == 1, -magnitudes, magnitudes).reshape(shape).astype(np.int32)
+
+
+def uniform(seed: str, count: int, low: float, high: float) -> NDArray[np.float32]:
+    """float32 numbers from `low` to `high`."""
+    return (low + (high - low) * hashed(seed, count).astype(np.float64) / 2**16).astype(np.float32)
+
+
+def storages() -> bytes:
+    """Every dtype, every storage, and every odd shape and name."""
+    wide = np.array([0, 1, -1, 15, -16, 17, 100, -1000, 2**16, -(2**20) - 1, 2**23, 2**24 - 1, 1 - 2**24], dtype=np.int32)
+    weights = {
+        "w.bfloat16": CompressedTensor(codes("bfloat16", 6, 5, dense=3), 0.0123, "bfloat16"),
+        "w.float16": CompressedTensor(codes("float16", 6, 5, dense=3), 0.0123, "float16"),
+        "w.float32": CompressedTensor(codes("float32", 4, 3, 3, 3, dense=8), 0.0123, "float32"),
+        "w.float64": CompressedTensor(codes("float64", 60, dense=20), 0.0123, "float64"),
+        "w.wide": CompressedTensor(wide, 1e-7, "float32"),
+        "w.wide.float64": CompressedTensor(wide[::-1], 1e-40, "float64"),
+        "w.scalar": CompressedTensor(np.array(-3, dtype=np.int32), 0.1, "float32"),
+        "w.zeros": CompressedTensor(np.zeros((9, 9), dtype=np.int32), 1.0, "float32"),
+        "w.tied": CompressedTensor(codes("float32", 4, 3, 3, 3, dense=8), 0.5, "bfloat16"),
+        "w.subnormal": CompressedTensor(np.arange(-9, 10, dtype=np.int32), 5e-8, "float16"),
+    }
+    auxiliary = {}
+    for name, kind in dtypes.NUMPY.items():
+        raw = hashed(name, 40 * kind.itemsize, "uint8")
+        auxiliary[f"x.{name}"] = (raw % 2 if name == "bool" else raw).view(kind).reshape(5, 8)
+    auxiliary["x.scalar"] = np.array(1234567890123, dtype=np.int64)
+    auxiliary["x.empty"] = np.zeros((3, 0, 2), dtype=np.float32)
+    auxiliary["x.ramp"] = np.arange(300, dtype=np.int32)
+    auxiliary[""] = np.array([True, False])
+    auxiliary["\u00fc.\u6f22.\U0001f600"] = uniform("unicode", 70, 0.5, 2.0)
+    auxiliary["y.float32"] = uniform("half", 50, 0.5, 1.5)
+    auxiliary["y.float64"] = uniform("half64", 30, -1.5, -0.5).astype(np.float64)
+    auxiliary["y.zeros"] = np.array([0.0, -0.0, 65504.0, -(2.0**-14)], dtype=np.float32)
+    auxiliary["y.tiny"] = np.array([1e-20, 1.0], dtype=np.float32)
+    return _file(weights, auxiliary, "half", {"format": "pt", "": "\u00e9", "long": "ab" * 200})
+
+
+def network() -> bytes:
+    """A state dict like a small convolutional network's."""
+    weights, auxiliary = {}, {}
+    for number, (channels, inputs, groups) in enumerate([(8, 3, 1), (16, 8, 1), (16, 16, 16), (24, 16, 1)]):
+        shape = (channels, inputs // groups, *((1, 1) if number == 3 else (3, 3)))
+        weights[f"features.{number}.conv.weight"] = CompressedTensor(codes(f"conv{number}", *shape, dense=3), 0.02, "float32")
+        for part, low, high in (("weight", 0.5, 1.5), ("bias", -0.3, 0.3), ("running_mean", -1, 1), ("running_var", 0.2, 2)):
+            auxiliary[f"features.{number}.norm.{part}"] = uniform(f"{part}{number}", channels, low, high)
+        auxiliary[f"features.{number}.norm.num_batches_tracked"] = np.array(50_000, dtype=np.int64)
+    weights["classifier.weight"] = CompressedTensor(codes("classifier", 10, 96, dense=2), 0.03125, "float32")
+    auxiliary["classifier.bias"] = uniform("classifier", 10, -0.1, 0.1)
+    return _file(weights, auxiliary, "exact", {"format": "pt"})
+
+
+FILES = {"network.opq": network, "storages.opq": storages}
+"""{name: function that gives the bytes}"""
+
+
+def describe(data: bytes) -> dict[str, object]:
+    """The manifest's entry for a file: its metadata; dtype, shape and SHA-256 of the little-endian bytes of each tensor."""
+    with OpqFile(data) as file:
+        return {
+            "metadata": file.metadata,
+            "tensors": {
+                name: [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+                for name, array in ((name, file.array(name)) for name in file)
+            },
+        }
+
+
+def _file(weights: dict[str, CompressedTensor], auxiliary: dict[str, NDArray], storage: str, metadata: dict[str, str]) -> bytes:
+    encoded = []
+    for name, tensor in weights.items():
+        step = float(np.float32(tensor.step))
+        encoded.append(EncodedWeight(name, tensor.shape, tensor.dtype, step, encode_codes(tensor.codes)))
+    packs = pack_auxiliary(sorted(auxiliary.items(), key=lambda item: item[0].encode()), storage)
+    return assemble(encoded, packs, metadata)
+
+
+if __name__ == "__main__":
+    contents = {name: make() for name, make in FILES.items()}
+    for name, data in contents.items():
+        (HERE / name).write_bytes(data)
+    manifest = {name: describe(data) for name, data in contents.items()}
+    (HERE / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=True, sort_keys=True) + "\n")
