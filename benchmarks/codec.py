@@ -1,0 +1,187 @@
+"""The codec against NNCodec's on the same integer codes: bytes and seconds.
+
+Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode them;
+decoding takes from half to twice NNCodec's time, most where nearly all weights are zero.
+
+    OPQ_PEERS_PYTHON=PEERS/bin/python python benchmarks/codec.py
+
+PEERS is an environment of its own, made by
+
+    python -m venv PEERS
+    PEERS/bin/pip install torch==2.15.0 nncodec==2.1.3
+
+Without OPQ_PEERS_PYTHON the columns of NNCodec are null. The codes are sign(w) floor(|w| / step + 1/2) of all tensors of two
+or more dimensions. "80%" zeroes the smallest 80 in a hundred of the network's weights first. "laplace" is one tensor of 5000 x
+5000 weights drawn from a Laplace density of scale 1, its smallest 90 or 97 in a hundred zeroed, the rest quantized with step 1.
+Every round trip is checked, with both coders.
+
+opq_bytes      the sections of all tensors, and 9 bytes a tensor for its share of the file's header and its checksum
+nncodec_bytes  the payloads of all tensors, and the same 9 bytes a tensor; dependent quantization off
+nncodec_stream_bytes  the package's whole stream of these tensors, with its own headers and the tensors' names
+nncodec_anchor  the stream's bytes in an earlier measurement, with other names of the tensors
+entropy_bytes  zero-order entropy of each tensor's codes
+*_seconds      medians of 3 rounds (laplace with NNCodec: of one); opq on all threads, tensors side by side, NNCodec on one
+threads        that opq has; a tensor is coded by one
+opq_over_nncodec, encode_speedup, decode_speedup  bytes of opq over those of NNCodec; seconds of NNCodec over those of opq
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Case, Row, checkpoints, load, measure_seconds, print_rows, save_result
+from numpy.typing import NDArray
+
+from opq.codec.entropy import decode_codes, encode_codes
+from opq.parallel import in_parallel
+
+SEED = 0
+REPEATS = 3
+HEADER_BYTES = 9
+LAPLACE_SHAPE, LAPLACE_STEP = (5000, 5000), 1.0
+PEER = Path(__file__).resolve().parent / "peers" / "nncodec_codes.py"
+
+STEPS = {"resnet20": (5, 4, 3), "resnet56": (5, 4, 3), "mobilenet": (6, 5, 4)}
+"""{network: k for each step 2^-k}"""
+
+ANCHORS = {
+    "resnet20 2^-5": 112_828,
+    "resnet20 2^-4": 81_037,
+    "resnet20 2^-3": 51_954,
+    "resnet56 2^-5": 277_197,
+    "resnet56 2^-4": 182_383,
+    "resnet56 2^-3": 97_616,
+    "resnet56 80% 2^-4": 117_259,
+    "mobilenet 2^-6": 1_288_054,
+    "mobilenet 2^-5": 971_596,
+    "mobilenet 2^-4": 667_224,
+}
+
+Codes = NDArray[np.int32]
+Weights = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A case: its codes, and how often NNCodec is timed."""
+
+    name: str
+    codes: dict[str, Codes]
+    peer_repeats: int = REPEATS
+
+
+def main() -> int:
+    """Code every case with both coders; the exit status."""
+    peer = os.environ.get("OPQ_PEERS_PYTHON")
+    if not peer:
+        print("OPQ_PEERS_PYTHON is not set: no figures of NNCodec. To have them:\n", file=sys.stderr)
+        print("    python -m venv PEERS", file=sys.stderr)
+        print("    PEERS/bin/pip install torch==2.15.0 nncodec==2.1.3", file=sys.stderr)
+        print("    OPQ_PEERS_PYTHON=PEERS/bin/python python benchmarks/codec.py\n", file=sys.stderr)
+    rows = [_row(case, _measure_opq(case.codes), _measure_nncodec(case, peer)) for case in inputs()]
+    print_rows(rows)
+    save_result("codec", rows, seed=SEED)
+    return 0
+
+
+def inputs() -> Iterator[Input]:
+    """The cases, one at a time: the large ones need not be in memory together."""
+    for network, path in checkpoints().items():
+        weights = {name: tensor for name, tensor in load(path).items() if tensor.ndim >= 2}
+        for exponent in STEPS[network]:
+            yield Input(f"{network} 2^-{exponent}", quantize(weights, 2.0**-exponent))
+        if network == "resnet56":
+            yield Input("resnet56 80% 2^-4", quantize(prune(weights, 0.8), 2.0**-4))
+    for zeros in (0.9, 0.97):
+        drawn = np.random.default_rng(SEED).laplace(size=LAPLACE_SHAPE).astype(np.float32)
+        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": drawn}, zeros), LAPLACE_STEP), peer_repeats=1)
+
+
+def quantize(weights: Weights, step: float) -> dict[str, Codes]:
+    """The codes of each tensor."""
+    return {
+        name: (np.sign(tensor) * np.floor(np.abs(tensor.astype(np.float64)) / step + 0.5)).astype(np.int32)
+        for name, tensor in weights.items()
+    }
+
+
+def prune(weights: Weights, zeros: float) -> Weights:
+    """The weights with the smallest share `zeros` of all of them at zero."""
+    magnitudes = np.abs(np.concatenate([tensor.reshape(-1) for tensor in weights.values()]))
+    count = round(zeros * magnitudes.size)
+    threshold = np.partition(magnitudes, count)[count]
+    return {name: np.where(np.abs(tensor) < threshold, np.zeros_like(tensor), tensor) for name, tensor in weights.items()}
+
+
+def _measure_opq(tensors: Mapping[str, Codes]) -> dict[str, Any]:
+    codes = list(tensors.values())
+    sections = list(in_parallel(encode_codes, codes))
+    for name, tensor, decoded in zip(tensors, codes, _decode(sections, codes), strict=True):
+        if not np.array_equal(tensor, decoded):
+            raise ValueError(f"opq does not give the codes of {name!r} back")
+    cases = {
+        "encode": Case(lambda: list(in_parallel(encode_codes, codes))),
+        "decode": Case(lambda: _decode(sections, codes)),
+    }
+    seconds = measure_seconds(cases, REPEATS, warm_up=False)  # the round trip above was the warm-up
+    size = sum(len(section) for section in sections)
+    return {"bytes": size, "encode": seconds["encode"].median, "decode": seconds["decode"].median}
+
+
+def _decode(sections: Sequence[bytes], codes: Sequence[Codes]) -> list[Codes]:
+    shapes = [tensor.shape for tensor in codes]
+    return list(in_parallel(lambda pair: decode_codes(*pair), zip(sections, shapes, strict=True)))
+
+
+def _measure_nncodec(case: Input, python: str | None) -> dict[str, Any] | None:
+    """What the peer's script measures; None without a Python to run it."""
+    if not python:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder) / "codes.npz", Path(folder) / "result.json"
+        np.savez(source, allow_pickle=False, **case.codes)
+        subprocess.run([python, str(PEER), str(source), str(result), str(case.peer_repeats)], check=True)
+        measured: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return measured
+
+
+def _entropy_bytes(codes: Codes) -> float:
+    counts = np.unique(codes, return_counts=True)[1]
+    return float((counts * np.log2(codes.size / counts)).sum()) / 8.0
+
+
+def _row(case: Input, opq: Mapping[str, Any], peer: Mapping[str, Any] | None) -> Row:
+    header = HEADER_BYTES * len(case.codes)
+    size = opq["bytes"] + header
+    peer_size = peer["payload_bytes"] + header if peer else None
+    return {
+        "case": case.name,
+        "weights": sum(codes.size for codes in case.codes.values()),
+        "opq_bytes": size,
+        "nncodec_bytes": peer_size,
+        "entropy_bytes": round(sum(_entropy_bytes(codes) for codes in case.codes.values())),
+        "opq_encode_seconds": opq["encode"],
+        "opq_decode_seconds": opq["decode"],
+        "nncodec_encode_seconds": peer["encode_seconds"] if peer else None,
+        "nncodec_decode_seconds": peer["decode_seconds"] if peer else None,
+        "opq_over_nncodec": size / peer_size if peer_size else None,
+        "encode_speedup": peer["encode_seconds"] / opq["encode"] if peer else None,
+        "decode_speedup": peer["decode_seconds"] / opq["decode"] if peer else None,
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "nncodec_version": peer["version"] if peer else None,
+        "nncodec_stream_bytes": peer["stream_bytes"] if peer else None,
+        "nncodec_anchor": ANCHORS.get(case.name),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

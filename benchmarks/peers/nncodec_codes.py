@@ -1,0 +1,88 @@
+"""The bytes and seconds of NNCodec's arithmetic coder for tensors of integer codes, each with its round trip checked.
+
+    PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz RESULT.json REPEATS
+
+benchmarks/codec.py runs this with the Python that OPQ_PEERS_PYTHON names, whose environment has NNCodec 2.1.3; it needs
+neither opq nor what the other benchmarks use.
+
+The codes go to the coder's own interface as they are: no quantization of its own, dependent quantization off, and otherwise
+what `nncodec.tensor.encode` takes by default (parameter optimization and row skipping on, 11 unary decisions). One thread: the
+coder holds Python's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nncodec import nnc
+from nncodec.extensions.deepCABAC import Decoder, Encoder, HdspMode
+
+UNARY = 11
+PROFILE, SCAN, DEPENDENT, PARENT = 1, 0, 0, 0
+NO_HISTORY = (HdspMode.AlwaysOff, np.zeros(2, dtype=np.int8))
+NO_CODEBOOK = (0, 0)
+
+Codes = Any  # this environment may have a NumPy without types for them
+
+
+def main() -> int:
+    """Code every tensor of a file; the exit status."""
+    source, result, repeats = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    with np.load(source) as file:
+        tensors = {name: file[name] for name in file.files}
+    result.write_text(json.dumps(measure(tensors, repeats)), encoding="utf-8")
+    return 0
+
+
+def measure(tensors: dict[str, Codes], repeats: int) -> dict[str, Any]:
+    """What the codes take: in the coder alone, and as the package's whole stream with its headers and the tensors' names."""
+    encoding, decoding = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        payloads = [encode(codes) for codes in tensors.values()]
+        encoding.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        back = [decode(payload, codes.shape) for payload, codes in zip(payloads, tensors.values(), strict=True)]
+        decoding.append(time.perf_counter() - start)
+    for (name, codes), decoded in zip(tensors.items(), back, strict=True):
+        if not np.array_equal(codes, decoded):
+            raise ValueError(f"NNCodec does not give the codes of {name!r} back")
+    stream = nnc.compress(dict(tensors), bitstream_path=None, use_dq=False, row_skipping=True, return_bitstream=True)
+    return {
+        "version": metadata.version("nncodec"),
+        "payload_bytes": sum(len(payload) for payload in payloads),
+        "stream_bytes": len(stream),
+        "encode_seconds": statistics.median(encoding),
+        "decode_seconds": statistics.median(decoding),
+    }
+
+
+def encode(codes: Codes) -> Codes:
+    """The payload of a tensor of two or more dimensions."""
+    encoder = Encoder()
+    encoder.initCtxModels(UNARY, 1)
+    skipped = np.array([not row.any() for row in codes], dtype=np.int32)
+    encoder.encodeLayer(codes, DEPENDENT, SCAN, PROFILE, PARENT, 1, skipped, *NO_HISTORY, *NO_CODEBOOK)
+    return encoder.finish()
+
+
+def decode(payload: Codes, shape: tuple[int, ...]) -> Codes:
+    """The codes of a payload."""
+    decoder = Decoder()
+    decoder.setStream(payload)
+    decoder.initCtxModels(UNARY)
+    codes = np.zeros(shape, dtype=np.int32)
+    decoder.decodeLayer(codes, DEPENDENT, SCAN, PROFILE, PARENT, *NO_HISTORY, *NO_CODEBOOK)
+    decoder.finish()
+    return codes
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
