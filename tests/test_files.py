@@ -62,18 +62,30 @@ def test_a_disk_that_runs_full_while_writing_leaves_the_old_file(tmp_path):
 
 
 def test_places_that_cannot_be_written_are_one_error(tmp_path):
-    """An existing file without leave, a folder, and a folder that is not there."""
+    """An existing file without leave, a folder, a pipe or device, and a folder that is not there."""
     (tmp_path / "f").write_bytes(b"old")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for path, overwrite, message in (
         (tmp_path / "f", False, "it exists"),
         (tmp_path / "folder", True, "it is a folder"),
+        (tmp_path / "pipe", True, "it is not a regular file"),
+        (tmp_path / "pipe", False, "it is not a regular file"),
         (tmp_path / "none" / "f", True, "No such file or directory"),
         (tmp_path / "none" / "f", False, "there is no folder"),
     ):
         with pytest.raises(OutputError, match=message):
             write_file(path, b"new", overwrite=overwrite)
     assert (tmp_path / "f").read_bytes() == b"old"
+
+
+def test_through_a_link_its_target_is_written(tmp_path):
+    """A link stays a link, and what it leads to becomes the new file."""
+    (tmp_path / "f").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    write_file(tmp_path / "link", b"new", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "f").read_bytes() == b"new"
 
 
 def test_a_link_is_not_replaced_without_leave(tmp_path):

@@ -13,10 +13,18 @@ from opq.errors import OutputError
 def refuse_existing(path: str | os.PathLike[str]) -> None:
     """Raise OutputError when something stands at `path`, or when its folder is missing."""
     path = Path(path)
+    _refuse_irregular(path)
     if path.exists() or path.is_symlink():
         raise OutputError(path, "it exists; use --force, or overwrite=True, to replace it")
     if not path.parent.is_dir():
         raise OutputError(path, f"there is no folder {path.parent}")
+
+
+def refuse_same(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Raise OutputError when `output` is the source itself, or lies in it: what is read must not be replaced by the result."""
+    source, output = Path(source), Path(output)
+    if output.exists() and source.exists() and (output.samefile(source) or source.resolve() in output.resolve().parents):
+        raise OutputError(output, "it is what is being read; choose another place")
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) -> None:
@@ -25,12 +33,12 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) ->
     Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
     """
     path = Path(path)
+    _refuse_irregular(path)
     if not overwrite:
         refuse_existing(path)
+    path = path.resolve()  # a link stays a link, to the new file
     temporary = None
     try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -46,6 +54,12 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) ->
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def _refuse_irregular(path: Path) -> None:
+    """A device or a pipe must not be replaced by a file, whoever may do so."""
+    if path.exists() and not path.is_file():
+        raise OutputError(path, "it is a folder" if path.is_dir() else "it is not a regular file")
 
 
 def _give_usual_mode(temporary: str, path: Path) -> None:

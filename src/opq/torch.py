@@ -91,14 +91,19 @@ def load(data: bytes, device: str | int | torch.device = "cpu", *, max_bytes: in
 
 
 def load_model(
-    model: torch.nn.Module, filename: str | os.PathLike[str], strict: bool = True, device: str | int | torch.device = "cpu"
+    model: torch.nn.Module,
+    filename: str | os.PathLike[str],
+    strict: bool = True,
+    device: str | int | torch.device = "cpu",
+    *,
+    max_bytes: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """Load the tensors of a file into `model`.
 
     Returns the names that the file lacks and those that the model lacks. With `strict`, torch raises RuntimeError when there
     are any. Raises as `load_file` does otherwise.
     """
-    missing, unexpected = model.load_state_dict(load_file(filename, device), strict=strict)
+    missing, unexpected = model.load_state_dict(load_file(filename, device, max_bytes=max_bytes), strict=strict)
     return missing, unexpected
 
 

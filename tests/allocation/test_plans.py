@@ -96,6 +96,9 @@ def test_a_plan_written_by_hand_is_read():
         ({"layers": {"a": {"shape": [2]}}}, "layer 'a': .*missing"),
         ({"dense_bytes": "many"}, "dense_bytes"),
         ({"target": 3}, "target"),
+        ({"layers": {"a": {**LAYER, "step": 1e39}}}, "step must be positive and a float32"),
+        ({"layers": {"a": {**LAYER, "kept": False}}}, "kept must lie in"),
+        ({"layers": {"a": {**LAYER, "bits": 10**400}}}, "bits must be a finite number"),
     ],
 )
 def test_what_is_no_plan_is_refused(change, message):
@@ -104,7 +107,7 @@ def test_what_is_no_plan_is_refused(change, message):
         Plan.from_json(json.dumps({**PLAN, **change}))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "{", "[]", "null", '{"format": 1}'])
 def test_what_is_no_json_object_is_refused(text):
     """So is text that is not a JSON object of ours."""
     with pytest.raises(PlanError):

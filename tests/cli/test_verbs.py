@@ -106,6 +106,7 @@ def test_options_reach_the_library(source, network, tmp_path, capsys):
         (["compress", "{source}", "-o", "{new}", "--ratio", "much"], "not a valid float"),
         (["compress", "{source}", "--ratio", "3"], "Missing option"),
         (["compress", "{source}", "-o", "{new}", "--plan", "p", "--ratio", "3"], "give it alone"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--auxiliary", "exact"], "give it alone"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc"], "expected GLOB:KEY=X"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc:size=3"], "expected GLOB:KEY=X"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc:bits=x"], "expected GLOB:KEY=X"),
@@ -127,19 +128,27 @@ def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
         (["compress", "{folder}/none.safetensors", "-o", "{new}", "--ratio", "3"], "no such file or folder"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "5000"], "is out of reach: this network, so selected, gives"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "0.5"], "is out of reach"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "-1"], "ratio must be positive, got -1"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "-1"], "ratio must be positive, from 1e-9 to 1e9, got -1"),
         (["compress", "{source}", "-o", "{new}", "--size", "many"], "size must be a positive number of bytes"),
         (["compress", "{source}", "-o", "{new}", "--sparsity", "1.5", "--bits", "3"], "sparsity must lie in [0, 1), got 1.5"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--exclude", "convv"], "matches no weight"),
         (["compress", "{source}", "-o", "{new}", "--plan", "{folder}/none.json"], "No such file"),
         (["compress", "{source}", "-o", "{new}", "--plan", "{source}"], "plan"),
         (["compress", "{source}", "-o", "{folder}/no/where.opq", "--ratio", "8"], "there is no folder"),
-        (["compress", "{source}", "-o", "{source}", "--ratio", "8"], "it exists; use --force"),
-        (["plan", "{source}", "--ratio", "8", "-o", "{source}"], "it exists; use --force"),
+        (["compress", "{source}", "-o", "{source}", "--ratio", "8"], "it is what is being read"),
+        (["plan", "{source}", "--ratio", "8", "-o", "{source}"], "it is what is being read"),
         (["expand", "{source}", "-o", "{new}"], "not a valid .opq file: start: expected b'OPQ'"),
         (["expand", "{folder}/none.opq", "-o", "{new}"], "No such file"),
         (["inspect", "{folder}"], "Is a directory"),
         (["verify", "{source}"], "not a valid .opq file"),
+        (["compress", "{source}", "-o", "{source}", "--ratio", "8", "--force"], "it is what is being read"),
+        (["compress", "{source}", "-o", "{folder}", "--ratio", "8", "--force"], "it is a folder"),
+        (["expand", "{source}", "-o", "{source}", "--force"], "it is what is being read"),
+        (["plan", "{source}", "--ratio", "8", "-o", "{source}", "--force"], "it is what is being read"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "1e-320"], "ratio must be positive, from 1e-9 to 1e9"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "1e300"], "ratio must be positive, from 1e-9 to 1e9"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "1e9"], "is out of reach"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "8", "--override", "fc.weight:step=1e-20"], "step must lie in"),
     ],
 )
 def test_the_users_errors_are_one_line_and_exit_with_1(arguments, message, source, tmp_path, capsys):
@@ -152,6 +161,14 @@ def test_the_users_errors_are_one_line_and_exit_with_1(arguments, message, sourc
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
     assert source.read_bytes() == before
+
+
+def test_overrides_of_one_glob_add_up(source, tmp_path, capsys):
+    """Given twice, an override's fields are those of both."""
+    arguments = ["--override", "fc.weight:bits=3", "--override", "fc.weight:sparsity=0.5", "--sparsity", 0.8, "--bits", 4]
+    assert run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq")[0] == 0
+    options = {"overrides": {"fc.weight": {"bits": 3, "sparsity": 0.5}}}
+    assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, sparsity=0.8, bits=4, **options).data
 
 
 def test_bad_weights_are_one_line(network, tmp_path, capsys):

@@ -238,6 +238,9 @@ def test_a_plan_for_other_weights_is_refused(network):
     other["fc.weight"] = np.ones((10, 65), dtype=np.float32)
     with pytest.raises(opq.PlanError, match=r"layer 'fc.weight': made for shape \(10, 64\), the checkpoint has \(10, 65\)"):
         opq.compress(other, plan=plan)
+    other["fc.weight"] = np.ones((10, 64), dtype=np.int32)
+    with pytest.raises(opq.PlanError, match=r"layer 'fc\.weight': the checkpoint has int32, which cannot be quantized"):
+        opq.compress(other, plan=plan)
     del other["fc.weight"]
     with pytest.raises(opq.PlanError, match=r"a layer 'fc\.weight', which the checkpoint lacks"):
         opq.compress(other, plan=plan)

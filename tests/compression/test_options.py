@@ -28,7 +28,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "kB", "-5", "1e6", "12 parsecs", "0", "0.4", None, 0, -3])
+@pytest.mark.parametrize("text", ["", "9" * 400, 10**400, True, "kB", "-5", "1e6", "12 parsecs", "0", "0.4", None, 0, -3])
 def test_what_is_no_size_is_refused(text):
     """Anything else is a TargetError that shows how to write a size."""
     with pytest.raises(TargetError, match="size must be a positive number of bytes such as"):
@@ -50,11 +50,32 @@ def test_a_target_is_exactly_one(options):
         read_target(options)
 
 
-@pytest.mark.parametrize("ratio", [0, -1, float("nan"), float("inf"), "many"])
+@pytest.mark.parametrize("ratio", [0, -1, float("nan"), float("inf"), "many", 1e-320, 1e300])
 def test_a_ratio_is_a_positive_number(ratio):
     """Anything else is refused."""
     with pytest.raises(TargetError, match="ratio must be"):
         read_target({"ratio": ratio})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 4, "exlude": ["a"]}, "unknown option 'exlude'"),
+        ({"overrides": {"fc.weight": 3}}, "expected an Override or a mapping"),
+        ({"overrides": ["fc.weight"]}, "overrides must map"),
+        ({"sensitivity": [1.0]}, "sensitivity must map"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(options, message):
+    """A misspelt option, and values that are no mappings where mappings are meant, are TargetErrors."""
+    with pytest.raises(TargetError, match=message):
+        read_overrides(NAMES, options, joint=True) if "ratio" not in options else read_target(options)
+
+
+def test_an_override_leaves_what_it_does_not_fix():
+    """An Override that says nothing of sensitivity does not undo the one given."""
+    found = read_overrides(NAMES, {"sensitivity": {"fc.weight": 9.0}, "overrides": {"fc.*": Override(bits=3)}}, joint=True)
+    assert found["fc.weight"] == Override(sensitivity=9.0, bits=3.0)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +105,7 @@ def test_overrides_are_found_by_glob_and_the_last_one_counts():
     """Fields of several matching overrides add up; the same field is taken from the last."""
     overrides = {"layer*": {"bits": 4, "sensitivity": 2}, "layer1*": Override(bits=6, sparsity=0.5)}
     found = read_overrides(NAMES, {"overrides": overrides, "sensitivity": {"fc*": 3}}, joint=False)
-    assert found["layer1.conv.weight"] == Override(sensitivity=1.0, sparsity=0.5, bits=6.0)
+    assert found["layer1.conv.weight"] == Override(sensitivity=2.0, sparsity=0.5, bits=6.0)
     assert found["layer2.conv.weight"] == Override(sensitivity=2.0, bits=4.0)
     assert found["fc.weight"] == Override(sensitivity=3.0)
     assert found["conv1.weight"] == Override()

@@ -159,6 +159,12 @@ def test_values_never_leave_their_dtype(name, largest):
         assert np.sign(value).tolist() == [1, -1, 0]
 
 
+def test_a_step_beyond_the_dtype_is_refused():
+    """A step that no value of the dtype can take cannot quantize it."""
+    with pytest.raises(WeightError, match="is more than its dtype can hold"):
+        quantize(np.array([6e4], dtype=np.float16), make_plan((1,), 1e5))
+
+
 def test_a_plan_for_another_shape_is_refused():
     """A plan knows the shape it was made for."""
     with pytest.raises(PlanError, match=r"expected a weight of shape \(2, 3\), got \(3, 2\)"):

@@ -70,7 +70,7 @@ def test_a_folder_with_one_file_needs_no_index(state, tmp_path):
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": {"state_dict": s}}])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 def test_pytorch_checkpoints_are_unwrapped(state, wrap, prefix, suffix, tmp_path):
     """The usual wrappers and prefixes are taken off; what is no tensor is left out."""

@@ -16,6 +16,7 @@ import numpy as np
 from opq.allocation import curve, laplace
 from opq.allocation.layers import Layer
 from opq.allocation.roots import find_root
+from opq.errors import TargetError
 
 Measure = Callable[[Layer, float, float], float]
 """(layer, threshold, step) -> predicted bits of the whole layer."""
@@ -65,7 +66,7 @@ def price_for(layers: Sequence[Layer], bits: float, measure: Measure = laplace_b
         return bits - predicted_bits(layers, math.exp(log_price), measure)
 
     # The measure is asked only around the price that the Laplace density alone gives, which takes next to no time to find.
-    guess = _laplace_log_price(layers, bits, low, high)
+    guess = math.log(laplace_price(layers, bits))
     left, right = max(guess - _NEAR, low), min(guess + _NEAR, high)
     while excess(left) > 0.0 and left > low:
         left, right = max(left - 4.0 * (right - left), low), left
@@ -78,8 +79,9 @@ def price_for(layers: Sequence[Layer], bits: float, measure: Measure = laplace_b
     return math.exp(find_root(excess, left, right, tolerance=_CLOSE))
 
 
-def _laplace_log_price(layers: Sequence[Layer], bits: float, low: float, high: float) -> float:
-    """Logarithm, in [low, high], of the price at which the codes would take `bits` were every layer Laplace and free."""
+def laplace_price(layers: Sequence[Layer], bits: float) -> float:
+    """The price at which the codes would take `bits` were every layer Laplace and none fixed, or the nearest; to 0.1%."""
+    low, high = (math.log(price) for price in price_bounds(layers))
     own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
     count = np.array([float(layer.statistics.count) for layer in own])
     squares = np.array([layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in own])
@@ -88,8 +90,8 @@ def _laplace_log_price(layers: Sequence[Layer], bits: float, low: float, high: f
         return bits - float(count @ laplace.rate(*curve.thresholds_and_steps(math.exp(log_price) / squares)))
 
     if excess(low) >= 0.0:
-        return low
-    return high if excess(high) <= 0.0 else find_root(excess, low, high, tolerance=1e-3)
+        return math.exp(low)
+    return math.exp(high if excess(high) <= 0.0 else find_root(excess, low, high, tolerance=1e-3))
 
 
 def predicted_bits(layers: Sequence[Layer], price: float, measure: Measure) -> float:
@@ -115,6 +117,12 @@ def _pinned(layer: Layer, scale: float) -> tuple[float, float] | None:
     override = layer.override
     if override.step is not None:
         d = override.step / scale
+        if not curve.FINEST_STEP <= d <= curve.COARSEST_STEP:
+            raise TargetError(
+                f"override of {layer.name!r}: step must lie in {curve.FINEST_STEP * scale:.3g}.."
+                f"{curve.COARSEST_STEP * scale:.3g}, {curve.FINEST_STEP:g} to {curve.COARSEST_STEP:g} of its mean magnitude; "
+                f"got {override.step:g}"
+            )
         return curve.threshold_for_step(d), d
     if override.sparsity is not None:
         t = -float(np.log1p(-override.sparsity))

@@ -15,6 +15,7 @@ from opq.tables import render
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
 _JSON_FORMAT = "opq-plan-1"
+_LARGEST_NUMBER = 1e300
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class LayerPlan:
             value = getattr(self, key)
             if not _is_number(value) or value < 0.0:
                 raise PlanError(f"{key} must be a finite number >= 0, got {value!r}")
-        if self.step <= 0.0 or float(np.float32(self.step)) != self.step:
+        if not 0.0 < self.step < 2.0**128 or float(np.float32(self.step)) != self.step:
             raise PlanError(f"step must be positive and a float32, got {self.step!r}")
         if self.offset > 1.0 or self.sparsity > 1.0:
             raise PlanError(f"offset and sparsity must lie in [0, 1], got {self.offset!r} and {self.sparsity!r}")
-        if self.kept is not None and self.kept != 0 and not (_is_count(self.kept) and self.kept <= self.count):
+        if self.kept is not None and not (type(self.kept) is int and 0 <= self.kept <= self.count):
             raise PlanError(f"kept must lie in [0, {self.count}], got {self.kept!r}")
         channels = shape[0] if shape else 1
         if limits is not None and not (
@@ -132,7 +133,7 @@ class Plan:
         """The plan that `to_json` wrote; PlanError when the text is anything else."""
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"not JSON: {error}") from None
         if not isinstance(document, dict) or document.pop("format", None) != _JSON_FORMAT:
             raise PlanError(f'expected an object with "format": "{_JSON_FORMAT}"')
@@ -177,7 +178,7 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
 
 
 def _is_count(value: object) -> bool:

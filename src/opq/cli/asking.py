@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -32,9 +32,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--auxiliary",
                 type=click.Choice(["exact", "half"]),
-                default="exact",
-                show_default=True,
-                help="Biases, batch-norm and the like: bit for bit, or float16 where that errs by at most 2^-11.",
+                help="Biases, batch-norm and the like: bit for bit (the default), or float16 where that errs by at most 2^-11.",
             ),
         ]
     ):
@@ -46,7 +44,7 @@ def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
     """The library's options from a command's; UsageError unless exactly one target is given, or none and none required."""
     targets = {key for key in ("ratio", "size", "sparsity", "bits") if given[key] is not None}
     if not required:
-        if targets or given["include"] or given["exclude"] or given["overrides"]:
+        if targets or given["include"] or given["exclude"] or given["overrides"] or given["auxiliary"]:
             raise click.UsageError("--plan already says how to compress; give it alone.")
         return Options()
     if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}):
@@ -54,25 +52,23 @@ def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
     options = Options(
         include=given["include"],
         exclude=given["exclude"],
-        overrides=dict(_override(text) for text in given["overrides"]),
-        auxiliary=given["auxiliary"],
+        overrides=_overrides(given["overrides"]),
+        auxiliary=given["auxiliary"] or "exact",
     )
     for key in targets:
         options[key] = given[key]  # type: ignore[literal-required]  # one of the four keys above
     return options
 
 
-def _override(text: str) -> tuple[str, dict[str, float]]:
-    pattern, colon, fields = text.rpartition(":")
-    values = {}
-    for field in fields.split(","):
-        key, _, value = field.partition("=")
+def _overrides(texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    overrides: dict[str, dict[str, float]] = {}
+    for text in texts:
+        pattern, _, fields = text.rpartition(":")
         try:
-            values[key.strip()] = float(value)
+            values = {key.strip(): float(value) for key, _, value in (field.partition("=") for field in fields.split(","))}
         except ValueError:
-            colon = ""
-        if key.strip() not in _FIELDS:
-            colon = ""
-    if not colon:
-        raise click.UsageError(f"--override {text!r}: expected GLOB:KEY=X[,KEY=X] with keys {', '.join(_FIELDS)}.")
-    return pattern, values
+            values = {}
+        if not pattern or not values or not set(values) <= set(_FIELDS):
+            raise click.UsageError(f"--override {text!r}: expected GLOB:KEY=X[,KEY=X] with keys {', '.join(_FIELDS)}.")
+        overrides.setdefault(pattern, {}).update(values)
+    return overrides

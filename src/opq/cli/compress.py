@@ -11,7 +11,7 @@ import click
 import opq
 from opq.cli.asking import read_options, target_options
 from opq.cli.progress import progress_bar
-from opq.files import refuse_existing
+from opq.files import refuse_existing, refuse_same
 
 
 @click.command()
@@ -27,6 +27,7 @@ def command(source: str, output: str, plan_file: str | None, force: bool, as_jso
     With --ratio or --size the file, all of it, takes at most that many bytes, and close to it.
     """
     options = read_options(given, required=plan_file is None)
+    refuse_same(source, output)
     if not force:
         refuse_existing(output)
     plan = _read_plan(plan_file) if plan_file is not None else None

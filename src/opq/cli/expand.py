@@ -7,7 +7,7 @@ import safetensors.numpy
 
 import opq
 import opq.numpy
-from opq.files import refuse_existing, write_file
+from opq.files import refuse_existing, refuse_same, write_file
 
 
 @click.command()
@@ -16,6 +16,7 @@ from opq.files import refuse_existing, write_file
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def command(file: str, output: str, force: bool) -> None:
     """Turn a .opq FILE back into a .safetensors checkpoint with every tensor's name, shape and dtype."""
+    refuse_same(file, output)
     if not force:
         refuse_existing(output)
     with opq.numpy.safe_open(file) as reader:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from opq.codec import _native
 from opq.codec.cursor import Cursor, varint
 from opq.errors import FormatError
+from opq.parallel import in_parallel
 
 _WHERE = "auxiliary tensors"
 _SIZES = (1, 2, 4, 8)
@@ -25,17 +26,19 @@ _FLOAT_KINDS = "fV"  # ml_dtypes' types report kind V
 
 def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
     """The section of `arrays`, of any shapes and dtypes."""
-    out = bytearray()
+    pairs: list[tuple[NDArray[np.uint8], bytes]] = []
     for size in _SIZES:
-        chosen = [array for array in arrays if array.dtype.itemsize == size and array.size]
-        above = b""
-        for plane in _to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1] if chosen else ():
-            raw = plane.tobytes()
-            coded = _native.encode_plane(raw, above)
-            data = coded if len(coded) < len(raw) else raw
-            out += varint(len(data)) + data
-            above = raw
-    return bytes(out)
+        if chosen := [array for array in arrays if array.dtype.itemsize == size and array.size]:
+            planes = list(_to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1])
+            pairs += zip(planes, [b"", *(plane.tobytes() for plane in planes)], strict=False)
+    return b"".join(in_parallel(lambda pair: _encode_plane(*pair), pairs))
+
+
+def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:
+    raw = plane.tobytes()
+    coded = raw if _is_noise(plane) else _native.encode_plane(raw, above)
+    data = coded if len(coded) < len(raw) else raw
+    return varint(len(data)) + data
 
 
 def decode_pack(
@@ -60,6 +63,12 @@ def decode_pack(
         at[size] += length
         arrays.append(_from_words(piece, kind).reshape(shape))
     return arrays
+
+
+def _is_noise(plane: NDArray[np.uint8]) -> bool:
+    """Whether equal bytes meet no more often than by chance, as in the low bits of a mantissa: then coding is not tried."""
+    counts = np.bincount(plane, minlength=256)
+    return 256 * int(counts @ counts) <= len(plane) ** 2 + 512 * len(plane)
 
 
 def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> NDArray[np.unsignedinteger]:

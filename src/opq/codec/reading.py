@@ -57,7 +57,12 @@ class OpqFile(Mapping[str, Content]):
             raise
 
     def _open(self, max_bytes: int | None) -> None:
-        self.file_bytes = self._file.seek(0, os.SEEK_END)
+        try:
+            self.file_bytes = self._file.seek(0, os.SEEK_END)
+        except OSError:
+            raise SourceError(
+                getattr(self._file, "name", "the file"), "it is not a regular file, which can be read at any place"
+            ) from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
         if not MAGIC.startswith(prefix[: len(MAGIC)]) or len(prefix) < len(MAGIC):
             raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
@@ -173,7 +178,7 @@ class OpqFile(Mapping[str, Content]):
         pack = self._packs.get(entry.section)
         if pack is None:
             pack = self._decode_pack(entry.section)
-            if len(pack) > 1:  # kept for its other tensors; there is at most a mebibyte of them
+            if len(pack) > 1:  # kept for its other tensors
                 self._packs[entry.section] = pack
         return pack[entry.name].astype(dtypes.NUMPY[entry.dtype])
 

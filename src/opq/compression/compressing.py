@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from opq import dtypes
 from opq.allocation import joint
 from opq.allocation.plans import LayerPlan, Plan
 from opq.codec.entropy import encode_codes
@@ -98,7 +99,9 @@ def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
     for name, layer in plan.layers.items():
         if name not in state:
             raise PlanError(f"it has a layer {name!r}, which the checkpoint lacks")
-        shape = state.describe(name)[1]
+        kind, shape = state.describe(name)
+        if kind not in dtypes.COMPRESSIBLE:
+            raise PlanError(f"layer {name!r}: the checkpoint has {kind}, which cannot be quantized")
         if shape != layer.shape:
             raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
     surveyed = survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)

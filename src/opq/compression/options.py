@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 from opq.allocation.layers import Override
 from opq.errors import SelectionError, TargetError
 
+_FREE = Override()
+_LARGEST = 2**62
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -27,7 +29,7 @@ class Options(TypedDict, total=False):
 
     include      globs: only weights whose names match one are compressed, the rest is stored as auxiliary tensors
     exclude      globs: weights whose names match one are stored as auxiliary tensors
-    overrides    {glob or name: Override or a mapping of its fields}; of several that match, the last one counts
+    overrides    {glob or name: Override or a mapping of its fields}; of several that fix the same field, the last one counts
     sensitivity  {glob or name: what a unit of squared error costs there, > 0}; 1 where none matches
     auxiliary    "exact" (the default) or "half": store float32 and float64 auxiliary tensors as float16 where every value
                  keeps a relative error of at most 2^-11
@@ -53,20 +55,22 @@ class Target:
     def budget(self, dense_bytes: int) -> int | None:
         """Most bytes the file may have, or None in paper mode."""
         if "ratio" in self.asked:
-            return math.floor(dense_bytes / self.asked["ratio"])
+            return max(math.floor(dense_bytes / self.asked["ratio"]), 1)
         return int(self.asked["bytes"]) if "bytes" in self.asked else None
 
 
 def read_target(options: Options) -> Target:
     """The target in `options`; TargetError unless exactly one is given, and sensible."""
+    if unknown := sorted(set(options) - set(Options.__annotations__)):
+        raise TargetError(f"unknown option {unknown[0]!r}; there are {', '.join(Options.__annotations__)}")
     given = {key: options.get(key) for key in ("ratio", "size", "sparsity", "bits")}
     names = {key for key, value in given.items() if value is not None}
     if names == {"sparsity", "bits"}:
         return Target({"sparsity": _number("sparsity", given["sparsity"]), "bits": _number("bits", given["bits"])})
     if names == {"ratio"}:
         ratio = _number("ratio", given["ratio"])
-        if ratio <= 0.0:
-            raise TargetError(f"ratio must be positive, got {ratio:g}")
+        if not 1e-9 <= ratio <= 1e9:
+            raise TargetError(f"ratio must be positive, from 1e-9 to 1e9, got {ratio:g}")
         return Target({"ratio": ratio})
     if names == {"size"}:
         return Target({"bytes": float(parse_size(given["size"]))})
@@ -76,14 +80,14 @@ def read_target(options: Options) -> Target:
 
 def parse_size(size: Any) -> int:
     """Bytes from an integer or from text such as "250kB"; kB is 1000 bytes, KiB is 1024."""
-    if isinstance(size, int) and size >= 1:
+    if isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= _LARGEST:
         return size
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", str(size).strip())
     unit = _UNITS.get(match.group(2).lower()) if match else None
-    value = math.floor(float(match.group(1)) * unit) if match and unit else 0
-    if value < 1:
+    value = float(match.group(1)) * unit if match and unit else 0.0
+    if not 1.0 <= value <= _LARGEST:
         raise TargetError(f"size must be a positive number of bytes such as 250000, '250kB' or '1.5MiB', got {size!r}")
-    return value
+    return math.floor(value)
 
 
 def select(candidates: Sequence[str], options: Options) -> list[str]:
@@ -101,11 +105,20 @@ def select(candidates: Sequence[str], options: Options) -> list[str]:
 def read_overrides(names: Sequence[str], options: Options, *, joint: bool) -> dict[str, Override]:
     """The override of each weight; SelectionError for a glob that matches none, TargetError for values out of range."""
     fields: dict[str, dict[str, float]] = {name: {} for name in names}
+    for field in ("sensitivity", "overrides"):
+        if not isinstance(options.get(field, {}), Mapping):
+            raise TargetError(f"{field} must map names or globs to values, got {options[field]!r}")
     for pattern, value in options.get("sensitivity", {}).items():
         for name in _matching(pattern, names, "sensitivity"):
             fields[name]["sensitivity"] = _number(f"sensitivity of {pattern!r}", value)
     for pattern, override in options.get("overrides", {}).items():
-        values = vars(override) if isinstance(override, Override) else dict(override)
+        if not isinstance(override, (Override, Mapping)):
+            raise TargetError(f"override of {pattern!r}: expected an Override or a mapping of its fields, got {override!r}")
+        values = (
+            {key: value for key, value in vars(override).items() if value != getattr(_FREE, key)}
+            if isinstance(override, Override)
+            else override
+        )
         if unknown := sorted(set(values) - set(Override.__dataclass_fields__)):
             raise TargetError(
                 f"override of {pattern!r}: unknown field {unknown[0]!r}; there are sensitivity, sparsity, bits, step"

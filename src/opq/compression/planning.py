@@ -55,7 +55,7 @@ def guess_joint(forecast: Forecast, target: Target, auxiliary: str, budget: int)
     Raises TargetError when the budget is out of reach.
     """
     aim = AIM * budget
-    first = joint_plan(forecast, target, auxiliary, forecast.price_for(aim))
+    first = joint_plan(forecast, target, auxiliary, forecast.rough_price(aim))
     better = forecast.guessed(first.layers)
     return better, joint_plan(better, target, auxiliary, better.reachable_price(budget, aim))
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.allocation.layers import LayerStatistics
@@ -16,6 +13,7 @@ from opq.codec.header import LARGEST_TENSOR
 from opq.codec.writing import AuxiliaryPack, fixed_bytes, pack_auxiliary
 from opq.compression.options import Options, read_auxiliary, select
 from opq.errors import SourceError, WeightError
+from opq.parallel import in_parallel
 from opq.quantization.statistics import measure
 from opq.sources import State
 
@@ -68,28 +66,23 @@ def survey(state: State, options: Options, weights: Collection[str] | None = Non
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
     names = sorted(state, key=lambda name: name.encode(errors="surrogatepass"))
-    statistics: dict[str, LayerStatistics] = {}
-    kinds: dict[str, str] = {}
-    dense = 0
     if weights is None:
         weights = select([name for name in names if _is_weight(*state.describe(name))], options)
     chosen = set(weights)
+    shapes = {name: state.describe(name) for name in names}
+    dense = sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes.values() if kind in dtypes.NUMPY)
+    measured = in_parallel(lambda name: (name, _measure(state, name)), (name for name in names if name in chosen))
+    statistics = dict(measured)
+    rest = ((name, state[name]) for name in names if name not in chosen)
+    packs = pack_auxiliary(rest, read_auxiliary(options))
+    return Survey(statistics, {name: shapes[name][0] for name in statistics}, packs, dense, dict(state.metadata))
 
-    def auxiliary() -> Iterator[tuple[str, NDArray[np.generic]]]:
-        nonlocal dense
-        for name in names:
-            array = state[name]
-            dense += array.nbytes
-            if name not in chosen:
-                yield name, array
-                continue
-            if array.size > LARGEST_TENSOR:
-                raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
-            statistics[name] = measure(array, name)
-            kinds[name] = dtypes.name_of(array.dtype)
 
-    packs = pack_auxiliary(auxiliary(), read_auxiliary(options))
-    return Survey(statistics, kinds, packs, dense, dict(state.metadata))
+def _measure(state: State, name: str) -> LayerStatistics:
+    array = state[name]
+    if array.size > LARGEST_TENSOR:
+        raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
+    return measure(array, name)
 
 
 def _is_weight(kind: str, shape: tuple[int, ...]) -> bool:

@@ -68,6 +68,10 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
         )
     # Rounding up must not lead out of a narrow dtype.
     fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / plan.step
+    if fitting < 1.0:
+        raise WeightError(
+            "weight", plan.shape, f"step {plan.step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
+        )
     if fitting < LARGEST_CODE:
         levels = xp.minimum(levels, _scalar(math.floor(fitting), levels, xp))
     signed = xp.sign(work) * xp.maximum(levels, xp.ones_like(levels))

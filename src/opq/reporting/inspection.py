@@ -108,8 +108,9 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
             if entry.step is not None:
                 content = file[entry.name]
                 if isinstance(content, CompressedTensor):
-                    weights, kept, code_bits = weights + entry.count, kept + content.kept, code_bits + content.code_bits
-                    sparsity, bits = 1.0 - content.kept / entry.count, content.code_bits / max(content.kept, 1)
+                    stays, width = content.kept, content.code_bits
+                    weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
+                    sparsity, bits = 1.0 - stays / entry.count, width / max(stays, 1)
             tensors.append(_report(entry, sparsity, bits, spent[entry.name]))
         return Inspection(
             file_bytes=file.file_bytes,

@@ -143,7 +143,6 @@ def _unwrap(content: Any, kind: type) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         return {}
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, kind)}
-    for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    while tensors and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
