@@ -42,7 +42,7 @@ NETWORKS = {
 RATIOS = (4.0, 10.0, 20.0, 40.0)
 """The file ratios that benchmarks ask for."""
 
-_LIBRARIES = ("opq", "numpy", "scipy", "constriction", "safetensors")
+_LIBRARIES = ("opq", "numpy", "scipy", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What planning costs, against loading the weights it plans.
 
-Claim: a plan for a network of ResNet-50's size is made in less time than its checkpoint takes to load.
+Claim: a joint plan for a network of ResNet-50's size is made in about the time its checkpoint takes to be read from the disk;
+the paper's, with Lambert's W for each channel, in about twice that.
 
     python benchmarks/plan_cost.py
 

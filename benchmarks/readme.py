@@ -20,15 +20,12 @@ NETWORKS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "mobilenet": "Mobi
 
 def main_job(rows: list[Row]) -> list[str]:
     """Joint mode's rows by asked ratio, then paper mode's."""
-    asked = lambda row: (
-        f"ratio {row['ratio']:g}" if row["mode"] == "joint" else f"{row['target_sparsity']:.0%}, {row['target_bits']:g} bits"
-    )  # noqa: E731
     return table(
         ("network", "asked", "file bytes", "file ratio", "nominal ratio", "zeros", "compress s", "inspect s"),
         (
             (
                 NETWORKS[row["network"]],
-                asked(row),
+                _asked(row),
                 f"{row['file_bytes']:,}",
                 f"{row['file_ratio']:.2f}",
                 f"{row['nominal_ratio']:.1f}",
@@ -41,16 +38,23 @@ def main_job(rows: list[Row]) -> list[str]:
     )
 
 
+def _asked(row: Row) -> str:
+    if row["mode"] == "joint":
+        return f"ratio {row['ratio']:g}"
+    return f"{row['target_sparsity']:.0%} zeros, {row['target_bits']:g} bits"
+
+
 def laplace_fit(rows: list[Row]) -> list[str]:
     """Totals of each network and ratio."""
     return table(
-        ("network", "ratio", "bytes of codes", "Laplace predicts", "the plan predicts"),
+        ("network", "ratio", "entropy of the codes", "Laplace predicts", "bytes in the file", "the plan predicts"),
         (
             (
                 NETWORKS[row["network"]],
                 f"{row['ratio']:g}",
-                f"{row['measured_bytes']:,}",
+                f"{row['entropy_bytes']:,.0f}",
                 f"{row['laplace_error']:+.1%}",
+                f"{row['measured_bytes']:,}",
                 f"{row['predicted_error']:+.2%}",
             )
             for row in rows
@@ -76,6 +80,26 @@ def plan_cost(rows: list[Row]) -> list[str]:
             (names[row["case"]], f"{row['seconds']:.3f}", f"{row['over_load']:.2f}", f"{row['over_load_cold']:.2f}")
             for row in rows
             if row["case"] in names
+        ),
+    )
+
+
+def codec(rows: list[Row]) -> list[str]:
+    """Bytes and speed-ups of every case."""
+    return table(
+        ("codes", "weights", "entropy", "nncodec 2.1.3", "opq", "opq / nncodec", "encoding", "decoding"),
+        (
+            (
+                row["case"],
+                f"{row['weights']:,}",
+                f"{row['entropy_bytes']:,}",
+                f"{row['nncodec_bytes']:,}",
+                f"{row['opq_bytes']:,}",
+                f"{row['opq_over_nncodec']:.3f}",
+                f"{row['encode_speedup']:.1f}x",
+                f"{row['decode_speedup']:.1f}x",
+            )
+            for row in rows
         ),
     )
 
