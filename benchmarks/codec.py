@@ -1,7 +1,7 @@
 """The codec against NNCodec's on the same integer codes: bytes and seconds.
 
-Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode them. What
-decoding takes is told whichever way it goes.
+Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode them.
+What decoding takes is told whichever way it goes.
 
     OPQ_PEERS_PYTHON=PEERS/bin/python python benchmarks/codec.py
 

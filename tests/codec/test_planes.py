@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as drawn
 from opq import dtypes
 from opq.codec import _native
 from opq.codec.cursor import varint
-from opq.codec.planes import decode_pack, encode_pack
+from opq.codec.planes import decode_pack, encode_pack, estimate_pack
 from opq.errors import FormatError
 
 KINDS = sorted(dtypes.NUMPY)
@@ -112,11 +112,30 @@ def test_incompressible_bytes_cost_one_more(arrays):
 
 @given(drawn.arrays(np.uint16, st.integers(1, 60), elements=st.integers(0, 1000), fill=st.just(3)))
 def test_planes_are_those_of_the_format(array):
-    """Each plane, the highest first, is a length and a stream where that is shorter than its bytes, else the bytes."""
+    """Each plane, the highest first, is a length and a stream where equal bytes meet often and that is shorter, else its bytes."""
     high, low = (array >> 8).astype(np.uint8).tobytes(), (array & 255).astype(np.uint8).tobytes()
-    streams = _native.encode_plane(high, b""), _native.encode_plane(low, high)
-    chosen = [stream if len(stream) < len(plane) else plane for stream, plane in zip(streams, (high, low), strict=True)]
-    assert encode_pack([array]) == b"".join(bytes([len(data)]) + data for data in chosen)
+    expected = b""
+    for plane, above in ((high, b""), (low, high)):
+        stream = _native.encode_plane(plane, above)
+        meet = sum(plane.count(bytes([value])) ** 2 for value in range(256))
+        chosen = stream if 256 * meet > len(plane) ** 2 + 512 * len(plane) and len(stream) < len(plane) else plane
+        expected += bytes([len(chosen)]) + chosen
+    assert encode_pack([array]) == expected
+
+
+@given(st.lists(AUXILIARY, max_size=6))
+def test_the_estimate_of_small_packs_is_within_their_bytes(arrays):
+    """Without coding, a pack is never taken for more than its dense bytes and four a plane."""
+    planes = sum({array.dtype.itemsize for array in arrays if array.size})
+    assert 0 <= estimate_pack(arrays) <= sum(array.nbytes for array in arrays) + 5 * planes
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
+def test_the_estimate_is_near_the_pack(scale):
+    """Of tensors as networks have them, it is within 3%."""
+    rng = np.random.default_rng(5)
+    arrays = [rng.normal(1.0, scale, 5000).astype(np.float32), np.full(50, 77, dtype=np.int64)]
+    assert estimate_pack(arrays) == pytest.approx(len(encode_pack(arrays)), rel=0.03, abs=60)
 
 
 def test_plain_tensors_get_smaller():

@@ -9,7 +9,7 @@ the number of elements, else coded with the plane above as context. docs/format.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,27 @@ _FLOAT_KINDS = "fV"  # ml_dtypes' types report kind V
 def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
     """The section of `arrays`, of any shapes and dtypes."""
     pairs: list[tuple[NDArray[np.uint8], bytes]] = []
+    for planes in _planes(arrays):
+        pairs += zip(planes, [b"", *(plane.tobytes() for plane in planes)], strict=False)
+    return b"".join(in_parallel(lambda pair: _encode_plane(*pair), pairs))
+
+
+def estimate_pack(arrays: Sequence[NDArray[np.generic]]) -> int:
+    """About the bytes of the section of `arrays`, without coding them: the entropy of each plane's bytes."""
+    return sum(round(_entropy_bytes(plane)) + 4 for planes in _planes(arrays) for plane in planes)
+
+
+def _planes(arrays: Sequence[NDArray[np.generic]]) -> Iterator[list[NDArray[np.uint8]]]:
+    """For each item size that occurs, the byte planes of its arrays, highest first."""
     for size in _SIZES:
         if chosen := [array for array in arrays if array.dtype.itemsize == size and array.size]:
-            planes = list(_to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1])
-            pairs += zip(planes, [b"", *(plane.tobytes() for plane in planes)], strict=False)
-    return b"".join(in_parallel(lambda pair: _encode_plane(*pair), pairs))
+            yield list(_to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1])
+
+
+def _entropy_bytes(plane: NDArray[np.uint8]) -> float:
+    counts = np.bincount(plane)
+    counts = counts[counts > 0]
+    return float(counts @ (np.log2(len(plane)) - np.log2(counts))) / 8.0
 
 
 def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.codec.header import LARGEST_TENSOR, Entry, Header, encode_header
-from opq.codec.planes import encode_pack
+from opq.codec.planes import encode_pack, estimate_pack
 from opq.errors import SourceError, TargetError, WeightError
 
 MAGIC = b"OPQ"
@@ -46,11 +46,14 @@ class AuxiliaryPack:
     section: bytes
 
 
-def pack_auxiliary(tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str) -> list[AuxiliaryPack]:
+def pack_auxiliary(
+    tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str, *, estimated: bool = False
+) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors, which come in ascending order of their UTF-8 names.
 
     `storage` is "exact" or "half"; "half" rounds those float32 and float64 tensors to float16 whose every value keeps a
-    relative error of at most 2^-11, and leaves the others exact. Tensors are drawn one at a time.
+    relative error of at most 2^-11, and leaves the others exact. Tensors are drawn one at a time. With `estimated` sections
+    are empty bytes of about the length that coding would give, which is all that a plan needs.
     """
     packs: list[AuxiliaryPack] = []
     pending: list[tuple[str, tuple[int, ...], str, str]] = []
@@ -60,7 +63,7 @@ def pack_auxiliary(tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: 
     def close() -> None:
         nonlocal size
         if pending:
-            packs.append(AuxiliaryPack(tuple(pending), encode_pack(arrays)))
+            packs.append(AuxiliaryPack(tuple(pending), bytes(estimate_pack(arrays)) if estimated else encode_pack(arrays)))
         pending.clear()
         arrays.clear()
         size = 0

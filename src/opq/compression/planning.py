@@ -33,7 +33,7 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     Raises TargetError, WeightError, SelectionError or SourceError.
     """
     target = read_target(options)
-    surveyed = survey(as_state(source), options)
+    surveyed = survey(as_state(source), options, estimated=True)
     layers = read_layers(surveyed, target, options)
     auxiliary = read_auxiliary(options)
     budget = target.budget(surveyed.dense_bytes)

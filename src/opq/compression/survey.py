@@ -56,12 +56,12 @@ class Survey:
         return fixed_bytes(weights, self.packs, self.metadata)
 
 
-def survey(state: State, options: Options, weights: Collection[str] | None = None) -> Survey:
+def survey(state: State, options: Options, weights: Collection[str] | None = None, *, estimated: bool = False) -> Survey:
     """Walk through `state`, one tensor at a time.
 
     The weights are the given ones, or else every float16, bfloat16, float32 or float64 tensor of at least two dimensions and
     one element that `include` and `exclude` leave. Raises WeightError for a weight that cannot be compressed, SourceError
-    when there is no tensor.
+    when there is no tensor. With `estimated`, the other tensors are not encoded, only their size is estimated.
     """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
@@ -74,7 +74,7 @@ def survey(state: State, options: Options, weights: Collection[str] | None = Non
     measured = in_parallel(lambda name: (name, _measure(state, name)), (name for name in names if name in chosen))
     statistics = dict(measured)
     rest = ((name, state[name]) for name in names if name not in chosen)
-    packs = pack_auxiliary(rest, read_auxiliary(options))
+    packs = pack_auxiliary(rest, read_auxiliary(options), estimated=estimated)
     return Survey(statistics, {name: shapes[name][0] for name in statistics}, packs, dense, dict(state.metadata))
 
 
