@@ -104,11 +104,24 @@ def codec(rows: list[Row]) -> list[str]:
     )
 
 
-SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
-    "main_job": main_job,
-    "laplace_fit": laplace_fit,
-    "plan_cost": plan_cost,
+def example(rows: list[Row]) -> list[str]:
+    """What the command line says of ResNet-56 at ratio 20."""
+    row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
+    return [
+        "    $ opq compress resnet56.safetensors --ratio 20 -o resnet56.opq",
+        f"    resnet56.opq: {row['file_bytes']:,} bytes of {row['dense_bytes']:,} dense, file ratio {row['file_ratio']:.2f}, "
+        f"nominal ratio {row['nominal_ratio']:.2f}, {row['bits_per_weight']:.3f} bits a weight, {row['sparsity']:.2%} zeros",
+    ]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
+    "example": ("main_job", example),
+    "main_job": ("main_job", main_job),
+    "laplace_fit": ("laplace_fit", laplace_fit),
+    "plan_cost": ("plan_cost", plan_cost),
+    "codec": ("codec", codec),
 }
+"""{marker in the README: (result file, what to make of its rows)}"""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -120,12 +133,13 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 def render(text: str) -> str:
     """`text` with every marked table written anew."""
-    for name, section in SECTIONS.items():
-        result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        machine = (
-            f"{result['machine']['processor']}, {result['machine']['cores']} cores, commit {result['commit']}, {result['date']}"
-        )
-        body = "\n".join([*section(result["rows"]), "", f"<sub>{machine}</sub>"])
+    for name, (source, section) in SECTIONS.items():
+        result = json.loads((ROOT / "benchmarks" / "results" / f"{source}.json").read_text())
+        lines = section(result["rows"])
+        if lines[0].startswith("|"):
+            machine = result["machine"]
+            lines += ["", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
+        body = "\n".join(lines)
         pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
         text = pattern.sub(lambda _, name=name, body=body: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)
     return text
