@@ -112,7 +112,7 @@ def test_incompressible_bytes_cost_one_more(arrays):
 
 @given(drawn.arrays(np.uint16, st.integers(1, 60), elements=st.integers(0, 1000), fill=st.just(3)))
 def test_planes_are_those_of_the_format(array):
-    """Each plane, the highest first, is a length and a stream where equal bytes meet often and it is shorter, else its bytes."""
+    """A plane, the highest first, is a length and a stream where equal bytes meet often and it is shorter, else its bytes."""
     high, low = (array >> 8).astype(np.uint8).tobytes(), (array & 255).astype(np.uint8).tobytes()
     expected = b""
     for plane, above in ((high, b""), (low, high)):
