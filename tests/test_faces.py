@@ -37,6 +37,22 @@ def test_a_target_is_needed(network, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("tensors", "metadata"), [({"\ud800": 1}, {}), ({}, {"a": "\ud800"}), ({}, {"a": 1})])
+def test_what_is_no_text_is_refused(tensors, metadata, network):
+    """Names and metadata that UTF-8 cannot express, or that are no text, are errors of ours, before anything is made."""
+    state = {**network, **dict.fromkeys(tensors, network["fc.bias"])}
+    with pytest.raises(opq.SourceError, match="not text"):
+        opq.numpy.save(state, metadata, ratio=8)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_file_is_read_from_any_bytes(kind, network):
+    """Bytes, a bytearray and a memoryview of a file are all the same file."""
+    data = opq.numpy.save(network, ratio=8)
+    with opq.OpqFile(kind(data)) as file:
+        assert len(file) == len(network)
+
+
 def test_one_tensor_is_read_without_the_others(network, tmp_path):
     """Damage to one section is found when its tensor is asked for, by name, and not before."""
     data = bytearray(opq.numpy.save(network, ratio=8))

@@ -34,7 +34,9 @@ class OpqFile(Mapping[str, Content]):
     Close it, or use it as a context manager.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
+    ) -> None:
         """Open a path, or a file's bytes.
 
         max_bytes  most dense bytes the file may hold; by default 64 MiB and 4096 times the file's size.
@@ -43,7 +45,7 @@ class OpqFile(Mapping[str, Content]):
         self._lock = threading.Lock()
         self._packs: dict[int, dict[str, NDArray[np.generic]]] = {}
         self._file: BinaryIO
-        if isinstance(source, bytes):
+        if isinstance(source, (bytes, bytearray, memoryview)):
             self._file = io.BytesIO(source)
         else:
             try:

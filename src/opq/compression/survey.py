@@ -10,7 +10,7 @@ from functools import cached_property
 from opq import dtypes
 from opq.allocation.layers import LayerStatistics
 from opq.codec.header import LARGEST_TENSOR
-from opq.codec.writing import AuxiliaryPack, fixed_bytes, pack_auxiliary
+from opq.codec.writing import AuxiliaryPack, check_text, fixed_bytes, pack_auxiliary
 from opq.compression.options import Options, read_auxiliary, select
 from opq.errors import SourceError, WeightError
 from opq.parallel import in_parallel
@@ -65,7 +65,9 @@ def survey(state: State, options: Options, weights: Collection[str] | None = Non
     """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
-    names = sorted(state, key=lambda name: name.encode(errors="surrogatepass"))
+    for text in [*state, *state.metadata, *state.metadata.values()]:
+        check_text(text)
+    names = sorted(state, key=lambda name: name.encode())
     if weights is None:
         weights = select([name for name in names if _is_weight(*state.describe(name))], options)
     chosen = set(weights)
