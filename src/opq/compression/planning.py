@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -45,8 +46,9 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
 
 def guess_paper(forecast: Forecast, target: Target, auxiliary: str) -> tuple[Forecast, Plan]:
     """The paper's plan, and a forecast that has looked at excerpts under it."""
-    better = forecast.guessed(paper_plan(forecast, target, auxiliary).layers)
-    return better, paper_plan(better, target, auxiliary)
+    points = paper.allocate(forecast.layers, target.asked["sparsity"], target.asked["bits"])
+    better = forecast.guessed(paper_plan(forecast, target, auxiliary, points).layers)
+    return better, paper_plan(better, target, auxiliary, points)
 
 
 def guess_joint(forecast: Forecast, target: Target, auxiliary: str, budget: int) -> tuple[Forecast, Plan]:
@@ -70,9 +72,8 @@ def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Laye
     return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
-def paper_plan(forecast: Forecast, target: Target, auxiliary: str) -> Plan:
-    """The paper's plan: sparsity, then bits."""
-    points = paper.allocate(forecast.layers, target.asked["sparsity"], target.asked["bits"])
+def paper_plan(forecast: Forecast, target: Target, auxiliary: str, points: Sequence[paper.PaperPoint]) -> Plan:
+    """The plan that these points of paper mode make."""
     plans = {}
     for layer, point in zip(forecast.layers, points, strict=True):
         # What counts for the prediction is the magnitude that separates the kept weights, not the closed form's.

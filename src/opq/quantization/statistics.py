@@ -13,7 +13,7 @@ from opq.allocation.layers import LayerStatistics
 from opq.errors import WeightError
 from opq.quantization.quantizer import Array, namespace
 
-SAMPLE = 2**16
+SAMPLE = 2**15
 """Magnitudes kept of a weight that has more than so many."""
 
 EXCERPT = 2**14
