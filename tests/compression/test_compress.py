@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import opq
 from opq import dtypes
+from opq.codec.estimate import context_saving
 from opq.codec.reading import OpqFile
 
 
@@ -246,6 +247,16 @@ def test_a_plan_for_other_weights_is_refused(network):
         opq.compress(other, plan=plan)
     with pytest.raises(opq.TargetError, match="a plan already says ratio"):
         opq.compress(network, plan=plan, ratio=3)
+
+
+def test_an_excerpt_that_ends_in_zeros_does_not_stop_the_forecast():
+    """Weights whose second half is zero are forecast and compressed to the asked size like any others."""
+    weight = np.zeros((40, 300), dtype=np.float32)
+    weight[:20] = np.random.default_rng(0).laplace(size=(20, 300))
+    assert context_saving([np.rint(4 * weight).astype(np.int32)]).gain > 0.3
+    for ratio in (4, 8, 16):
+        budget = weight.nbytes / ratio
+        assert 0.98 * budget <= opq.compress({"w": weight}, ratio=ratio).file_bytes <= budget
 
 
 def test_what_would_expand_too_far_is_refused():

@@ -17,6 +17,9 @@ from opq.allocation.layers import LayerStatistics
 from opq.codec.entropy import encode_codes
 from opq.parallel import in_parallel
 
+SMALLEST_GAIN = 0.05
+"""Least share of the contextless bits that a forecast counts on."""
+
 _DIRECT = 16
 _GROUP = np.arange(4 * 20)
 # Magnitudes below 16 are a class each; above, a class has the same leading three bits, its lower bits alike as good as random.
@@ -51,12 +54,16 @@ class Saving:
     gain: float = 1.0
     start: float = 0.0
 
+    def __post_init__(self) -> None:
+        """No weight is taken to cost nothing: an excerpt that ends in zeros tells little of what follows."""
+        object.__setattr__(self, "gain", max(self.gain, SMALLEST_GAIN))
+
 
 def context_saving(excerpts: Sequence[NDArray[np.int32]]) -> Saving:
     """The saving for weights whose codes are like these, each of two channels or more; no saving where there are none.
 
-    Each is coded to its half and to its end. What the second half adds, when the coder has learned, gives the gain; what both
-    take beyond it is the start.
+    Each is coded with every other channel and with all. What the other half adds, when the coder has learned, gives the gain;
+    what all take beyond it is the start.
     """
     rows = np.array(list(in_parallel(_taken_and_contextless, excerpts))).reshape(-1, 4)
     half, end, contextless_half, contextless = rows.sum(axis=0)
@@ -67,10 +74,10 @@ def context_saving(excerpts: Sequence[NDArray[np.int32]]) -> Saving:
 
 
 def _taken_and_contextless(codes: NDArray[np.int32]) -> tuple[float, float, float, float]:
-    """Bits taken of the first half and of all of an excerpt, and the contextless bits of both."""
-    half = codes[: len(codes) // 2]
-    bits = _contextless_code_bits(codes)
-    return 8.0 * len(encode_codes(half)), 8.0 * len(encode_codes(codes)), float(bits[: half.size].sum()), float(bits.sum())
+    """Bits taken of every other channel and of all of an excerpt, and the contextless bits of both."""
+    half = codes[::2]  # alike in what they hold, as a first and a second half need not be
+    bits = _contextless_code_bits(codes).reshape(len(codes), -1)
+    return 8.0 * len(encode_codes(half)), 8.0 * len(encode_codes(codes)), float(bits[::2].sum()), float(bits.sum())
 
 
 def _contextless_code_bits(codes: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """What a file will take, before it is written: the contextless bits of each weight times what context saves.
 
-What context saves is first guessed from excerpts of the largest weights, and then, once a file was written, known.
+What context saves is first guessed from excerpts of a few weights, and then, once a file was written, known.
 """
 
 from __future__ import annotations

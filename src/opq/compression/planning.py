@@ -17,7 +17,7 @@ from opq.errors import TargetError, WeightError
 from opq.sources import as_state
 
 AIM = 0.9975
-"""Share of a byte target that a prediction aims at, so that what it errs by does not exceed the target."""
+"""Share of a byte target that a first prediction aims at, which lets about half of the first files pass as they are."""
 
 SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**127
 """Steps that are normal numbers of float32."""
@@ -30,7 +30,8 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     options  the target, and what is fixed: see `opq.Options`
 
     With `sparsity` and `bits` the plan is the paper's: two scalar roots. With `ratio` or `size` it is the joint one, whose
-    target is the bytes of the finished file; `opq.compress` counts the real bytes and corrects what the prediction missed.
+    target is the bytes of the finished file as predicted, which the real one misses by up to about 3%; `opq.compress` with the
+    same target counts the real bytes and corrects the plan until they meet it.
     Raises TargetError, WeightError, SelectionError or SourceError.
     """
     target = read_target(options)
