@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def refuse_same(source: str | os.PathLike[str], output: str | os.PathLike[str]) 
         raise OutputError(output, "it is what is being read; choose another place")
 
 
-def write_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) -> None:
-    """Write `data` to `path`; whatever happens on the way, `path` holds what it held before or all of `data`.
+def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, overwrite: bool) -> None:
+    """Write `data`, whole or piece by piece, to `path`; whatever happens on the way, `path` holds what it held before or all of it.
 
     Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
     """
@@ -41,7 +42,7 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) ->
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         _give_usual_mode(temporary, path)

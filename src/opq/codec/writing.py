@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.header import LARGEST_TENSOR, Entry, Header, encode_header
 from opq.codec.planes import encode_pack, estimate_pack
+from opq.codec.sections import Section
 from opq.errors import SourceError, TargetError, WeightError
 
 MAGIC = b"OPQ"
@@ -35,7 +36,7 @@ class EncodedWeight:
     shape: tuple[int, ...]
     dtype: str
     step: float
-    section: bytes
+    section: Section | bytes
 
 
 @dataclass(frozen=True)
@@ -102,23 +103,46 @@ def fits_half(array: NDArray[np.generic]) -> bool:
     return bool(((magnitudes >= tiny) & (magnitudes <= largest)).all())
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A whole file, ready to be written: prefix and header, and the sections that follow in this order."""
+
+    header: bytes
+    sections: Sequence[Section]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.header) + sum(section.size for section in self.sections)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of the file, a section at a time."""
+        yield self.header
+        for section in self.sections:
+            yield section.read()
+
+
 def assemble(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of the file that `lay_out` plans."""
+    return b"".join(lay_out(weights, packs, metadata).pieces())
+
+
+def lay_out(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]) -> Layout:
     """The whole file. Tensors stand in order of their names whatever the order given; equal sections are stored once.
 
     Raises TargetError when the file would hold more than readers expand it to (see `largest_content`).
     """
-    entries, sections = _lay_out(weights, packs)
+    entries, sections = _number_sections(weights, packs)
     for text in [*metadata, *metadata.values()]:
         check_text(text)
-    header = _prefixed_header(entries, sections, metadata)
-    data = b"".join([header, *sections])
+    layout = Layout(_prefixed_header(entries, sections, metadata), sections)
     dense = sum(entry.dense_bytes for entry in entries)
-    if dense > largest_content(len(data)):
+    if dense > largest_content(layout.size):
         raise TargetError(
-            f"{dense:,} bytes of tensors would go into a file of {len(data):,}: readers refuse to expand that far; "
+            f"{dense:,} bytes of tensors would go into a file of {layout.size:,}: readers refuse to expand that far; "
             "ask for a larger file, or leave constant tensors out"
         )
-    return data
+    return layout
 
 
 def fixed_bytes(
@@ -132,7 +156,7 @@ def fixed_bytes(
         EncodedWeight(name, shape, dtype, (number * 0.6180339887) % 1.0 + 0.5, number.to_bytes(4, "big") * 50)
         for number, (name, shape, dtype) in enumerate(weights)
     ]
-    entries, sections = _lay_out(stand_ins, packs)
+    entries, sections = _number_sections(stand_ins, packs)
     return len(_prefixed_header(entries, sections, metadata)) + sum(len(pack.section) for pack in packs)
 
 
@@ -141,19 +165,23 @@ def largest_content(file_bytes: int) -> int:
     return EXPANSION_START + EXPANSION * file_bytes
 
 
-def _lay_out(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
+def _number_sections(
+    weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]
+) -> tuple[list[Entry], list[Section]]:
     """Entries in order of names, and the sections they refer to in order of first use."""
     # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
-    rows: list[tuple[Entry, tuple[int, bytes] | int, bytes]] = []
+    rows: list[tuple[Entry, tuple[int, bytes] | int, Section]] = []
     for weight in weights:
         check_text(weight.name)
         entry = Entry(weight.name, weight.shape, weight.dtype, "codes", 0, weight.step)
-        rows.append((entry, (entry.count, weight.section), weight.section))
+        section = Section.of(weight.section)
+        rows.append((entry, (entry.count, section.digest), section))
     for number, pack in enumerate(packs):
-        rows += [(Entry(*tensor, section=0), number, pack.section) for tensor in pack.tensors]
+        section = Section.of(pack.section)
+        rows += [(Entry(*tensor, section=0), number, section) for tensor in pack.tensors]
     rows.sort(key=lambda row: row[0].name.encode())
     numbers: dict[tuple[int, bytes] | int, int] = {}
-    sections: list[bytes] = []
+    sections: list[Section] = []
     entries = []
     for entry, key, section in rows:
         if key not in numbers:
@@ -163,8 +191,8 @@ def _lay_out(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -
     return entries, sections
 
 
-def _prefixed_header(entries: Sequence[Entry], sections: Sequence[bytes], metadata: Mapping[str, str]) -> bytes:
-    lengths, checksums = [len(section) for section in sections], [zlib.crc32(section) for section in sections]
+def _prefixed_header(entries: Sequence[Entry], sections: Sequence[Section], metadata: Mapping[str, str]) -> bytes:
+    lengths, checksums = [section.size for section in sections], [section.checksum for section in sections]
     packed = encode_header(Header(entries, lengths, checksums, metadata))
     start = PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
     return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed

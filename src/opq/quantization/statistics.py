@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ SAMPLE = 2**15
 EXCERPT = 2**14
 """Weights of which neighbouring ones are kept together."""
 
-_BLOCK = 2**18
-
 
 def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     """Statistics of a floating-point `weight` of any shape with at least one element; axis 0 is the channel axis.
@@ -30,63 +29,86 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
     """
     xp = namespace(weight)
     shape = tuple(weight.shape)
+    channels = weight if shape else xp.reshape(weight, (1,))
+    return measure_rows(shape, lambda start, stop: channels[start:stop, ...], name)
+
+
+def measure_rows(shape: tuple[int, ...], rows: Callable[[int, int], Array], name: str) -> LayerStatistics:
+    """As `measure`, of a weight of which only some rows are held at a time.
+
+    shape  of the weight
+    rows   gives the rows from one place along axis 0 to another
+    """
     count = math.prod(shape)
     if count == 0:
         raise WeightError(name, shape, "it is empty; store it as it is with exclude")
     channels = shape[0] if shape else 1
-    sums = _channel_sums(xp.reshape(weight, (channels, count // channels)), xp)
+    width = count // channels
+    stride = _stride(count)
+    sums, picked = np.empty(channels, dtype=np.float64), []
+    for start, stop in blocks(channels, width):
+        block = rows(start, stop)
+        xp = namespace(block)
+        work = _working_dtype(block, xp)
+        with np.errstate(over="ignore", invalid="ignore"):
+            magnitudes = xp.abs(xp.astype(xp.reshape(block, (stop - start, width)), work, copy=False))
+            sums[start:stop] = _numpy(xp.sum(magnitudes, axis=1))
+        picked.append(_numpy(xp.reshape(magnitudes, (-1,))[-start * width % stride :: stride]))
     if not np.isfinite(sums).all():
-        _refuse(weight, name, xp)
-    magnitudes = _sample(weight, count, xp)
+        _refuse(shape, rows, name)
+    magnitudes = np.concatenate(picked)
+    magnitudes.sort()
     # Only a sample with a zero in it is worth counting zeros for: a pruned checkpoint, not one that happens to hold a few.
-    zeros = int(xp.sum(weight == 0, dtype=xp.int64)) if magnitudes[0] == 0.0 else 0
-    excerpt = _excerpt(xp.reshape(weight, (channels, *shape[1:])), xp)
-    return LayerStatistics(shape, float(sums.sum() / count), sums * (channels / count), zeros, magnitudes, excerpt)
+    zeros = _count(shape, rows, lambda block, xp: block == 0) if magnitudes[0] == 0.0 else 0
+    return LayerStatistics(shape, float(sums.sum() / count), sums * (channels / count), zeros, magnitudes, _excerpt(shape, rows))
 
 
-def _channel_sums(rows: Array, xp: Any) -> NDArray[np.float64]:
-    """Sum of magnitudes of each row, a cache-sized block at a time."""
-    channels, width = rows.shape
-    sums = np.empty(channels, dtype=np.float64)
-    block = max(_BLOCK // width, 1)
-    work = _working_dtype(rows, xp)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, channels, block):
-            magnitudes = xp.abs(xp.astype(rows[start : start + block, :], work, copy=False))
-            sums[start : start + block] = _numpy(xp.sum(magnitudes, axis=1))
-    return sums
+def blocks(rows: int, width: int, most: int = 2**18) -> Iterator[tuple[int, int]]:
+    """From where to where to go through rows of `width` elements, at most `most` elements or one row at a time."""
+    height = max(most // width, 1)
+    return ((start, min(start + height, rows)) for start in range(0, rows, height))
 
 
-def _sample(weight: Array, count: int, xp: Any) -> NDArray[np.floating]:
+def _stride(count: int) -> int:
     stride = -(-count // SAMPLE)
     # A stride that shares a factor with the size would see the same few kernel positions again and again.
     while stride > 1 and math.gcd(stride, count) > 1:
         stride += 1
-    picked = xp.reshape(weight, (-1,))[::stride]
-    magnitudes: NDArray[np.floating] = np.abs(_numpy(xp.astype(picked, _working_dtype(weight, xp), copy=False)))
-    magnitudes.sort()
-    return magnitudes
+    return stride
 
 
-def _excerpt(channels: Array, xp: Any) -> NDArray[np.floating]:
+def _excerpt(shape: tuple[int, ...], rows: Callable[[int, int], Array]) -> NDArray[np.floating]:
     """As many channels from the middle as EXCERPT weights make up; none where one has more."""
-    count = channels.shape[0]
-    some = min(EXCERPT // max(math.prod(channels.shape[1:]), 1), count)
-    start = (count - some) // 2
-    return np.array(_numpy(xp.astype(channels[start : start + some, ...], _working_dtype(channels, xp))))
+    channels = shape[0] if shape else 1
+    some = min(EXCERPT // max(math.prod(shape[1:]), 1), channels)
+    start = (channels - some) // 2
+    middle = rows(start, start + some)
+    xp = namespace(middle)
+    return np.array(_numpy(xp.astype(middle, _working_dtype(middle, xp))))
 
 
 def _working_dtype(weight: Array, xp: Any) -> Any:
     return xp.float64 if weight.dtype == xp.float64 else xp.float32
 
 
-def _refuse(weight: Array, name: str, xp: Any) -> None:
-    bad = int(xp.sum(~xp.isfinite(xp.astype(weight, xp.float64)), dtype=xp.int64))
+def _refuse(shape: tuple[int, ...], rows: Callable[[int, int], Array], name: str) -> None:
+    bad = _count(shape, rows, lambda block, xp: ~xp.isfinite(xp.astype(block, xp.float64)))
     if bad:
         problem = f"{bad:,} of its values are NaN or infinite, and these cannot be quantized; mend the checkpoint"
     else:
         problem = "its magnitudes add up to more than its dtype can hold"
-    raise WeightError(name, weight.shape, f"{problem}, or store the tensor as it is with exclude")
+    raise WeightError(name, shape, f"{problem}, or store the tensor as it is with exclude")
+
+
+def _count(shape: tuple[int, ...], rows: Callable[[int, int], Array], has: Callable[[Array, Any], Array]) -> int:
+    """Of how many elements something holds."""
+    channels = shape[0] if shape else 1
+    found = 0
+    for start, stop in blocks(channels, math.prod(shape) // channels):
+        block = rows(start, stop)
+        xp = namespace(block)
+        found += int(xp.sum(has(block, xp), dtype=xp.int64))
+    return found
 
 
 def _numpy(array: Array) -> NDArray[Any]:

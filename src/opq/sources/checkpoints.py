@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,49 +50,87 @@ def open_checkpoint(path: str | os.PathLike[str]) -> State:
     raise SourceError(path, "expected a .safetensors, .pt or .pth file, or a folder of .safetensors shards")
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies: in which file, from which byte on."""
+
+    path: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class _Safetensors(State):
-    """The tensors of one or more .safetensors files; `shards` names those to take from each, None for all."""
+    """The tensors of one or more .safetensors files; `shards` names those to take from each, None for all.
+
+    The files are read, not mapped: what was read and let go takes no memory of the process.
+    """
 
     def __init__(self, shards: Mapping[Path, list[str] | None]) -> None:
-        self._where: dict[str, Any] = {}
+        self._places: dict[str, _Place] = {}
         metadata: dict[str, str] = {}
         for path, wanted in shards.items():
-            try:
-                shard: Any = safe_open(str(path), framework="numpy")
-            except FileNotFoundError:
-                raise SourceError(path, "no such file") from None
-            except (SafetensorError, OSError) as error:
-                raise SourceError(path, f"not a safetensors file: {error}") from None
-            here = set(shard.keys())
-            if missing := sorted(set(wanted or ()) - here):
+            places, texts = _read_index(path)
+            if missing := sorted(set(wanted or ()) - set(places)):
                 raise SourceError(path, f"its index names {missing[0]!r}, which is not in it")
-            self._where.update(dict.fromkeys(here if wanted is None else wanted, (shard, path)))
-            metadata.update(shard.metadata() or {})
+            self._places.update({name: places[name] for name in (places if wanted is None else wanted)})
+            metadata.update(texts)
         self.metadata = metadata
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Name of the dtype, and shape, of a tensor, from the file's header."""
-        shard, path = self._where[name]
-        piece = shard.get_slice(name)
-        kind = piece.get_dtype()
-        if kind not in _DTYPES:
-            raise SourceError(path, f"tensor {name!r}: dtype {kind} is not supported")
-        return _DTYPES[kind], tuple(piece.get_shape())
+        place = self._places[name]
+        if place.dtype not in _DTYPES:
+            raise SourceError(place.path, f"tensor {name!r}: dtype {place.dtype} is not supported")
+        return _DTYPES[place.dtype], place.shape
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        shard, path = self._where[name]
-        kind, _ = self.describe(name)
+        kind, shape = self.describe(name)
+        return self._read(name, kind, 0, shape)
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """As State has it."""
+        kind, shape = self.describe(name)
+        start, stop, _ = slice(start, stop).indices(shape[0])
+        return self._read(name, kind, start * math.prod(shape[1:]), (max(stop - start, 0), *shape[1:]))
+
+    def _read(self, name: str, kind: str, skip: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
+        """`shape` elements of a tensor, after as many as `skip`."""
+        place, dtype, count = self._places[name], dtypes.NUMPY[kind], math.prod(shape)
+        word = f"<u{dtype.itemsize}"
         try:
-            array = np.asarray(shard.get_tensor(name))
-        except (SafetensorError, TypeError, ValueError) as error:
-            raise SourceError(path, f"tensor {name!r}: {error}") from None
-        return array.view(dtypes.NUMPY[kind]) if array.dtype != dtypes.NUMPY[kind] else array
+            words = np.fromfile(place.path, word, count, offset=place.offset + skip * dtype.itemsize)
+        except OSError as error:
+            raise SourceError(place.path, f"tensor {name!r}: {error.strerror or error}") from None
+        if len(words) != count:
+            raise SourceError(place.path, f"tensor {name!r}: the file has become shorter while it was read")
+        return words.astype(word[1:], copy=False).view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._places)
+
+
+def _read_index(path: Path) -> tuple[dict[str, _Place], dict[str, str]]:
+    """Where the tensors of a .safetensors file lie, and its metadata. The library checks the header; offsets it does not tell."""
+    try:
+        with safe_open(str(path), framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise SourceError(path, "no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SourceError(path, f"not a safetensors file: {error}") from None
+    metadata = header.pop("__metadata__", None) or {}
+    places = {
+        name: _Place(path, 8 + length + tensor["data_offsets"][0], tensor["dtype"], tuple(tensor["shape"]))
+        for name, tensor in header.items()
+    }
+    return places, metadata
 
 
 def _open_folder(folder: Path) -> State:

@@ -26,6 +26,10 @@ class State(Mapping[str, NDArray[np.generic]]):
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Name of the dtype, and shape, of a tensor."""
 
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """`self[name][start:stop]`, of a tensor of at least one dimension; the rest of it is not read or converted."""
+        return self[name][start:stop]
+
 
 class TensorState(State):
     """Tensors in memory: NumPy arrays or torch tensors, on any device."""
@@ -45,13 +49,19 @@ class TensorState(State):
         return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        tensor = self._tensors[name]
-        kind, shape = self.describe(name)
+        return self._convert(name, self._tensors[name])
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """As State has it."""
+        return self._convert(name, self._tensors[name][start:stop])
+
+    def _convert(self, name: str, tensor: Any) -> NDArray[np.generic]:
+        kind, _ = self.describe(name)
         if is_torch_array(tensor):
             return _from_torch(tensor, name)
-        if not isinstance(tensor, (np.ndarray, np.generic)) or dtypes.name_of(tensor.dtype) not in dtypes.NUMPY:
+        if not isinstance(tensor, (np.ndarray, np.generic)) or kind not in dtypes.NUMPY:
             raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
-        return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(shape)
+        return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(tensor.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
