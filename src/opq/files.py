@@ -29,7 +29,7 @@ def refuse_same(source: str | os.PathLike[str], output: str | os.PathLike[str]) 
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, overwrite: bool) -> None:
-    """Write `data`, whole or piece by piece, to `path`; whatever happens on the way, `path` holds what it held before or all of it.
+    """Write `data`, whole or in pieces, to `path`; whatever happens on the way, `path` holds what it held before or all of it.
 
     Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
     """

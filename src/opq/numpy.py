@@ -37,9 +37,9 @@ def save_file(
     options   a target and what is fixed, as for `opq.plan`
     Returns the compressed network, with its plan and sizes. Raises what `opq.compress` raises, and OutputError.
     """
-    from opq.compression import compress  # here, because planning loads SciPy and loading a file does not
+    from opq.compression import compress, work_path  # here, because planning loads SciPy and loading a file does not
 
-    compressed = compress(tensors, metadata=metadata, plan=plan, **options)
+    compressed = compress(tensors, metadata=metadata, plan=plan, work_file=work_path(filename), **options)
     compressed.save(filename)
     return compressed
 

@@ -11,6 +11,7 @@ import click
 import opq
 from opq.cli.asking import read_options, target_options
 from opq.cli.progress import progress_bar
+from opq.compression import work_path
 from opq.files import refuse_existing, refuse_same
 
 
@@ -24,7 +25,8 @@ from opq.files import refuse_existing, refuse_same
 def command(source: str, output: str, plan_file: str | None, force: bool, as_json: bool, **given: Any) -> None:
     """Compress SOURCE to a .opq file.
 
-    With --ratio or --size the file, all of it, takes at most that many bytes, and close to it.
+    With --ratio or --size the file, all of it, takes at most that many bytes, and close to it. A long run keeps what it has
+    done in FILE.partial: when it was stopped, the same command goes on where it was.
     """
     options = read_options(given, required=plan_file is None)
     refuse_same(source, output)
@@ -32,9 +34,9 @@ def command(source: str, output: str, plan_file: str | None, force: bool, as_jso
         refuse_existing(output)
     plan = _read_plan(plan_file) if plan_file is not None else None
     with progress_bar() as progress:
-        compressed = opq.compress(source, plan=plan, progress=progress, **options)
+        compressed = opq.compress(source, plan=plan, progress=progress, work_file=work_path(output), **options)
     compressed.save(output, overwrite=force)
-    inspection = opq.inspect(compressed.data)
+    inspection = opq.inspect(output)
     if as_json:
         result = inspection.to_dict()
         del result["tensors"], result["metadata"]

@@ -165,9 +165,7 @@ def largest_content(file_bytes: int) -> int:
     return EXPANSION_START + EXPANSION * file_bytes
 
 
-def _number_sections(
-    weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]
-) -> tuple[list[Entry], list[Section]]:
+def _number_sections(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[Section]]:
     """Entries in order of names, and the sections they refer to in order of first use."""
     # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
     rows: list[tuple[Entry, tuple[int, bytes] | int, Section]] = []

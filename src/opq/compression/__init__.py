@@ -1,7 +1,8 @@
 """From a state dict and a target to a plan, and to the bytes of a file."""
 
 from opq.compression.compressing import Compressed, compress
+from opq.compression.journal import work_path
 from opq.compression.options import Options
 from opq.compression.planning import plan
 
-__all__ = ["Compressed", "Options", "compress", "plan"]
+__all__ = ["Compressed", "Options", "compress", "plan", "work_path"]

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.allocation import joint
 from opq.allocation.plans import LayerPlan, Plan
-from opq.codec.entropy import encode_codes
-from opq.codec.writing import EncodedWeight, assemble
+from opq.codec.entropy import CHUNK, encode_pieces
+from opq.codec.sections import Section
+from opq.codec.writing import EncodedWeight, Layout, lay_out
 from opq.compression.forecast import Forecast
+from opq.compression.journal import Journal, codes_key, open_journal
 from opq.compression.options import Options, Target, read_auxiliary, read_target
 from opq.compression.planning import guess_joint, guess_paper, joint_plan, read_layers
 from opq.compression.survey import Survey, survey
@@ -20,6 +27,7 @@ from opq.errors import PlanError, TargetError, WeightError
 from opq.files import write_file
 from opq.parallel import in_parallel
 from opq.quantization.compressed import compress_tensor
+from opq.quantization.pieces import code_pieces
 from opq.sources import State, as_state
 
 Progress = Callable[[str, int, int], None]
@@ -30,23 +38,30 @@ _CLOSE_ENOUGH, _CLOSER_AIM = 0.995, 0.9985
 _MOST_ROUNDS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
     """A compressed network.
 
     plan         the plan it follows
-    data         the bytes of the .opq file
+    layout       the .opq file in pieces
     dense_bytes  bytes of all tensors as the source stores them
+    journal      where the pieces wait, if not in memory
     """
 
     plan: Plan
-    data: bytes
+    layout: Layout
     dense_bytes: int
+    journal: Journal | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the .opq file."""
+        return b"".join(self.layout.pieces())
 
     @property
     def file_bytes(self) -> int:
         """Size of the file."""
-        return len(self.data)
+        return self.layout.size
 
     @property
     def file_ratio(self) -> float:
@@ -56,9 +71,12 @@ class Compressed:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
         """Write the file, through a temporary one beside it: `path` holds the old file or the whole new one, never less.
 
-        Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
+        The work file of `compress`, if there is one, is removed. Raises OutputError when the file cannot be written, or when
+        it exists and `overwrite` is False.
         """
-        write_file(path, self.data, overwrite=overwrite)
+        write_file(path, self.layout.pieces(), overwrite=overwrite)
+        if self.journal:
+            self.journal.discard()
 
 
 def compress(
@@ -67,6 +85,7 @@ def compress(
     plan: Plan | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    work_file: str | os.PathLike[str] | None = None,
     **options: Unpack[Options],
 ) -> Compressed:
     """Compress a network to a file in memory, following a plan or meeting a target.
@@ -75,27 +94,38 @@ def compress(
     plan      follow this plan as it stands; then `options` must be empty
     metadata  {text: text} to keep in the file, where the source brings none of its own
     progress  called after each tensor
+    work_file keep encoded weights there instead of in memory, from LONG_RUN weights on: a run that was stopped, by whatever
+              means, leaves them, and the next one with the same `work_file` takes over those it needs. The result is the same
+              bytes; `save` removes the work file
     options   as in `opq.plan`; with a byte target the file is counted, the plan corrected, and the file's size at most the
               target, close under it
-    Raises what `opq.plan` raises, and PlanError when the plan was made for other weights.
+    Weights are read some rows at a time, so that memory is bounded by about 100 MB a processor, the auxiliary tensors, and,
+    without `work_file`, twice the file.
+    Raises what `opq.plan` raises, PlanError when the plan was made for other weights, and OutputError when the work file
+    cannot be written.
     """
     report = progress or (lambda stage, done, total: None)
     state = as_state(source, metadata)
     if plan is not None:
         if options:
             raise TargetError(f"a plan already says {', '.join(sorted(options))}: give either the plan or options")
-        return _follow(state, plan, report)
+        surveyed = _survey_planned(state, plan)
+        with open_journal(work_file, surveyed.weights) as journal:
+            return _encode(state, surveyed, plan, journal, report)[0]
     target = read_target(options)
     surveyed = survey(state, options)
     layers = read_layers(surveyed, target, options)
+    auxiliary = read_auxiliary(options)
     budget = target.budget(surveyed.dense_bytes)
     forecast = Forecast(surveyed, layers, {})
-    if budget is None:
-        return _encode(state, surveyed, guess_paper(forecast, target, read_auxiliary(options))[1], report)[0]
-    return _fit(state, forecast, target, read_auxiliary(options), budget, report)
+    with open_journal(work_file, surveyed.weights) as journal:
+        if budget is None:
+            return _encode(state, surveyed, guess_paper(forecast, target, auxiliary)[1], journal, report)[0]
+        return _fit(state, forecast, target, auxiliary, budget, journal, report)
 
 
-def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
+def _survey_planned(state: State, plan: Plan) -> Survey:
+    """The survey of a checkpoint for a plan; PlanError when the plan was made for another."""
     for name, layer in plan.layers.items():
         if name not in state:
             raise PlanError(f"it has a layer {name!r}, which the checkpoint lacks")
@@ -104,18 +134,25 @@ def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
             raise PlanError(f"layer {name!r}: the checkpoint has {kind}, which cannot be quantized")
         if shape != layer.shape:
             raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
-    surveyed = survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)
-    return _encode(state, surveyed, plan, report)[0]
+    return survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)
 
 
-def _fit(state: State, forecast: Forecast, target: Target, auxiliary: str, budget: int, report: Progress) -> Compressed:
+def _fit(
+    state: State,
+    forecast: Forecast,
+    target: Target,
+    auxiliary: str,
+    budget: int,
+    journal: Journal | None,
+    report: Progress,
+) -> Compressed:
     """Encode, count, learn from the count, until the file is close under its budget; the largest file that fits wins."""
     forecast, plan = guess_joint(forecast, target, auxiliary, budget)
     best: Compressed | None = None
     cheapest, dearest = joint.price_bounds(forecast.layers)
     for _ in range(_MOST_ROUNDS):
         price = plan.price or dearest
-        made, taken = _encode(state, forecast.surveyed, plan, report)
+        made, taken = _encode(state, forecast.surveyed, plan, journal, report)
         if made.file_bytes <= budget:
             dearest = price
             if best is None or made.file_bytes > best.file_bytes:
@@ -137,19 +174,35 @@ def _fit(state: State, forecast: Forecast, target: Target, auxiliary: str, budge
     return best
 
 
-def _encode(state: State, surveyed: Survey, plan: Plan, report: Progress) -> tuple[Compressed, dict[str, int]]:
+def _encode(
+    state: State, surveyed: Survey, plan: Plan, journal: Journal | None, report: Progress
+) -> tuple[Compressed, dict[str, int]]:
     """The file, and how many bytes the section of each weight takes."""
+    small = [item for item in plan.layers.items() if item[1].count <= CHUNK]
+    large = [item for item in plan.layers.items() if item[1].count > CHUNK]  # each keeps all processors busy by itself
     weights = []
-    for done, weight in enumerate(in_parallel(lambda item: _encode_weight(state, *item), plan.layers.items())):
+    encode = partial(_encode_weight, state, journal)
+    for weight in chain(in_parallel(lambda item: encode(*item), small), (encode(*item) for item in large)):
         weights.append(weight)
-        report("encoding", done + 1, len(plan.layers))
-    data = assemble(weights, surveyed.packs, surveyed.metadata)
-    return Compressed(plan, data, surveyed.dense_bytes), {weight.name: len(weight.section) for weight in weights}
+        report("encoding", len(weights), len(plan.layers))
+    layout = lay_out(weights, surveyed.packs, surveyed.metadata)
+    taken = {weight.name: Section.of(weight.section).size for weight in weights}
+    return Compressed(plan, layout, surveyed.dense_bytes, journal), taken
 
 
-def _encode_weight(state: State, name: str, layer: LayerPlan) -> EncodedWeight:
+def _encode_weight(state: State, journal: Journal | None, name: str, layer: LayerPlan) -> EncodedWeight:
     try:
-        tensor = compress_tensor(state[name], layer)
+        codes = _codes(state, name, layer)
+        encode = partial(encode_pieces, layer.shape, codes)
+        section = journal.section(codes_key(layer.shape, codes), encode) if journal else Section.of(encode())
     except WeightError as error:
         raise WeightError(name, layer.shape, error.problem) from None
-    return EncodedWeight(name, tensor.shape, tensor.dtype, tensor.step, encode_codes(tensor.codes))
+    return EncodedWeight(name, layer.shape, state.describe(name)[0], layer.step, section)
+
+
+def _codes(state: State, name: str, layer: LayerPlan) -> Callable[[int, int], NDArray[np.int32]]:
+    """Gives the codes of a weight from one place to another; those of a large one are made when they are asked for."""
+    if layer.count > CHUNK and layer.shape:
+        return code_pieces(partial(state.rows, name), layer)
+    flat = compress_tensor(state[name], layer).codes.reshape(-1)
+    return lambda start, stop: flat[start:stop]

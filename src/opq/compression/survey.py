@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from opq import dtypes
 from opq.allocation.layers import LayerStatistics
@@ -14,7 +14,7 @@ from opq.codec.writing import AuxiliaryPack, check_text, fixed_bytes, pack_auxil
 from opq.compression.options import Options, read_auxiliary, select
 from opq.errors import SourceError, WeightError
 from opq.parallel import in_parallel
-from opq.quantization.statistics import measure
+from opq.quantization.statistics import measure, measure_rows
 from opq.sources import State
 
 
@@ -34,6 +34,11 @@ class Survey:
     packs: list[AuxiliaryPack]
     dense_bytes: int
     metadata: dict[str, str]
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are, in all of them together."""
+        return sum(measured.count for measured in self.statistics.values())
 
     @cached_property
     def repeats(self) -> dict[str, str]:
@@ -81,10 +86,10 @@ def survey(state: State, options: Options, weights: Collection[str] | None = Non
 
 
 def _measure(state: State, name: str) -> LayerStatistics:
-    array = state[name]
-    if array.size > LARGEST_TENSOR:
-        raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
-    return measure(array, name)
+    _, shape = state.describe(name)
+    if math.prod(shape) > LARGEST_TENSOR:
+        raise WeightError(name, shape, f"more than {LARGEST_TENSOR:,} elements")
+    return measure_rows(shape, partial(state.rows, name), name) if shape else measure(state[name], name)
 
 
 def _is_weight(kind: str, shape: tuple[int, ...]) -> bool:

@@ -60,7 +60,8 @@ def measure_rows(shape: tuple[int, ...], rows: Callable[[int, int], Array], name
     magnitudes.sort()
     # Only a sample with a zero in it is worth counting zeros for: a pruned checkpoint, not one that happens to hold a few.
     zeros = _count(shape, rows, lambda block, xp: block == 0) if magnitudes[0] == 0.0 else 0
-    return LayerStatistics(shape, float(sums.sum() / count), sums * (channels / count), zeros, magnitudes, _excerpt(shape, rows))
+    scales = sums * (channels / count)
+    return LayerStatistics(shape, float(sums.sum() / count), scales, zeros, magnitudes, _excerpt(shape, rows))
 
 
 def blocks(rows: int, width: int, most: int = 2**18) -> Iterator[tuple[int, int]]:

@@ -114,7 +114,7 @@ class _Safetensors(State):
 
 
 def _read_index(path: Path) -> tuple[dict[str, _Place], dict[str, str]]:
-    """Where the tensors of a .safetensors file lie, and its metadata. The library checks the header; offsets it does not tell."""
+    """Where the tensors of a .safetensors file lie, and its metadata; the library checks the header, but tells no offsets."""
     try:
         with safe_open(str(path), framework="numpy"):
             pass
