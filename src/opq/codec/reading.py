@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import threading
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.entropy import decode_codes
+from opq.codec.entropy import decode_codes, decode_pieces
 from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
 from opq.codec.planes import decode_pack
 from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
@@ -43,7 +44,7 @@ class OpqFile(Mapping[str, Content]):
         Raises SourceError when the path cannot be read, FormatError when the file is not valid.
         """
         self._lock = threading.Lock()
-        self._packs: dict[int, dict[str, NDArray[np.generic]]] = {}
+        self._packs: dict[int, tuple[dict[str, NDArray[np.generic]], set[str]]] = {}
         self._file: BinaryIO
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._file = io.BytesIO(source)
@@ -151,6 +152,23 @@ class OpqFile(Mapping[str, Content]):
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None
 
+    def pieces(self, name: str) -> Iterator[CompressedTensor]:
+        """The weight of this name in pieces of whole channels, of which no more are held than processors work on."""
+        entry = self._entries[name]
+        if entry.step is None:
+            raise KeyError(f"{name!r} is no weight")
+        width = math.prod(entry.shape[1:])
+        rest = np.zeros(0, dtype=np.int32)
+        try:
+            for chunk in decode_pieces(self.section(entry.section), entry.shape):
+                codes = np.concatenate([rest, chunk]) if len(rest) else chunk
+                whole = len(codes) // width * width
+                if whole:
+                    yield CompressedTensor(codes[:whole].reshape(-1, *entry.shape[1:]), entry.step, entry.dtype)
+                rest = codes[whole:]
+        except FormatError as error:
+            raise FormatError(f"tensor {name!r}", error.problem) from None
+
     def array(self, name: str) -> NDArray[np.generic]:
         """The tensor of this name as an array in its own dtype."""
         content = self[name]
@@ -177,11 +195,15 @@ class OpqFile(Mapping[str, Content]):
         self.close()
 
     def _auxiliary(self, entry: Entry) -> NDArray[np.generic]:
-        pack = self._packs.get(entry.section)
-        if pack is None:
+        # A decoded pack is kept until each of its tensors was asked for.
+        pack, waiting = self._packs.get(entry.section, ({}, set()))
+        if not pack:
             pack = self._decode_pack(entry.section)
-            if len(pack) > 1:  # kept for its other tensors
-                self._packs[entry.section] = pack
+            waiting = set(pack)
+            self._packs[entry.section] = pack, waiting
+        waiting.discard(entry.name)
+        if not waiting:
+            self._packs.pop(entry.section, None)
         return pack[entry.name].astype(dtypes.NUMPY[entry.dtype])
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from opq.codec.planes import encode_pack
 from opq.codec.reading import OpqFile
 from opq.errors import FormatError
 from opq.quantization.compressed import CompressedTensor
+
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -31,33 +34,42 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
     * every weight is in its codebook: step * code, exactly, and zero where the code is zero;
     * encoding the tensors again gives the same sections, byte for byte, and the same header but for how it is deflated.
 
-    Raises FormatError naming the first tensor for which this fails, SourceError when the path cannot be read.
+    Raises FormatError naming a tensor for which this fails, SourceError when the path cannot be read.
     """
     with OpqFile(source) as file:
-        packs: dict[int, list[np.ndarray]] = {}
-        for entry in file.entries:
-            content = file[entry.name]
-            if isinstance(content, CompressedTensor):
-                _check_codebook(entry.name, content)
-                _check_same(entry.name, encode_codes(content.codes), file.section(entry.section))
-            else:
-                stored = content.astype(np.float16) if entry.storage == "half" else content
-                packs.setdefault(entry.section, []).append(stored)
-        for section, arrays in packs.items():
-            _check_same(file.members(section)[0].name, encode_pack(arrays), file.section(section))
+        sections = 1 + max((entry.section for entry in file.entries), default=-1)
+        for number in range(sections):  # one at a time: no more is held than a weight, or a pack of auxiliary tensors
+            first, *others = file.members(number)
+            if first.step is None:
+                _check_pack(file, number)
+                continue
+            content = cast(CompressedTensor, file[first.name])
+            for entry in [first, *others]:
+                _check_codebook(entry.name, replace(content, step=entry.step or 0.0, dtype=entry.dtype))
+            _check_same(first.name, encode_codes(content.codes), file.section(number))
         if not file.is_canonical():
             raise FormatError("header", "encoding it again gives other bytes: no known opq wrote it")
         weights = sum(entry.storage == "codes" for entry in file.entries)
-        sections = 1 + max((entry.section for entry in file.entries), default=-1)
         return Verification(weights, len(file) - weights, sections, file.file_bytes)
 
 
+def _check_pack(file: OpqFile, section: int) -> None:
+    arrays = []
+    for entry in file.members(section):
+        array = file.array(entry.name)
+        arrays.append(array.astype(np.float16) if entry.storage == "half" else array)
+    _check_same(file.members(section)[0].name, encode_pack(arrays), file.section(section))
+
+
 def _check_codebook(name: str, tensor: CompressedTensor) -> None:
-    values = tensor.values()
-    again = np.rint(values.astype(np.float64) / tensor.step)
-    # Wide codes of a narrow dtype may share a value; the sign and the zero never change.
-    if not np.isfinite(values.astype(np.float64)).all() or (np.sign(again) != np.sign(tensor.codes)).any():
-        raise FormatError(f"tensor {name!r}", f"its step {tensor.step:g} leads out of {tensor.dtype}")
+    flat = tensor.codes.reshape(-1)
+    for start in range(0, len(flat), _BLOCK):
+        codes = flat[start : start + _BLOCK]
+        values = replace(tensor, codes=codes).values().astype(np.float64)
+        again = np.rint(values / tensor.step)
+        # Wide codes of a narrow dtype may share a value; the sign and the zero never change.
+        if not np.isfinite(values).all() or (np.sign(again) != np.sign(codes)).any():
+            raise FormatError(f"tensor {name!r}", f"its step {tensor.step:g} leads out of {tensor.dtype}")
 
 
 def _check_same(name: str, encoded: bytes, stored: bytes) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from opq.codec.header import Entry
 from opq.codec.reading import OpqFile
-from opq.quantization.compressed import CompressedTensor
 from opq.tables import render
 
 
@@ -106,11 +105,11 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         for entry in file.entries:
             sparsity = bits = None
             if entry.step is not None:
-                content = file[entry.name]
-                if isinstance(content, CompressedTensor):
-                    stays, width = content.kept, content.code_bits
-                    weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
-                    sparsity, bits = 1.0 - stays / entry.count, width / max(stays, 1)
+                stays, width = 0, 0.0
+                for piece in file.pieces(entry.name):
+                    stays, width = stays + piece.kept, width + piece.code_bits
+                weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
+                sparsity, bits = 1.0 - stays / entry.count, width / max(stays, 1)
             tensors.append(_report(entry, sparsity, bits, spent[entry.name]))
         return Inspection(
             file_bytes=file.file_bytes,
