@@ -53,7 +53,8 @@ def measure_rows(shape: tuple[int, ...], rows: Callable[[int, int], Array], name
         with np.errstate(over="ignore", invalid="ignore"):
             magnitudes = xp.abs(xp.astype(xp.reshape(block, (stop - start, width)), work, copy=False))
             sums[start:stop] = _numpy(xp.sum(magnitudes, axis=1))
-        picked.append(_numpy(xp.reshape(magnitudes, (-1,))[-start * width % stride :: stride]))
+        # A copy: a view would keep the whole block.
+        picked.append(np.array(_numpy(xp.reshape(magnitudes, (-1,))[-start * width % stride :: stride])))
     if not np.isfinite(sums).all():
         _refuse(shape, rows, name)
     magnitudes = np.concatenate(picked)
