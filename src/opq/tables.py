@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 
 def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their column names, aligned: first column to the left, the rest to the right. No closing newline."""
+    """The rows under their column names, aligned: first column to the left, the rest to the right. No closing newline.
+
+    Characters that are not printable are escaped: names come from files, and a file must not command a terminal.
+    """
+    rows = [[_printable(cell) for cell in cells] for cells in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "\n".join(_line(cells, widths) for cells in lines)
@@ -19,3 +23,9 @@ def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
     return "  ".join([cells[0].ljust(widths[0]), *padded[1:]]).rstrip()
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

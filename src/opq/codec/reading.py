@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.entropy import decode_codes, decode_pieces
+from opq.codec.entropy import CHUNK, decode_codes, decode_pieces
 from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
 from opq.codec.planes import decode_pack
 from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
@@ -162,9 +162,10 @@ class OpqFile(Mapping[str, Content]):
         try:
             for chunk in decode_pieces(self.section(entry.section), entry.shape):
                 codes = np.concatenate([rest, chunk]) if len(rest) else chunk
-                whole = len(codes) // width * width
-                if whole:
-                    yield CompressedTensor(codes[:whole].reshape(-1, *entry.shape[1:]), entry.step, entry.dtype)
+                whole, part = len(codes) // width * width, max(CHUNK // width, 1) * width
+                for start in range(0, whole, part):
+                    piece = codes[start : min(start + part, whole)].reshape(-1, *entry.shape[1:])
+                    yield CompressedTensor(piece, entry.step, entry.dtype)
                 rest = codes[whole:]
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None

@@ -75,7 +75,7 @@ class Compressed:
         it exists and `overwrite` is False.
         """
         write_file(path, self.layout.pieces(), overwrite=overwrite)
-        if self.journal:
+        if self.journal is not None:
             self.journal.discard()
 
 
@@ -194,7 +194,7 @@ def _encode_weight(state: State, journal: Journal | None, name: str, layer: Laye
     try:
         codes = _codes(state, name, layer)
         encode = partial(encode_pieces, layer.shape, codes)
-        section = journal.section(codes_key(layer.shape, codes), encode) if journal else Section.of(encode())
+        section = journal.section(codes_key(layer.shape, codes), encode) if journal is not None else Section.of(encode())
     except WeightError as error:
         raise WeightError(name, layer.shape, error.problem) from None
     return EncodedWeight(name, layer.shape, state.describe(name)[0], layer.step, section)

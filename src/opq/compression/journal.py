@@ -86,7 +86,9 @@ class Journal:
         except OSError as error:
             raise OutputError(path, error.strerror or str(error)) from None
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many sections are kept."""
         return len(self._sections)
 
     def section(self, key: bytes, make: Callable[[], bytes]) -> Section:
