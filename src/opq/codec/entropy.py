@@ -49,15 +49,18 @@ class _Geometry:
         return [rows[start : start + height] for start in range(0, self.outputs, height)]
 
 
-def encode_codes(codes: NDArray[np.int32]) -> bytes:
-    """The section of `codes`: int32 of any shape with at least one element, magnitudes below 2^24; empty if all are 0."""
+def encode_codes(codes: NDArray[np.int32], *, coarser: int = 0) -> bytes:
+    """The section of `codes`: int32 of any shape with at least one element, magnitudes below 2^24; empty if all are 0.
+
+    `coarser` is how many more low bits of a magnitude go raw than the mean magnitude suggests.
+    """
     if not codes.any():
         return b""
     geometry = _Geometry.of(codes.shape)
     rows = np.ascontiguousarray(codes).reshape(geometry.outputs, -1)
     # Magnitudes of more than a few bits are mostly noise at their lower end: those bits go raw.
     mean = int(np.abs(rows).sum(dtype=np.int64)) // rows.size
-    shift = min(max(mean.bit_length() - 3, 0), _LARGEST_SHIFT)
+    shift = min(max(mean.bit_length() - 3, 0) + coarser, _LARGEST_SHIFT)
     line = (geometry.inputs, geometry.positions, geometry.width, shift)
     streams = list(in_parallel(lambda chunk: _native.encode_codes(chunk.data, len(chunk), *line), geometry.split(rows)))
     return b"".join([bytes([shift]), *(varint(len(stream)) for stream in streams[:-1]), *streams])

@@ -14,9 +14,9 @@ from typing import BinaryIO, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from opq import dtypes
-from opq.codec.entropy import decode_codes
+from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
+from opq.codec.levels import decode_weight
 from opq.codec.planes import decode_pack
 from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.errors import FormatError, SourceError
@@ -144,12 +144,22 @@ class OpqFile(Mapping[str, Content]):
     def __getitem__(self, name: str) -> Content:
         """The tensor of this name; FormatError when its section is damaged."""
         entry = self._entries[name]
-        if entry.step is None:
-            return self._auxiliary(entry)
+        if not entry.is_weight:
+            return restore(self.stored(name), entry)
         try:
-            return CompressedTensor(decode_codes(self.section(entry.section), entry.shape), entry.step, entry.dtype)
+            return decode_weight(self.section(entry.section), entry.shape, entry.dtype, entry.step)
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None
+
+    def stored(self, name: str) -> NDArray[np.generic]:
+        """An auxiliary tensor as its section has it: float16 where it is stored as half, uint8 where it is in 8 bits."""
+        section = self._entries[name].section
+        pack = self._packs.get(section)
+        if pack is None:
+            pack = self._decode_pack(section)
+            if len(pack) > 1:  # kept for its other tensors
+                self._packs[section] = pack
+        return pack[name]
 
     def array(self, name: str) -> NDArray[np.generic]:
         """The tensor of this name as an array in its own dtype."""
@@ -176,17 +186,9 @@ class OpqFile(Mapping[str, Content]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _auxiliary(self, entry: Entry) -> NDArray[np.generic]:
-        pack = self._packs.get(entry.section)
-        if pack is None:
-            pack = self._decode_pack(entry.section)
-            if len(pack) > 1:  # kept for its other tensors
-                self._packs[entry.section] = pack
-        return pack[entry.name].astype(dtypes.NUMPY[entry.dtype])
-
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)
-        kinds = [np.dtype(np.float16) if m.storage == "half" else dtypes.NUMPY[m.dtype] for m in members]
+        kinds = [stored_dtype(member.storage, member.dtype) for member in members]
         arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
         return {member.name: array for member, array in zip(members, arrays, strict=True)}
 
