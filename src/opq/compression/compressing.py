@@ -9,13 +9,14 @@ from typing import Any, Unpack
 
 from opq import dtypes
 from opq.allocation import joint
-from opq.allocation.plans import LayerPlan, Plan
+from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
 from opq.codec.entropy import encode_codes
 from opq.codec.writing import EncodedWeight, assemble
 from opq.compression.forecast import Forecast
+from opq.compression.lossless import encode_lossless
 from opq.compression.options import Options, Target, read_auxiliary, read_target
 from opq.compression.planning import guess_joint, guess_paper, joint_plan, read_layers
-from opq.compression.survey import Survey, survey
+from opq.compression.survey import Survey, dense_bytes, survey
 from opq.errors import PlanError, TargetError, WeightError
 from opq.files import write_file
 from opq.parallel import in_parallel
@@ -34,12 +35,12 @@ _MOST_ROUNDS = 24
 class Compressed:
     """A compressed network.
 
-    plan         the plan it follows
+    plan         the plan it follows; None where it is lossless
     data         the bytes of the .opq file
     dense_bytes  bytes of all tensors as the source stores them
     """
 
-    plan: Plan
+    plan: Plan | None
     data: bytes
     dense_bytes: int
 
@@ -85,14 +86,22 @@ def compress(
         if options:
             raise TargetError(f"a plan already says {', '.join(sorted(options))}: give either the plan or options")
         return _follow(state, plan, report)
+    if options.get("lossless"):
+        return _keep(state, options, report)
     target = read_target(options)
-    surveyed = survey(state, options)
+    auxiliary = read_auxiliary(options)
+    surveyed = survey(state, options, auxiliary)
     layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
     forecast = Forecast(surveyed, layers, {})
     if budget is None:
-        return _encode(state, surveyed, guess_paper(forecast, target, read_auxiliary(options))[1], report)[0]
-    return _fit(state, forecast, target, read_auxiliary(options), budget, report)
+        return _encode(state, surveyed, guess_paper(forecast, target, auxiliary)[1], report)[0]
+    return _fit(state, forecast, target, auxiliary, budget, report)
+
+
+def _keep(state: State, options: Options, report: Progress) -> Compressed:
+    weights, packs = encode_lossless(state, options, report)
+    return Compressed(None, assemble(weights, packs, state.metadata), dense_bytes(state))
 
 
 def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
@@ -104,11 +113,13 @@ def _follow(state: State, plan: Plan, report: Progress) -> Compressed:
             raise PlanError(f"layer {name!r}: the checkpoint has {kind}, which cannot be quantized")
         if shape != layer.shape:
             raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
-    surveyed = survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)
+    surveyed = survey(state, Options(), plan.auxiliary, weights=plan.layers)
     return _encode(state, surveyed, plan, report)[0]
 
 
-def _fit(state: State, forecast: Forecast, target: Target, auxiliary: str, budget: int, report: Progress) -> Compressed:
+def _fit(
+    state: State, forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, budget: int, report: Progress
+) -> Compressed:
     """Encode, count, learn from the count, until the file is close under its budget; the largest file that fits wins."""
     forecast, plan = guess_joint(forecast, target, auxiliary, budget)
     best: Compressed | None = None

@@ -12,30 +12,43 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.errors import SourceError
+from opq.quantization.compressed import CompressedTensor
 
 
 class State(Mapping[str, NDArray[np.generic]]):
     """{name: NumPy array}, each read or converted when it is asked for, and described without that.
 
     metadata  the checkpoint's own, {text: text}
+    epsilons  {name of a batch-norm: what it adds to its variances}, where a module told
     """
 
     metadata: Mapping[str, str] = {}
+    epsilons: Mapping[str, float] = {}
 
     @abstractmethod
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Name of the dtype, and shape, of a tensor."""
 
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """The tensor as codes, where that is how it was given; it stands under its name as an array all the same."""
+        return None
+
 
 class TensorState(State):
-    """Tensors in memory: NumPy arrays or torch tensors, on any device."""
+    """Tensors in memory: NumPy arrays or torch tensors, on any device, or CompressedTensors."""
 
-    def __init__(self, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+        epsilons: Mapping[str, float] | None = None,
+    ) -> None:
         for name in tensors:
             if not isinstance(name, str):
                 raise SourceError("the state dict", f"names must be strings, got {name!r}")
         self._tensors = tensors
         self.metadata = metadata or {}
+        self.epsilons = epsilons or {}
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Name of the dtype, and shape, of a tensor; SourceError when it is no array."""
@@ -47,11 +60,18 @@ class TensorState(State):
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         tensor = self._tensors[name]
         kind, shape = self.describe(name)
+        if isinstance(tensor, CompressedTensor):
+            return tensor.values()
         if is_torch_array(tensor):
             return _from_torch(tensor, name)
         if not isinstance(tensor, (np.ndarray, np.generic)) or dtypes.name_of(tensor.dtype) not in dtypes.NUMPY:
             raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
         return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(shape)
+
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """As State has it."""
+        tensor = self._tensors[name]
+        return tensor if isinstance(tensor, CompressedTensor) else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
