@@ -89,7 +89,7 @@ def test_golden_files_are_whole(name):
 
 
 def test_every_dtype_and_storage_is_there():
-    """The golden files hold each dtype exactly, each compressible one as codes and as levels, halves, scalars, grids of 8 bits."""
+    """The golden files hold each dtype exactly, each compressible one as codes and as levels, halves and 8-bit grids."""
     with OpqFile(GOLDEN / "storages.opq") as file:
         entries = file.entries
     assert {entry.dtype for entry in entries if entry.storage == "exact"} == set(dtypes.NUMPY)
