@@ -113,7 +113,7 @@ def _convolution(convolution: str, norm: str, outputs: int, inputs: int, size: i
 def _cases(state: State, path: Path) -> dict[str, Case]:
     return {
         "load": Case(lambda: load(path)),
-        "load_cold": Case(lambda: load(path), before=lambda: _drop_from_cache(path)),
+        "load_cold": Case(lambda: load(path), before=lambda: drop_from_cache(path)),
         "plan": Case(lambda: opq.plan(state, ratio=RATIO)),
         "plan_paper": Case(lambda: opq.plan(state, sparsity=SPARSITY, bits=BITS)),
         "plan_from_path": Case(lambda: opq.plan(path, ratio=RATIO)),
@@ -121,7 +121,8 @@ def _cases(state: State, path: Path) -> dict[str, Case]:
     }
 
 
-def _drop_from_cache(path: Path) -> None:
+def drop_from_cache(path: Path) -> None:
+    """Have the system read a file from the disk again."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)  # only what the disk holds can be dropped

@@ -104,6 +104,45 @@ def codec(rows: list[Row]) -> list[str]:
     )
 
 
+def squeezenet(rows: list[Row]) -> list[str]:
+    """Bytes of the whole file, and what they are spent on."""
+    return table(
+        ("", "published", "opq", "opq / published", "codes", "levels", "biases", "header", "encoding s", "decoding s"),
+        (
+            (
+                row["case"],
+                *(f"{row[key]:,}" for key in ("published_bytes", "opq_bytes")),
+                f"{row['opq_share']:.2%}",
+                *(f"{row[f'{kind}_bytes']:,}" for kind in ("codes", "levels", "biases", "header")),
+                f"{row['encode_seconds']:.2f}",
+                f"{row['decode_seconds']:.2f}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def loading(rows: list[Row]) -> list[str]:
+    """Seconds of each way to load, warm and cold."""
+    names = {"torch": "torch.load", "safetensors": "safetensors"}
+    caches = {(row["way"], row["cache"]): row for row in rows}
+    return table(
+        ("", "file bytes", "warm s", "over torch.load", "cold s", "over torch.load"),
+        (
+            (
+                names.get(way, way),
+                f"{caches[way, 'warm']['file_bytes']:,}",
+                *(
+                    text
+                    for cache in ("warm", "cold")
+                    for text in (f"{caches[way, cache]['seconds']:.3f}", f"{caches[way, cache]['over_torch_load']:.2f}")
+                ),
+            )
+            for way in dict.fromkeys(row["way"] for row in rows)
+        ),
+    )
+
+
 def example(rows: list[Row]) -> list[str]:
     """What the command line says of ResNet-56 at ratio 20."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
@@ -120,6 +159,8 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "laplace_fit": ("laplace_fit", laplace_fit),
     "plan_cost": ("plan_cost", plan_cost),
     "codec": ("codec", codec),
+    "squeezenet": ("squeezenet", squeezenet),
+    "loading": ("loading", loading),
 }
 """{marker in the README: (result file, what to make of its rows)}"""
 
@@ -134,15 +175,23 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 def render(text: str) -> str:
     """`text` with every marked table written anew."""
     for name, (source, section) in SECTIONS.items():
-        result = json.loads((ROOT / "benchmarks" / "results" / f"{source}.json").read_text())
-        lines = section(result["rows"])
-        if lines[0].startswith("|"):
-            machine = result["machine"]
-            lines += ["", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
+        lines = _lines(ROOT / "benchmarks" / "results" / f"{source}.json", section)
         body = "\n".join(lines)
         pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
         text = pattern.sub(lambda _, name=name, body=body: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)
     return text
+
+
+def _lines(path: Path, section: Callable[[list[Row]], list[str]]) -> list[str]:
+    """What stands between a marker and its end: what a section makes of a result, and where a table was measured."""
+    if not path.is_file():
+        return [f"Not run yet: `python benchmarks/{path.stem}.py`."]
+    result = json.loads(path.read_text())
+    lines = section(result["rows"])
+    if lines[0].startswith("|"):
+        machine = result["machine"]
+        lines += ["", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
+    return lines
 
 
 if __name__ == "__main__":

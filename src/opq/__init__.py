@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from opq.quantization.compressed import CompressedTensor
     from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
     from opq.quantization.statistics import measure
+    from opq.reporting.comparison import Comparison, compare
     from opq.reporting.inspection import Inspection, inspect
 
 _HOMES = {
@@ -55,12 +56,15 @@ _HOMES = {
     "mask": "opq.quantization.quantizer",
     "quantize": "opq.quantization.quantizer",
     "measure": "opq.quantization.statistics",
+    "Comparison": "opq.reporting.comparison",
+    "compare": "opq.reporting.comparison",
     "Inspection": "opq.reporting.inspection",
     "inspect": "opq.reporting.inspection",
 }
 _MODULES = ("numpy", "torch")
 
 __all__ = [
+    "Comparison",
     "Compressed",
     "CompressedTensor",
     "FormatError",
@@ -81,6 +85,7 @@ __all__ = [
     "Verification",
     "WeightError",
     "__version__",
+    "compare",
     "compress",
     "dequantize",
     "fake_quantize",

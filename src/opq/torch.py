@@ -68,8 +68,12 @@ def save_model(
     plan: Plan | None = None,
     **options: Unpack[Options],
 ) -> Compressed:
-    """Compress the state dict of `model` into a file; see `save_file`."""
-    return save_file(model.state_dict(), filename, metadata, plan=plan, **options)
+    """Compress the state dict of `model` into a file; see `save_file`. The eps of batch-norms are the model's."""
+    from opq.compression import compress
+
+    compressed = compress(model, metadata=metadata, plan=plan, **options)
+    compressed.save(filename)
+    return compressed
 
 
 def load_file(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opq.allocation.plans import LayerPlan, Plan
+from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
 from opq.errors import PlanError
 
 positive = st.floats(1e-6, 1e6)
@@ -37,7 +37,12 @@ plans = st.builds(
     Plan,
     mode=st.sampled_from(["paper", "joint"]),
     target=st.dictionaries(st.sampled_from(["ratio", "bytes", "sparsity", "bits"]), positive),
-    auxiliary=st.sampled_from(["exact", "half"]),
+    auxiliary=st.builds(
+        AuxiliaryPlan,
+        st.sampled_from(["exact", "half", "8bit"]),
+        st.sampled_from(["keep", "canonical"]),
+        st.floats(0.0, 0.5),
+    ),
     price=st.none() | positive,
     dense_bytes=st.integers(1, 2**40),
     predicted_bytes=st.integers(1, 2**40),
@@ -63,7 +68,7 @@ def test_a_plan_prints_a_row_a_weight(plan):
 
 LAYER = {"shape": [2, 3], "step": 0.5, "threshold": 0.1, "offset": 0.5, "sparsity": 0.5, "bits": 1.0, "laplace_bits": 1.0}
 PLAN = {
-    "format": "opq-plan-1", "mode": "joint", "target": {"ratio": 4}, "auxiliary": "exact", "price": 0.1,
+    "format": "opq-plan-1", "mode": "joint", "target": {"ratio": 4}, "auxiliary": {"storage": "exact"}, "price": 0.1,
     "dense_bytes": 100, "predicted_bytes": 25, "layers": {"a": LAYER},
 }  # fmt: skip
 
@@ -78,7 +83,12 @@ def test_a_plan_written_by_hand_is_read():
     [
         ({"format": "opq-plan-9"}, "opq-plan-1"),
         ({"mode": "other"}, "unknown mode"),
-        ({"auxiliary": "quarter"}, "unknown mode 'joint' or auxiliary 'quarter'"),
+        ({"mode": "free"}, "unknown mode 'free'"),
+        ({"auxiliary": "exact"}, 'expected an object under "auxiliary"'),
+        ({"auxiliary": {"storage": "quarter"}}, "auxiliary must be 'exact', 'half' or '8bit', got 'quarter'"),
+        ({"auxiliary": {"batch_norm": "fold"}}, "batch_norm must be 'keep' or 'canonical', got 'fold'"),
+        ({"auxiliary": {"eps": 1.0}}, "0 <= eps < 1, got 1.0"),
+        ({"auxiliary": {"step": 1.0}}, "unknown field 'step'"),
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"layers": []}, 'under "layers"'),
         ({"layers": {"a": 3}}, "layer 'a': expected an object"),

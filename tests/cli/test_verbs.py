@@ -97,9 +97,47 @@ def test_options_reach_the_library(source, network, tmp_path, capsys):
     assert json.loads(out)["file_bytes"] == (tmp_path / "net.opq").stat().st_size
 
 
+def test_how_auxiliary_tensors_are_stored_reaches_the_library(source, tmp_path, capsys):
+    """8 bits, canonical batch-norms and their eps do what the library's options do; each tensor's error is shown."""
+    arguments = ["--ratio", 8, "--auxiliary", "8bit", "--batch-norm", "canonical", "--batch-norm-eps", 1e-3]
+    status, _, _ = run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq")
+    assert status == 0
+    options = {"auxiliary": "8bit", "batch_norm": "canonical", "batch_norm_eps": 1e-3}
+    assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, ratio=8, **options).data
+    status, table, _ = run(capsys, "inspect", tmp_path / "net.opq")
+    assert "relative8" in table
+    assert "%" in next(line for line in table.splitlines() if line.startswith("conv1_bn.weight"))
+
+
+def test_lossless_keeps_every_bit(tmp_path, capsys):
+    """Clustered weights take a fraction, and expand to the very bytes."""
+    pool = np.random.default_rng(0).normal(size=16).astype(np.float32)
+    state = {"fc.weight": pool[np.random.default_rng(1).integers(0, 16, (100, 90))], "fc.bias": pool[:9].copy()}
+    save_file(state, tmp_path / "net.safetensors")
+    status, out, _ = run(capsys, "compress", tmp_path / "net.safetensors", "--lossless", "-o", tmp_path / "net.opq")
+    assert status == 0
+    assert "file ratio 7." in out
+    assert run(capsys, "expand", tmp_path / "net.opq", "-o", tmp_path / "back.safetensors")[0] == 0
+    assert all(array.tobytes() == state[name].tobytes() for name, array in load_file(tmp_path / "back.safetensors").items())
+
+
+def test_inspect_compares_when_asked(source, tmp_path, capsys):
+    """What gzip, zstd and xz make of the same tensors, as a table or as JSON."""
+    run(capsys, "compress", source, "--ratio", 8, "-o", tmp_path / "net.opq")
+    assert "xz -6" not in run(capsys, "inspect", tmp_path / "net.opq")[1]
+    status, table, _ = run(capsys, "inspect", tmp_path / "net.opq", "--compare")
+    assert status == 0
+    assert all(word in table for word in ("spent on", "batch-norm", "gzip -9", "zstd -19", "xz -6", "entropy"))
+    found = json.loads(run(capsys, "inspect", tmp_path / "net.opq", "--compare", "--json")[1])
+    assert found["comparison"] == opq.compare(tmp_path / "net.opq").to_dict()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["compress", "{source}", "-o", "{new}", "--lossless", "--ratio", "3"], "Give one target"),
+        (["plan", "{source}", "--lossless"], "No such option"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--batch-norm", "keep"], "give it alone"),
         (["compress", "{source}", "-o", "{new}"], "Give one target"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--size", "5"], "Give one target"),
         (["compress", "{source}", "-o", "{new}", "--sparsity", "0.5"], "Give one target"),
@@ -129,6 +167,7 @@ def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
         (["compress", "{source}", "-o", "{new}", "--ratio", "5000"], "is out of reach: this network, so selected, gives"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "0.5"], "is out of reach"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "-1"], "ratio must be positive, from 1e-9 to 1e9, got -1"),
+        (["compress", "{source}", "-o", "{new}", "--lossless", "--auxiliary", "half"], "not with auxiliary"),
         (["compress", "{source}", "-o", "{new}", "--size", "many"], "size must be a positive number of bytes"),
         (["compress", "{source}", "-o", "{new}", "--sparsity", "1.5", "--bits", "3"], "sparsity must lie in [0, 1), got 1.5"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--exclude", "convv"], "matches no weight"),

@@ -13,10 +13,11 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.entropy import encode_codes
 from opq.codec.header import Header, decode_header, encode_header
+from opq.codec.levels import encode_weight
 from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
 from opq.quantization.compressed import CompressedTensor
+from opq.quantization.ordering import from_ordinals, to_ordinals
 
 LARGEST = 2**24 - 1
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=6)
@@ -43,10 +44,32 @@ def bit_patterns(draw, kind: np.dtype, shapes=SHAPES_WITH_EMPTY) -> NDArray[np.g
 
 
 AUXILIARY = st.sampled_from(sorted(dtypes.NUMPY)).flatmap(lambda name: bit_patterns(dtypes.NUMPY[name]))
+VECTORS = arrays.arrays(
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(16, 40),
+    elements=st.floats(-2, 2, width=32) | st.floats(0.5, 2, width=32),
+    fill=st.sampled_from([0.0, 1.0, -1.0]),
+)
 HALVABLE = arrays.arrays(
     np.float32, SHAPES, elements=st.floats(-60000, 60000, width=32).filter(lambda x: not 0 < abs(x) < 1e-4)
 )
-WEIGHTS = st.builds(CompressedTensor, SMALL_CODES, STEPS, st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
+STEPPED = st.builds(CompressedTensor, SMALL_CODES, STEPS, st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
+
+
+@st.composite
+def leveled(draw, codes=SMALL_CODES) -> CompressedTensor:
+    """A weight with a table of levels, some of which no code may use: subnormal and huge ones, -0.0, one side or both."""
+    kind = draw(st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
+    dtype = dtypes.NUMPY[kind]
+    infinity = int(to_ordinals(np.array([np.inf]).astype(dtype))[0])
+    near = st.integers(-60, 60)
+    ordinals = draw(st.lists(near | st.integers(-infinity, infinity - 1), min_size=1, max_size=12, unique=True))
+    chosen = np.array(sorted(set(ordinals) - {0}) or [1], dtype=f"i{dtype.itemsize}")
+    negatives = int((chosen < 0).sum())
+    return CompressedTensor(np.clip(draw(codes), -negatives, len(chosen) - negatives), None, kind, from_ordinals(chosen, dtype))
+
+
+WEIGHTS = STEPPED | leveled()
 
 
 def encode_file(
@@ -56,15 +79,15 @@ def encode_file(
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """A file of these tensors."""
-    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_codes(t.codes)) for name, t in weights.items()]
+    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_weight(t)) for name, t in weights.items()]
     packs = pack_auxiliary(sorted(auxiliary.items(), key=lambda item: item[0].encode("utf-8", "surrogatepass")), storage)
     return assemble(encoded, packs, metadata or {})
 
 
 @st.composite
-def files(draw, storages=("exact", "half")) -> bytes:
+def files(draw, storages=("exact", "half", "8bit")) -> bytes:
     """A whole file: weights, some of them tied, auxiliary tensors of every kind, metadata."""
-    tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE, max_size=6))
+    tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE | VECTORS, max_size=6))
     weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, CompressedTensor)}
     auxiliary = {name: tensor for name, tensor in tensors.items() if name not in weights}
     for name, tensor in list(weights.items()):

@@ -18,6 +18,7 @@ from codec_strategies import (
     TEXTS,
     encode_file,
     inflate,
+    leveled,
     same_bits,
     sections_of,
     small_file,
@@ -28,14 +29,17 @@ from hypothesis import strategies as st
 
 import opq.numpy
 from opq import dtypes
+from opq.codec.auxiliary import fits_half
 from opq.codec.entropy import encode_codes
+from opq.codec.levels import encode_weight
 from opq.codec.reading import OpqFile
-from opq.codec.writing import LARGEST_PACK, EncodedWeight, assemble, fits_half, largest_content, pack_auxiliary
+from opq.codec.writing import LARGEST_PACK, EncodedWeight, assemble, largest_content, pack_auxiliary
 from opq.errors import FormatError, OpqError, SourceError, TargetError, WeightError
 from opq.quantization.compressed import CompressedTensor
 
 KINDS = sorted(dtypes.COMPRESSIBLE)
-WEIGHTS = st.builds(CompressedTensor, CODES, STEPS, st.sampled_from(["float32", "float64", "bfloat16"]))
+STEPPED = st.builds(CompressedTensor, CODES, STEPS, st.sampled_from(["float32", "float64", "bfloat16"]))
+WEIGHTS = STEPPED | leveled()
 
 
 @st.composite
@@ -64,6 +68,8 @@ def test_what_goes_in_comes_out(tensors, metadata):
             assert isinstance(got, CompressedTensor)
             assert (got.step, got.dtype, got.shape) == (weight.step, weight.dtype, weight.shape)
             assert same_bits(got.codes, weight.codes)
+            assert (got.levels is None) == (weight.levels is None)
+            assert weight.levels is None or same_bits(got.levels, weight.levels)
             assert same_bits(file.array(name), weight.values())
         for name, array in auxiliary.items():
             assert same_bits(file[name], array)
@@ -74,7 +80,7 @@ def test_what_goes_in_comes_out(tensors, metadata):
 def test_the_order_of_tensors_makes_no_difference(tensors, random):
     """Weights, packs and metadata in any order give the same file."""
     weights, auxiliary = tensors
-    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_codes(t.codes)) for name, t in weights.items()]
+    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_weight(t)) for name, t in weights.items()]
     ordered = sorted(auxiliary.items(), key=lambda item: item[0].encode())
     packs = [pack for item in ordered for pack in pack_auxiliary([item], "exact")]
     metadata = {"b": "1", "a": "2", "é": "3"}
@@ -130,11 +136,11 @@ def test_packs_hold_up_to_a_mebibyte(sizes):
     """Auxiliary tensors fill packs in their order, each up to 2^20 dense bytes; only a tensor larger than that exceeds them."""
     arrays = [(f"{i:02}", np.zeros(size, dtype=np.uint16)) for i, size in enumerate(sizes)]
     packs = pack_auxiliary(arrays, "exact")
-    assert [tensor[0] for pack in packs for tensor in pack.tensors] == [name for name, _ in arrays]
-    total = [sum(2 * tensor[1][0] for tensor in pack.tensors) for pack in packs]
-    assert all(size <= LARGEST_PACK or len(pack.tensors) == 1 for size, pack in zip(total, packs, strict=True))
+    assert [entry.name for pack in packs for entry in pack.entries] == [name for name, _ in arrays]
+    total = [sum(2 * entry.count for entry in pack.entries) for pack in packs]
+    assert all(size <= LARGEST_PACK or len(pack.entries) == 1 for size, pack in zip(total, packs, strict=True))
     for i in range(len(packs) - 1):
-        assert total[i] + 2 * packs[i + 1].tensors[0][1][0] > LARGEST_PACK
+        assert total[i] + 2 * packs[i + 1].entries[0].count > LARGEST_PACK
 
 
 FLOATS = st.floats(width=64) | st.sampled_from([0.0, -0.0, 2.0**-14, 65504.0, 65519.0, 1e-30])

@@ -16,7 +16,7 @@ from opq import dtypes
 from opq.codec import entropy, header, writing
 from opq.codec.reading import OpqFile
 from opq.errors import FormatError
-from opq.quantization.compressed import CompressedTensor
+from opq.quantization.compressed import LARGEST_TABLE, CompressedTensor
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -158,6 +158,7 @@ def test_the_limits_are_right():
         "metadata pairs": f"{header._LARGEST_METADATA:,}",
         "all `shared` and suffix lengths together": "2^24",
         "magnitude of a code": "2^24 - 1",
+        "levels of a table": f"{LARGEST_TABLE:,}",
     }
     assert (header.HEADER_START, header._LARGEST_NAMES) == (2**20, 2**24)
     assert header.LARGEST_TENSOR == 2**31 - 1

@@ -12,10 +12,11 @@ from codec_strategies import inflate, sections_of
 
 import opq.numpy
 from opq import dtypes
-from opq.codec.entropy import encode_codes
+from opq.codec.levels import encode_weight
+from opq.codec.planes import encode_pack
 from opq.codec.reading import OpqFile
 from opq.codec.verification import verify
-from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
+from opq.codec.writing import AuxiliaryPack, EncodedWeight, assemble
 from opq.quantization.compressed import CompressedTensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -56,15 +57,15 @@ def test_the_writer_gives_the_same_bytes_for_ever(name):
         for entry in file.entries:
             content = file[entry.name]
             if isinstance(content, CompressedTensor):
-                section = encode_codes(content.codes)
+                section = encode_weight(content)
                 weights.append(EncodedWeight(entry.name, content.shape, content.dtype, content.step, section))
             else:
-                packs.setdefault(entry.section, []).append((entry.name, content, entry.storage))
+                packs.setdefault(entry.section, []).append((entry, file.stored(entry.name)))
         metadata = file.metadata
     again = []
     for members in packs.values():
-        storage = "half" if any(stored == "half" for _, _, stored in members) else "exact"
-        again += pack_auxiliary([(key, array) for key, array, _ in members], storage)
+        entries, arrays = zip(*members, strict=True)
+        again.append(AuxiliaryPack(entries, encode_pack(arrays)))
     assert comparable(assemble(weights, again, metadata)) == comparable(data)
 
 
@@ -88,7 +89,7 @@ def test_golden_files_are_whole(name):
 
 
 def test_every_dtype_and_storage_is_there():
-    """The golden files hold each dtype exactly, each compressible dtype as codes, halves, scalars and empty tensors."""
+    """The golden files hold each dtype exactly, each compressible one as codes and as levels, halves and 8-bit grids."""
     with OpqFile(GOLDEN / "storages.opq") as file:
         entries = file.entries
     assert {entry.dtype for entry in entries if entry.storage == "exact"} == set(dtypes.NUMPY)
@@ -98,3 +99,7 @@ def test_every_dtype_and_storage_is_there():
     assert {entry.storage for entry in entries if entry.shape == ()} >= {"codes", "exact"}
     sections = [entry.section for entry in entries if entry.storage == "codes"]
     assert len(set(sections)) < len(sections)
+    with OpqFile(GOLDEN / "tables.opq") as file:
+        entries = file.entries
+    assert {entry.dtype for entry in entries if entry.storage == "levels"} == dtypes.COMPRESSIBLE
+    assert {entry.storage for entry in entries} == {"levels", "exact", "half", "linear8", "relative8"}

@@ -121,10 +121,21 @@ COLUMNS = {
     "sizes": varint(2) + varint(3) + varint(5),
     "sections": varint(0) + varint(0) + varint(2),
     "steps": struct.pack("<f", 0.5),
+    "bounds": b"",
     "lengths": varint(9) + varint(200),
     "checksums": struct.pack("<II", 1, 2),
 }  # fmt: skip
 TWO_WEIGHTS = {"storages": bytes([2, 2, 0]), "sections": varint(0) + varint(1) + varint(0), "steps": struct.pack("<ff", 0.5, 1)}
+
+
+SAME_SIZE = {"ranks": b"\2\1\1", "sizes": b"\2\3\6\5"}
+
+
+def _grid(storage: str, lowest: float, highest: float) -> dict[str, bytes]:
+    """The second tensor a float32 on a grid of 8 bits."""
+    words = struct.pack("<ff", lowest, highest)
+    planes = b"".join(words[place::4] for place in (3, 2, 1, 0))
+    return {"dtypes": bytes([11, 11, 0]), "storages": bytes([2, {"linear8": 4, "relative8": 5}[storage], 0]), "bounds": planes}
 
 
 def columns_with(**changes: bytes) -> bytes:
@@ -170,7 +181,19 @@ def test_a_header_put_together_by_hand():
         ({"suffixes": b"aab\xff"}, "UTF-8"),
         ({"dtypes": bytes([11, 9, 16])}, "unknown dtype 16"),
         ({"dtypes": bytes([11, 9, 255])}, "unknown dtype 255"),
-        ({"storages": bytes([2, 1, 3])}, "unknown storage 3"),
+        ({"storages": bytes([2, 1, 6])}, "unknown storage 6"),
+        ({"dtypes": bytes([6, 9, 0]), "storages": bytes([3, 1, 0]), "steps": b""}, "cannot be stored as levels"),
+        ({"storages": bytes([2, 4, 0]), "bounds": bytes(8)}, "float16 cannot be stored as linear8"),
+        ({"storages": bytes([2, 5, 0]), "bounds": bytes(8)}, "float16 cannot be stored as relative8"),
+        (_grid("linear8", 1.0, 0.5), "not the bounds of a grid"),
+        (_grid("linear8", -np.inf, 0.5), "not the bounds of a grid"),
+        (_grid("linear8", 0.5, np.nan), "not the bounds of a grid"),
+        (_grid("relative8", 0.0, 0.5), "not the bounds of a grid"),
+        (_grid("relative8", -1.0, 0.5), "not the bounds of a grid"),
+        (_grid("relative8", 2.0**-127, 0.5), "not the bounds of a grid"),
+        ({"sizes": b"\2\0\5", "storages": bytes([3, 1, 0]), "steps": b""}, "no codes"),
+        ({**TWO_WEIGHTS, "storages": bytes([3, 2, 0]), "steps": struct.pack("<f", 1), **SAME_SIZE}, "another kind"),
+        ({**TWO_WEIGHTS, "storages": bytes([3, 3, 0]), "steps": b"", **SAME_SIZE}, "another kind"),
         ({"ranks": b"\2\0\x21", "sizes": b"\2\3" + b"\1" * 33}, "at most 32"),
         ({"sizes": b"\2\3" + varint(2**31)}, "at most 2,147,483,647"),
         ({"sizes": varint(2**16) + varint(2**15) + b"\5"}, "more than 2,147,483,647 elements"),

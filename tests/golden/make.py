@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.entropy import encode_codes
+from opq.codec.levels import encode_weight
 from opq.codec.reading import OpqFile
 from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
 from opq.quantization.compressed import CompressedTensor
@@ -86,7 +86,38 @@ def network() -> bytes:
     return _file(weights, auxiliary, "exact", {"format": "pt"})
 
 
-FILES = {"network.opq": network, "storages.opq": storages}
+def tables() -> bytes:
+    """Weights with tables of levels, and auxiliary tensors in 8 bits."""
+    weights = {}
+    for kind in ("float16", "bfloat16", "float32", "float64"):
+        levels = np.unique(uniform(f"levels {kind}", 40, -0.8, 0.6)).astype(dtypes.NUMPY[kind])
+        weights[f"w.{kind}"] = _with_levels(codes(kind, 9, 4, 3, 3, dense=3), np.unique(levels))
+    pair = np.array([-0.75, 0.5], dtype=np.float32)
+    weights["w.ternary"] = _with_levels(codes("ternary", 30, 40), pair)
+    weights["w.tied"] = _with_levels(codes("ternary", 30, 40), pair)
+    weights["w.odd"] = _with_levels(codes("odd", 6, 7), np.array([-3.0e38, -1e-45, -0.0, 1e-45, 3.0e38], dtype=np.float32))
+    weights["w.dense"] = _with_levels(np.maximum(codes("dense", 12, 5, 1, 1), 1), np.arange(1, 9).astype(np.float64) ** 3)
+    weights["w.zeros"] = _with_levels(np.zeros((5, 5), dtype=np.int32), pair)
+    auxiliary = {
+        "x.linear": uniform("linear", 50, -0.5, 1.5),
+        "x.linear64": uniform("linear64", 50, -1e5, 1.5).astype(np.float64),
+        "x.relative": uniform("relative", 64, 0.01, 2.0),
+        "x.relative64": uniform("relative64", 20, 1e3, 1e4).astype(np.float64) * (hashed("zeros", 20) % 4 > 0),
+        "x.wide": 10.0 ** uniform("wide", 40, -30, 30).astype(np.float64),
+        "x.few": uniform("few", 10, 0.5, 1.5),
+        "x.equal": np.full(32, 0.99999, dtype=np.float32),
+        "x.counter": np.arange(40),
+    }
+    return _file(weights, auxiliary, "8bit", {})
+
+
+def _with_levels(wanted: NDArray[np.int32], levels: NDArray) -> CompressedTensor:
+    """A weight with these levels, and these codes as far as there are levels for them."""
+    negatives = int(np.signbit(levels).sum())
+    return CompressedTensor(np.clip(wanted, -negatives, len(levels) - negatives), None, levels.dtype.name, levels)
+
+
+FILES = {"network.opq": network, "storages.opq": storages, "tables.opq": tables}
 """{name: function that gives the bytes}"""
 
 
@@ -105,8 +136,8 @@ def describe(data: bytes) -> dict[str, object]:
 def _file(weights: dict[str, CompressedTensor], auxiliary: dict[str, NDArray], storage: str, metadata: dict[str, str]) -> bytes:
     encoded = []
     for name, tensor in weights.items():
-        step = float(np.float32(tensor.step))
-        encoded.append(EncodedWeight(name, tensor.shape, tensor.dtype, step, encode_codes(tensor.codes)))
+        step = None if tensor.step is None else float(np.float32(tensor.step))
+        encoded.append(EncodedWeight(name, tensor.shape, tensor.dtype, step, encode_weight(tensor)))
     packs = pack_auxiliary(sorted(auxiliary.items(), key=lambda item: item[0].encode()), storage)
     return assemble(encoded, packs, metadata)
 

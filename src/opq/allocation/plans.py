@@ -71,12 +71,36 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class AuxiliaryPlan:
+    """How tensors that are no weights are stored.
+
+    storage     "exact", "half" or "8bit"
+    batch_norm  "keep", or "canonical": running means become 0 and running variances a constant, weights and biases what makes
+                up for it
+    eps         what a batch-norm adds to its variances where no module tells, 0 <= eps < 1
+    """
+
+    storage: str = "exact"
+    batch_norm: str = "keep"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Raise PlanError when a field is of the wrong kind or outside of its range."""
+        if self.storage not in ("exact", "half", "8bit"):
+            raise PlanError(f"auxiliary must be 'exact', 'half' or '8bit', got {self.storage!r}")
+        if self.batch_norm not in ("keep", "canonical"):
+            raise PlanError(f"batch_norm must be 'keep' or 'canonical', got {self.batch_norm!r}")
+        if not _is_number(self.eps) or not 0.0 <= self.eps < 1.0:
+            raise PlanError(f"eps of batch-norms must be a number, 0 <= eps < 1, got {self.eps!r}")
+
+
+@dataclass(frozen=True)
 class Plan:
     """What becomes of every weight of a network, and of how many bytes.
 
     mode             "paper" (sparsity and bits fixed first) or "joint" (one rate-distortion trade-off, bytes fixed)
     target           what was asked: {"sparsity": p, "bits": b}, {"ratio": r} or {"bytes": n}
-    auxiliary        "exact" or "half": how tensors that are no weights are stored
+    auxiliary        how tensors that are no weights are stored
     price            joint mode: squared error that a bit is worth, the one scalar that places every layer; else None
     dense_bytes      bytes of all tensors as the source stores them
     predicted_bytes  bytes of the finished file as predicted
@@ -85,7 +109,7 @@ class Plan:
 
     mode: str
     target: Mapping[str, float]
-    auxiliary: str
+    auxiliary: AuxiliaryPlan
     price: float | None
     dense_bytes: int
     predicted_bytes: int
@@ -140,13 +164,17 @@ class Plan:
         layers = document.pop("layers", None)
         if not isinstance(layers, dict):
             raise PlanError('expected an object under "layers"')
+        auxiliary = document.pop("auxiliary", None)
+        if not isinstance(auxiliary, dict):
+            raise PlanError('expected an object under "auxiliary"')
+        document["auxiliary"] = _build(AuxiliaryPlan, auxiliary)
         plan: Plan = _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}})
         return plan
 
     def __post_init__(self) -> None:
         """Raise PlanError when a field is of the wrong kind or outside of its range."""
-        if self.mode not in ("paper", "joint") or self.auxiliary not in ("exact", "half"):
-            raise PlanError(f"unknown mode {self.mode!r} or auxiliary {self.auxiliary!r}")
+        if self.mode not in ("paper", "joint"):
+            raise PlanError(f"unknown mode {self.mode!r}")
         for key in ("dense_bytes", "predicted_bytes"):
             if not _is_count(getattr(self, key)):
                 raise PlanError(f"{key} must be a positive integer, got {getattr(self, key)!r}")

@@ -31,8 +31,21 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--auxiliary",
-                type=click.Choice(["exact", "half"]),
-                help="Biases, batch-norm and the like: bit for bit (the default), or float16 where that errs by at most 2^-11.",
+                type=click.Choice(["exact", "half", "8bit"]),
+                help="Biases, batch-norm and the like: bit for bit (the default); float16 where that errs by at most 2^-11; or "
+                "8 bits, which err by at most 1/500 of a tensor's span, or 1/64 of a value where none is negative.",
+            ),
+            click.option(
+                "--batch-norm",
+                type=click.Choice(["keep", "canonical"]),
+                help="canonical: fold means and variances into weights and biases. The same function when evaluating, but for "
+                "rounding; another network in training.",
+            ),
+            click.option(
+                "--batch-norm-eps",
+                type=float,
+                metavar="E",
+                help="What batch-norms add to their variances: 1e-5, PyTorch's, unless given; Keras has 1e-3.",
             ),
         ]
     ):
@@ -42,21 +55,21 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
     """The library's options from a command's; UsageError unless exactly one target is given, or none and none required."""
-    targets = {key for key in ("ratio", "size", "sparsity", "bits") if given[key] is not None}
+    targets = {key for key in ("ratio", "size", "sparsity", "bits", "lossless") if given.get(key) not in (None, False)}
+    stored = {key: given[key] for key in ("auxiliary", "batch_norm", "batch_norm_eps") if given[key] is not None}
     if not required:
-        if targets or given["include"] or given["exclude"] or given["overrides"] or given["auxiliary"]:
+        if targets or given["include"] or given["exclude"] or given["overrides"] or stored:
             raise click.UsageError("--plan already says how to compress; give it alone.")
         return Options()
-    if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}):
-        raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits.")
+    if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}, {"lossless"}):
+        raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits; or compress --lossless.")
     options = Options(
         include=given["include"],
         exclude=given["exclude"],
         overrides=_overrides(given["overrides"]),
-        auxiliary=given["auxiliary"] or "exact",
     )
-    for key in targets:
-        options[key] = given[key]  # type: ignore[literal-required]  # one of the four keys above
+    for key in targets | set(stored):
+        options[key] = given[key]  # type: ignore[literal-required]  # one of the keys above
     return options
 
 

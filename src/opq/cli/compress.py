@@ -19,14 +19,16 @@ from opq.files import refuse_existing, refuse_same
 @click.argument("source")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The .opq file to write.")
 @target_options
+@click.option("--lossless", is_flag=True, help="Keep every bit, in place of a target: for clustered or quantized weights.")
 @click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(source: str, output: str, plan_file: str | None, force: bool, as_json: bool, **given: Any) -> None:
     """Compress SOURCE to a .opq file.
 
-    With --ratio or --size the file, all of it, takes at most that many bytes, and close to it. A long run keeps what it has
-    done in FILE.partial: when it was stopped, the same command goes on where it was.
+    With --ratio or --size the file, all of it, takes at most that many bytes, and close to it. With --lossless every tensor
+    comes back bit for bit: weights that were clustered or quantized elsewhere become codes, far smaller than their values. A
+    long run keeps what it has done in FILE.partial: when it was stopped, the same command goes on where it was.
     """
     options = read_options(given, required=plan_file is None)
     refuse_same(source, output)

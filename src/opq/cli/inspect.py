@@ -11,8 +11,14 @@ import opq
 
 @click.command()
 @click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def command(file: str, as_json: bool) -> None:
-    """Show what is in a .opq FILE: each tensor, how it is stored, and what it costs."""
+@click.option("--compare", is_flag=True, help="Also compress the same tensors with gzip, zstd and xz; takes a while.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def command(file: str, compare: bool, as_json: bool) -> None:
+    """Show what is in a .opq FILE: each tensor, how it is stored, what it costs, and where every byte went."""
     inspection = opq.inspect(file)
-    click.echo(json.dumps(inspection.to_dict(), indent=1) if as_json else str(inspection))
+    comparison = opq.compare(file) if compare else None
+    if as_json:
+        compared = {} if comparison is None else {"comparison": comparison.to_dict()}
+        click.echo(json.dumps({**inspection.to_dict(), **compared}, indent=1))
+    else:
+        click.echo(str(inspection) if comparison is None else f"{inspection}\n\n{comparison}")

@@ -52,13 +52,16 @@ class _Geometry:
         return [(start, min(start + size, end)) for start in range(0, end, size)]
 
 
-def encode_codes(codes: NDArray[np.int32]) -> bytes:
-    """The section of `codes`: int32 of any shape with at least one element, magnitudes below 2^24; empty if all are 0."""
+def encode_codes(codes: NDArray[np.int32], *, coarser: int = 0) -> bytes:
+    """The section of `codes`: int32 of any shape with at least one element, magnitudes below 2^24; empty if all are 0.
+
+    `coarser` is how many more low bits of a magnitude go raw than the mean magnitude suggests.
+    """
     flat = np.ascontiguousarray(codes).reshape(-1)
-    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop])
+    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], coarser=coarser)
 
 
-def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]]) -> bytes:
+def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]], *, coarser: int = 0) -> bytes:
     """As `encode_codes`, of codes of which no more are held than processors work on.
 
     shape  of the weight, at least one element
@@ -71,7 +74,7 @@ def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np
     if not total:
         return b""
     # Magnitudes of more than a few bits are mostly noise at their lower end: those bits go raw.
-    shift = min(max((total // math.prod(shape)).bit_length() - 3, 0), _LARGEST_SHIFT)
+    shift = min(max((total // math.prod(shape)).bit_length() - 3, 0) + coarser, _LARGEST_SHIFT)
     line = (geometry.inputs, geometry.positions, geometry.width, shift)
     row = geometry.inputs * geometry.positions
 

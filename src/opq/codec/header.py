@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -31,7 +31,19 @@ _LARGEST_NAMES = 2**24
 _LARGEST_RANK = 32
 _LARGEST_METADATA = 2**12
 _WHERE = "header"
-_STORAGE = ("exact", "half", "codes")
+_STORAGE = ("exact", "half", "codes", "levels", "linear8", "relative8")
+
+EIGHT_BITS = ("linear8", "relative8")
+"""Storages that have bounds."""
+
+_WIDE = frozenset({"float32", "float64"})
+_ALLOWED = {
+    "half": dtypes.COMPRESSIBLE,
+    "codes": dtypes.COMPRESSIBLE,
+    "levels": dtypes.COMPRESSIBLE,
+    "linear8": _WIDE,
+    "relative8": _WIDE,
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,11 @@ class Entry:
     name     state-dict key
     shape    sizes, all >= 0; at most LARGEST_TENSOR elements
     dtype    name of the dtype it comes back in
-    storage  "codes" (a quantized weight), "exact" (an auxiliary tensor, bit for bit) or "half" (rounded to float16)
+    storage  of a weight "codes" (with a step) or "levels" (with a table in its section); of an auxiliary tensor "exact",
+             "half", "linear8" or "relative8" (see opq.codec.auxiliary)
     section  number of the section that holds it; tensors may share one
-    step     quantization step of a weight, else None
+    step     quantization step of a tensor stored as codes, else None
+    bounds   lowest and highest value of an 8-bit grid, float32 numbers; None for other storages
     """
 
     name: str
@@ -52,6 +66,12 @@ class Entry:
     storage: str
     section: int
     step: float | None = None
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it has codes; otherwise it is an auxiliary tensor."""
+        return self.storage in ("codes", "levels")
 
     @property
     def count(self) -> int:
@@ -131,10 +151,23 @@ def header_columns(header: Header) -> bytes:
             *(varint(size) for entry in entries for size in entry.shape),
             *map(varint, references),
             *(struct.pack("<f", entry.step) for entry in entries if entry.step is not None),
+            *_encode_bounds([entry.bounds for entry in entries if entry.bounds is not None]),
             *map(varint, header.lengths),
             *(struct.pack("<I", checksum) for checksum in header.checksums),
         ]
     )
+
+
+def _encode_bounds(bounds: Sequence[tuple[float, float]]) -> Iterator[bytes]:
+    """The highest byte of each number, then the next lower one: the lowest are mostly zero, and deflate to nothing."""
+    words = b"".join(struct.pack("<ff", *pair) for pair in bounds)
+    return (words[place::4] for place in (3, 2, 1, 0))
+
+
+def _decode_bounds(cursor: Cursor, count: int) -> list[tuple[float, float]]:
+    planes = [cursor.take(2 * count) for _ in range(4)]
+    words = b"".join(bytes(word[::-1]) for word in zip(*planes, strict=True))
+    return list(struct.iter_unpack("<ff", words))
 
 
 def _shared_prefix(a: bytes, b: bytes) -> int:
@@ -172,11 +205,13 @@ def _parse(columns: bytes) -> Header:
     shapes = [_shape(cursor, rank, name) for rank, name in zip(ranks, names, strict=True)]
     sections = _sections(cursor, count)
     steps = [struct.unpack("<f", cursor.take(4))[0] if storage == "codes" else None for storage in storages]
+    grids = iter(_decode_bounds(cursor, sum(storage in EIGHT_BITS for storage in storages)))
+    bounds = [next(grids) if storage in EIGHT_BITS else None for storage in storages]
     opened = max(sections, default=-1) + 1
     lengths = [cursor.varint() for _ in range(opened)]
     checksums = [struct.unpack("<I", cursor.take(4))[0] for _ in range(opened)]
     cursor.end()
-    rows = zip(names, shapes, kinds, storages, sections, steps, strict=True)
+    rows = zip(names, shapes, kinds, storages, sections, steps, bounds, strict=True)
     entries = [Entry(*row) for row in rows]
     _check(entries)
     return Header(entries, lengths, checksums, metadata)
@@ -226,20 +261,29 @@ def _sections(cursor: Cursor, count: int) -> list[int]:
 
 
 def _check(entries: Sequence[Entry]) -> None:
-    holds_codes: dict[int, tuple[bool, int]] = {}
+    held: dict[int, object] = {}
     for entry in entries:
         where = f"tensor {entry.name!r}"
-        is_codes = entry.storage == "codes"
-        if entry.storage != "exact" and entry.dtype not in dtypes.COMPRESSIBLE:
+        if entry.dtype not in _ALLOWED.get(entry.storage, dtypes.CODE):
             raise FormatError(_WHERE, f"{where}: {entry.dtype} cannot be stored as {entry.storage}")
-        if is_codes and entry.count == 0:
+        if entry.is_weight and entry.count == 0:
             raise FormatError(_WHERE, f"{where}: an empty tensor has no codes")
         if entry.step is not None and not (0.0 < entry.step < math.inf):
             raise FormatError(_WHERE, f"{where}: step must be positive and finite, got {entry.step}")
-        # A section of codes may serve several tensors of one size (tied weights); a pack holds what refers to it.
-        known = holds_codes.setdefault(entry.section, (is_codes, entry.count))
-        if known[0] != is_codes or (is_codes and known[1] != entry.count):
+        if entry.bounds is not None and not _is_range(entry.storage, *entry.bounds):
+            raise FormatError(_WHERE, f"{where}: {entry.bounds} are not the bounds of a grid")
+        if held.setdefault(entry.section, contents_of(entry)) != contents_of(entry):
             raise FormatError(_WHERE, f"{where}: it shares a section with a tensor of another kind or size")
+
+
+def contents_of(entry: Entry) -> object:
+    """What the tensors of a section have in common: tied weights their size, and their dtype where they have levels."""
+    return (entry.storage, entry.count, entry.dtype if entry.storage == "levels" else "") if entry.is_weight else "pack"
+
+
+def _is_range(storage: str, lowest: float, highest: float) -> bool:
+    smallest = 2.0**-126 if storage == "relative8" else -math.inf
+    return math.isfinite(lowest) and math.isfinite(highest) and smallest <= lowest <= highest
 
 
 def _lookup(table: Mapping[int, str], code: int, what: str) -> str:

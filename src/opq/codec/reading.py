@@ -8,6 +8,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Generic, Self, TypeVar
@@ -15,9 +16,10 @@ from typing import BinaryIO, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from opq import dtypes
-from opq.codec.entropy import CHUNK, decode_codes, decode_pieces
+from opq.codec.auxiliary import restore, stored_dtype
+from opq.codec.entropy import CHUNK
 from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
+from opq.codec.levels import decode_pieces, decode_weight
 from opq.codec.planes import decode_pack
 from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.errors import FormatError, SourceError
@@ -145,30 +147,43 @@ class OpqFile(Mapping[str, Content]):
     def __getitem__(self, name: str) -> Content:
         """The tensor of this name; FormatError when its section is damaged."""
         entry = self._entries[name]
-        if entry.step is None:
-            return self._auxiliary(entry)
+        if not entry.is_weight:
+            return restore(self.stored(name), entry)
         try:
-            return CompressedTensor(decode_codes(self.section(entry.section), entry.shape), entry.step, entry.dtype)
+            return decode_weight(self.section(entry.section), entry.shape, entry.dtype, entry.step)
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
         """The weight of this name in pieces of whole channels, of which no more are held than processors work on."""
         entry = self._entries[name]
-        if entry.step is None:
+        if not entry.is_weight:
             raise KeyError(f"{name!r} is no weight")
         width = math.prod(entry.shape[1:])
         rest = np.zeros(0, dtype=np.int32)
         try:
-            for chunk in decode_pieces(self.section(entry.section), entry.shape):
-                codes = np.concatenate([rest, chunk]) if len(rest) else chunk
+            for chunk in decode_pieces(self.section(entry.section), entry.shape, entry.dtype, entry.step):
+                codes = np.concatenate([rest, chunk.codes]) if len(rest) else chunk.codes
                 whole, part = len(codes) // width * width, max(CHUNK // width, 1) * width
                 for start in range(0, whole, part):
-                    piece = codes[start : min(start + part, whole)].reshape(-1, *entry.shape[1:])
-                    yield CompressedTensor(piece, entry.step, entry.dtype)
+                    yield replace(chunk, codes=codes[start : min(start + part, whole)].reshape(-1, *entry.shape[1:]))
                 rest = codes[whole:]
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None
+
+    def stored(self, name: str) -> NDArray[np.generic]:
+        """An auxiliary tensor as its section has it: float16 where it is stored as half, uint8 where it is in 8 bits."""
+        # A decoded pack is kept until each of its tensors was asked for.
+        section = self._entries[name].section
+        pack, waiting = self._packs.get(section, ({}, set()))
+        if not pack:
+            pack = self._decode_pack(section)
+            waiting = set(pack)
+            self._packs[section] = pack, waiting
+        waiting.discard(name)
+        if not waiting:
+            self._packs.pop(section, None)
+        return pack[name]
 
     def array(self, name: str) -> NDArray[np.generic]:
         """The tensor of this name as an array in its own dtype."""
@@ -195,21 +210,9 @@ class OpqFile(Mapping[str, Content]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _auxiliary(self, entry: Entry) -> NDArray[np.generic]:
-        # A decoded pack is kept until each of its tensors was asked for.
-        pack, waiting = self._packs.get(entry.section, ({}, set()))
-        if not pack:
-            pack = self._decode_pack(entry.section)
-            waiting = set(pack)
-            self._packs[entry.section] = pack, waiting
-        waiting.discard(entry.name)
-        if not waiting:
-            self._packs.pop(entry.section, None)
-        return pack[entry.name].astype(dtypes.NUMPY[entry.dtype])
-
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)
-        kinds = [np.dtype(np.float16) if m.storage == "half" else dtypes.NUMPY[m.dtype] for m in members]
+        kinds = [stored_dtype(member.storage, member.dtype) for member in members]
         arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
         return {member.name: array for member, array in zip(members, arrays, strict=True)}
 

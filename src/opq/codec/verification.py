@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from opq.codec.entropy import encode_codes
+from opq.codec.levels import encode_weight
 from opq.codec.planes import encode_pack
 from opq.codec.reading import OpqFile
 from opq.errors import FormatError
@@ -31,7 +31,7 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
     """Read every byte of a file, given by path or as bytes, and prove that
 
     * header and sections match their checksums, and every tensor decodes;
-    * every weight is in its codebook: step * code, exactly, and zero where the code is zero;
+    * every weight is in its codebook: finite, and zero where the code is zero and nowhere else;
     * encoding the tensors again gives the same sections, byte for byte, and the same header but for how it is deflated.
 
     Raises FormatError naming a tensor for which this fails, SourceError when the path cannot be read.
@@ -40,28 +40,24 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
         for number in range(sections):  # one at a time: no more is held than a weight, or a pack of auxiliary tensors
             first, *others = file.members(number)
-            if first.step is None:
-                _check_pack(file, number)
+            if not first.is_weight:
+                _check_same(
+                    first.name, encode_pack([file.stored(entry.name) for entry in [first, *others]]), file.section(number)
+                )
                 continue
             content = cast(CompressedTensor, file[first.name])
             for entry in [first, *others]:
-                _check_codebook(entry.name, replace(content, step=entry.step or 0.0, dtype=entry.dtype))
-            _check_same(first.name, encode_codes(content.codes), file.section(number))
+                _check_codebook(entry.name, replace(content, step=entry.step, dtype=entry.dtype))
+            _check_same(first.name, encode_weight(content), file.section(number))
         if not file.is_canonical():
             raise FormatError("header", "encoding it again gives other bytes: no known opq wrote it")
-        weights = sum(entry.storage == "codes" for entry in file.entries)
+        weights = sum(entry.is_weight for entry in file.entries)
         return Verification(weights, len(file) - weights, sections, file.file_bytes)
 
 
-def _check_pack(file: OpqFile, section: int) -> None:
-    arrays = []
-    for entry in file.members(section):
-        array = file.array(entry.name)
-        arrays.append(array.astype(np.float16) if entry.storage == "half" else array)
-    _check_same(file.members(section)[0].name, encode_pack(arrays), file.section(section))
-
-
 def _check_codebook(name: str, tensor: CompressedTensor) -> None:
+    if tensor.step is None:  # levels were checked when the table was read
+        return
     flat = tensor.codes.reshape(-1)
     for start in range(0, len(flat), _BLOCK):
         codes = flat[start : start + _BLOCK]

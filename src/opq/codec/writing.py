@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.header import LARGEST_TENSOR, Entry, Header, encode_header
+from opq.codec.auxiliary import store
+from opq.codec.header import LARGEST_TENSOR, Entry, Header, contents_of, encode_header
 from opq.codec.planes import encode_pack, estimate_pack
 from opq.codec.sections import Section
 from opq.errors import SourceError, TargetError, WeightError
@@ -30,20 +31,20 @@ EXPANSION, EXPANSION_START = 4096, 2**26
 
 @dataclass(frozen=True)
 class EncodedWeight:
-    """A quantized weight whose section is ready; fields as in Entry."""
+    """A quantized weight whose section is ready; fields as in Entry. Without a step it has levels."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    step: float
+    step: float | None
     section: Section | bytes
 
 
 @dataclass(frozen=True)
 class AuxiliaryPack:
-    """Auxiliary tensors whose common section is ready: (name, shape, dtype, storage) of each, in order of their names."""
+    """Auxiliary tensors whose common section is ready, in order of their names; the section's number is not known yet."""
 
-    tensors: tuple[tuple[str, tuple[int, ...], str, str], ...]
+    entries: tuple[Entry, ...]
     section: bytes
 
 
@@ -52,12 +53,11 @@ def pack_auxiliary(
 ) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors, which come in ascending order of their UTF-8 names.
 
-    `storage` is "exact" or "half"; "half" rounds those float32 and float64 tensors to float16 whose every value keeps a
-    relative error of at most 2^-11, and leaves the others exact. Tensors are drawn one at a time. With `estimated` sections
-    are empty bytes of about the length that coding would give, which is all that a plan needs.
+    `storage` is "exact", "half" or "8bit": what becomes of each, see `opq.codec.auxiliary.store`. Tensors are drawn one at a
+    time. With `estimated` sections are empty bytes of about the length that coding would give, which is all that a plan needs.
     """
     packs: list[AuxiliaryPack] = []
-    pending: list[tuple[str, tuple[int, ...], str, str]] = []
+    pending: list[Entry] = []
     arrays: list[NDArray[np.generic]] = []
     size = 0
 
@@ -78,9 +78,9 @@ def pack_auxiliary(
             raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
         if size + array.nbytes > LARGEST_PACK:
             close()
-        halved = storage == "half" and fits_half(array)
-        pending.append((name, array.shape, kind, "half" if halved else "exact"))
-        arrays.append(array.astype(np.float16) if halved else array)
+        how, bounds, stored = store(array, storage)
+        pending.append(Entry(name, array.shape, kind, how, 0, bounds=bounds))
+        arrays.append(stored)
         size += array.nbytes
     close()
     return packs
@@ -92,15 +92,6 @@ def check_text(text: str) -> None:
         text.encode()
     except (UnicodeEncodeError, AttributeError):
         raise SourceError(f"name or metadata {text!r}", "it is not text that UTF-8 can express") from None
-
-
-def fits_half(array: NDArray[np.generic]) -> bool:
-    """Whether float16 is smaller and holds every value of `array` with a relative error of at most 2^-11."""
-    if array.dtype not in (np.float32, np.float64):
-        return False
-    magnitudes = np.abs(array[array != 0])
-    tiny, largest = 2.0**-14, 65504.0
-    return bool(((magnitudes >= tiny) & (magnitudes <= largest)).all())
 
 
 @dataclass(frozen=True)
@@ -168,17 +159,18 @@ def largest_content(file_bytes: int) -> int:
 def _number_sections(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[Section]]:
     """Entries in order of names, and the sections they refer to in order of first use."""
     # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
-    rows: list[tuple[Entry, tuple[int, bytes] | int, Section]] = []
+    rows: list[tuple[Entry, tuple[object, bytes] | int, Section]] = []
     for weight in weights:
         check_text(weight.name)
-        entry = Entry(weight.name, weight.shape, weight.dtype, "codes", 0, weight.step)
+        storage = "codes" if weight.step is not None else "levels"
+        entry = Entry(weight.name, weight.shape, weight.dtype, storage, 0, weight.step)
         section = Section.of(weight.section)
-        rows.append((entry, (entry.count, section.digest), section))
+        rows.append((entry, (contents_of(entry), section.digest), section))
     for number, pack in enumerate(packs):
         section = Section.of(pack.section)
-        rows += [(Entry(*tensor, section=0), number, section) for tensor in pack.tensors]
+        rows += [(entry, number, section) for entry in pack.entries]
     rows.sort(key=lambda row: row[0].name.encode())
-    numbers: dict[tuple[int, bytes] | int, int] = {}
+    numbers: dict[tuple[object, bytes] | int, int] = {}
     sections: list[Section] = []
     entries = []
     for entry, key, section in rows:

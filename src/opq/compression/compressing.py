@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.allocation import joint
-from opq.allocation.plans import LayerPlan, Plan
+from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
 from opq.codec.entropy import CHUNK, encode_pieces
 from opq.codec.sections import Section
 from opq.codec.writing import EncodedWeight, Layout, lay_out
 from opq.compression.forecast import Forecast
 from opq.compression.journal import Journal, codes_key, open_journal
+from opq.compression.lossless import encode_lossless
 from opq.compression.options import Options, Target, read_auxiliary, read_target
 from opq.compression.planning import guess_joint, guess_paper, joint_plan, read_layers
-from opq.compression.survey import Survey, survey
+from opq.compression.survey import Survey, dense_bytes, survey
 from opq.errors import PlanError, TargetError, WeightError
 from opq.files import write_file
 from opq.parallel import in_parallel
@@ -42,13 +43,13 @@ _MOST_ROUNDS = 24
 class Compressed:
     """A compressed network.
 
-    plan         the plan it follows
+    plan         the plan it follows; None where it is lossless
     layout       the .opq file in pieces
     dense_bytes  bytes of all tensors as the source stores them
     journal      where the pieces wait, if not in memory
     """
 
-    plan: Plan
+    plan: Plan | None
     layout: Layout
     dense_bytes: int
     journal: Journal | None = None
@@ -112,16 +113,23 @@ def compress(
         surveyed = _survey_planned(state, plan)
         with open_journal(work_file, surveyed.weights) as journal:
             return _encode(state, surveyed, plan, journal, report)[0]
+    if options.get("lossless"):
+        return _keep(state, options, report)
     target = read_target(options)
-    surveyed = survey(state, options)
-    layers = read_layers(surveyed, target, options)
     auxiliary = read_auxiliary(options)
+    surveyed = survey(state, options, auxiliary)
+    layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
     forecast = Forecast(surveyed, layers, {})
     with open_journal(work_file, surveyed.weights) as journal:
         if budget is None:
             return _encode(state, surveyed, guess_paper(forecast, target, auxiliary)[1], journal, report)[0]
         return _fit(state, forecast, target, auxiliary, budget, journal, report)
+
+
+def _keep(state: State, options: Options, report: Progress) -> Compressed:
+    weights, packs = encode_lossless(state, options, report)
+    return Compressed(None, lay_out(weights, packs, state.metadata), dense_bytes(state))
 
 
 def _survey_planned(state: State, plan: Plan) -> Survey:
@@ -134,14 +142,14 @@ def _survey_planned(state: State, plan: Plan) -> Survey:
             raise PlanError(f"layer {name!r}: the checkpoint has {kind}, which cannot be quantized")
         if shape != layer.shape:
             raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
-    return survey(state, Options(auxiliary=plan.auxiliary), weights=plan.layers)
+    return survey(state, Options(), plan.auxiliary, weights=plan.layers)
 
 
 def _fit(
     state: State,
     forecast: Forecast,
     target: Target,
-    auxiliary: str,
+    auxiliary: AuxiliaryPlan,
     budget: int,
     journal: Journal | None,
     report: Progress,

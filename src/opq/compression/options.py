@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any, TypedDict
 
 from opq.allocation.layers import Override
-from opq.errors import SelectionError, TargetError
+from opq.allocation.plans import AuxiliaryPlan
+from opq.errors import PlanError, SelectionError, TargetError
 
 _FREE = Override()
 _LARGEST = 2**62
@@ -26,24 +27,35 @@ class Options(TypedDict, total=False):
     size         bytes of the whole file: an integer, or text such as "250kB", "1.5 MB", "2MiB"
     sparsity, bits  the paper's: fraction of zeros over all weights, 0 <= p < 1, and mean nominal width of a kept code,
                  1 < b <= 16
+    lossless     True: every tensor comes back bit for bit. A weight of few distinct values, as clustering or quantization
+                 elsewhere leaves, is stored as codes and a step or a table of levels; all others as auxiliary tensors. There
+                 is no plan then, and of the following only `include` and `exclude` may be given
 
     include      globs: only weights whose names match one are compressed, the rest is stored as auxiliary tensors
     exclude      globs: weights whose names match one are stored as auxiliary tensors
     overrides    {glob or name: Override or a mapping of its fields}; of several that fix the same field, the last one counts
     sensitivity  {glob or name: what a unit of squared error costs there, > 0}; 1 where none matches
-    auxiliary    "exact" (the default) or "half": store float32 and float64 auxiliary tensors as float16 where every value
-                 keeps a relative error of at most 2^-11
+    auxiliary    "exact" (the default); "half": store float32 and float64 auxiliary tensors as float16 where every value
+                 keeps a relative error of at most 2^-11; or "8bit": store those of one dimension and 16 elements or more on a
+                 grid of 8 bits, with an error of at most 1/500 of the tensor's span, or 2^-6 of each value where none is
+                 negative, and the others as "half" does. `opq.inspect` tells the error of each
+    batch_norm   "keep" (the default), or "canonical": y = weight (x - mean) / sqrt(var + eps) + bias with mean 0 and a constant
+                 var, which cost next to nothing; equal when evaluating but for float32's rounding, another network in training
+    batch_norm_eps  the eps of batch-norms in a checkpoint without its modules, 0 <= eps < 1; 1e-5, PyTorch's, unless given
     """
 
     ratio: float | None
     size: int | str | None
     sparsity: float | None
     bits: float | None
+    lossless: bool
     include: Sequence[str]
     exclude: Sequence[str]
     overrides: Mapping[str, Override | Mapping[str, float]]
     sensitivity: Mapping[str, float]
     auxiliary: str
+    batch_norm: str
+    batch_norm_eps: float
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,9 @@ class Target:
 
 def read_target(options: Options) -> Target:
     """The target in `options`; TargetError unless exactly one is given, and sensible."""
-    if unknown := sorted(set(options) - set(Options.__annotations__)):
-        raise TargetError(f"unknown option {unknown[0]!r}; there are {', '.join(Options.__annotations__)}")
+    check_known(options)
+    if options.get("lossless"):
+        raise TargetError("there is nothing to plan where everything is kept: lossless is for compressing, without a target")
     given = {key: options.get(key) for key in ("ratio", "size", "sparsity", "bits")}
     names = {key for key, value in given.items() if value is not None}
     if names == {"sparsity", "bits"}:
@@ -75,7 +88,13 @@ def read_target(options: Options) -> Target:
     if names == {"size"}:
         return Target({"bytes": float(parse_size(given["size"]))})
     got = ", ".join(sorted(names)) or "none of them"
-    raise TargetError(f"a target is a ratio, or a size, or sparsity and bits together; got {got}")
+    raise TargetError(f"a target is a ratio, or a size, or sparsity and bits together, or else lossless; got {got}")
+
+
+def check_known(options: Options) -> None:
+    """Raise TargetError for an option that there is not."""
+    if unknown := sorted(set(options) - set(Options.__annotations__)):
+        raise TargetError(f"unknown option {unknown[0]!r}; there are {', '.join(Options.__annotations__)}")
 
 
 def parse_size(size: Any) -> int:
@@ -134,12 +153,14 @@ def read_overrides(names: Sequence[str], options: Options, *, joint: bool) -> di
     return overrides
 
 
-def read_auxiliary(options: Options) -> str:
-    """The storage of auxiliary tensors, "exact" or "half"."""
-    auxiliary = options.get("auxiliary", "exact")
-    if auxiliary not in ("exact", "half"):
-        raise TargetError(f"auxiliary must be 'exact' or 'half', got {auxiliary!r}")
-    return auxiliary
+def read_auxiliary(options: Options) -> AuxiliaryPlan:
+    """How auxiliary tensors are stored; TargetError for what there is not."""
+    try:
+        return AuxiliaryPlan(
+            options.get("auxiliary", "exact"), options.get("batch_norm", "keep"), options.get("batch_norm_eps", 1e-5)
+        )
+    except PlanError as error:
+        raise TargetError(error.problem) from None
 
 
 def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from opq.allocation import joint, laplace, paper
 from opq.allocation.layers import Layer, LayerStatistics
-from opq.allocation.plans import LayerPlan, Plan
+from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
 from opq.compression.forecast import Forecast
 from opq.compression.options import Options, Target, read_auxiliary, read_overrides, read_target
 from opq.compression.survey import Survey, survey
@@ -35,9 +35,9 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     Raises TargetError, WeightError, SelectionError or SourceError.
     """
     target = read_target(options)
-    surveyed = survey(as_state(source), options, estimated=True)
-    layers = read_layers(surveyed, target, options)
     auxiliary = read_auxiliary(options)
+    surveyed = survey(as_state(source), options, auxiliary, estimated=True)
+    layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
     forecast = Forecast(surveyed, layers, {})
     if budget is None:
@@ -45,14 +45,14 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     return guess_joint(forecast, target, auxiliary, budget)[1]
 
 
-def guess_paper(forecast: Forecast, target: Target, auxiliary: str) -> tuple[Forecast, Plan]:
+def guess_paper(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan) -> tuple[Forecast, Plan]:
     """The paper's plan, and a forecast that has looked at excerpts under it."""
     points = paper.allocate(forecast.layers, target.asked["sparsity"], target.asked["bits"])
     better = forecast.guessed(paper_plan(forecast, target, auxiliary, points).layers)
     return better, paper_plan(better, target, auxiliary, points)
 
 
-def guess_joint(forecast: Forecast, target: Target, auxiliary: str, budget: int) -> tuple[Forecast, Plan]:
+def guess_joint(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, budget: int) -> tuple[Forecast, Plan]:
     """The plan predicted to take AIM * `budget` bytes, and a forecast that has looked at excerpts near it.
 
     Raises TargetError when the budget is out of reach.
@@ -73,7 +73,7 @@ def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Laye
     return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
-def paper_plan(forecast: Forecast, target: Target, auxiliary: str, points: Sequence[paper.PaperPoint]) -> Plan:
+def paper_plan(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, points: Sequence[paper.PaperPoint]) -> Plan:
     """The plan that these points of paper mode make."""
     plans = {}
     for layer, point in zip(forecast.layers, points, strict=True):
@@ -83,7 +83,7 @@ def paper_plan(forecast: Forecast, target: Target, auxiliary: str, points: Seque
     return _finish("paper", forecast.surveyed, target, auxiliary, None, plans)
 
 
-def joint_plan(forecast: Forecast, target: Target, auxiliary: str, price: float) -> Plan:
+def joint_plan(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, price: float) -> Plan:
     """The plan in which a bit is worth `price` of squared error everywhere."""
     plans = {}
     for layer, point in zip(forecast.layers, joint.points_at(forecast.layers, price), strict=True):
@@ -143,7 +143,7 @@ def _separating_magnitude(statistics: LayerStatistics, kept: int) -> float:
 
 
 def _finish(
-    mode: str, surveyed: Survey, target: Target, auxiliary: str, price: float | None, plans: dict[str, LayerPlan]
+    mode: str, surveyed: Survey, target: Target, auxiliary: AuxiliaryPlan, price: float | None, plans: dict[str, LayerPlan]
 ) -> Plan:
     repeats = surveyed.repeats
     codes = sum(layer.bits * layer.count for name, layer in plans.items() if name not in repeats) / 8.0

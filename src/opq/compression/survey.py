@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 from opq import dtypes
 from opq.allocation.layers import LayerStatistics
+from opq.allocation.plans import AuxiliaryPlan
 from opq.codec.header import LARGEST_TENSOR
 from opq.codec.writing import AuxiliaryPack, check_text, fixed_bytes, pack_auxiliary
-from opq.compression.options import Options, read_auxiliary, select
+from opq.compression.batch_norm import CanonicalState
+from opq.compression.options import Options, select
 from opq.errors import SourceError, WeightError
 from opq.parallel import in_parallel
 from opq.quantization.statistics import measure, measure_rows
@@ -61,28 +63,51 @@ class Survey:
         return fixed_bytes(weights, self.packs, self.metadata)
 
 
-def survey(state: State, options: Options, weights: Collection[str] | None = None, *, estimated: bool = False) -> Survey:
+def survey(
+    state: State,
+    options: Options,
+    auxiliary: AuxiliaryPlan,
+    weights: Collection[str] | None = None,
+    *,
+    estimated: bool = False,
+) -> Survey:
     """Walk through `state`, one tensor at a time.
 
-    The weights are the given ones, or else every float16, bfloat16, float32 or float64 tensor of at least two dimensions and
-    one element that `include` and `exclude` leave. Raises WeightError for a weight that cannot be compressed, SourceError
-    when there is no tensor. With `estimated`, the other tensors are not encoded, only their size is estimated.
+    The weights are the given ones, or else those of `choose_weights`. Raises WeightError for a weight that cannot be
+    compressed, and what `choose_weights` raises. With `estimated`, other tensors are not encoded, only their size is estimated.
+    """
+    selected = choose_weights(state, options)
+    chosen = set(selected if weights is None else weights)
+    if auxiliary.batch_norm == "canonical":
+        state = CanonicalState(state, auxiliary.eps)
+    kinds = {name: state.describe(name)[0] for name in chosen}
+    measured = in_parallel(lambda name: (name, _measure(state, name)), in_order(chosen))
+    statistics = dict(measured)
+    rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
+    packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
+    return Survey(statistics, kinds, packs, dense_bytes(state), dict(state.metadata))
+
+
+def choose_weights(state: State, options: Options) -> list[str]:
+    """Every float16, bfloat16, float32 or float64 tensor of at least two dimensions and one element that `include` and
+    `exclude` leave, in order of names; SourceError when `state` holds nothing, or a name or metadata that are no text.
     """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
     for text in [*state, *state.metadata, *state.metadata.values()]:
         check_text(text)
-    names = sorted(state, key=lambda name: name.encode())
-    if weights is None:
-        weights = select([name for name in names if _is_weight(*state.describe(name))], options)
-    chosen = set(weights)
-    shapes = {name: state.describe(name) for name in names}
-    dense = sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes.values() if kind in dtypes.NUMPY)
-    measured = in_parallel(lambda name: (name, _measure(state, name)), (name for name in names if name in chosen))
-    statistics = dict(measured)
-    rest = ((name, state[name]) for name in names if name not in chosen)
-    packs = pack_auxiliary(rest, read_auxiliary(options), estimated=estimated)
-    return Survey(statistics, {name: shapes[name][0] for name in statistics}, packs, dense, dict(state.metadata))
+    return select([name for name in in_order(state) if _is_weight(*state.describe(name))], options)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names as a file has them: in ascending order of their UTF-8 bytes."""
+    return sorted(names, key=lambda name: name.encode())
+
+
+def dense_bytes(state: State) -> int:
+    """Bytes of all tensors as the source stores them."""
+    shapes = (state.describe(name) for name in state)
+    return sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes if kind in dtypes.NUMPY)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opq.codec.auxiliary import largest_error
 from opq.codec.header import Entry
+from opq.codec.levels import table_bytes
+from opq.codec.planes import estimate_pack
 from opq.codec.reading import OpqFile
+from opq.parallel import in_parallel
 from opq.tables import render
+
+KINDS = ("codes", "levels", "batch-norm", "biases", "other auxiliary", "header", "checksums")
+"""What bytes are spent on."""
+
+_CHECKSUM = 4
 
 
 @dataclass(frozen=True)
@@ -16,12 +26,16 @@ class TensorReport:
     """One tensor of a file.
 
     kind      "weight" or "auxiliary"
-    storage   "codes", "exact" or "half"
-    sparsity  fraction of zeros, 0..1; None for auxiliary tensors, as are step and bits
-    step      quantization step in weight units
-    bits      nominal width of a kept code, mean over kept weights; 0 where none is kept
-    bytes     bytes of the file spent on it; a section that tensors share is split by their dense bytes, and counted for the
-              first of tied weights
+    storage   "codes" or "levels"; "exact", "half", "linear8" or "relative8"
+    sparsity  fraction of zeros, 0..1; None for auxiliary tensors, as are step, levels and bits
+    step      quantization step in weight units; None for a weight with levels
+    levels    number of levels, zero not counted; None for a weight with a step
+    bits      nominal width of a kept code in whole bits, mean over kept weights; 0 where none is kept
+    absolute_error, relative_error  what storing an auxiliary tensor so errs by at most, for each value: absolutely, in the
+              tensor's own units, and relative to it; None for weights, 0 where nothing is lost
+    spent_on  "codes" (levels are counted apart), "batch-norm", "biases" or "other auxiliary"
+    bytes     bytes of the file spent on it. What a pack of auxiliary tensors takes is split as the entropy of their bytes has
+              it; a section of tied weights is counted for the first of them
     """
 
     name: str
@@ -31,7 +45,11 @@ class TensorReport:
     storage: str
     sparsity: float | None
     step: float | None
+    levels: int | None
     bits: float | None
+    absolute_error: float | None
+    relative_error: float | None
+    spent_on: str
     bytes: int
 
 
@@ -44,7 +62,8 @@ class Inspection:
     nominal_ratio    the paper's accounting, 32 / (density * bits) over the weights alone; None where no weight is kept
     bits_per_weight  8 * file_bytes over the number of weights; None where there is none
     sparsity         fraction of zeros over all weights, 0..1
-    header_bytes     bytes of prefix and header; the tensors' bytes make up the rest
+    header_bytes     bytes of prefix and header, checksums included; the tensors' bytes make up the rest
+    ledger           {kind: bytes}: all bytes of the file by what they are spent on
     """
 
     file_bytes: int
@@ -56,6 +75,7 @@ class Inspection:
     format_version: int
     weights: int
     header_bytes: int
+    ledger: dict[str, int]
     metadata: dict[str, str]
     tensors: list[TensorReport]
 
@@ -64,7 +84,7 @@ class Inspection:
         return asdict(self)
 
     def __str__(self) -> str:
-        """A table with a row a tensor and closing lines of totals."""
+        """A table with a row a tensor, one with a row a kind of bytes, and a closing line of totals."""
         rows = [
             (
                 tensor.name,
@@ -72,15 +92,18 @@ class Inspection:
                 tensor.dtype,
                 tensor.storage,
                 "" if tensor.sparsity is None else f"{100.0 * tensor.sparsity:.2f}%",
-                "" if tensor.step is None else f"{tensor.step:.4g}",
+                _codebook(tensor),
                 "" if tensor.bits is None else f"{tensor.bits:.2f}",
+                _error(tensor),
                 f"{tensor.bytes:,}",
             )
             for tensor in self.tensors
         ]
-        rows.append(("(header)", "", "", "", "", "", "", f"{self.header_bytes:,}"))
-        columns = ("tensor", "shape", "dtype", "stored", "zeros", "step", "bits", "bytes")
-        return f"{render(columns, rows)}\n{self.summary()}"
+        rows.append(("(header)", "", "", "", "", "", "", "", f"{self.header_bytes:,}"))
+        columns = ("tensor", "shape", "dtype", "stored", "zeros", "step", "bits", "error", "bytes")
+        spent = [(kind, f"{size:,}", f"{100.0 * size / self.file_bytes:.2f}%") for kind, size in self.ledger.items()]
+        ledger = render(("spent on", "bytes", "share"), spent)
+        return f"{render(columns, rows)}\n\n{ledger}\n\n{self.summary()}"
 
     def summary(self) -> str:
         """The totals in one line."""
@@ -92,25 +115,57 @@ class Inspection:
         return ", ".join(parts)
 
 
+def _codebook(tensor: TensorReport) -> str:
+    if tensor.levels is not None:
+        return f"{tensor.levels:,} levels"
+    return "" if tensor.step is None else f"{tensor.step:.4g}"
+
+
+def _error(tensor: TensorReport) -> str:
+    if tensor.relative_error:
+        return f"{100.0 * tensor.relative_error:.2g}%"
+    return f"{tensor.absolute_error:.2g}" if tensor.absolute_error else ""
+
+
 def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
-    """Read a .opq file, given by path or as bytes, and say what is in it; every weight is decoded on the way.
+    """Read a .opq file, given by path or as bytes, and say what is in it; every tensor is decoded on the way.
 
     Raises FormatError when the file is not valid, SourceError when the path cannot be read.
     """
     with OpqFile(source) as file:
-        spent = _bytes_by_tensor(file)
-        tensors = []
-        weights = kept = 0
-        code_bits = 0.0
-        for entry in file.entries:
+        spent = dict(_bytes_by_tensor(file))
+        tables = sum(
+            table_bytes(file.section(section))
+            for section in {entry.section for entry in file.entries if entry.storage == "levels"}
+        )
+        norms = {entry.name.removesuffix("running_var") for entry in file.entries if _last(entry.name) == "running_var"}
+        tensors, weights, kept, code_bits = [], 0, 0, 0.0
+        for entry, found in zip(file.entries, in_parallel(lambda entry: _describe(file, entry), file.entries), strict=True):
             sparsity = bits = None
-            if entry.step is not None:
-                stays, width = 0, 0.0
-                for piece in file.pieces(entry.name):
-                    stays, width = stays + piece.kept, width + piece.code_bits
+            levels = None
+            if found is not None:
+                stays, width, levels = found
                 weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
                 sparsity, bits = 1.0 - stays / entry.count, width / max(stays, 1)
-            tensors.append(_report(entry, sparsity, bits, spent[entry.name]))
+            absolute, relative = (None, None) if entry.is_weight else largest_error(entry)
+            tensors.append(
+                TensorReport(
+                    name=entry.name,
+                    shape=entry.shape,
+                    dtype=entry.dtype,
+                    kind="weight" if entry.is_weight else "auxiliary",
+                    storage=entry.storage,
+                    sparsity=sparsity,
+                    step=entry.step,
+                    levels=levels,
+                    bits=bits,
+                    absolute_error=absolute,
+                    relative_error=relative,
+                    spent_on=_spent_on(entry, norms),
+                    bytes=spent[entry.name],
+                )
+            )
+        sections = len({entry.section for entry in file.entries})
         return Inspection(
             file_bytes=file.file_bytes,
             dense_bytes=file.dense_bytes,
@@ -121,29 +176,63 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
             format_version=file.format_version,
             weights=weights,
             header_bytes=file.header_bytes,
+            ledger=_ledger(tensors, tables, file.header_bytes, _CHECKSUM * (1 + sections)),
             metadata=file.metadata,
             tensors=tensors,
         )
 
 
-def _report(entry: Entry, sparsity: float | None, bits: float | None, spent: int) -> TensorReport:
-    kind = "auxiliary" if entry.step is None else "weight"
-    return TensorReport(entry.name, entry.shape, entry.dtype, kind, entry.storage, sparsity, entry.step, bits, spent)
+def _describe(file: OpqFile, entry: Entry) -> tuple[int, float, int | None] | None:
+    """Of a weight how many are kept, their nominal bits, and the number of levels."""
+    if not entry.is_weight:
+        return None
+    kept, bits, levels = 0, 0.0, None
+    for piece in file.pieces(entry.name):
+        kept, bits = kept + piece.kept, bits + piece.code_bits
+        levels = None if piece.levels is None else len(piece.levels)
+    return kept, bits, levels
 
 
-def _bytes_by_tensor(file: OpqFile) -> dict[str, int]:
+def _ledger(tensors: list[TensorReport], tables: int, header: int, checksums: int) -> dict[str, int]:
+    ledger = dict.fromkeys(KINDS, 0)
+    for tensor in tensors:
+        ledger[tensor.spent_on] += tensor.bytes
+    ledger["codes"] -= tables
+    ledger["levels"] = tables
+    ledger["header"], ledger["checksums"] = header - checksums, checksums
+    return ledger
+
+
+def _spent_on(entry: Entry, norms: set[str]) -> str:
+    if entry.is_weight:
+        return "codes"
+    if entry.name[: len(entry.name) - len(_last(entry.name))] in norms:
+        return "batch-norm"
+    return "biases" if _last(entry.name) == "bias" else "other auxiliary"
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
     """Bytes of each tensor; they and the header add up to the file."""
-    spent = {}
     for section in {entry.section for entry in file.entries}:
         entries = file.members(section)
         size = file.section_bytes(section)
-        total = sum(entry.dense_bytes for entry in entries)
-        passed = given = 0
-        for entry in entries:
-            if entry.step is not None:
-                spent[entry.name] = size - given
-            else:
-                passed += entry.dense_bytes
-                spent[entry.name] = (size * passed // total if total else size) - given
-            given += spent[entry.name]
-    return spent
+        if entries[0].is_weight:
+            yield from zip([entry.name for entry in entries], [size, *[0] * (len(entries) - 1)], strict=True)
+            continue
+        shares = [_entropy(file, entry) for entry in entries]
+        total, passed, given = sum(shares), 0.0, 0
+        for entry, share in zip(entries, shares, strict=True):
+            passed += share
+            mine = (round(size * passed / total) if entry is not entries[-1] else size) - given
+            yield entry.name, mine
+            given += mine
+
+
+def _entropy(file: OpqFile, entry: Entry) -> float:
+    """About the bytes of a tensor in its pack; the estimate counts four more for each plane, which are the pack's."""
+    stored = file.stored(entry.name)
+    return max(estimate_pack([stored]) - 4 * stored.dtype.itemsize, 0) + (1 + entry.count) / 1024.0

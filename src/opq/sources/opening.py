@@ -14,8 +14,8 @@ from opq.sources.state import State, TensorState
 def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
     """`source` as a State.
 
-    source    a State; a mapping of NumPy arrays or torch tensors; an object with a `state_dict()` such as a torch module; or
-              the path of a checkpoint (see opq.sources.checkpoints)
+    source    a State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()` such as a
+              torch module; or the path of a checkpoint (see opq.sources.checkpoints)
     metadata  what to keep with the tensors, where the source brings none of its own
     Raises SourceError when it is none of these.
     """
@@ -23,8 +23,16 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         return source
     if isinstance(source, (str, os.PathLike)):
         return open_checkpoint(source)
+    epsilons = None
     if hasattr(source, "state_dict"):
+        epsilons = _epsilons(source)
         source = source.state_dict()
     if not isinstance(source, Mapping):
         raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or a checkpoint's path")
-    return TensorState(source, metadata)
+    return TensorState(source, metadata, epsilons)
+
+
+def _epsilons(model: Any) -> dict[str, float]:
+    """{name: eps} of the modules that keep running statistics, as torch's batch-norms do."""
+    modules = model.named_modules() if hasattr(model, "named_modules") else ()
+    return {name: float(module.eps) for name, module in modules if hasattr(module, "running_var") and hasattr(module, "eps")}

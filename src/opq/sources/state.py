@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,18 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.errors import SourceError
+from opq.quantization.compressed import CompressedTensor
 
 
 class State(Mapping[str, NDArray[np.generic]]):
     """{name: NumPy array}, each read or converted when it is asked for, and described without that.
 
     metadata  the checkpoint's own, {text: text}
+    epsilons  {name of a batch-norm: what it adds to its variances}, where a module told
     """
 
     metadata: Mapping[str, str] = {}
+    epsilons: Mapping[str, float] = {}
 
     @abstractmethod
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
@@ -30,16 +34,26 @@ class State(Mapping[str, NDArray[np.generic]]):
         """`self[name][start:stop]`, of a tensor of at least one dimension; the rest of it is not read or converted."""
         return self[name][start:stop]
 
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """The tensor as codes, where that is how it was given; it stands under its name as an array all the same."""
+        return None
+
 
 class TensorState(State):
-    """Tensors in memory: NumPy arrays or torch tensors, on any device."""
+    """Tensors in memory: NumPy arrays or torch tensors, on any device, or CompressedTensors."""
 
-    def __init__(self, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+        epsilons: Mapping[str, float] | None = None,
+    ) -> None:
         for name in tensors:
             if not isinstance(name, str):
                 raise SourceError("the state dict", f"names must be strings, got {name!r}")
         self._tensors = tensors
         self.metadata = metadata or {}
+        self.epsilons = epsilons or {}
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Name of the dtype, and shape, of a tensor; SourceError when it is no array."""
@@ -49,11 +63,15 @@ class TensorState(State):
         return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        return self._convert(name, self._tensors[name])
+        tensor = self._tensors[name]
+        return tensor.values() if isinstance(tensor, CompressedTensor) else self._convert(name, tensor)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """As State has it."""
-        return self._convert(name, self._tensors[name][start:stop])
+        tensor = self._tensors[name]
+        if isinstance(tensor, CompressedTensor):
+            return replace(tensor, codes=tensor.codes[start:stop]).values()
+        return self._convert(name, tensor[start:stop])
 
     def _convert(self, name: str, tensor: Any) -> NDArray[np.generic]:
         kind, _ = self.describe(name)
@@ -62,6 +80,11 @@ class TensorState(State):
         if not isinstance(tensor, (np.ndarray, np.generic)) or kind not in dtypes.NUMPY:
             raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
         return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(tensor.shape)
+
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """As State has it."""
+        tensor = self._tensors[name]
+        return tensor if isinstance(tensor, CompressedTensor) else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -1,0 +1,86 @@
+"""Deep Compression's SqueezeNet, with the very values of its codebooks, against the file it was published in.
+
+Claim: opq's lossless file of the published network takes at most 78% of the published file's bytes.
+
+    python benchmarks/squeezenet.py
+
+The tensors are those of the published file, decoded: pruned weights with up to 255 levels a layer, and biases, float32. Every
+bit of them is read back and compared. Seconds are medians of 3 rounds.
+
+published_bytes  the file as published: relative indices and codebooks, not entropy coded
+opq_bytes        ours, all of it
+entropy_bytes    zero-order entropy of each layer's code indices, its levels as they are, 4 bytes each, and the biases
+codes_bytes, levels_bytes, biases_bytes, header_bytes  what ours is spent on, checksums with the header
+opq_share, entropy_share  of the published bytes
+encode_seconds, decode_seconds  `opq.numpy.save` and `opq.numpy.load`
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from harness import Case, Row, data_file, measure_seconds, print_rows, save_result
+from numpy.typing import NDArray
+
+import opq
+import opq.numpy
+
+PUBLISHED = "weights/squeezenet_v1.0_deep_compression.net"
+DECODED = "weights/squeezenet_v1.0_deep_compression_decoded.npz"
+REPEATS = 3
+
+State = dict[str, NDArray[np.float32]]
+
+
+def main() -> int:
+    """Compress without loss, read back, compare; the exit status."""
+    published = data_file(PUBLISHED).stat().st_size
+    with np.load(data_file(DECODED)) as archive:
+        state = dict(archive)
+    data = opq.numpy.save(state, lossless=True)
+    _check(state, opq.numpy.load(data))
+    row = _row(state, data, published)
+    print_rows([row])
+    save_result("squeezenet", [row], seed=None)
+    return 0
+
+
+def _check(state: State, found: State) -> None:
+    for name, array in state.items():
+        if found[name].tobytes() != array.tobytes() or found[name].shape != array.shape:
+            raise ValueError(f"opq does not give {name!r} back")
+
+
+def _row(state: State, data: bytes, published: int) -> Row:
+    seconds = measure_seconds(
+        {
+            "encode": Case(lambda: opq.numpy.save(state, lossless=True)),
+            "decode": Case(lambda: opq.numpy.load(data)),
+        },
+        REPEATS,
+    )
+    spent = opq.inspect(data).ledger
+    entropy = sum(_entropy_bytes(array) if array.ndim > 1 else array.nbytes for array in state.values())
+    return {
+        "case": "SqueezeNet 1.0",
+        "weights": sum(array.size for array in state.values() if array.ndim > 1),
+        "published_bytes": published,
+        "opq_bytes": len(data),
+        "entropy_bytes": round(entropy),
+        "codes_bytes": spent["codes"],
+        "levels_bytes": spent["levels"],
+        "biases_bytes": spent["biases"],
+        "header_bytes": spent["header"] + spent["checksums"],
+        "opq_share": len(data) / published,
+        "entropy_share": entropy / published,
+        "encode_seconds": seconds["encode"].median,
+        "decode_seconds": seconds["decode"].median,
+    }
+
+
+def _entropy_bytes(weight: NDArray[np.float32]) -> float:
+    levels, counts = np.unique(weight, return_counts=True)
+    return float(counts @ (np.log2(weight.size) - np.log2(counts))) / 8.0 + 4.0 * np.count_nonzero(levels)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

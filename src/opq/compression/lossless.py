@@ -1,0 +1,54 @@
+"""Keep every bit: weights of few distinct values as codes, everything else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opq.codec.levels import encode_weight
+from opq.codec.planes import estimate_pack
+from opq.codec.writing import AuxiliaryPack, EncodedWeight, pack_auxiliary
+from opq.compression.options import Options, check_known
+from opq.compression.survey import choose_weights, in_order
+from opq.errors import TargetError
+from opq.parallel import in_parallel
+from opq.quantization.levels import find_levels
+from opq.sources import State
+
+_ALLOWED = {"lossless", "include", "exclude"}
+
+
+def encode_lossless(
+    state: State, options: Options, report: Callable[[str, int, int], None]
+) -> tuple[list[EncodedWeight], list[AuxiliaryPack]]:
+    """The tensors of `state`, such that each comes back bit for bit.
+
+    What a weight becomes is told by real cost: codes with a step, codes with a table of levels, or byte planes. Raises
+    TargetError for options that have no meaning here, and what `choose_weights` raises.
+    """
+    check_known(options)
+    if others := sorted(key for key, value in options.items() if key not in _ALLOWED and value not in (None, {}, ())):
+        raise TargetError(f"lossless keeps every bit: it goes with include and exclude alone, not with {others[0]}")
+    names = choose_weights(state, options)
+    weights = []
+    for done, weight in enumerate(in_parallel(lambda name: _encode(state, name), names)):
+        if weight is not None:
+            weights.append(weight)
+        report("encoding", done + 1, len(names))
+    coded = {weight.name for weight in weights}
+    rest = ((name, state[name]) for name in in_order(state) if name not in coded)
+    return weights, pack_auxiliary(rest, "exact")
+
+
+def _encode(state: State, name: str) -> EncodedWeight | None:
+    """The weight as the fewest bytes have it; None where byte planes are fewer than codes."""
+    given = state.compressed(name)
+    if given is not None:
+        return EncodedWeight(name, given.shape, given.dtype, given.step, encode_weight(given))
+    weight = state[name]
+    ways = [(encode_weight(tensor), tensor) for tensor in find_levels(weight)]
+    if not ways:
+        return None
+    section, tensor = min(ways, key=lambda way: len(way[0]) + (4 if way[1].step is not None else 0))
+    if len(section) >= estimate_pack([weight]):
+        return None
+    return EncodedWeight(name, tensor.shape, tensor.dtype, tensor.step, section)

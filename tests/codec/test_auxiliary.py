@@ -1,0 +1,104 @@
+"""Auxiliary tensors in 8 bits: what is stated of their error holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from codec_strategies import encode_file, same_bits
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from opq import dtypes
+from opq.codec.auxiliary import LARGEST_RELATIVE_ERROR, STORAGES, largest_error, restore, store
+from opq.codec.header import Entry
+from opq.codec.reading import OpqFile
+from opq.codec.verification import verify
+
+POSITIVE = st.floats(2.0**-126, 2.0**100, width=32) | st.floats(0.5, 2.0, width=32) | st.floats(1.0, 1.0009765625, width=32)
+VALUES = (
+    st.floats(width=32, allow_infinity=False, allow_nan=False)
+    | st.floats(-1.0, 1.0, width=32)
+    | POSITIVE
+    | st.sampled_from([0.0, -0.0, 2.0**-149, 3.4e38, -3.4e38])
+)
+FILLS = st.sampled_from([0.0, 1.0, 2.0, -1.0])
+
+
+def vectors(elements):
+    return arrays.arrays(st.sampled_from([np.float32, np.float64]), st.integers(16, 40), elements=elements, fill=FILLS)
+
+
+def stored(array, asked):
+    """The entry and what comes back."""
+    storage, bounds, kept = store(array, asked)
+    entry = Entry("a", array.shape, array.dtype.name, storage, 0, bounds=bounds)
+    return entry, restore(kept, entry)
+
+
+@settings(max_examples=400)
+@example(np.array([1e300, *range(15)]), "8bit")
+@given(vectors(VALUES) | vectors(POSITIVE), st.sampled_from(STORAGES))
+def test_no_value_errs_more_than_stated(array, asked):
+    """Whatever the storage, each value comes back within the absolute or relative error that is stated for its tensor."""
+    entry, back = stored(array, asked)
+    absolute, relative = largest_error(entry)
+    error = np.abs(back.astype(np.float64) - array.astype(np.float64))
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert (error <= absolute + relative * np.abs(array.astype(np.float64))).all()
+    assert absolute == 0.0 or relative == 0.0
+
+
+@settings(max_examples=400)
+@given(vectors(VALUES) | vectors(POSITIVE))
+def test_what_is_stated_is_what_was_promised(array):
+    """In 8 bits: 1/500 of the span and float32's rounding, or 2^-6 of each value where none is negative, or 2^-11."""
+    entry, back = stored(array, "8bit")
+    absolute, relative = largest_error(entry)
+    largest = float(np.abs(array).max())
+    if entry.storage == "linear8":
+        assert array.min() < 0
+        span = float(array.max()) - float(array.min())
+        assert absolute <= span / 500 + 2.0**-22 * largest
+    elif entry.storage == "relative8":
+        assert array.min() >= 0
+        assert relative <= LARGEST_RELATIVE_ERROR == 2.0**-6
+    else:
+        assert relative <= 2.0**-11
+        assert absolute == 0.0
+    if (array >= 0).all():  # a variance stays one
+        assert ((back > 0) == (array > 0)).all()
+
+
+def test_where_eight_bits_serve():
+    """Batch-norms get grids; small, constant, integer, narrow and many-dimensional tensors, and what is not finite, do not."""
+    random = np.random.default_rng(0)
+    assert stored(random.normal(size=64), "8bit")[0].storage == "linear8"
+    assert stored(random.uniform(0.01, 1.0, 64).astype(np.float32), "8bit")[0].storage == "relative8"
+    wide = np.geomspace(1e-4, 1e4, 64)
+    assert stored(wide, "8bit")[0].storage == "half"
+    for array in (
+        random.normal(size=15).astype(np.float32) * 1e-20,
+        np.full(64, 1.0 / 3.0),
+        np.arange(64),
+        random.normal(size=64).astype(np.float16),
+        random.normal(size=64).astype(dtypes.NUMPY["bfloat16"]),
+        np.append(random.normal(size=64), np.nan),
+        np.append(random.normal(size=64), np.inf),
+        random.normal(size=(8, 8)) * 1e-20,
+    ):
+        entry, back = stored(array, "8bit")
+        assert entry.storage == "exact"
+        assert same_bits(back, array)
+
+
+@pytest.mark.parametrize("asked", STORAGES)
+@given(st.lists(vectors(VALUES), max_size=4))
+def test_files_give_back_what_was_stored(asked, tensors):
+    """In a file too, through its pack; and it verifies."""
+    auxiliary = {f"x{number}": array for number, array in enumerate(tensors)}
+    data = encode_file({}, auxiliary, asked)
+    with OpqFile(data) as file:
+        for name, array in auxiliary.items():
+            assert same_bits(file[name], stored(array, asked)[1])
+    verify(data)
