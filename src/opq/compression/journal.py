@@ -22,6 +22,7 @@ from opq.codec.entropy import chunk_spans
 from opq.codec.sections import Section, digest
 from opq.codec.writing import FORMAT_VERSION
 from opq.errors import OpqError, OutputError
+from opq.files import lock_file
 from opq.parallel import in_parallel
 from opq.version import __version__
 
@@ -78,7 +79,7 @@ class Journal:
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             weakref.finalize(self, os.close, self._handle)
-            _lock_file(self._handle)
+            lock_file(self._handle)
             self._end = self._recover()
             os.truncate(self._handle, self._end)
         except BlockingIOError:
@@ -158,11 +159,3 @@ class Journal:
 
 def _checksum(key: bytes, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(key + len(data).to_bytes(8, "little")))
-
-
-def _lock_file(handle: int) -> None:
-    """BlockingIOError when another process holds the file; the lock goes with the process, however it ends."""
-    with suppress(ImportError):  # not every system has such locks
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
