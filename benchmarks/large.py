@@ -103,7 +103,7 @@ def _measure(folder: Path) -> Iterator[tuple[str, Row]]:
     seconds, peak = _run("compress", folder / "checkpoint", "--ratio", RATIO, "-o", stopped, kill_at=(work, whole))
     journal = Journal(work)
     resumed, work_bytes = journal.count, work.stat().st_size
-    del journal
+    journal.close()
     yield "the same, killed half way", {**_row(seconds, peak, None), "work_bytes": work_bytes}
     seconds, peak = _run("compress", folder / "checkpoint", "--ratio", RATIO, "-o", stopped)
     same = whole.read_bytes() == stopped.read_bytes() and not work.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterable
@@ -39,9 +40,11 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
         refuse_existing(path)
     path = path.resolve()  # a link stays a link, to the new file
     temporary = None
+    _sweep_up(path)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
+            lock_file(handle)
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -55,6 +58,26 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def lock_file(handle: int) -> None:
+    """Hold a file for this process until it is closed, however the process ends; BlockingIOError when another one holds it."""
+    with suppress(ImportError):  # not every system has such locks
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep_up(path: Path) -> None:
+    """Remove the temporary files that writers of `path` left who were killed; one at work holds its own."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDWR)
+            try:
+                lock_file(handle)
+                left.unlink()
+            finally:
+                os.close(handle)
 
 
 def _refuse_irregular(path: Path) -> None:

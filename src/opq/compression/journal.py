@@ -13,6 +13,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from opq.codec.entropy import chunk_spans
 from opq.codec.sections import Section, digest
 from opq.codec.writing import FORMAT_VERSION
 from opq.errors import OpqError, OutputError
+from opq.files import lock_file
 from opq.parallel import in_parallel
 from opq.version import __version__
 
@@ -57,10 +59,10 @@ def open_journal(path: str | os.PathLike[str] | None, weights: int) -> Iterator[
     journal = Journal(path)
     try:
         yield journal
-    except OutputError:  # a full disk, say
-        raise
-    except OpqError:
-        journal.discard()
+    except BaseException as error:
+        journal.close()
+        if isinstance(error, OpqError) and not isinstance(error, OutputError):  # a full disk may be less full another time
+            journal.discard()
         raise
 
 
@@ -73,14 +75,11 @@ class Journal:
         Raises OutputError when it cannot be written, when another run has it, or when what is there is no work file.
         """
         self._path = Path(path)
-        self._lock = threading.RLock()
         self._sections: dict[bytes, Section] = {}
         try:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            weakref.finalize(self, os.close, self._handle)
-            _lock_file(self._handle)
+            self._file = _LockedFile(path)
             self._end = self._recover()
-            os.truncate(self._handle, self._end)
+            self._file.truncate(self._end)
         except BlockingIOError:
             raise OutputError(path, "another run of opq is at work on it") from None
         except OSError as error:
@@ -98,16 +97,20 @@ class Journal:
             found = self._append(key, make())
         return found
 
+    def close(self) -> None:
+        """Let another run have the file; sections cannot be read any more."""
+        self._file.close()
+
     def discard(self) -> None:
-        """Remove the file, whose work is done; sections can still be read."""
+        """Remove the file, whose work is done; sections can still be read, unless it is closed."""
         with suppress(OSError):
             self._path.unlink()
 
     def _append(self, key: bytes, data: bytes) -> Section:
         record = _RECORD.pack(key, len(data), _checksum(key, data))
-        with self._lock:
+        with self._file.lock:
             try:
-                self._write(record + data, self._end)
+                self._file.write(record + data, self._end)
             except OSError as error:
                 raise OutputError(self._path, error.strerror or str(error)) from None
             return self._remember(key, data)
@@ -115,7 +118,7 @@ class Journal:
     def _remember(self, key: bytes, data: bytes) -> Section:
         """Note the section that stands at the end of what is known of the file."""
         start, size = self._end + _RECORD.size, len(data)
-        section = Section(size, zlib.crc32(data), digest(data), lambda: self._read(start, size))
+        section = Section(size, zlib.crc32(data), digest(data), partial(self._file.read, start, size))
         self._sections[key] = section
         self._end = start + size
         return section
@@ -123,33 +126,53 @@ class Journal:
     def _recover(self) -> int:
         """Find the sections that are whole; where they end."""
         self._end = len(_HEAD)
-        head = self._read(0, self._end)
+        head = self._file.read(0, self._end)
         if head != _HEAD:
             if not head.startswith(_KIND) and not _HEAD.startswith(head):
                 raise OutputError(self._path, "something else stands there, which opq did not make; move it away")
-            self._write(_HEAD, 0)
+            self._file.write(_HEAD, 0)
             return self._end
-        size = os.fstat(self._handle).st_size
+        size = self._file.size()
         while self._end + _RECORD.size <= size:
-            key, length, checksum = _RECORD.unpack(self._read(self._end, _RECORD.size))
+            key, length, checksum = _RECORD.unpack(self._file.read(self._end, _RECORD.size))
             if self._end + _RECORD.size + length > size:
                 break
-            data = self._read(self._end + _RECORD.size, length)
+            data = self._file.read(self._end + _RECORD.size, length)
             if _checksum(key, data) != checksum:
                 break
             self._remember(key, data)
         return self._end
 
-    def _read(self, offset: int, count: int) -> bytes:
+
+class _LockedFile:
+    """A file that this process alone has, open until nothing refers to it; threads may share it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.lock = threading.RLock()
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self.close = weakref.finalize(self, os.close, self._handle)
+        lock_file(self._handle)
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._handle).st_size
+
+    def truncate(self, size: int) -> None:
+        """Cut off what is beyond `size` bytes."""
+        os.truncate(self._handle, size)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes at `offset`, fewer where the file ends."""
         pieces = []
-        with self._lock:
+        with self.lock:
             os.lseek(self._handle, offset, os.SEEK_SET)
             while count and (piece := os.read(self._handle, min(count, 2**30))):
                 pieces.append(piece)
                 count -= len(piece)
         return b"".join(pieces)
 
-    def _write(self, data: bytes, offset: int) -> None:
+    def write(self, data: bytes, offset: int) -> None:
+        """Write `data` at `offset`."""
         rest = memoryview(data)
         os.lseek(self._handle, offset, os.SEEK_SET)
         while rest:
@@ -158,11 +181,3 @@ class Journal:
 
 def _checksum(key: bytes, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(key + len(data).to_bytes(8, "little")))
-
-
-def _lock_file(handle: int) -> None:
-    """BlockingIOError when another process holds the file; the lock goes with the process, however it ends."""
-    with suppress(ImportError):  # not every system has such locks
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
