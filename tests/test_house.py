@@ -23,6 +23,8 @@ FLOORS = [
     {"compression"},
     {"reporting"},
     {"numpy", "torch"},
+    {"training"},
+    {"interop"},
     {"__init__"},
     {"cli"},
     {"__main__"},

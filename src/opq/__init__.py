@@ -19,6 +19,7 @@ from opq.errors import (
     OpqError,
     OutputError,
     PlanError,
+    RecipeError,
     SelectionError,
     SourceError,
     TargetError,
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
     from opq.quantization.statistics import measure
     from opq.reporting.inspection import Inspection, inspect
+    from opq.training.evaluation import Evaluation, evaluate
+    from opq.training.finetuning import Finetuned, finetune
+    from opq.training.preparing import convert, prepare
+    from opq.training.recipe import Recipe
 
 _HOMES = {
     "LayerStatistics": "opq.allocation.layers",
@@ -57,12 +62,21 @@ _HOMES = {
     "measure": "opq.quantization.statistics",
     "Inspection": "opq.reporting.inspection",
     "inspect": "opq.reporting.inspection",
+    "Evaluation": "opq.training.evaluation",
+    "evaluate": "opq.training.evaluation",
+    "Finetuned": "opq.training.finetuning",
+    "finetune": "opq.training.finetuning",
+    "convert": "opq.training.preparing",
+    "prepare": "opq.training.preparing",
+    "Recipe": "opq.training.recipe",
 }
 _MODULES = ("numpy", "torch")
 
 __all__ = [
     "Compressed",
     "CompressedTensor",
+    "Evaluation",
+    "Finetuned",
     "FormatError",
     "Inspection",
     "LayerPlan",
@@ -75,6 +89,8 @@ __all__ = [
     "Override",
     "Plan",
     "PlanError",
+    "Recipe",
+    "RecipeError",
     "SelectionError",
     "SourceError",
     "TargetError",
@@ -82,12 +98,16 @@ __all__ = [
     "WeightError",
     "__version__",
     "compress",
+    "convert",
     "dequantize",
+    "evaluate",
     "fake_quantize",
+    "finetune",
     "inspect",
     "mask",
     "measure",
     "plan",
+    "prepare",
     "quantize",
     "verify",
 ]
