@@ -25,7 +25,6 @@ from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.compressed import CompressedTensor
 from opq.training.codebook import Codebook, fixed_plan
 
-
 _ORDER = "_opq_order"
 """Where a prepared module notes the order of its own tensors."""
 
