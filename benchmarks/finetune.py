@@ -49,7 +49,7 @@ CASES = (
     *(("joint", ratio) for ratio in (20, 30, 10, 40)),
     *(("paper", ratio) for ratio in (20, 30, 10, 40)),
 )
-AUXILIARY = Options(auxiliary="half")
+AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
 SEED = 0
 
 
@@ -174,7 +174,7 @@ def main() -> None:
                 "top1": top1,
                 "epochs": EPOCHS,
                 "seconds": sum(row["seconds"] for row in finetuned.history),
-                "asked_ratio": ratio,
+                "asked_ratio": float(ratio),
                 "teacher_top1": teacher_top1,
                 "dense_epochs": DENSE_EPOCHS + EPOCHS,
                 "trained_bytes": finetuned.trained_bytes,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from opq.allocation.plans import Plan
 from opq.errors import OutputError, SourceError
 from opq.files import write_file
 
@@ -31,8 +32,8 @@ class RunFolder:
         except OSError as error:
             raise OutputError(self.path, error.strerror or str(error)) from None
 
-    def claim(self, arguments: Mapping[str, Any]) -> None:
-        """Note what is asked; SourceError when the folder is of another run."""
+    def claim(self, arguments: Mapping[str, Any], *, write: bool = True) -> None:
+        """Note what is asked, or only compare it; SourceError when the folder is of another run."""
         path = self.path / ARGUMENTS
         text = json.dumps(arguments, indent=1, sort_keys=True) + "\n"
         if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
@@ -42,11 +43,17 @@ class RunFolder:
                 old = {}
             changed = sorted(key for key in {*old, *arguments} if old.get(key) != json.loads(text).get(key))
             raise SourceError(self.path, f"it is of a run with another {', '.join(changed)}; choose another folder")
-        write_file(path, text.encode(), overwrite=True)
+        if write:
+            write_file(path, text.encode(), overwrite=True)
 
-    def write_plan(self, text: str) -> None:
+    def write_plan(self, plan: Plan) -> None:
         """Keep a plan."""
-        write_file(self.path / PLAN, text.encode(), overwrite=True)
+        write_file(self.path / PLAN, plan.to_json().encode(), overwrite=True)
+
+    def plan(self) -> Plan | None:
+        """The plan of the run, None where there is none yet."""
+        path = self.path / PLAN
+        return Plan.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the history so far."""

@@ -7,8 +7,8 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
@@ -110,14 +110,23 @@ def finetune(
         if codebooks(model):
             raise RecipeError("the network is prepared already; give its dense form as the teacher")
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    plan = _start(model, start, reserve, options)
-    if budget is None:
-        budget = _asked_bytes(plan)
     leads = accelerator is None or accelerator.is_main_process
     run = RunFolder(folder) if folder is not None else None
+    if run is not None:
+        asked = {
+            "start": _described(start),
+            "options": {key: repr(value) for key, value in options.items()},
+            "reserve": reserve,
+        }
+        trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
+        run.claim({**asked, "budget": budget, **trained}, write=leads)
+        if start is None or isinstance(start, Plan):
+            start = run.plan() or start  # that of the run, whatever plans would be today
+    plan = _start(model, start, reserve, options)
     if run is not None and leads:
-        run.claim(_arguments(plan, epochs, recipe, budget, seed, teacher is not None))
-        run.write_plan(plan.to_json())
+        run.write_plan(plan)
+    if budget is None:
+        budget = _asked_bytes(plan)
     training = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, progress)
     history = training.run()
     seed_everything(seed, epochs, loader)
@@ -136,7 +145,7 @@ def _start(model: nn.Module, start: Start | None, reserve: float, options: Optio
             raise PlanError("the network is prepared already; convert it first, or give no other start")
         return _plan_of(model, read_auxiliary(options), {})
     if isinstance(start, Plan):
-        prepare(model, start, **options)
+        prepare(model, start)
         return start
     if start is not None:
         with start if isinstance(start, OpqFile) else OpqFile(start) as file:
@@ -205,16 +214,10 @@ def _asked_bytes(plan: Plan) -> int | None:
     return Target(dict(plan.target)).budget(plan.dense_bytes)
 
 
-def _arguments(plan: Plan, epochs: int, recipe: Recipe, budget: int | None, seed: int, taught: bool) -> dict[str, Any]:
-    """What makes a run the same run, as JSON has it."""
-    numbers = asdict(replace(recipe, optimizer=None))
-    made = getattr(recipe.optimizer, "func", recipe.optimizer)
-    return {
-        "plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
-        "epochs": epochs,
-        "budget": budget,
-        "seed": seed,
-        "teacher": taught,
-        **numbers,
-        "optimizer": getattr(made, "__name__", "SGD"),
-    }
+def _described(start: Start | None) -> str | None:
+    """What tells a start from another."""
+    if start is None or isinstance(start, Plan):
+        return None if start is None else f"a {start.mode} plan for {dict(start.target)}"
+    if isinstance(start, bytes):
+        return hashlib.sha256(start).hexdigest()
+    return f"a file of {start.file_bytes} bytes" if isinstance(start, OpqFile) else os.fspath(start)

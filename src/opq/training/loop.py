@@ -91,7 +91,7 @@ class Training:
             with torch.no_grad():
                 for own, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
                     own.copy_(mean)
-        if average is not None and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            seed_everything(self.seed, self.epochs, self.loader)
             refresh_batch_norm(self.model, self.loader, device)
         self.model.eval()
         return history
@@ -186,6 +186,8 @@ def seed_everything(seed: int, epoch: int, loader: Any) -> None:
 def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -> None:
     """Estimate the statistics of all batch-norm layers anew, as plain means over up to REFRESHING batches of `loader`."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
     momenta = [layer.momentum for layer in layers]
     training = model.training
     for layer in layers:

@@ -33,5 +33,6 @@ def pays_bfloat16(device: torch.device) -> bool:
 
 def use_fast_layout(model: nn.Module) -> None:
     """Channels-last memory for the convolutions of `model`, whose kernels are faster so; values do not change."""
-    if any(isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,11 @@ class Recipe:
         ):
             if not valid:
                 raise RecipeError(f"{key} must {rule}, got {getattr(self, key)}")
+
+    def described(self) -> dict[str, object]:
+        """The numbers, and the name of another optimizer, as JSON has them."""
+        maker = getattr(self.optimizer, "func", self.optimizer)
+        return {**asdict(replace(self, optimizer=None)), "optimizer": getattr(maker, "__name__", None)}
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of the parameters of `model` that want gradients."""
