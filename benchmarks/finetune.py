@@ -41,7 +41,7 @@ from opq.training.loop import Training
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 DATA = "CIFAR-10 (JPEG)"
 DENSE_EPOCHS, EPOCHS = 8, 6
-PAPER_BITS = 3.0
+PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
 DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4)
 CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4)
 RECIPE = opq.Recipe(learning_rate=0.03)
@@ -140,11 +140,11 @@ def paper_plan(dense: nn.Module, ratio: float) -> opq.Plan:
     low, high = 0.0, 0.999
     for _ in range(12):
         middle = (low + high) / 2
-        if opq.compress(state, sparsity=middle, bits=PAPER_BITS, **AUXILIARY).file_bytes > budget:
+        if opq.compress(state, sparsity=middle, bits=PAPER_BITS[round(ratio)], **AUXILIARY).file_bytes > budget:
             low = middle
         else:
             high = middle
-    return opq.compress(state, sparsity=high, bits=PAPER_BITS, **AUXILIARY).plan
+    return opq.compress(state, sparsity=high, bits=PAPER_BITS[round(ratio)], **AUXILIARY).plan
 
 
 def main() -> None:
