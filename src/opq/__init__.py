@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from opq.errors import (
     FormatError,
     MissingExtraError,
+    ModelError,
     OpqError,
     OutputError,
     PlanError,
@@ -82,6 +83,7 @@ __all__ = [
     "LayerPlan",
     "LayerStatistics",
     "MissingExtraError",
+    "ModelError",
     "OpqError",
     "OpqFile",
     "Options",

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -21,6 +22,7 @@ from opq.compression import Compressed, Options, compress
 from opq.compression import plan as make_plan
 from opq.compression.options import Target, read_auxiliary, read_target
 from opq.errors import PlanError, RecipeError, TargetError
+from opq.progress import progress_bar
 from opq.training.batches import Loader
 from opq.training.checkpoints import FILE, RunFolder
 from opq.training.fitting import Fit, lower_codes, section_bytes
@@ -64,7 +66,7 @@ class Finetuned:
         if self.budget is None:
             return size
         under = 100.0 * (1.0 - self.compressed.file_bytes / self.budget)
-        took = f"{self.fit.lowered:,} of {self.fit.kept:,} kept codes lowered by one, from {self.trained_bytes:,} bytes"
+        took = f"{self.fit.lowered:,} of {self.fit.kept:,} kept codes lowered, from {self.trained_bytes:,} bytes"
         return f"{size}, {under:.2f}% under the {self.budget:,} asked for; {took if self.fit.lowered else 'as trained'}"
 
 
@@ -82,7 +84,7 @@ def finetune(
     seed: int = 0,
     watch: Callable[[nn.Module], Row] | None = None,
     accelerator: Accelerator | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
     metadata: Mapping[str, str] | None = None,
     **options: Unpack[Options],
 ) -> Finetuned:
@@ -99,7 +101,8 @@ def finetune(
     seed       of everything drawn at random: the same seed, device and folder give the same bytes
     watch      called with the network after each epoch; what it returns goes into the history
     accelerator  of Hugging Face Accelerate, to train in many processes
-    progress   called after each step with what is done, how many steps of it, and of how many
+    progress   whether to show a bar where stderr is a terminal; or called after each step with what is done, how many steps of
+               it are finished, and how many there are
     metadata   {text: text} to keep in the file
     options    a target and what is fixed, as for `opq.plan`
     Raises what `opq.prepare` and `opq.compress` raise, RecipeError when training fails, and TargetError when the trained codes
@@ -127,8 +130,9 @@ def finetune(
         run.write_plan(plan)
     if budget is None:
         budget = _asked_bytes(plan)
-    training = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, progress)
-    history = training.run()
+    own = None if isinstance(progress, bool) else progress
+    with progress_bar() if progress is True and leads else nullcontext(own) as report:
+        history = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, report).run()
     seed_everything(seed, epochs, loader)
     finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
     if run is not None and leads:

@@ -1,4 +1,4 @@
-"""A trained network into a byte target, with masks and steps as they are: a few codes, each lowered by one.
+"""A trained network into a byte target, with masks and steps as they are: a few codes, lowered.
 
 Codes spread while a network trains, and the file grows. What still can give is magnitudes. Lowering the code k of a latent
 value v costs (|v| - (k-1) step)^2 - (|v| - k step)^2 of squared error, little where v lies near the border to the next lower
@@ -28,7 +28,7 @@ _MANY = 1024
 
 @dataclass(frozen=True)
 class Fit:
-    """What it took to meet a target: how many codes were lowered by one, of how many kept ones."""
+    """What it took to meet a target: how many codes were lowered, of how many kept ones."""
 
     lowered: int
     kept: int
@@ -61,7 +61,7 @@ def lower_codes(model: nn.Module, code_bytes: float) -> Fit:
     for weight, old, new in zip(weights, before, codes, strict=True):
         _move(weight, torch.from_numpy(new), torch.from_numpy(new != old))
     kept = sum(int(np.count_nonzero(array)) for array in before)
-    lowered = sum(int(np.abs(old - new).sum()) for old, new in zip(before, codes, strict=True))
+    lowered = sum(int(np.count_nonzero(old != new)) for old, new in zip(before, codes, strict=True))
     return Fit(lowered, kept)
 
 
