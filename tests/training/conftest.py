@@ -1,8 +1,17 @@
 """Tests of training need PyTorch; on small networks one thread is fastest."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
+
+# Where torchvision's own operators do not load, because it was built for another build of torch, its networks still do, once
+# these two are declared.
+LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
+for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor d, Tensor s, float t) -> Tensor"):
+    with contextlib.suppress(RuntimeError):  # it has them
+        LIBRARY.define(schema)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,9 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--data", required=True, metavar="DIR", help="A folder of images, a folder a class, or a .npz file."),
             click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images a step."),
             click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."),
-            click.option("--input-size", type=click.IntRange(1), help="Width and height of inputs, where the network does not tell."),
+            click.option(
+                "--input-size", type=click.IntRange(1), help="Their width and height, where the network does not tell."
+            ),
             click.option("--mean", metavar="R,G,B", help="What is taken off RGB in 0..1, where the network does not tell."),
             click.option("--std", metavar="R,G,B", help="What that is divided by, where the network does not tell."),
             click.option("--device", metavar="D", help="cpu, cuda, cuda:1, ...; by default cuda where there is one."),

@@ -74,12 +74,9 @@ def _torchvision(name: str, model: str, weights: str | None) -> NamedModel:
     torchvision = _library("torchvision")
     try:
         network = torchvision.models.get_model(model, weights=weights)
-        chosen = torchvision.models.get_model_weights(model)[weights] if weights else None
+        transform = torchvision.models.get_model_weights(model)[weights or "DEFAULT"].transforms()
     except (ValueError, KeyError) as error:
         raise ModelError(name, str(error)) from None
-    if chosen is None:
-        return NamedModel(network)
-    transform = chosen.transforms()
     return NamedModel(
         network, Preprocessing(transform.crop_size[0], transform.resize_size[0], tuple(transform.mean), tuple(transform.std))
     )

@@ -123,7 +123,7 @@ def finetune(
         }
         trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
         run.claim({**asked, "budget": budget, **trained}, write=leads)
-        if start is None or isinstance(start, Plan):
+        if not codebooks(model) and (start is None or isinstance(start, Plan)):
             start = run.plan() or start  # that of the run, whatever plans would be today
     plan = _start(model, start, reserve, options)
     if run is not None and leads:

@@ -85,8 +85,12 @@ class Training:
             seed_everything(self.seed, epoch, loader)
             loss = self._epoch(epoch, network, loader, optimizer, average, device)
             row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
-            history.append({**row, **(self.watch(self.model) if self.watch else {})})
-            self._save(history, optimizer, average)
+            leads = self.accelerator is None or self.accelerator.is_main_process
+            history.append({**row, **(self.watch(self.model) if self.watch and leads else {})})
+            if self.folder and leads:
+                self._save(self.folder, history, optimizer, average)
+        if self.accelerator:
+            self._agree()
         if average is not None:
             with torch.no_grad():
                 for own, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
@@ -142,15 +146,24 @@ class Training:
             outputs = call(network, batch)
         return self.recipe.loss(outputs, labels_of(batch), taught)
 
+    def _agree(self) -> None:
+        """Batch-norm statistics of the first process for all: each has seen the last batches of its own."""
+        from accelerate.utils import broadcast
+
+        with torch.no_grad():
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(broadcast(buffer.clone(), from_process=0))
+
     def _average(self) -> AveragedModel | None:
         if self.recipe.average is None:
             return None
         return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.average))  # type: ignore[no-untyped-call]
 
-    def _save(self, history: list[Row], optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
-        if self.folder is None or (self.accelerator and not self.accelerator.is_main_process):
-            return
-        self.folder.save(
+    def _save(
+        self, folder: RunFolder, history: list[Row], optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    ) -> None:
+        folder.save(
             {
                 "model": self.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -158,7 +171,7 @@ class Training:
                 "history": history,
             }
         )
-        self.folder.write_history(history)
+        folder.write_history(history)
 
     def _restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> list[Row]:
         self.model.load_state_dict(state["model"])
