@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "opq"
 
 # From the ground up; a room may import its own floor and what is under it.
 FLOORS = [
-    {"errors", "version", "tables", "files", "dtypes", "parallel"},
+    {"errors", "version", "tables", "files", "dtypes", "parallel", "progress"},
     {"allocation"},
     {"quantization"},
     {"codec"},
@@ -23,6 +23,8 @@ FLOORS = [
     {"compression"},
     {"reporting"},
     {"numpy", "torch"},
+    {"training"},
+    {"interop"},
     {"__init__"},
     {"cli"},
     {"__main__"},

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from opq.errors import (
     FormatError,
     MissingExtraError,
+    ModelError,
     OpqError,
     OutputError,
     PlanError,
+    RecipeError,
     SelectionError,
     SourceError,
     TargetError,
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from opq.quantization.statistics import measure
     from opq.reporting.comparison import Comparison, compare
     from opq.reporting.inspection import Inspection, inspect
+    from opq.training.evaluation import Evaluation, evaluate
+    from opq.training.finetuning import Finetuned, finetune
+    from opq.training.preparing import convert, prepare
+    from opq.training.recipe import Recipe
 
 _HOMES = {
     "LayerStatistics": "opq.allocation.layers",
@@ -60,6 +66,13 @@ _HOMES = {
     "compare": "opq.reporting.comparison",
     "Inspection": "opq.reporting.inspection",
     "inspect": "opq.reporting.inspection",
+    "Evaluation": "opq.training.evaluation",
+    "evaluate": "opq.training.evaluation",
+    "Finetuned": "opq.training.finetuning",
+    "finetune": "opq.training.finetuning",
+    "convert": "opq.training.preparing",
+    "prepare": "opq.training.preparing",
+    "Recipe": "opq.training.recipe",
 }
 _MODULES = ("numpy", "torch")
 
@@ -67,11 +80,14 @@ __all__ = [
     "Comparison",
     "Compressed",
     "CompressedTensor",
+    "Evaluation",
+    "Finetuned",
     "FormatError",
     "Inspection",
     "LayerPlan",
     "LayerStatistics",
     "MissingExtraError",
+    "ModelError",
     "OpqError",
     "OpqFile",
     "Options",
@@ -79,6 +95,8 @@ __all__ = [
     "Override",
     "Plan",
     "PlanError",
+    "Recipe",
+    "RecipeError",
     "SelectionError",
     "SourceError",
     "TargetError",
@@ -87,12 +105,16 @@ __all__ = [
     "__version__",
     "compare",
     "compress",
+    "convert",
     "dequantize",
+    "evaluate",
     "fake_quantize",
+    "finetune",
     "inspect",
     "mask",
     "measure",
     "plan",
+    "prepare",
     "quantize",
     "verify",
 ]

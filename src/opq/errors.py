@@ -7,6 +7,8 @@
     ├── PlanError          a plan that is malformed, or not made for these weights
     ├── SelectionError     a name or pattern that matches no tensor
     ├── FormatError        bytes that are not a whole, valid .opq file
+    ├── ModelError         a network that cannot be made
+    ├── RecipeError        a training that cannot be done as asked
     ├── OutputError        a file that cannot be written
     └── MissingExtraError  an optional dependency that is not installed
 
@@ -81,6 +83,20 @@ class FormatError(OpqError):
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"not a valid .opq file: {where}: {problem}")
         self.problem = problem
+
+
+class ModelError(OpqError):
+    """A network cannot be made."""
+
+    def __init__(self, model: str, problem: str) -> None:
+        super().__init__(f"no network {model!r}: {problem}")
+
+
+class RecipeError(OpqError):
+    """A training cannot be done as asked."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"finetuning: {problem}")
 
 
 class OutputError(OpqError):

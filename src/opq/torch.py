@@ -85,13 +85,13 @@ def load_file(
     Raises SourceError when it cannot be read, FormatError when it is not a whole, valid file.
     """
     with OpqFile(filename, max_bytes=max_bytes) as file:
-        return {name: _tensor(array).to(device) for name, array in file.arrays().items()}
+        return {name: to_tensor(array).to(device) for name, array in file.arrays().items()}
 
 
 def load(data: bytes, device: str | int | torch.device = "cpu", *, max_bytes: int | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a file given as bytes; see `load_file`."""
     with OpqFile(data, max_bytes=max_bytes) as file:
-        return {name: _tensor(array).to(device) for name, array in file.arrays().items()}
+        return {name: to_tensor(array).to(device) for name, array in file.arrays().items()}
 
 
 def load_model(
@@ -123,10 +123,10 @@ class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name f
         self, filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, max_bytes: int | None = None
     ) -> None:
         """Open a file, reading its header alone; raises as `load_file` does."""
-        super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: _tensor(array).to(device))
+        super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: to_tensor(array).to(device))
 
 
-def _tensor(array: NDArray[np.generic]) -> torch.Tensor:
+def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:
     # torch takes no ml_dtypes, so every dtype crosses over as bytes.
     dtype = getattr(torch, array.dtype.name)
     raw: Any = np.array(array, order="C").reshape(-1).view(np.uint8)

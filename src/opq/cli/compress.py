@@ -10,9 +10,9 @@ import click
 
 import opq
 from opq.cli.asking import read_options, target_options
-from opq.cli.progress import progress_bar
 from opq.compression import work_path
 from opq.files import refuse_existing, refuse_same
+from opq.progress import progress_bar
 
 
 @click.command()

@@ -55,30 +55,54 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     if tuple(weight.shape) != plan.shape:
         raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
     work = _working(weight, xp)
-    levels = xp.floor(xp.abs(work) / _scalar(plan.step, work, xp) + _scalar(plan.offset, work, xp))
-    if plan.limits is not None:
-        limits = xp.asarray(plan.limits, dtype=work.dtype, device=device(work))
-        levels = xp.minimum(levels, xp.reshape(limits, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else limits[0])
-    if math.prod(plan.shape) and (largest := float(xp.max(levels))) > LARGEST_CODE:
+    most = largest_codes(weight, plan)
+    levels = uncut_levels(work, _scalar(plan.step, work, xp), _scalar(plan.offset, work, xp))
+    uncut = levels if plan.limits is None else xp.minimum(levels, most)
+    if math.prod(plan.shape) and (largest := float(xp.max(uncut))) > LARGEST_CODE:
         raise WeightError(
             "weight",
             plan.shape,
             f"step {plan.step:g} is too fine for its largest magnitude: it would take the code {largest:.0f}, "
             f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
         )
-    # Rounding up must not lead out of a narrow dtype.
+    return xp.astype(signed_levels(work, levels, most, mask(weight, plan) & (work != 0)), xp.int32)
+
+
+def largest_codes(weight: Array, plan: LayerPlan) -> Array:
+    """The largest code that each channel of `weight` may take, shaped to broadcast with it; float32 (float64 for float64).
+
+    It is the channel's limit if the plan has limits, and what the weight's dtype can hold: rounding up must not lead out of a
+    narrow one. Raises WeightError where the dtype cannot even hold one step.
+    """
+    xp = namespace(weight)
+    work = _working(weight, xp)
     fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / plan.step
     if fitting < 1.0:
         raise WeightError(
             "weight", plan.shape, f"step {plan.step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
         )
-    if fitting < LARGEST_CODE:
-        levels = xp.minimum(levels, _scalar(math.floor(fitting), levels, xp))
-    signed = xp.sign(work) * xp.maximum(levels, xp.ones_like(levels))
-    return xp.astype(xp.where(mask(weight, plan), signed, xp.zeros_like(signed)), xp.int32)
+    most = _scalar(min(math.floor(min(fitting, LARGEST_CODE)), LARGEST_CODE), work, xp)
+    if plan.limits is None:
+        return most
+    limits = xp.asarray(plan.limits, dtype=work.dtype, device=device(work))
+    limits = xp.reshape(limits, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else limits[0]
+    return xp.minimum(limits, most)
 
 
-def dequantize(codes: Array, step: float, dtype: Any) -> Array:
+def uncut_levels(work: Array, step: Array, offset: Array) -> Array:
+    """floor(|w| / step + offset) of weights in float32 or float64; `step` and `offset` are arrays of no dimension, alike."""
+    xp = namespace(work)
+    return xp.floor(xp.abs(work) / step + offset)
+
+
+def signed_levels(work: Array, levels: Array, most: Array, kept: Array) -> Array:
+    """Codes as floats: `levels` cut to 1..most, with the sign of `work`, where `kept`; 0 elsewhere. Zero counts as positive."""
+    xp = namespace(work)
+    cut = xp.maximum(xp.minimum(levels, most), xp.ones_like(levels))
+    return xp.where(kept, xp.where(work < 0, -cut, cut), xp.zeros_like(cut))
+
+
+def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
     """Values step * code in `dtype`, shaped as `codes`.
 
     The product is rounded to float32 (float64 when `dtype` is float64), then to `dtype`, both to nearest even.
@@ -104,7 +128,7 @@ def _working(weight: Array, xp: Any) -> Array:
     return weight if weight.dtype == xp.float64 else xp.astype(weight, xp.float32, copy=False)
 
 
-def _scalar(value: float, like: Array, xp: Any) -> Array:
+def _scalar(value: float | Array, like: Array, xp: Any) -> Array:
     # An array on the same device, not a Python number: some libraries turn a division by a number into a multiplication by
     # its reciprocal, which rounds differently.
     return xp.asarray(value, dtype=like.dtype, device=device(like))

@@ -25,14 +25,14 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         return open_checkpoint(source)
     epsilons = None
     if hasattr(source, "state_dict"):
-        epsilons = _epsilons(source)
+        epsilons = epsilons_of(source)
         source = source.state_dict()
     if not isinstance(source, Mapping):
         raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or a checkpoint's path")
     return TensorState(source, metadata, epsilons)
 
 
-def _epsilons(model: Any) -> dict[str, float]:
+def epsilons_of(model: Any) -> dict[str, float]:
     """{name: eps} of the modules that keep running statistics, as torch's batch-norms do."""
     modules = model.named_modules() if hasattr(model, "named_modules") else ()
     return {name: float(module.eps) for name, module in modules if hasattr(module, "running_var") and hasattr(module, "eps")}

@@ -1,0 +1,199 @@
+"""OPQ finetuned against the dense network trained as long, at the bytes of the real file.
+
+Claim: on CIFAR-10 (JPEG), a ResNet whose masks and steps were solved once and whose weights were then trained for a few epochs
+comes close to the dense network at file ratios from 10 to 40, in joint mode and, at the same bytes, in paper mode.
+
+    python benchmarks/finetune.py resnet20
+    python benchmarks/finetune.py resnet20 --only joint:20 joint:30
+
+The dense network is the published one, adapted to these images (DENSE_EPOCHS with labels); that is the teacher, and where
+OPQ starts. Then either is trained for EPOCHS more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1`
+is the dense network after all of its epochs.
+
+Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row is
+added to results/finetune.json as soon as it is done. OPQ_CACHE names the folder for decoded images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import NETWORKS, RESULTS, ROOT, Row, data_file, print_rows, save_result
+from images import Batches, Whole, cifar10
+from networks.resnet_cifar import preprocess, resnet20, resnet56
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import opq
+from opq.compression import Options
+from opq.training.checkpoints import RunFolder
+from opq.training.loop import Training
+
+MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
+DATA = "CIFAR-10 (JPEG)"
+DENSE_EPOCHS, EPOCHS = 8, 6
+PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
+DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4)
+CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4)
+RECIPE = opq.Recipe(learning_rate=0.03)
+CASES = (
+    *(("joint", ratio) for ratio in (20, 30, 10, 40)),
+    *(("paper", ratio) for ratio in (20, 30, 10, 40)),
+)
+AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
+SEED = 0
+
+
+class RememberedTeacher:
+    """A network whose logits for the batches of each epoch are kept on disk, for all trainings that see the same batches."""
+
+    def __init__(self, network: nn.Module, batches: Batches, folder: Path) -> None:
+        self._network, self._batches, self._folder = network.eval(), batches, folder
+        self._epoch = -1
+        self._known: Tensor | None = None
+        self._new: list[Tensor] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits of the batch that was drawn last, which `inputs` are."""
+        epoch, number = self._batches.epoch, self._batches.number
+        path = self._folder / f"epoch_{epoch}.npy"
+        if epoch != self._epoch:
+            self._epoch, self._new = epoch, []
+            self._known = torch.from_numpy(np.load(path)) if path.exists() else None
+        if self._known is not None:
+            return self._known[number]
+        logits: Tensor = self._network(inputs).float()
+        self._new.append(logits)
+        if len(self._new) == len(self._batches):
+            temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+            np.save(temporary, torch.stack(self._new).numpy())
+            temporary.replace(path)
+        return logits
+
+
+class Series:
+    """All trainings of one network."""
+
+    def __init__(self, network: str, folder: Path) -> None:
+        self.network, self.folder = network, folder / network
+        self.train = Batches(*cifar10("train"), preprocess)
+        self.test = Whole(*cifar10("test"), preprocess)
+
+    def dense(self) -> tuple[nn.Module, float, float]:
+        """The adapted network, its top-1, and the top-1 of what it becomes in EPOCHS more."""
+        model = MAKERS[self.network]()
+        model.load_state_dict(load_file(data_file(NETWORKS[self.network])))
+        self._train(model, "dense", DENSE_EPOCHS, DENSE_RECIPE)
+        longer = copy.deepcopy(model)
+        self._train(longer, "dense_longer", EPOCHS, CONTINUED_RECIPE)
+        return model, self.top1(model), self.top1(longer)
+
+    def compressed(self, dense: nn.Module, mode: str, ratio: float) -> tuple[opq.Finetuned, float]:
+        """The network finetuned at a file ratio, and its top-1 as the file has it."""
+        model = copy.deepcopy(dense)
+        teacher = RememberedTeacher(copy.deepcopy(dense), self.train, self.folder / "teacher")
+        dense_bytes = sum(tensor.nbytes for tensor in dense.state_dict().values())
+        finetuned = opq.finetune(
+            model,
+            self.train,
+            epochs=EPOCHS,
+            start=paper_plan(dense, ratio) if mode == "paper" else None,
+            budget=math.floor(dense_bytes / ratio),
+            teacher=teacher,
+            recipe=RECIPE,
+            folder=self.folder / f"{mode}_{ratio:g}",
+            seed=SEED,
+            watch=self._watch,
+            **(Options(ratio=ratio, **AUXILIARY) if mode == "joint" else Options()),
+        )
+        opq.verify(finetuned.compressed.data)
+        return finetuned, self.top1(model)
+
+    def top1(self, model: nn.Module) -> float:
+        """Percent of the test images."""
+        return opq.evaluate(model, self.test).top1 or 0.0
+
+    def _train(self, model: nn.Module, name: str, epochs: int, recipe: opq.Recipe) -> None:
+        folder = RunFolder(self.folder / name)
+        Training(model, self.train, epochs, recipe, seed=SEED, folder=folder, watch=self._watch).run()
+
+    def _watch(self, model: nn.Module) -> Row:
+        top1 = self.top1(model)
+        print(f"{self.network}: {top1:.2f}", flush=True)
+        return {"top1": top1}
+
+
+def paper_plan(dense: nn.Module, ratio: float) -> opq.Plan:
+    """The paper's plan whose file has this ratio, less finetune's reserve: PAPER_BITS, and as many zeros as that takes."""
+    state = dense.state_dict()
+    budget = 0.98 * sum(tensor.nbytes for tensor in state.values()) / ratio
+    low, high = 0.0, 0.999
+    for _ in range(12):
+        middle = (low + high) / 2
+        if opq.compress(state, sparsity=middle, bits=PAPER_BITS[round(ratio)], **AUXILIARY).file_bytes > budget:
+            low = middle
+        else:
+            high = middle
+    return opq.compress(state, sparsity=high, bits=PAPER_BITS[round(ratio)], **AUXILIARY).plan
+
+
+def main() -> None:
+    """Train what is not trained yet, a row at a time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=MAKERS)
+    parser.add_argument("--only", nargs="*", metavar="MODE:RATIO", help="these rows alone")
+    arguments = parser.parse_args()
+    wanted = [tuple(case.split(":")) for case in arguments.only or ()]
+    folder = Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out")
+    series = Series(arguments.network, folder)
+    dense, teacher_top1, dense_top1 = series.dense()
+    for mode, ratio in CASES:
+        if wanted and (mode, str(ratio)) not in wanted:
+            continue
+        finetuned, top1 = series.compressed(dense, mode, ratio)
+        inspection = opq.inspect(finetuned.compressed.data)
+        add_row(
+            {
+                "network": arguments.network,
+                "data": DATA,
+                "mode": mode,
+                "file_ratio": finetuned.compressed.file_ratio,
+                "file_bytes": finetuned.compressed.file_bytes,
+                "nominal_ratio": inspection.nominal_ratio,
+                "dense_top1": dense_top1,
+                "top1": top1,
+                "epochs": EPOCHS,
+                "seconds": sum(row["seconds"] for row in finetuned.history),
+                "asked_ratio": float(ratio),
+                "teacher_top1": teacher_top1,
+                "dense_epochs": DENSE_EPOCHS + EPOCHS,
+                "trained_bytes": finetuned.trained_bytes,
+                "lowered": finetuned.fit.lowered,
+            }
+        )
+        print(finetuned, f"top1 {top1:.2f}", flush=True)
+
+
+def add_row(row: dict[str, Any]) -> None:
+    """Put a row into the result file, in place of an earlier one of the same case."""
+    path = RESULTS / "finetune.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    case = ("network", "data", "mode", "asked_ratio")
+    rows = [other for other in rows if any(other[key] != row[key] for key in case)] + [row]
+    rows.sort(key=lambda other: tuple(str(other[key]) for key in case))
+    print_rows(rows)
+    save_result("finetune", rows, seed=SEED, libraries=["torch"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Finetuning with Lightning: a module that is prepared trains like any other.
+
+python examples/finetune_lightning.py
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import lightning
+import torch
+from digits import load_data, make_network, top1, train
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import opq
+import opq.torch
+
+
+class Classifier(lightning.LightningModule):
+    """A network and its loss."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch."""
+        inputs, labels = batch
+        return nn.functional.cross_entropy(self.network(inputs), labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Any optimizer will do."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.01)
+
+
+def main(epochs: int = 6) -> None:
+    """Train, prepare, fit, convert, save."""
+    lightning.seed_everything(0)
+    x, y, test_x, test_y = load_data()
+    network = make_network()
+    train(network, x, y)
+    print(f"dense: top-1 {top1(network, test_x, test_y):.2f}")
+
+    plan = opq.plan(network, ratio=30)
+    opq.prepare(network, plan)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            devices=1,
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Classifier(network), DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True))
+        opq.convert(network)
+        path = Path(folder) / "digits.opq"
+        compressed = opq.torch.save_model(network, path, plan=plan)
+    print(f"finetuned: top-1 {top1(network, test_x, test_y):.2f}; file ratio {compressed.file_ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""opq evaluate MODEL [FILE] --data DIR"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+import opq
+from opq.cli.networks import make_network, network_options, read_preprocessing
+from opq.tables import render
+
+
+@click.command()
+@click.argument("model")
+@click.argument("file", required=False)
+@network_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
+    """Show how well MODEL does on the images, and beside it what the .opq FILE makes of it.
+
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Agreement is with MODEL as it comes.
+    """
+    from opq.interop.images import open_images
+    from opq.interop.models import load_weights
+
+    named = make_network(model, given["weights"], given["device"])
+    loader = open_images(
+        given["data"], read_preprocessing(named, given), training=False, batch=given["batch"], workers=given["workers"]
+    )
+    results = {"dense": opq.evaluate(named.network, loader)}
+    if file is not None:
+        compressed = copy.deepcopy(named.network)
+        load_weights(model, compressed, file)
+        results["file"] = opq.evaluate(compressed, loader, dense=named.network)
+    if as_json:
+        click.echo(json.dumps({key: asdict(value) for key, value in results.items()}, indent=1))
+        return
+    columns = ("", "inputs", "top-1 %", "top-5 %", "loss", "agreement %")
+    rows = [
+        (
+            str(file) if key == "file" else "dense",
+            f"{found.inputs:,}",
+            *(
+                _text(value, digits)
+                for value, digits in ((found.top1, 2), (found.top5, 2), (found.loss, 4), (found.agreement, 2))
+            ),
+        )
+        for key, found in results.items()
+    ]
+    click.echo(render(columns, rows))
+
+
+def _text(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

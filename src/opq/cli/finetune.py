@@ -1,0 +1,84 @@
+"""opq finetune MODEL --data DIR --epochs N -o FILE"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+import opq
+from opq.cli.asking import read_options, target_options
+from opq.cli.networks import make_network, network_options, read_preprocessing
+from opq.files import refuse_existing, refuse_same
+
+
+@click.command()
+@click.argument("model")
+@network_options
+@click.option("--epochs", type=click.IntRange(1), required=True, metavar="N", help="Passes over the images.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The .opq file to write.")
+@target_options
+@click.option("--from", "start", metavar="FILE", help="Keep the masks and steps of a .opq file, in place of a target.")
+@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
+@click.option(
+    "--labels",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.0,
+    show_default=True,
+    help="Share of the labels in what is learnt; the dense network teaches the rest, and the images need no labels at 0.",
+)
+@click.option("--learning-rate", type=float, metavar="R", help="The highest; by default that of opq.Recipe.")
+@click.option("--run", "folder", metavar="FOLDER", help="Keep history and checkpoints there, and go on from them.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+def command(model: str, output: str, start: str | None, plan_file: str | None, force: bool, **given: Any) -> None:
+    """Train MODEL's weights with masks and steps fixed, and write a .opq file of the asked size.
+
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Under `accelerate launch -m opq` it trains
+    in as many processes as that starts.
+    """
+    if start is not None and plan_file is not None:
+        raise click.UsageError("--from and --plan both say how to compress; give one of them.")
+    options = read_options(given, required=start is None and plan_file is None)
+    for source in filter(None, (given["weights"], start)):
+        refuse_same(source, output)
+    if not force:
+        refuse_existing(output)
+    from opq.interop.images import open_images
+
+    named = make_network(model, given["weights"], given["device"])
+    loader = open_images(
+        given["data"], read_preprocessing(named, given), training=True, batch=given["batch"], workers=given["workers"]
+    )
+    recipe = opq.Recipe(labels=given["labels"])
+    if given["learning_rate"] is not None:
+        recipe = opq.Recipe(labels=given["labels"], learning_rate=given["learning_rate"])
+    accelerator = _accelerator()
+    finetuned = opq.finetune(
+        named.network,
+        loader,
+        epochs=given["epochs"],
+        start=opq.Plan.from_json(Path(plan_file).read_text(encoding="utf-8")) if plan_file else start,
+        teacher="dense" if given["labels"] < 1.0 else None,
+        recipe=recipe,
+        folder=given["folder"],
+        seed=given["seed"],
+        accelerator=accelerator,
+        **options,
+    )
+    if accelerator is None or accelerator.is_main_process:
+        finetuned.save(output, overwrite=force)
+        click.echo(f"{output}: {finetuned}")
+
+
+def _accelerator() -> Any:
+    """Accelerate's, where it started several processes; else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise opq.MissingExtraError("training in several processes", "training") from None
+    return Accelerator()

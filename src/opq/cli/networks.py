@@ -1,0 +1,62 @@
+"""The options that `finetune` and `evaluate` share: which network, with which weights, on which images, on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from opq.interop.images import Preprocessing
+    from opq.interop.models import NamedModel
+
+
+def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add MODEL's options and those of its images to a command, which gets them as keyword arguments."""
+    for option in reversed(
+        [
+            click.option("--weights", metavar="W", help="A checkpoint or .opq file, or published weights by name."),
+            click.option("--data", required=True, metavar="DIR", help="A folder of images, a folder a class, or a .npz file."),
+            click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images a step."),
+            click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."),
+            click.option(
+                "--input-size", type=click.IntRange(1), help="Their width and height, where the network does not tell."
+            ),
+            click.option("--mean", metavar="R,G,B", help="What is taken off RGB in 0..1, where the network does not tell."),
+            click.option("--std", metavar="R,G,B", help="What that is divided by, where the network does not tell."),
+            click.option("--device", metavar="D", help="cpu, cuda, cuda:1, ...; by default cuda where there is one."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def make_network(model: str, weights: str | None, device: str | None) -> NamedModel:
+    """The network of a command, on its device."""
+    import torch
+
+    from opq.interop.models import open_model
+
+    named = open_model(model, weights)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        named.network.to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise click.UsageError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
+    return named
+
+
+def read_preprocessing(named: NamedModel, given: dict[str, Any]) -> Preprocessing:
+    """The network's own, but for what the command says."""
+    changed: dict[str, Any] = {}
+    if given["input_size"] is not None:
+        changed["size"] = changed["resize"] = given["input_size"]
+    for key in ("mean", "std"):
+        if given[key] is not None:
+            try:
+                changed[key] = tuple(float(part) for part in given[key].split(","))
+            except ValueError:
+                raise click.UsageError(f"--{key}: expected numbers with commas between, got {given[key]!r}") from None
+    return replace(named.preprocessing, **changed)

@@ -1,0 +1,226 @@
+"""From a dense network, or a file, to a trained one in a file of the asked size."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Unpack
+
+import numpy as np
+import torch
+from torch import nn
+
+from opq import torch as face
+from opq.allocation.plans import AuxiliaryPlan, Plan
+from opq.codec.reading import OpqFile
+from opq.compression import Compressed, Options, compress
+from opq.compression import plan as make_plan
+from opq.compression.options import Target, read_auxiliary, read_target
+from opq.errors import PlanError, RecipeError, TargetError
+from opq.progress import progress_bar
+from opq.training.batches import Loader
+from opq.training.checkpoints import FILE, RunFolder
+from opq.training.fitting import Fit, lower_codes, section_bytes
+from opq.training.loop import Progress, Row, Teacher, Training, refresh_batch_norm, seed_everything
+from opq.training.machines import device_of
+from opq.training.preparing import codebooks, convert, fixed_layers, plain_state, prepare
+from opq.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Start = Plan | OpqFile | str | os.PathLike[str] | bytes
+
+_MOST_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finetuned network.
+
+    compressed     the file, and the plan whose masks and steps it has
+    budget         most bytes that the file was to have; None where nothing was asked
+    trained_bytes  bytes that the file would have had as training left it
+    fit            what it took to come from there into the budget
+    history        a row an epoch: epoch, loss, seconds, and what `watch` gave
+    """
+
+    compressed: Compressed
+    budget: int | None
+    trained_bytes: int
+    fit: Fit
+    history: tuple[Row, ...]
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write the file; see `Compressed.save`."""
+        self.compressed.save(path, overwrite=overwrite)
+
+    def __str__(self) -> str:
+        """The size, what was asked, and what it took."""
+        size = f"{self.compressed.file_bytes:,} bytes, file ratio {self.compressed.file_ratio:.2f}"
+        if self.budget is None:
+            return size
+        under = 100.0 * (1.0 - self.compressed.file_bytes / self.budget)
+        took = f"{self.fit.lowered:,} of {self.fit.kept:,} kept codes lowered, from {self.trained_bytes:,} bytes"
+        return f"{size}, {under:.2f}% under the {self.budget:,} asked for; {took if self.fit.lowered else 'as trained'}"
+
+
+def finetune(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    epochs: int,
+    start: Start | None = None,
+    teacher: Teacher | Literal["dense"] | None = None,
+    recipe: Recipe | None = None,
+    reserve: float = 0.02,
+    budget: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    watch: Callable[[nn.Module], Row] | None = None,
+    accelerator: Accelerator | None = None,
+    progress: Progress | bool = True,
+    metadata: Mapping[str, str] | None = None,
+    **options: Unpack[Options],
+) -> Finetuned:
+    """Train the weights of `model` with masks and steps fixed, and make the file of the asked size.
+
+    model      on the device to train on; a dense one, or one that is prepared already. Afterwards it holds what the file holds
+    loader     batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels"; it has a length
+    start      a plan, or a .opq file, whose masks and steps are kept; or None, to plan with `options`
+    teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes
+    recipe     how to train; by default `Recipe()`
+    reserve    share of the budget that a plan made here leaves to codes, which spread while they train
+    budget     most bytes of the file; by default what `options` ask for, what the plan was asked for, or the size of the file
+    folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there
+    seed       of everything drawn at random: the same seed, device and folder give the same bytes
+    watch      called with the network after each epoch; what it returns goes into the history
+    accelerator  of Hugging Face Accelerate, to train in many processes
+    progress   whether to show a bar where stderr is a terminal; or called after each step with what is done, how many steps of
+               it are finished, and how many there are
+    metadata   {text: text} to keep in the file
+    options    a target and what is fixed, as for `opq.plan`
+    Raises what `opq.prepare` and `opq.compress` raise, RecipeError when training fails, and TargetError when the trained codes
+    cannot be brought into the budget.
+    """
+    recipe = recipe or Recipe()
+    if teacher == "dense":
+        if codebooks(model):
+            raise RecipeError("the network is prepared already; give its dense form as the teacher")
+        teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    leads = accelerator is None or accelerator.is_main_process
+    run = RunFolder(folder) if folder is not None else None
+    if run is not None:
+        asked = {
+            "start": _described(start),
+            "options": {key: repr(value) for key, value in options.items()},
+            "reserve": reserve,
+        }
+        trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
+        run.claim({**asked, "budget": budget, **trained}, write=leads)
+        if not codebooks(model) and (start is None or isinstance(start, Plan)):
+            start = run.plan() or start  # that of the run, whatever plans would be today
+    plan = _start(model, start, reserve, options)
+    if run is not None and leads:
+        run.write_plan(plan)
+    if budget is None:
+        budget = _asked_bytes(plan)
+    own = None if isinstance(progress, bool) else progress
+    with progress_bar() if progress is True and leads else nullcontext(own) as report:
+        history = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, report).run()
+    seed_everything(seed, epochs, loader)
+    finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
+    if run is not None and leads:
+        finetuned.save(run.path / FILE)
+    return finetuned
+
+
+def _start(model: nn.Module, start: Start | None, reserve: float, options: Options) -> Plan:
+    """Prepare `model` where it is not; the plan, with the target that was asked for."""
+    if not 0.0 <= reserve < 1.0:
+        raise RecipeError(f"reserve must lie in [0, 1), got {reserve}")
+    if codebooks(model):
+        if start is not None:
+            raise PlanError("the network is prepared already; convert it first, or give no other start")
+        return _plan_of(model, read_auxiliary(options), {})
+    if isinstance(start, Plan):
+        prepare(model, start)
+        return start
+    if start is not None:
+        with start if isinstance(start, OpqFile) else OpqFile(start) as file:
+            prepare(model, file)
+            stored = Options(auxiliary=asked_storage(file.entries))
+            return _plan_of(model, read_auxiliary({**stored, **options}), {"bytes": file.file_bytes})
+    target = read_target(options)
+    dense_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    asked = target.budget(dense_bytes)
+    if asked is None:
+        plan = make_plan(model, **options)
+    else:
+        narrower = options.copy()
+        narrower.pop("ratio", None)
+        narrower["size"] = max(math.floor(asked * (1.0 - reserve)), 1)
+        plan = replace(compress(model, **narrower).plan, target=target.asked)
+    prepare(model, plan)
+    return plan
+
+
+def _finish(
+    model: nn.Module, loader: Loader, plan: Plan, budget: int | None, metadata: Mapping[str, str], history: tuple[Row, ...]
+) -> Finetuned:
+    """The file of a trained, prepared `model`, within the budget; the model converted, and as the file has it."""
+    device = device_of(model)
+    weights = codebooks(model)
+    codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in weights]
+    compressed = _pack(model, plan, metadata)
+    trained_bytes = compressed.file_bytes
+    fit = Fit(0, sum(int(np.count_nonzero(array)) for array in codes))
+    latent = [weight.latent.detach().clone() for weight in weights]
+    room = float(budget - trained_bytes + section_bytes(codes)) if budget is not None else math.inf
+    for _ in range(_MOST_ROUNDS):
+        if budget is None or compressed.file_bytes <= budget:
+            break
+        with torch.no_grad():
+            for weight, values in zip(weights, latent, strict=True):
+                weight.latent.copy_(values)
+        fit = lower_codes(model, room)
+        refresh_batch_norm(model, loader, device)
+        compressed = _pack(model, plan, metadata)
+        room -= compressed.file_bytes - budget + 2  # batch-norm and the header may have grown by a few bytes
+    if budget is not None and compressed.file_bytes > budget:
+        raise TargetError(f"the file takes {compressed.file_bytes:,} bytes, {budget:,} were asked for; leave a larger reserve")
+    convert(model)
+    model.load_state_dict(face.load(compressed.data, device))
+    return Finetuned(compressed, budget, trained_bytes, fit, history)
+
+
+def _pack(model: nn.Module, plan: Plan, metadata: Mapping[str, str]) -> Compressed:
+    """The file of a prepared network, under its own plan."""
+    followed = compress(plain_state(model), plan=replace(plan, layers=fixed_layers(model)), metadata=metadata)
+    return replace(followed, plan=plan)
+
+
+def _plan_of(model: nn.Module, auxiliary: AuxiliaryPlan, target: Mapping[str, float]) -> Plan:
+    """A plan for a network that is prepared: its masks and steps are all there is to say."""
+    state = plain_state(model)
+    dense_bytes = sum(tensor.nbytes for tensor in state.values())
+    plan = Plan("joint", target, auxiliary, None, dense_bytes, dense_bytes, fixed_layers(model))
+    return replace(plan, predicted_bytes=compress(state, plan=plan).file_bytes)
+
+
+def _asked_bytes(plan: Plan) -> int | None:
+    return Target(dict(plan.target)).budget(plan.dense_bytes)
+
+
+def _described(start: Start | None) -> str | None:
+    """What tells a start from another."""
+    if start is None or isinstance(start, Plan):
+        return None if start is None else f"a {start.mode} plan for {dict(start.target)}"
+    if isinstance(start, bytes):
+        return hashlib.sha256(start).hexdigest()
+    return f"a file of {start.file_bytes} bytes" if isinstance(start, OpqFile) else os.fspath(start)

@@ -1,0 +1,212 @@
+"""Codebooks onto the weights of a network, and off again.
+
+While a network is prepared, each of its weights has a latent value, the parameter that trains, and the value that the rest
+of the network sees, which is always in its codebook. `torch.nn.utils.parametrize` keeps the two apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from opq import torch as face
+from opq.allocation.plans import LayerPlan, Plan
+from opq.codec.reading import OpqFile
+from opq.compression import Options
+from opq.compression import plan as make_plan
+from opq.errors import PlanError, SourceError, TargetError, WeightError
+from opq.quantization.compressed import CompressedTensor
+from opq.training.codebook import Codebook, fixed_plan
+
+_ORDER = "_opq_order"
+"""Where a prepared module notes the order of its own tensors."""
+
+
+@dataclass(frozen=True)
+class PreparedWeight:
+    """A weight with a codebook.
+
+    names   its names in the network's own state dict; more than one where modules share it
+    latent  what trains
+    """
+
+    names: tuple[str, ...]
+    latent: Tensor
+    codebook: Codebook
+
+
+def prepare(
+    model: nn.Module,
+    plan: Plan | OpqFile | str | os.PathLike[str] | bytes | None = None,
+    **options: Unpack[Options],
+) -> nn.Module:
+    """Attach masks and steps to the weights of `model`, in place: from now on they are always in their codebooks.
+
+    plan     a plan, whose masks are taken from the weights as they are now; or a .opq file, whose tensors are loaded into the
+             network and whose masks and steps are kept; or None, to make a plan with
+    options  a target and what is fixed, as for `opq.plan`
+    Any optimizer of the network's parameters stays as it is, any training loop too; `convert` ends it. Returns `model`.
+    Raises PlanError when the plan was not made for this network, or the network is prepared already; what `opq.plan` and
+    reading a file raise.
+    """
+    if codebooks(model):
+        raise PlanError("the network is prepared already; convert it first")
+    if plan is None:
+        plan = make_plan(model, **options)
+    elif options:
+        raise TargetError(f"a plan already says {', '.join(sorted(options))}: give either the plan or options")
+    if isinstance(plan, Plan):
+        _attach(model, {name: partial(Codebook.from_plan, name, plan=layer) for name, layer in plan.layers.items()})
+    elif isinstance(plan, OpqFile):
+        _start_from(model, plan)
+    else:
+        with OpqFile(plan) as file:
+            _start_from(model, file)
+    return model
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Make the weights of a prepared `model` plain parameters again, holding the values they round to. Returns `model`.
+
+    Raises WeightError, leaving the network prepared, when a weight holds NaN or infinite values.
+    """
+    weights = codebooks(model)
+    values = {id(weight.latent): _finite_value(weight) for weight in weights}
+    for weight in weights:
+        with torch.no_grad():
+            weight.latent.copy_(values[id(weight.latent)])
+        for name in weight.names:
+            _detach(*_owner(model, name))
+    return model
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether `model` has weights with codebooks."""
+    return bool(codebooks(model))
+
+
+def codebooks(model: nn.Module) -> list[PreparedWeight]:
+    """The prepared weights of `model`, each once, in order of their first names."""
+    found: dict[int, tuple[list[str], Tensor, Codebook]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, chain in getattr(module, "parametrizations", {}).items():
+            if isinstance(chain, parametrize.ParametrizationList) and isinstance(chain[0], Codebook):
+                name = f"{path}.{attribute}" if path else attribute
+                found.setdefault(id(chain.original), ([], chain.original, chain[0]))[0].append(name)
+    weights = [PreparedWeight(tuple(sorted(names)), latent, codebook) for names, latent, codebook in found.values()]
+    return sorted(weights, key=lambda weight: weight.names[0].encode())
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that a prepared `model` would have after `convert`: its own names, weights in their codebooks."""
+    weights = {name: weight for weight in codebooks(model) for name in weight.names}
+    values = {id(weight.latent): _finite_value(weight) for weight in weights.values()}
+    state = {}
+    for key, tensor in model.state_dict().items():
+        name = _plain_name(key)
+        if name not in weights:
+            state[key] = tensor
+        elif key.endswith(".original"):
+            state[name] = values[id(weights[name].latent)]
+    return state
+
+
+def fixed_layers(model: nn.Module) -> dict[str, LayerPlan]:
+    """{name: the LayerPlan under which the values of a prepared `model` get their own codes}."""
+    return {
+        name: fixed_plan(tuple(weight.latent.shape), float(weight.codebook.step))
+        for weight in codebooks(model)
+        for name in weight.names
+    }
+
+
+def _start_from(model: nn.Module, file: OpqFile) -> None:
+    """Load the tensors of a file into `model`, and take its masks and steps."""
+    contents = {name: file[name] for name in file}
+    own = model.state_dict()
+    for name in [*own, *contents]:
+        if name not in own or name not in contents:
+            raise SourceError("the file", f"it is not of this network: {name!r} is in only one of them")
+        if tuple(own[name].shape) != contents[name].shape:
+            raise SourceError("the file", f"{name!r} is {contents[name].shape} in it, {tuple(own[name].shape)} in the network")
+    weights = {name: content for name, content in contents.items() if isinstance(content, CompressedTensor)}
+    model.load_state_dict({name: face.to_tensor(file.array(name)) for name in file})
+    _attach(model, {name: partial(Codebook.from_file, tensor=tensor) for name, tensor in weights.items()})
+
+
+def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]) -> None:
+    """Give each named weight, and whatever shares its memory under another name, the codebook that its maker makes of it."""
+    made: dict[int, Codebook] = {}
+    for name, maker in makers.items():  # all of them, before any is attached
+        tensor = _tensor(model, name)
+        if id(tensor) not in made:
+            made[id(tensor)] = maker(tensor.detach())
+    for module in list(model.modules()):
+        own: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
+        found = {attribute: made[id(tensor)] for attribute, tensor in own.items() if id(tensor) in made}
+        if found:
+            setattr(module, _ORDER, tuple(own))
+        for attribute, codebook in found.items():
+            parametrize.register_parametrization(module, attribute, codebook)
+        if found and isinstance(module, nn.RNNBase):
+            module.register_forward_pre_hook(_refresh_flat_weights)
+
+
+def _detach(module: nn.Module, attribute: str) -> None:
+    if not parametrize.is_parametrized(module, attribute):
+        return  # a module that stands in two places
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    own = module._parameters if attribute in module._parameters else module._buffers
+    for name in getattr(module, _ORDER):  # as the state dict had them
+        if name in own:
+            own[name] = own.pop(name)  # type: ignore[assignment]
+    if parametrize.is_parametrized(module):
+        return
+    delattr(module, _ORDER)
+    if isinstance(module, nn.RNNBase):
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _refresh_flat_weights]:
+            del module._forward_pre_hooks[key]
+        _refresh_flat_weights(module)
+
+
+def _refresh_flat_weights(module: nn.Module, inputs: object = None) -> None:
+    """Recurrent layers keep their weights in a list of their own, which must hold the present values."""
+    names: list[str] = module._flat_weights_names  # type: ignore[assignment]
+    module._flat_weights = [getattr(module, name) for name in names]  # type: ignore[assignment]
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    try:
+        module, attribute = _owner(model, name)
+    except AttributeError:
+        module, attribute = nn.Module(), ""
+    tensor = module._parameters.get(attribute, module._buffers.get(attribute))
+    if tensor is None:
+        raise PlanError(f"it has a layer {name!r}, which the network lacks")
+    return tensor
+
+
+def _finite_value(weight: PreparedWeight) -> Tensor:
+    if not torch.isfinite(weight.latent).all():
+        raise WeightError(weight.names[0], weight.latent.shape, "training has led to NaN or infinite values; lower the rate")
+    with torch.no_grad():
+        value: Tensor = weight.codebook(weight.latent)
+    return value
+
+
+def _plain_name(key: str) -> str:
+    """a.weight for a.parametrizations.weight.original, a.parametrizations.weight.0.mask and the like."""
+    path, marker, rest = f".{key}".partition(".parametrizations.")
+    return f"{path}.{rest.partition('.')[0]}".removeprefix(".") if marker else key

@@ -1,0 +1,325 @@
+"""Finetuning: what never changes, what a run leaves, and that the file is as small as asked."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_networks import make
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import opq
+import opq.torch
+from opq.training.checkpoints import CHECKPOINT, RunFolder
+from opq.training.fitting import lower_codes, section_bytes
+from opq.training.loop import Training
+from opq.training.preparing import codebooks, fixed_layers, plain_state
+
+optimizers = st.one_of(
+    st.builds(
+        lambda lr, momentum, decay: partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=decay),
+        st.floats(1e-4, 3.0),
+        st.floats(0.0, 0.99),
+        st.floats(0.0, 0.5),
+    ),
+    st.builds(
+        lambda lr, decay: partial(torch.optim.AdamW, lr=lr, weight_decay=decay), st.floats(1e-5, 0.5), st.floats(0.0, 0.5)
+    ),
+)
+
+
+def images(count=48, labelled=True, seed=0):
+    """A loader of small images that shuffles."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 2, 8, 8, generator=generator)
+    labels = torch.randint(10, (count,), generator=generator)
+    data = TensorDataset(inputs, labels) if labelled else inputs
+    return DataLoader(data, batch_size=16, shuffle=True)
+
+
+def fixed_facts(model):
+    """What must never change: masks and steps of all weights."""
+    return {weight.names: (weight.codebook.mask.clone(), float(weight.codebook.step)) for weight in codebooks(model)}
+
+
+def check_invariants(model, facts):
+    for weight in codebooks(model):
+        mask, step = facts[weight.names]
+        assert torch.equal(weight.codebook.mask, mask)
+        assert float(weight.codebook.step) == step
+        value = weight.codebook(weight.latent).detach()
+        assert (value[~mask] == 0).all()
+        codes = weight.codebook.codes(weight.latent)
+        assert ((codes != 0) == mask).all()
+        assert torch.equal(value, codes.to(torch.float32) * torch.tensor(step))
+
+
+@given(
+    kind=st.sampled_from(["convolutions", "sequences", "dense"]),
+    optimizer=optimizers,
+    target=st.sampled_from([{"ratio": 6.0}, {"sparsity": 0.7, "bits": 2.5}]),
+    narrow=st.booleans(),
+    clip=st.sampled_from([None, 0.1, 10.0]),
+    steps=st.integers(1, 5),
+)
+@settings(max_examples=40)
+def test_no_optimizer_moves_masks_or_steps(kind, optimizer, target, narrow, clip, steps):
+    """Under SGD with momentum and weight decay, AdamW, autocast and clipping: pruned weights stay exactly zero, kept ones in
+    their codebook and kept, masks and steps what they were; and `opq verify` proves it of the file.
+    """
+    model, inputs = make(kind)
+    model.train()
+    opq.prepare(model, **target)
+    facts = fixed_facts(model)
+    made = optimizer(model.parameters())
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss = model(inputs).float().square().mean()
+        made.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        made.step()
+    if all(torch.isfinite(weight.latent).all() for weight in codebooks(model)):
+        check_invariants(model, facts)
+        masks = {name: mask for names, (mask, _) in facts.items() for name in names}
+        finite = {name: t for name, t in plain_state(model).items() if torch.isfinite(t).all()}
+        layers = {name: layer for name, layer in fixed_layers(model).items() if name in finite}
+        with opq.OpqFile(_file_of(finite, layers)) as file:
+            for name in layers:
+                np.testing.assert_array_equal(file[name].codes != 0, masks[name].numpy())
+    else:
+        with pytest.raises(opq.WeightError, match="NaN or infinite"):
+            opq.convert(model)
+
+
+def _file_of(state, layers):
+    plan = replace(opq.plan({name: state[name] for name in layers}, sparsity=0.5, bits=3.0), layers=layers)
+    data = opq.compress(state, plan=plan).data
+    opq.verify(data)
+    return data
+
+
+@pytest.mark.parametrize("average", [None, 0.9], ids=["plain", "averaged"])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, average):
+    """Interrupted after any epoch and started again, a run gives the file of one that was never interrupted."""
+    recipe = opq.Recipe(average=average, labels=0.5)
+
+    class InterruptionError(Exception):
+        pass
+
+    def interrupting(row):
+        def watch(model):
+            row["epochs"] = row.get("epochs", 0) + 1
+            if row["epochs"] > stop:
+                raise InterruptionError
+            return {}
+
+        return watch
+
+    def run(folder, watch=None):
+        model, _ = make("convolutions")
+        return opq.finetune(model, images(), epochs=3, ratio=6.0, teacher="dense", recipe=recipe, folder=folder, watch=watch)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptionError):
+        run(tmp_path / "parts", interrupting({}))
+    assert len(RunFolder(tmp_path / "parts").load()["history"]) == stop
+    torch.manual_seed(1234)  # whatever happened in between
+    resumed = run(tmp_path / "parts")
+    assert resumed.compressed.data == whole.compressed.data
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+    again = run(tmp_path / "parts")  # a finished run is only finished again
+    assert again.compressed.data == whole.compressed.data
+
+
+def test_a_run_folder_says_what_was_done(tmp_path):
+    """Arguments, plan, history and file lie in the folder; another run is not let in."""
+    model, _ = make("convolutions")
+    finetuned = opq.finetune(model, images(), epochs=2, ratio=6.0, folder=tmp_path, watch=lambda model: {"epochs_seen": 1})
+    arguments = json.loads((tmp_path / "arguments.json").read_text())
+    assert arguments["epochs"] == 2
+    assert arguments["recipe"]["learning_rate"] == opq.Recipe().learning_rate
+    assert opq.Plan.from_json((tmp_path / "plan.json").read_text()) == finetuned.compressed.plan
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows == list(finetuned.history)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert set(rows[0]) == {"epoch", "loss", "seconds", "epochs_seen"}
+    assert (tmp_path / "model.opq").read_bytes() == finetuned.compressed.data
+    with pytest.raises(opq.SourceError, match="a run with another epochs; choose another folder"):
+        opq.finetune(make("convolutions")[0], images(), epochs=3, ratio=6.0, folder=tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"nothing")
+    with pytest.raises(opq.SourceError, match="not a checkpoint"):
+        opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path)
+
+
+@pytest.mark.parametrize("ratio", [4.0, 6.0])
+def test_the_byte_target_holds_after_training(ratio):
+    """However codes spread, the file is within what was asked, whole, and its values are what the network then holds."""
+    model, _ = make("convolutions")
+    dense_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    recipe = opq.Recipe(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
+    finetuned = opq.finetune(model, images(), epochs=4, ratio=ratio, recipe=recipe, reserve=0.0)
+    assert finetuned.budget == int(dense_bytes / ratio)
+    assert finetuned.compressed.file_bytes <= finetuned.budget
+    assert (finetuned.trained_bytes > finetuned.budget) == (finetuned.fit.lowered > 0)
+    assert f"{finetuned.budget:,} asked for" in str(finetuned)
+    opq.verify(finetuned.compressed.data)
+    for name, tensor in opq.torch.load(finetuned.compressed.data).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+@given(share=st.floats(0.75, 1.1), seed=st.integers(0, 5))
+@settings(max_examples=20)
+def test_lowering_codes_meets_any_size_in_reach(share, seed):
+    """Codes are lowered, never to zero, and no further than it takes; masks, steps and signs stay; else an error says why."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    opq.prepare(model, ratio=6.0)
+    before = [weight.codebook.codes(weight.latent) for weight in codebooks(model)]
+    values = [weight.latent.detach().clone() for weight in codebooks(model)]
+    size = section_bytes([codes.numpy() for codes in before])
+    ones = [torch.sign(codes).numpy() for codes in before]
+    if section_bytes(ones) > share * size:
+        with pytest.raises(opq.TargetError, match="all kept codes are 1 already"):
+            lower_codes(model, share * size)
+        return
+    fit = lower_codes(model, share * size)
+    after = [weight.codebook.codes(weight.latent) for weight in codebooks(model)]
+    assert section_bytes([codes.numpy() for codes in after]) <= share * size
+    assert fit.kept == sum(int((codes != 0).sum()) for codes in before)
+    assert fit.lowered == sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+    assert (fit.lowered == 0) == (share >= 1.0)
+    for old, new, value, weight in zip(before, after, values, codebooks(model), strict=True):
+        assert (torch.sign(old) == torch.sign(new)).all()
+        assert (new.abs() <= old.abs()).all()
+        assert torch.equal(weight.latent[old == new], value[old == new])
+
+
+def test_a_teacher_needs_no_labels():
+    """Unlabelled inputs and the dense network are enough; without either, an error says what is missing."""
+    model, _ = make("convolutions")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    finetuned = opq.finetune(model, images(labelled=False), epochs=2, ratio=6.0, teacher="dense")
+    losses = [row["loss"] for row in finetuned.history]
+    assert losses[1] < losses[0]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(opq.RecipeError, match="there are no labels to learn from"):
+        opq.finetune(make("convolutions")[0], images(labelled=False), epochs=1, ratio=6.0)
+
+
+def test_a_file_keeps_its_masks_and_steps():
+    """Finetuned from a file, weights move, and masks, steps and the file's size stay."""
+    dense, _ = make("convolutions")
+    start = opq.compress(dense, ratio=6.0)
+    model, _ = make("convolutions")
+    finetuned = opq.finetune(model, images(), epochs=2, start=start.data, teacher="dense", recipe=opq.Recipe(learning_rate=0.5))
+    assert finetuned.budget == start.file_bytes
+    assert finetuned.compressed.file_bytes <= start.file_bytes
+    with opq.OpqFile(start.data) as old, opq.OpqFile(finetuned.compressed.data) as new:
+        moved = 0
+        for name in start.plan.layers:
+            assert new[name].step == old[name].step
+            np.testing.assert_array_equal(new[name].codes != 0, old[name].codes != 0)
+            moved += int((new[name].codes != old[name].codes).sum())
+        assert moved
+
+
+def test_a_prepared_network_is_finetuned_as_it_is():
+    """A network that the user prepared keeps that plan, and is converted at the end; its own dense form must be given."""
+    model, inputs = make("dense")
+    opq.prepare(model, ratio=4.0)
+    facts = fixed_facts(model)
+    loader = DataLoader(TensorDataset(inputs, torch.arange(len(inputs))), batch_size=3)
+    finetuned = opq.finetune(model, loader, epochs=1)
+    assert finetuned.budget is None
+    assert not codebooks(model)
+    with opq.OpqFile(finetuned.compressed.data) as file:
+        for (name,), (mask, step) in facts.items():
+            assert file[name].step == step
+            np.testing.assert_array_equal(file[name].codes != 0, mask.numpy())
+    opq.prepare(model, ratio=4.0)
+    with pytest.raises(opq.RecipeError, match="give its dense form as the teacher"):
+        opq.finetune(model, loader, epochs=1, teacher="dense")
+
+
+@pytest.mark.parametrize("where", ["mapping", "tuple"])
+def test_batches_come_as_loaders_give_them(where):
+    """Tuples of inputs and labels, and mappings of keyword arguments with "labels", train alike; logits may be an attribute."""
+
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 10)
+
+        def forward(self, inputs):
+            return Output(self.layer(inputs))
+
+    torch.manual_seed(0)
+    model, inputs, labels = Model(), torch.randn(8, 12), torch.arange(8)
+    batch = {"inputs": inputs, "labels": labels} if where == "mapping" else (inputs, labels)
+    history = Training(model, [batch], 3, opq.Recipe(learning_rate=0.1)).run()
+    assert history[-1]["loss"] < history[0]["loss"]
+    evaluation = opq.evaluate(model, [batch])
+    assert (evaluation.inputs, evaluation.agreement) == (8, None)
+    assert evaluation.top1 == pytest.approx(100.0 * float((model(inputs).logits.argmax(1) == labels).float().mean()))
+
+
+def test_a_diverged_training_says_so():
+    """A loss that is no number ends the run with one line."""
+    model, _ = make("convolutions")
+    with pytest.raises(opq.RecipeError, match="lower the learning rate"):
+        opq.finetune(model, images(), epochs=3, ratio=6.0, recipe=opq.Recipe(learning_rate=1e20, warm_up=0.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("momentum", 1.0),
+        ("weight_decay", -1.0),
+        ("warm_up", 2.0),
+        ("labels", 1.5),
+        ("temperature", 0.0),
+    ],
+)
+def test_a_recipe_is_checked(field, value):
+    """Numbers out of range are refused, by name."""
+    with pytest.raises(opq.RecipeError, match=field):
+        opq.Recipe(**{field: value})
+
+
+def test_the_rate_rises_and_falls():
+    """The learning rate rises over the warm-up, reaches 1, and then falls to nearly zero, never below."""
+    recipe = opq.Recipe(warm_up=0.1)
+    rates = [recipe.rate_at(step, 100) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.0 < rates[-1] < 0.01
+
+
+def test_agreement_is_with_the_dense_network():
+    """Percentages are of inputs; five best count where there are more than five classes; modes are left as they were."""
+    model, inputs = make("dense")
+    dense, _ = make("dense", seed=1)
+    labels = torch.randint(10, (6,))
+    model.train()
+    found = opq.evaluate(model, [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])], dense=dense)
+    ours, theirs = model(inputs), dense(inputs)
+    assert found.inputs == 6
+    assert found.agreement == pytest.approx(100.0 * float((ours.argmax(1) == theirs.argmax(1)).float().mean()))
+    assert found.top5 == pytest.approx(100.0 * sum(int(labels[k] in ours[k].topk(5).indices) for k in range(6)) / 6)
+    assert model.training
+    with pytest.raises(opq.RecipeError, match="no inputs"):
+        opq.evaluate(model, [])

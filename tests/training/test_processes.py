@@ -1,0 +1,38 @@
+"""Training in several processes, as Hugging Face Accelerate runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import opq
+
+HERE = Path(__file__).parent
+
+
+def test_two_processes_make_one_file(tmp_path):
+    """Two gloo processes on the processor, begun with different weights, end with the same masks, values and bytes; one of
+    them writes the file.
+    """
+    pytest.importorskip("accelerate")
+    # On processors alone `accelerate launch` wants MPI; torchrun sets the same environment.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    path = os.pathsep.join([str(HERE), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    script = [str(HERE / "in_two_processes.py"), str(tmp_path)]
+    done = subprocess.run([*command, *script], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2))
+    assert first["processes"] == 2
+    assert first["file"] == second["file"] == (tmp_path / "run" / "model.opq").read_bytes()
+    for name, value in first["values"].items():
+        assert torch.equal(value, second["values"][name]), name
+    opq.verify(first["file"])
+    with opq.OpqFile(first["file"]) as file:
+        assert first["masks"]
+        for name, mask in first["masks"].items():
+            np.testing.assert_array_equal(file[name].codes != 0, mask.numpy())
