@@ -1,0 +1,150 @@
+"""`opq finetune` and `opq evaluate`, and the networks and images that they find by name."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import opq
+import opq.torch
+from opq.cli.main import main
+from opq.interop.images import Preprocessing, open_images
+from opq.interop.models import open_model
+
+NETWORK = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
+    )
+
+def text():
+    return "no network"
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with a network's code and images in an .npz file, which is where commands run."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "network.py").write_text(NETWORK)
+    arrays = {f"x_{part}": rng.integers(0, 256, (40, 12, 12), dtype=np.uint8) for part in ("train", "test")}
+    arrays |= {f"y_{part}": rng.integers(0, 10, 40) for part in ("train", "test")}
+    np.savez(tmp_path / "images.npz", **arrays)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_finetune_writes_the_file_and_goes_on_from_it(work, capsys):
+    """From a target, then from the file: each file is whole and within its size; the second has the masks of the first."""
+    assert (
+        main(
+            [
+                "finetune",
+                "network.py:make",
+                "--data",
+                "images.npz",
+                "--epochs",
+                "2",
+                "--ratio",
+                "4",
+                "--batch",
+                "16",
+                "-o",
+                "a.opq",
+                "--run",
+                "run",
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert printed.startswith("a.opq: ")
+    assert "asked for" in printed
+    assert (work / "run" / "history.jsonl").read_text().count("\n") == 2
+    again = "finetune network.py:make --weights a.opq --from a.opq --data images.npz --epochs 1 --batch 16 -o b.opq"
+    assert main(again.split()) == 0
+    opq.verify("b.opq")
+    with opq.OpqFile("a.opq") as first, opq.OpqFile("b.opq") as second:
+        assert second.file_bytes <= first.file_bytes
+        for entry in first.entries:
+            if entry.storage == "codes":
+                np.testing.assert_array_equal(first[entry.name].codes != 0, second[entry.name].codes != 0)
+
+
+def test_evaluate_compares_with_the_dense_network(work, capsys):
+    """The numbers are the library's, for the network as it comes and as the file has it."""
+    network = open_model("network.py:make").network
+    opq.torch.save_model(network, "a.opq", ratio=4.0)
+    torch.save(network.state_dict(), "a.pt")
+    assert main(["evaluate", "network.py:make", "a.opq", "--weights", "a.pt", "--data", "images.npz", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    loader = open_images("images.npz", Preprocessing(), training=False)
+    loaded = open_model("network.py:make", "a.opq").network
+    expected = opq.evaluate(loaded, loader, dense=network)
+    assert found["file"] == pytest.approx(vars(expected))
+    assert found["dense"]["agreement"] is None
+    assert main(["evaluate", "network.py:make", "a.opq", "--data", "images.npz"]) == 0
+    assert "agreement %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ("evaluate network --data images.npz", 1, "expected torchvision:NAME, timm:NAME"),
+        ("evaluate network.py:absent --data images.npz", 1, "there is no 'absent' in network.py"),
+        ("evaluate absent.py:make --data images.npz", 1, "there is no file absent.py"),
+        ("evaluate no_such_package:make --data images.npz", 1, "No module named 'no_such_package'"),
+        ("evaluate network.py:text --data images.npz", 1, "expected it to give a torch module, got str"),
+        ("evaluate network.py:make --data absent", 1, "no such folder"),
+        ("evaluate network.py:make --data . ", 1, "there are no images"),
+        ("evaluate network.py:make --data images.npz --mean a,b", 2, "expected numbers with commas between"),
+        ("evaluate network.py:make --data images.npz --weights absent.pt", 1, "there is no file 'absent.pt'"),
+        ("finetune network.py:make --data images.npz --epochs 1 -o a.opq", 2, "Give one target"),
+        ("finetune network.py:make --data images.npz --epochs 1 --from a.opq --plan p -o a.opq", 2, "give one of them"),
+        ("finetune network.py:make --data images.npz --epochs 1 --ratio 4 -o network.py", 1, "it exists"),
+    ],
+)
+def test_mistakes_end_in_one_line(work, capsys, arguments, status, message):
+    """What a user gets wrong is told in a line: status 1 for what is not there, 2 for wrong usage."""
+    assert main(arguments.split()) == status
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_of_libraries_come_with_their_preprocessing():
+    """Torchvision's and timm's networks are found by name, and say how they want their images."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    small = open_model("torchvision:squeezenet1_1")
+    assert small.preprocessing == Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    other = open_model("timm:test_resnet")
+    assert other.preprocessing.size == 160
+    with pytest.raises(opq.ModelError, match="no_such_network"):
+        open_model("torchvision:no_such_network")
+    with pytest.raises(opq.ModelError, match="no_such_network"):
+        open_model("timm:no_such_network")
+
+
+def test_folders_of_images(tmp_path):
+    """A folder a class gives labels in order of names; images alone have none; the centre is cut out, or random parts."""
+    image = pytest.importorskip("PIL.Image")
+    for number, name in enumerate(("cat", "dog", "cat", "ant")):
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((80, 100, 3), 60 * number, dtype=np.uint8)
+        image.fromarray(pixels).save(tmp_path / "train" / name / f"{number}.png")
+    want = Preprocessing(32, 40, (0.5,) * 3, (0.25,) * 3)
+    (inputs, labels), *_ = open_images(tmp_path, want, training=True)
+    assert inputs.shape == (4, 3, 32, 32)
+    assert sorted(labels.tolist()) == [0, 1, 1, 2]
+    (inputs, labels), *_ = open_images(tmp_path / "train", want, training=False)
+    assert labels.tolist() == [0, 1, 1, 2]
+    assert torch.allclose(inputs.mean((1, 2, 3)), (torch.tensor([180.0, 0.0, 120.0, 60.0]) / 255.0 - 0.5) / 0.25, atol=1e-3)
+    (inputs, *rest), *_ = [[batch] for batch in open_images(tmp_path / "train" / "cat", want, training=False)]
+    assert inputs.shape == (2, 3, 32, 32)
+    assert not rest
