@@ -13,7 +13,7 @@ docs/format.md is the normative text.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,14 @@ def store(array: NDArray[np.generic], asked: str) -> tuple[str, Bounds | None, N
     if fits_half(array):
         return "half", None, array.astype(np.float16)
     return "exact", None, array
+
+
+def asked_storage(entries: Iterable[Entry]) -> str:
+    """What must have been asked for, for auxiliary tensors to be stored as these are."""
+    storages = {entry.storage for entry in entries if not entry.is_weight}
+    if storages & set(EIGHT_BITS):
+        return "8bit"
+    return "half" if "half" in storages else "exact"
 
 
 def restore(stored: NDArray[np.generic], entry: Entry) -> NDArray[np.generic]:

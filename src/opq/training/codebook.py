@@ -49,8 +49,10 @@ class Codebook(nn.Module):
             raise WeightError(name, weight.shape, error.problem) from None
 
     @classmethod
-    def from_file(cls, weight: Tensor, tensor: CompressedTensor) -> Self:
+    def from_file(cls, name: str, weight: Tensor, tensor: CompressedTensor) -> Self:
         """The codebook of a weight of a file, whose values `weight` already has: its zeros are the mask."""
+        if tensor.step is None:
+            raise WeightError(name, tensor.shape, "it has a table of levels, and training needs a step; compress it to a size")
         plan = fixed_plan(tensor.shape, tensor.step)
         mask = torch.from_numpy(tensor.codes != 0).to(weight.device)
         return cls(mask, plan.step, plan.offset, cast(Tensor, largest_codes(weight, plan)))

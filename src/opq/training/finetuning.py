@@ -17,16 +17,20 @@ from torch import nn
 
 from opq import torch as face
 from opq.allocation.plans import AuxiliaryPlan, Plan
+from opq.codec.auxiliary import asked_storage
 from opq.codec.reading import OpqFile
 from opq.compression import Compressed, Options, compress
 from opq.compression import plan as make_plan
 from opq.compression.options import Target, read_auxiliary, read_target
 from opq.errors import PlanError, RecipeError, TargetError
 from opq.progress import progress_bar
+from opq.sources.opening import epsilons_of
+from opq.sources.state import TensorState
+from opq.training.batch_norm import is_canonical, refresh_batch_norm, restore_statistics
 from opq.training.batches import Loader
 from opq.training.checkpoints import FILE, RunFolder
 from opq.training.fitting import Fit, lower_codes, section_bytes
-from opq.training.loop import Progress, Row, Teacher, Training, refresh_batch_norm, seed_everything
+from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of
 from opq.training.preparing import codebooks, convert, fixed_layers, plain_state, prepare
 from opq.training.recipe import Recipe
@@ -126,6 +130,8 @@ def finetune(
         if not codebooks(model) and (start is None or isinstance(start, Plan)):
             start = run.plan() or start  # that of the run, whatever plans would be today
     plan = _start(model, start, reserve, options)
+    seed_everything(seed, epochs, loader)
+    restore_statistics(model, loader, accelerator.device if accelerator else device_of(model))
     if run is not None and leads:
         run.write_plan(plan)
     if budget is None:
@@ -154,7 +160,8 @@ def _start(model: nn.Module, start: Start | None, reserve: float, options: Optio
     if start is not None:
         with start if isinstance(start, OpqFile) else OpqFile(start) as file:
             prepare(model, file)
-            stored = Options(auxiliary=asked_storage(file.entries))
+            form = "canonical" if any(is_canonical(module) for module in model.modules()) else "keep"
+            stored = Options(auxiliary=asked_storage(file.entries), batch_norm=form)
             return _plan_of(model, read_auxiliary({**stored, **options}), {"bytes": file.file_bytes})
     target = read_target(options)
     dense_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -165,7 +172,10 @@ def _start(model: nn.Module, start: Start | None, reserve: float, options: Optio
         narrower = options.copy()
         narrower.pop("ratio", None)
         narrower["size"] = max(math.floor(asked * (1.0 - reserve)), 1)
-        plan = replace(compress(model, **narrower).plan, target=target.asked)
+        made = compress(model, **narrower).plan
+        if made is None:
+            raise TargetError("finetuning needs masks and steps, and lossless makes none; give a ratio or a size")
+        plan = replace(made, target=target.asked)
     prepare(model, plan)
     return plan
 
@@ -201,7 +211,8 @@ def _finish(
 
 def _pack(model: nn.Module, plan: Plan, metadata: Mapping[str, str]) -> Compressed:
     """The file of a prepared network, under its own plan."""
-    followed = compress(plain_state(model), plan=replace(plan, layers=fixed_layers(model)), metadata=metadata)
+    source = TensorState(plain_state(model), metadata, epsilons_of(model))
+    followed = compress(source, plan=replace(plan, layers=fixed_layers(model)))
     return replace(followed, plan=plan)
 
 

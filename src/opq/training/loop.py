@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opq.errors import RecipeError
+from opq.training.batch_norm import refresh_batch_norm
 from opq.training.batches import Loader, call, labels_of, to_device
 from opq.training.checkpoints import RunFolder
 from opq.training.machines import autocast, device_of, use_fast_layout
@@ -30,9 +30,6 @@ Teacher = Callable[[Any], Any]
 Row = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many steps of it are finished, and how many there are."""
-
-REFRESHING = 200
-"""Batches from which batch-norm statistics are estimated anew."""
 
 
 @dataclass
@@ -193,25 +190,3 @@ def seed_everything(seed: int, epoch: int, loader: Any) -> None:
             generator.manual_seed(mixed)
         if callable(begin := getattr(holder, "set_epoch", None)):
             begin(epoch)
-
-
-@torch.no_grad()
-def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -> None:
-    """Estimate the statistics of all batch-norm layers anew, as plain means over up to REFRESHING batches of `loader`."""
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not layers:
-        return
-    momenta = [layer.momentum for layer in layers]
-    training = model.training
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None
-    model.train()
-    try:
-        for batch in islice(loader, REFRESHING):
-            with autocast(device):
-                call(model, to_device(batch, device))
-    finally:
-        model.train(training)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum

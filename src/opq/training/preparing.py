@@ -138,7 +138,7 @@ def _start_from(model: nn.Module, file: OpqFile) -> None:
             raise SourceError("the file", f"{name!r} is {contents[name].shape} in it, {tuple(own[name].shape)} in the network")
     weights = {name: content for name, content in contents.items() if isinstance(content, CompressedTensor)}
     model.load_state_dict({name: face.to_tensor(file.array(name)) for name in file})
-    _attach(model, {name: partial(Codebook.from_file, tensor=tensor) for name, tensor in weights.items()})
+    _attach(model, {name: partial(Codebook.from_file, name, tensor=tensor) for name, tensor in weights.items()})
 
 
 def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]) -> None:
