@@ -42,8 +42,8 @@ def store(array: NDArray[np.generic], asked: str) -> tuple[str, Bounds | None, N
     relative8 where no value is negative and that errs by at most 2^-6, linear8 where one is. All others go as for "half": as
     float16 where that keeps every value to 2^-11, and exactly where it does not, or where all values are the same.
     """
-    if asked == "exact" or (array.size >= _FEWEST and (array == array.flat[0]).all()):
-        return "exact", None, array  # of equal values, takes next to nothing
+    if asked == "exact" or array.dtype not in (np.float32, np.float64) or _is_constant(array):
+        return "exact", None, array
     if asked == "8bit" and (bounds := _bounds(array)) is not None:
         values = np.asarray(array, dtype=np.float64)
         if bounds[0] > 0.0 and (values >= 0.0).all():
@@ -78,9 +78,7 @@ def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:
 
 
 def fits_half(array: NDArray[np.generic]) -> bool:
-    """Whether float16 is smaller and holds every value of `array` with a relative error of at most 2^-11."""
-    if array.dtype not in (np.float32, np.float64):
-        return False
+    """Whether float16 holds every value of a float32 or float64 `array` with a relative error of at most 2^-11."""
     magnitudes = np.abs(array[array != 0])
     tiny, largest = 2.0**-14, 65504.0
     return bool(((magnitudes >= tiny) & (magnitudes <= largest)).all())
@@ -98,9 +96,15 @@ def largest_error(entry: Entry) -> tuple[float, float]:
     return (highest - lowest) / 510.0 + 2.0**-24 * max(abs(lowest), abs(highest)), 0.0
 
 
+def _is_constant(array: NDArray[np.generic]) -> bool:
+    """Whether a tensor of more than a few elements has one value, and so takes next to nothing as it is."""
+    with np.errstate(invalid="ignore"):
+        return array.size >= _FEWEST and bool((array == array.flat[0]).all())
+
+
 def _bounds(array: NDArray[np.generic]) -> Bounds | None:
     """The ends of the grid that `array` gets, float32 numbers; None where it gets none."""
-    if array.dtype not in (np.float32, np.float64) or array.ndim > 1 or array.size < _FEWEST:
+    if array.ndim > 1 or array.size < _FEWEST:
         return None
     values = np.asarray(array, dtype=np.float64)
     if not (np.abs(values) <= _LARGEST).all():  # NaN among them

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.quantization.compressed import CompressedTensor
 from opq.sources import State
 
 _PARTS = ("weight", "bias", "running_mean", "running_var")
@@ -46,6 +47,10 @@ class CanonicalState(State):
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As the state itself has it."""
         return self._state.describe(name)
+
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """As the state itself has it."""
+        return self._state.compressed(name)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         return self._replaced[name] if name in self._replaced else self._state[name]
