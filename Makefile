@@ -45,7 +45,7 @@ fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the read
 
 corpus: .venv-fuzz/ready build/fuzz/native  ## Keep what `make fuzz` found, as few and as small inputs as show the same
 	rm -rf build/fuzz/kept && mkdir -p build/fuzz/kept/reader build/fuzz/kept/native
-	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/reader.py -merge=1 build/fuzz/kept/reader build/fuzz/reader-new fuzz/corpus/reader
+	PATH="$(abspath $(FUZZ)):$$PATH" PYTHONPATH=src:tests/codec:fuzz fuzz/reader.py -merge=1 build/fuzz/kept/reader build/fuzz/reader-new fuzz/corpus/reader
 	ASAN_OPTIONS=detect_leaks=0 build/fuzz/native -merge=1 build/fuzz/kept/native build/fuzz/native-new fuzz/corpus/native
 	rm -rf fuzz/corpus && mv build/fuzz/kept fuzz/corpus
 

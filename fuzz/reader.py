@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fuzzes the reader with atheris: every verb that reads, on files whose checksums are right whatever else is wrong with them.
 
     make fuzz        or        python fuzz/reader.py [libFuzzer options] NEW_INPUTS CORPUS...
