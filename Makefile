@@ -3,11 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BASE := .venv-base/bin
+FUZZ := .venv-fuzz/bin
 NATIVE := $(wildcard src/opq/codec/native/*)
+INCLUDE = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))")
+LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))")
+PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
+FUZZ_SECONDS ?= 600
+FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check base benchmarks clean
+.PHONY: help demo test check base benchmarks fuzz corpus sanitize clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -29,8 +35,29 @@ base: .venv-base/ready  ## The tests that hold for the base install, as a wheel 
 benchmarks: .venv/ready  ## Measure what the README claims; needs the data that OPQ_DATA points to
 	for script in main_job laplace_fit plan_cost codec readme; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
+fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
+	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds
+	mkdir -p build/fuzz/reader-new build/fuzz/native-new
+	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/reader.py $(FUZZ_OPTIONS) -max_len=2048 -cross_over=0 \
+		-artifact_prefix=build/fuzz/reader- build/fuzz/reader-new build/fuzz/seeds fuzz/corpus/reader
+	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:max_malloc_fill_size=0 build/fuzz/native $(FUZZ_OPTIONS) -max_len=600 \
+		-artifact_prefix=build/fuzz/native- build/fuzz/native-new fuzz/corpus/native
+
+corpus: .venv-fuzz/ready build/fuzz/native  ## Keep what `make fuzz` found, as few and as small inputs as show the same
+	rm -rf build/fuzz/kept && mkdir -p build/fuzz/kept/reader build/fuzz/kept/native
+	PATH="$(abspath $(FUZZ)):$$PATH" PYTHONPATH=src:tests/codec:fuzz fuzz/reader.py -merge=1 build/fuzz/kept/reader build/fuzz/reader-new fuzz/corpus/reader
+	ASAN_OPTIONS=detect_leaks=0 build/fuzz/native -merge=1 build/fuzz/kept/native build/fuzz/native-new fuzz/corpus/native
+	rm -rf fuzz/corpus && mv build/fuzz/kept fuzz/corpus
+
+sanitize: .venv/ready  ## The codec's tests with AddressSanitizer and UndefinedBehaviorSanitizer in the C module
+	rm -rf build/sanitized && mkdir -p build/sanitized && cp -r src/opq build/sanitized/ && rm -f build/sanitized/opq/codec/*.so
+	gcc -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -shared -fPIC \
+		-DPy_LIMITED_API=0x030B0000 -I$(INCLUDE) -o build/sanitized/opq/codec/_native.abi3.so src/opq/codec/native/module.c
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest tests/codec tests/attacks/test_corpus.py
+
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-fuzz build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -45,3 +72,17 @@ clean:  ## Remove environments and caches
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BASE)/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
 	touch $@
+
+.venv-fuzz/ready: requirements/fuzz.lock .venv/ready
+	$(PYTHON) -m venv .venv-fuzz
+	$(FUZZ)/python -m pip install --quiet -r requirements/fuzz.lock
+	touch $@
+
+# The arithmetic decoder's comparisons tell a fuzzer nothing, and tracing them costs half of the speed.
+build/fuzz/native: fuzz/native.c $(NATIVE)
+	mkdir -p build/fuzz
+	for part in fuzz/native.c src/opq/codec/native/module.c; do \
+		clang -g -O2 -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=undefined \
+			-fno-sanitize-coverage=trace-cmp -I$(INCLUDE) -c $$part -o build/fuzz/$$(basename $$part .c).o || exit 1; done
+	clang -fsanitize=fuzzer,address,undefined build/fuzz/native.o build/fuzz/module.o \
+		-L$(LIBRARY) -lpython$(PYTHON_VERSION) -Wl,-rpath,$(LIBRARY) -o $@

@@ -40,6 +40,16 @@ class WeightError(OpqError):
         super().__init__(f"tensor {name!r} ({sizes}): {problem}")
         self.problem = problem
 
+    @classmethod
+    def beyond_float32(cls, name: str, shape: Iterable[int], scale: float) -> WeightError:
+        """A weight of this mean magnitude, for which no step that a float32 holds will do."""
+        return cls(
+            name,
+            shape,
+            f"its values, of mean magnitude {scale:.3g}, are beyond what a float32 step can quantize; "
+            "store it as it is with exclude",
+        )
+
 
 class TargetError(OpqError):
     """A target is malformed or out of reach."""

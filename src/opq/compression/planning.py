@@ -105,12 +105,7 @@ def _layer_plan(
     statistics = layer.statistics
     if not SMALLEST_STEP <= step <= LARGEST_STEP:
         if statistics.magnitudes[-1] > threshold or step > LARGEST_STEP:
-            raise WeightError(
-                layer.name,
-                statistics.shape,
-                f"its values, of mean magnitude {statistics.laplace_scale:.3g}, are beyond what a float32 step can quantize; "
-                "store it as it is with exclude",
-            )
+            raise WeightError.beyond_float32(layer.name, statistics.shape, statistics.laplace_scale)
         # A layer that has died away beside the others: pruned whole, so that any step serves.
         threshold = separating = LARGEST_STEP
         step, offset = 1.0, 0.5

@@ -19,6 +19,9 @@ from opq.parallel import in_parallel
 from opq.quantization.statistics import measure, measure_rows
 from opq.sources import State
 
+_LARGEST_SCALE = 2.0**151
+"""The largest step times the largest code: beyond it no weight is quantized, and squares would soon be infinite."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -114,7 +117,10 @@ def _measure(state: State, name: str) -> LayerStatistics:
     _, shape = state.describe(name)
     if math.prod(shape) > LARGEST_TENSOR:
         raise WeightError(name, shape, f"more than {LARGEST_TENSOR:,} elements")
-    return measure_rows(shape, partial(state.rows, name), name) if shape else measure(state[name], name)
+    measured = measure_rows(shape, partial(state.rows, name), name) if shape else measure(state[name], name)
+    if measured.laplace_scale > _LARGEST_SCALE:
+        raise WeightError.beyond_float32(name, shape, measured.laplace_scale)
+    return measured
 
 
 def _is_weight(kind: str, shape: tuple[int, ...]) -> bool:

@@ -1,0 +1,144 @@
+/* Fuzzes the native module through its Python functions, with libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer.
+ *
+ * An input is a few bytes that choose a function and a shape, right or wrong, and the rest is data. Every buffer has exactly the
+ * size that is told, so that a step beyond it is found. Laws: whatever is decoded as whole can be encoded and decoded again to the
+ * same; whatever is encoded is decoded to the same; nothing is raised but ValueError for a shape that does not fit.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+
+PyMODINIT_FUNC PyInit__native(void);
+
+static PyObject *module;
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    PyPreConfig config;
+    PyPreConfig_InitIsolatedConfig(&config);
+    config.allocator = PYMEM_ALLOCATOR_MALLOC; /* Python's own allocator would hide its buffers from the sanitizer */
+    Py_PreInitialize(&config);
+    PyImport_AppendInittab("_native", PyInit__native);
+    Py_InitializeEx(0);
+    module = PyImport_ImportModule("_native");
+    if (!module) abort();
+    return 0;
+}
+
+static void *room(size_t size) {
+    void *bytes = malloc(size ? size : 1);
+    if (!bytes) abort();
+    return bytes;
+}
+
+static void *copy(const void *data, size_t size) { return memcpy(room(size), data, size); }
+
+static PyObject *view(void *data, size_t size, int flags) { return PyMemoryView_FromMemory((char *)data, (Py_ssize_t)size, flags); }
+
+/* Whether the function found the data whole; -1 when it refused the shape. Takes over both references. */
+static int outcome(PyObject *result) {
+    if (!result) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError)) abort();
+        PyErr_Clear();
+        return -1;
+    }
+    int whole = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    return whole;
+}
+
+typedef struct {
+    long long outputs, inputs, positions, width;
+    int shift;
+    size_t count; /* of the codes that are given, which the shape may not fit */
+} Geometry;
+
+static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int32_t *codes) {
+    uint8_t *own = copy(data, size);
+    PyObject *stream = view(own, size, PyBUF_READ), *out = view(codes, 4 * g->count, PyBUF_WRITE);
+    int whole = outcome(PyObject_CallMethod(module, "decode_codes", "OOLLLLi", stream, out, g->outputs, g->inputs, g->positions, g->width, g->shift));
+    Py_DECREF(stream);
+    Py_DECREF(out);
+    free(own);
+    return whole;
+}
+
+static void check_codes(const Geometry *g, int32_t *codes) {
+    PyObject *in = view(codes, 4 * g->count, PyBUF_READ);
+    PyObject *stream = PyObject_CallMethod(module, "encode_codes", "OLLLLi", in, g->outputs, g->inputs, g->positions, g->width, g->shift);
+    Py_DECREF(in);
+    if (!stream) {
+        outcome(NULL);
+        return;
+    }
+    int32_t *again = room(4 * g->count);
+    if (decode_codes(g, (uint8_t *)PyBytes_AsString(stream), (size_t)PyBytes_Size(stream), again) != 1) abort();
+    if (memcmp(codes, again, 4 * g->count)) abort();
+    free(again);
+    Py_DECREF(stream);
+}
+
+static int decode_plane(const uint8_t *data, size_t size, uint8_t *above, size_t above_size, uint8_t *plane, size_t count) {
+    uint8_t *own = copy(data, size);
+    PyObject *stream = view(own, size, PyBUF_READ), *upper = view(above, above_size, PyBUF_READ), *out = view(plane, count, PyBUF_WRITE);
+    int whole = outcome(PyObject_CallMethod(module, "decode_plane", "OOO", stream, upper, out));
+    Py_DECREF(stream);
+    Py_DECREF(upper);
+    Py_DECREF(out);
+    free(own);
+    return whole;
+}
+
+static void check_plane(uint8_t *plane, size_t count, uint8_t *above, size_t above_size) {
+    PyObject *in = view(plane, count, PyBUF_READ), *upper = view(above, above_size, PyBUF_READ);
+    PyObject *stream = PyObject_CallMethod(module, "encode_plane", "OO", in, upper);
+    Py_DECREF(in);
+    Py_DECREF(upper);
+    if (!stream) {
+        outcome(NULL);
+        return;
+    }
+    uint8_t *again = room(count);
+    if (decode_plane((uint8_t *)PyBytes_AsString(stream), (size_t)PyBytes_Size(stream), above, above_size, again, count) != 1) abort();
+    if (memcmp(plane, again, count)) abort();
+    free(again);
+    Py_DECREF(stream);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static const uint8_t kernels[][2] = {{1, 1}, {1, 1}, {9, 3}, {4, 2}, {25, 5}, {49, 7}, {128, 128}, {7, 1}, {27, 3}, {0, 1}, {129, 1}, {9, 2}};
+    enum { HEAD = 6 };
+    if (size < HEAD) return 0;
+    const uint8_t *kernel = kernels[data[3] % (sizeof kernels / sizeof *kernels)];
+    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], data[4] % 24, 0};
+    if (g.positions > 9 && g.outputs > 2) g.outputs = 1 + g.outputs % 2;
+    g.count = (size_t)(g.outputs * g.inputs * g.positions) + (data[5] == 255);
+    int kind = data[0] % 4;
+    data += HEAD, size -= HEAD;
+    if (kind == 0) {
+        int32_t *codes = room(4 * g.count);
+        if (decode_codes(&g, data, size, codes) == 1) check_codes(&g, codes);
+        free(codes);
+    } else if (kind == 1) {
+        int32_t *codes = room(4 * g.count);
+        memset(codes, 0, 4 * g.count);
+        memcpy(codes, data, size < 4 * g.count ? size : 4 * g.count);
+        for (size_t k = 0; k < g.count; k++) codes[k] %= 1 << (1 + (codes[k] >> 3 & 3) * 8 - (codes[k] >> 3 & 1)); /* wide and narrow ones */
+        check_codes(&g, codes);
+        free(codes);
+    } else {
+        size_t count = g.count > 2000 ? 2000 : g.count, above_size = g.shift % 3 ? count : g.shift % 2 ? 0 : count + 1;
+        uint8_t *plane = room(count), *above = room(above_size);
+        for (size_t k = 0; k < above_size; k++) above[k] = size ? data[k * 7 % size] : (uint8_t)k;
+        if (kind == 2) {
+            if (decode_plane(data, size, above, above_size, plane, count) == 1) check_plane(plane, count, above, above_size);
+        } else {
+            for (size_t k = 0; k < count; k++) plane[k] = k < size ? data[k] : 0;
+            check_plane(plane, count, above, above_size);
+        }
+        free(plane);
+        free(above);
+    }
+    return 0;
+}

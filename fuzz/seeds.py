@@ -1,0 +1,40 @@
+"""Files for the fuzzer to begin with: `python fuzz/seeds.py FOLDER` writes them, in this version of the format."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from codec_strategies import encode_file, small_file
+
+from opq.quantization.compressed import CompressedTensor
+
+_CODES = np.array([[1, -2, 0, 9], [0, 3, -300, 1]], dtype=np.int32)
+_WEIGHT = CompressedTensor(_CODES, 0.5, "float32")
+_KERNELS = CompressedTensor(np.tile(_CODES.reshape(2, 1, 2, 2), (2, 3, 1, 1)), 0.25, "bfloat16")
+_WIDE = CompressedTensor(np.array([2**24 - 1, -(2**20), 7, 0], dtype=np.int32), 1.0, "float64")
+_AUXILIARY = {
+    "bias": np.arange(30, dtype=np.float32) / 7,
+    "flags": np.array([True, False]),
+    "steps": np.array(12345),
+    "nothing": np.zeros((0, 3), dtype=np.float16),
+}
+
+SEEDS = {
+    "small": small_file(),
+    "empty": encode_file({}, {}),
+    "weight": encode_file({"w": _WEIGHT}, {}),
+    "kernels": encode_file({"w": _KERNELS}, {}),
+    "wide": encode_file({"w": _WIDE}, {}),
+    "tied": encode_file({"a": _WEIGHT, "b": _WEIGHT}, {}),
+    "pack": encode_file({}, _AUXILIARY, "half", {"key": "value"}),
+}
+"""{name: bytes of a whole file}"""
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in SEEDS.items():
+        (folder / name).write_bytes(data)

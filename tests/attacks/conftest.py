@@ -1,0 +1,6 @@
+"""The tests of the codec know how to put files together."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "codec"))

@@ -1,0 +1,240 @@
+"""Files made to harm their reader, by name: what each tries, and its bytes. Checksums are right unless that is the attack."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, wrap
+
+from opq.codec.header import Entry, Header, decode_header, header_columns
+from opq.codec.writing import MAGIC
+from opq.quantization.compressed import CompressedTensor
+
+ATTACKS: dict[str, Callable[[], bytes]] = {}
+"""{name: what makes the file}; the docstring says what it tries."""
+
+
+def attack(make: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Note a file under the name of its function."""
+    ATTACKS[make.__name__] = cache(make)
+    return make
+
+
+def simple_file() -> bytes:
+    """A weight, and a pack of two tensors."""
+    weight = CompressedTensor(np.array([[1, -2, 0], [0, 3, 40]], dtype=np.int32), 0.5, "float32")
+    return encode_file({"w": weight}, {"a": np.arange(4, dtype=np.float32), "b": np.array([True, False])})
+
+
+def with_entries(data: bytes, change: Callable[[Entry], Entry], *, names: Callable[[str], bool] = lambda name: True) -> bytes:
+    """A file whose header tells something else of some tensors; nothing is checked."""
+    header = decode_header(deflate(inflate(data)))
+    entries = [change(entry) if names(entry.name) else entry for entry in header.entries]
+    return wrap(deflate(header_columns(replace(header, entries=entries))), b"".join(sections_of(data)))
+
+
+def with_header(data: bytes, change: Callable[[Header], Header]) -> bytes:
+    """A file of another header, its sections as they are."""
+    return wrap(deflate(header_columns(change(decode_header(deflate(inflate(data)))))), b"".join(sections_of(data)))
+
+
+def is_weight(name: str) -> bool:
+    """Whether it is the weight of `simple_file`."""
+    return name == "w"
+
+
+@attack
+def gigabytes_of_codes() -> bytes:
+    """A hundred bytes that declare a weight of 2^31 - 1 elements."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=(2**31 - 1,)), names=is_weight)
+
+
+@attack
+def gigabytes_of_auxiliary() -> bytes:
+    """A hundred bytes that declare an auxiliary tensor of 16 GB."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=(2**31 - 1,), dtype="float64"), names=lambda n: n == "a")
+
+
+@attack
+def as_much_as_is_allowed_of_codes() -> bytes:
+    """Just under the limit: 64 MiB of float16 weights from a few bytes of data, past whose end all is decoded from zeros."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=(2**25 - 16,), dtype="float16"), names=is_weight)
+
+
+@attack
+def as_much_as_is_allowed_of_kernels() -> bytes:
+    """The same with 5x5 kernels, the slowest walk there is, of the widest type."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=(335_544, 1, 5, 5), dtype="float64"), names=is_weight)
+
+
+@attack
+def as_much_as_is_allowed_of_bytes() -> bytes:
+    """64 MiB of single bytes, each of which takes eight decisions to decode."""
+    whole = encode_file({}, {"a": np.zeros(2**12, dtype=np.uint8)})
+    return with_entries(whole, lambda e: replace(e, shape=(2**26,)))
+
+
+@attack
+def one_section_for_thousands() -> bytes:
+    """Two thousand weights that share one section, each of which would be decoded anew."""
+    weight = CompressedTensor(np.zeros((64, 64), dtype=np.int32), 1.0, "float32")
+    weight.codes[0, 0] = 1
+    whole = encode_file({"w": weight}, {})
+
+    def multiply(header: Header) -> Header:
+        return replace(header, entries=[replace(header.entries[0], name=f"w{number:04}") for number in range(2000)])
+
+    return with_header(whole, multiply)
+
+
+@attack
+def a_header_that_inflates_a_thousandfold() -> bytes:
+    """64 MB of zeros in 64 kB."""
+    return wrap(deflate(bytes(2**26)))
+
+
+@attack
+def a_header_that_is_longer_than_the_file() -> bytes:
+    """A length of the header of 4 GiB."""
+    data = bytearray(simple_file())
+    data[4:8] = b"\xff" * 4
+    return bytes(data)
+
+
+@attack
+def sections_beyond_the_file() -> bytes:
+    """Lengths of sections that lead to where there is no file, and past 64 bits when they are added up."""
+    return with_header(simple_file(), lambda h: replace(h, lengths=[2**62] * len(h.lengths)))
+
+
+@attack
+def a_section_that_begins_in_another() -> bytes:
+    """The first section is told to be longer, so that it reaches into the next one, which is told to be shorter."""
+    return with_header(simple_file(), lambda h: replace(h, lengths=[h.lengths[0] + 2, h.lengths[1] - 2]))
+
+
+@attack
+def one_name_twice() -> bytes:
+    """Two tensors of one name: which one is it?"""
+    return with_header(simple_file(), lambda h: replace(h, entries=[h.entries[0], *h.entries]))
+
+
+@attack
+def names_out_of_order() -> bytes:
+    """Readers that search by bisection would find other tensors than those that go through all."""
+    return with_entries(simple_file(), lambda e: replace(e, name={"a": "z"}.get(e.name, e.name)))
+
+
+@attack
+def a_name_that_is_a_path() -> bytes:
+    """A name that leads out of a folder, for tools that make files of tensors; opq makes none."""
+    return with_entries(simple_file(), lambda e: replace(e, name="../../../../etc/" + e.name))
+
+
+@attack
+def a_name_with_control_characters() -> bytes:
+    """Names that end a line, ring a bell and clear a terminal."""
+    return with_entries(simple_file(), lambda e: replace(e, name="\x1b[2J\x07\n\0" + e.name))
+
+
+@attack
+def a_weight_without_elements() -> bytes:
+    """Codes of an empty tensor: divisions by its size."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=(0, 3)), names=is_weight)
+
+
+@attack
+def a_scalar_with_a_matrix_of_codes() -> bytes:
+    """A shape without dimensions for a section that holds six codes."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=()), names=is_weight)
+
+
+@attack
+def a_section_of_both_kinds() -> bytes:
+    """An auxiliary tensor that refers to a section of codes."""
+    return with_entries(simple_file(), lambda e: replace(e, section=0))
+
+
+@attack
+def thirty_three_dimensions() -> bytes:
+    """More dimensions than NumPy takes everywhere."""
+    return with_entries(simple_file(), lambda e: replace(e, shape=(*(1,) * 31, *e.shape)), names=is_weight)
+
+
+@attack
+def a_step_of_nothing() -> bytes:
+    """A step of 0: verify divides by it."""
+    return with_entries(simple_file(), lambda e: replace(e, step=0.0), names=is_weight)
+
+
+@attack
+def a_step_that_is_no_number() -> bytes:
+    """A step of NaN would make every weight NaN."""
+    return with_entries(simple_file(), lambda e: replace(e, step=math.nan), names=is_weight)
+
+
+@attack
+def a_step_below_zero() -> bytes:
+    """A negative step would turn every sign."""
+    return with_entries(simple_file(), lambda e: replace(e, step=-0.5), names=is_weight)
+
+
+@attack
+def a_step_that_leads_to_infinity() -> bytes:
+    """The largest float32 as step: codes above 1 are infinite."""
+    return with_entries(simple_file(), lambda e: replace(e, step=3.0e38), names=is_weight)
+
+
+@attack
+def a_bool_of_two() -> bytes:
+    """A byte of 2 in a tensor of bools is neither true nor false."""
+    whole = encode_file({}, {"b": np.full(5, 2, dtype=np.uint8)})
+    return with_entries(whole, lambda e: replace(e, dtype="bool"))
+
+
+@attack
+def another_version() -> bytes:
+    """A version of the format that does not exist yet, under a right checksum."""
+    data = simple_file()
+    length = int.from_bytes(data[4:8], "little")
+    return wrap(data[12 : 12 + length], data[12 + length :], version=200)
+
+
+@attack
+def a_pickle() -> bytes:
+    """A pickle that would run a command, under our magic and without."""
+    return pickle.dumps(simple_file)
+
+
+@attack
+def a_pickle_behind_our_magic() -> bytes:
+    """The same where a reader might take the magic for enough."""
+    return MAGIC + b"\1" + pickle.dumps(simple_file)
+
+
+@attack
+def a_zip_archive() -> bytes:
+    """What .pt files are."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data.pkl", pickle.dumps(1))
+    return buffer.getvalue()
+
+
+@attack
+def two_files_in_one() -> bytes:
+    """A second file behind the first: which one is read?"""
+    return simple_file() + small_file()
+
+
+@attack
+def nothing() -> bytes:
+    """An empty file."""
+    return b""

@@ -1,0 +1,81 @@
+"""Damage to golden files: every truncation and every changed byte is found by every verb, and nothing else is ever read."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import opq
+import opq.numpy
+from opq.cli import main
+from opq.codec.reading import OpqFile
+from opq.codec.verification import verify
+from opq.errors import FormatError
+from opq.reporting.inspection import inspect
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.opq"))
+each_file = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
+
+
+def refuses(data: bytes) -> bool:
+    """Whether reading all tensors is a FormatError; any other exception passes through."""
+    try:
+        with OpqFile(data) as file:
+            file.arrays()
+    except FormatError:
+        return True
+    return False
+
+
+@each_file
+def test_every_truncation_is_refused(path):
+    """At every length, on opening."""
+    data = path.read_bytes()
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            OpqFile(data[:length])
+
+
+@each_file
+def test_every_changed_byte_is_refused(path):
+    """At every position, one bit of it or all."""
+    data = bytearray(path.read_bytes())
+    for at in range(len(data)):
+        mask = 0xFF if at % 2 else 1 << at // 2 % 8
+        data[at] ^= mask
+        assert refuses(bytes(data)), f"byte {at}"
+        data[at] ^= mask
+
+
+@each_file
+def test_every_verb_refuses_what_is_damaged(path, tmp_path, capsys):
+    """Loading, verifying and expanding find any changed byte; inspecting finds those of header and weights, which it reads."""
+    data = path.read_bytes()
+    chance = random.Random(0)  # noqa: S311 - places, not secrets
+    target = tmp_path / "f.opq"
+    for at in chance.sample(range(len(data)), 40):
+        changed = bytearray(data)
+        changed[at] ^= chance.randrange(1, 256)
+        target.write_bytes(changed)
+        for verb in (opq.numpy.load_file, verify):
+            with pytest.raises(FormatError):
+                verb(target)
+        with suppress(FormatError):
+            inspect(target)
+        assert main(["expand", str(target), "-o", str(tmp_path / "out")]) == 1
+        assert main(["verify", str(target)]) == 1
+        assert not (tmp_path / "out").exists()
+        assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_damage_to_a_large_file_is_refused(network, tmp_path):
+    """Of a file of some hundred kilobytes, a sample of positions and lengths."""
+    rng = np.random.default_rng(0)
+    data = opq.numpy.save({**network, "large.weight": rng.laplace(size=(500, 700)).astype("f4")}, ratio=5)
+    for at in rng.integers(0, len(data), 60).tolist():
+        assert refuses(data[:at])
+        assert refuses(data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :])

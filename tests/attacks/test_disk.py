@@ -1,0 +1,101 @@
+"""Broken disks and killed processes: what stood there stays, and one line says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from killing import kill_compressing, write_network
+
+from opq.files import write_file
+
+CHECKED = "import sys; from opq.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("saving", [False, True], ids=["compressing", "saving"])
+def test_a_kill_leaves_the_old_file_or_the_new_one(saving, tmp_path):
+    """SIGKILL at random moments while compressing over a file: it holds its old bytes or all the new ones. See killing.py."""
+    at_work, _ = kill_compressing(tmp_path, 8, seed=1, saving=saving)
+    assert at_work >= (8 if saving else 1)
+
+
+def test_what_a_killed_writer_left_is_swept_up(tmp_path):
+    """Temporary files of writers that are dead go with the next write; that of a writer at work stays."""
+    import fcntl
+
+    (tmp_path / ".f.opq.dead.tmp").write_bytes(b"half")
+    (tmp_path / ".g.opq.dead.tmp").write_bytes(b"another's")
+    with (tmp_path / ".f.opq.live.tmp").open("wb") as live:
+        fcntl.flock(live, fcntl.LOCK_EX)
+        write_file(tmp_path / "f.opq", b"new", overwrite=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".f.opq.live.tmp", ".g.opq.dead.tmp", "f.opq"]
+
+
+def run_compress(source: Path, output: Path, *, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`opq compress` over `output`, with files limited to so many bytes."""
+
+    def limit() -> None:
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit,) * 2)
+
+    command = [sys.executable, "-c", CHECKED, "compress", str(source), "--ratio", "8", "-o", str(output), "--force"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+
+
+def check_refused(run: subprocess.CompletedProcess[str], output: Path, message: str) -> None:
+    """One line that names the file and the problem; the old bytes, and nothing beside them."""
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"opq: error: cannot write {output}")
+    assert message in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert run.stdout == ""
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    """A limit of the file's size that is hit half way."""
+    write_network(tmp_path / "n.safetensors")
+    (tmp_path / "n.opq").write_bytes(b"old")
+    check_refused(
+        run_compress(tmp_path / "n.safetensors", tmp_path / "n.opq", file_limit=50_000), tmp_path / "n.opq", "too large"
+    )
+    assert (tmp_path / "n.opq").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n.opq", "n.safetensors"]
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    """A small file system in memory; only root may mount one."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting a file system takes root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(tmp_path):
+    """A disk with less room than the new file: the old file stays, and the room is free again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    write_network(tmp_path / "n.safetensors")
+    with mounted(disk, "size=128k"):
+        (disk / "n.opq").write_bytes(b"old")
+        check_refused(run_compress(tmp_path / "n.safetensors", disk / "n.opq"), disk / "n.opq", "No space left on device")
+        assert {path.name: path.read_bytes() for path in disk.iterdir()} == {"n.opq": b"old"}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """A disk that is mounted to be read only."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    write_network(tmp_path / "n.safetensors")
+    with mounted(disk, "size=128k"):
+        (disk / "n.opq").write_bytes(b"old")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        check_refused(run_compress(tmp_path / "n.safetensors", disk / "n.opq"), disk / "n.opq", "Read-only file system")
+        assert (disk / "n.opq").read_bytes() == b"old"

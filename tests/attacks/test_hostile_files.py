@@ -1,0 +1,136 @@
+"""The named hostile files: every verb that reads ends in an error of ours or in tensors, in bounded memory and time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile_files import ATTACKS
+
+import opq
+import opq.numpy
+from opq.cli import main
+from opq.codec.verification import verify
+from opq.reporting.inspection import inspect
+
+LARGEST = 2**30
+"""Bytes of memory that reading a file of a few kilobytes may take beyond what the process took before."""
+
+SMALL = [name for name in ATTACKS if not name.startswith("as_much")]
+each_attack = pytest.mark.parametrize("name", SMALL)
+
+
+def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
+    """{verb: whether it gave a result}; any exception but OpqError passes through."""
+    path = folder / "hostile.opq"
+    path.write_bytes(data)
+
+    def one_by_one() -> None:
+        with opq.numpy.safe_open(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                file.get_tensor(name)
+
+    results = {}
+    for verb, run in {
+        "load": lambda: opq.numpy.load(data),
+        "load_file": lambda: opq.numpy.load_file(path),
+        "safe_open": one_by_one,
+        "inspect": lambda: inspect(path),
+        "verify": lambda: verify(path),
+    }.items():
+        try:
+            run()
+        except opq.OpqError:
+            results[verb] = False
+        else:
+            results[verb] = True
+    return results
+
+
+@each_attack
+def test_every_verb_ends_well(name, tmp_path):
+    """Nothing is raised but OpqError, all readers agree, and nothing is verified that cannot be read."""
+    with np.errstate(over="ignore"):
+        results = read_in_every_way(ATTACKS[name](), tmp_path)
+    assert results["load"] == results["load_file"] == results["safe_open"]
+    assert results["load"] >= results["verify"]
+
+
+@each_attack
+@pytest.mark.parametrize("verb", ["inspect", "verify", "expand"])
+def test_the_command_line_says_one_line(name, verb, tmp_path, capsys):
+    """The command line ends with 0, or with 1 and one line; what it could not expand leaves no file."""
+    (tmp_path / "hostile.opq").write_bytes(ATTACKS[name]())
+    output = tmp_path / "out.safetensors"
+    status = main([verb, str(tmp_path / "hostile.opq"), *(["-o", str(output)] if verb == "expand" else [])])
+    error = capsys.readouterr().err
+    assert status in (0, 1)
+    assert (status == 1) == (error.startswith("opq: error: ") and error.count("\n") == 1)
+    assert output.exists() == (verb == "expand" and status == 0)
+    assert "Traceback" not in error
+
+
+CHILD = """
+import json, resource, sys, time
+import opq, opq.numpy, opq.codec.verification, opq.reporting.inspection
+from opq.codec.reading import OpqFile
+
+def one_by_one(path):
+    with OpqFile(path) as file:
+        for name in file:
+            file.array(name)
+
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]),) * 2)
+verbs = {"load_file": opq.numpy.load_file, "verify": opq.verify, "inspect": opq.inspect, "one by one": one_by_one}
+for path in sys.argv[2:]:
+    for verb, run in list(verbs.items())[: 2 if "as_much" in path else 4]:
+        start = time.process_time()
+        try:
+            run(path)
+        except opq.OpqError:
+            pass
+        print(json.dumps([path, verb, time.process_time() - start]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of a process is told by Linux")
+def test_memory_is_bounded(tmp_path):
+    """With a gigabyte of address space beyond the libraries', no hostile file of some kilobytes runs out of memory."""
+    paths = []
+    for name, make in ATTACKS.items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(make())
+        assert paths[-1].stat().st_size < 300_000
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHILD, str(LARGEST), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+        # Address space that threads set aside for their own heaps, and do not use, is not memory.
+        env={**os.environ, "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) >= 2 * len(paths)
+    assert all(json.loads(line)[2] < 60 for line in run.stdout.splitlines())
+
+
+def test_names_of_a_file_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
+    """Control characters of names are not printed: a file must not write on the terminal of who looks at it."""
+    (tmp_path / "f.opq").write_bytes(ATTACKS["a_name_with_control_characters"]())
+    assert main(["inspect", str(tmp_path / "f.opq")]) == 0
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().out)
+
+
+def test_every_attack_says_what_it_tries():
+    """Each has a docstring, and README.md names them all."""
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    for name, make in ATTACKS.items():
+        assert make.__doc__
+        assert f"`{name}`" in text
