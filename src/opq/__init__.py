@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from opq.errors import (
+    CalibrationError,
     FormatError,
     MissingExtraError,
     OpqError,
@@ -29,6 +30,7 @@ from opq.version import __version__
 if TYPE_CHECKING:
     from opq.allocation.layers import LayerStatistics, Override
     from opq.allocation.plans import LayerPlan, Plan
+    from opq.calibration.calibrating import Calibration, calibrate
     from opq.codec.reading import OpqFile
     from opq.codec.verification import Verification, verify
     from opq.compression import Compressed, Options, compress, plan
@@ -42,6 +44,8 @@ _HOMES = {
     "Override": "opq.allocation.layers",
     "LayerPlan": "opq.allocation.plans",
     "Plan": "opq.allocation.plans",
+    "Calibration": "opq.calibration.calibrating",
+    "calibrate": "opq.calibration.calibrating",
     "OpqFile": "opq.codec.reading",
     "Verification": "opq.codec.verification",
     "verify": "opq.codec.verification",
@@ -61,6 +65,8 @@ _HOMES = {
 _MODULES = ("numpy", "torch")
 
 __all__ = [
+    "Calibration",
+    "CalibrationError",
     "Compressed",
     "CompressedTensor",
     "FormatError",
@@ -81,6 +87,7 @@ __all__ = [
     "Verification",
     "WeightError",
     "__version__",
+    "calibrate",
     "compress",
     "dequantize",
     "fake_quantize",

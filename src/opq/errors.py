@@ -7,6 +7,7 @@
     ├── PlanError          a plan that is malformed, or not made for these weights
     ├── SelectionError     a name or pattern that matches no tensor
     ├── FormatError        bytes that are not a whole, valid .opq file
+    ├── CalibrationError   a network that cannot be calibrated, or inputs that do not suit it
     ├── OutputError        a file that cannot be written
     └── MissingExtraError  an optional dependency that is not installed
 
@@ -81,6 +82,13 @@ class FormatError(OpqError):
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"not a valid .opq file: {where}: {problem}")
         self.problem = problem
+
+
+class CalibrationError(OpqError):
+    """A network cannot be calibrated, or its inputs do not suit it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"calibration: {problem}")
 
 
 class OutputError(OpqError):
