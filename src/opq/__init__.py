@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from opq.calibration.calibrating import Calibration, calibrate
     from opq.codec.reading import OpqFile
     from opq.codec.verification import Verification, verify
-    from opq.compression import Compressed, Options, compress, plan
+    from opq.compression import Compressed, Options, TradeoffPoint, compress, plan, tradeoff
     from opq.quantization.compressed import CompressedTensor
     from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
     from opq.quantization.statistics import measure
@@ -51,6 +51,8 @@ _HOMES = {
     "verify": "opq.codec.verification",
     "Compressed": "opq.compression",
     "Options": "opq.compression",
+    "TradeoffPoint": "opq.compression",
+    "tradeoff": "opq.compression",
     "compress": "opq.compression",
     "plan": "opq.compression",
     "CompressedTensor": "opq.quantization.compressed",
@@ -84,6 +86,7 @@ __all__ = [
     "SelectionError",
     "SourceError",
     "TargetError",
+    "TradeoffPoint",
     "Verification",
     "WeightError",
     "__version__",
@@ -96,6 +99,7 @@ __all__ = [
     "measure",
     "plan",
     "quantize",
+    "tradeoff",
     "verify",
 ]
 

@@ -30,6 +30,7 @@ class Small(nn.Module):
         self.head = nn.Linear(16, 10)
 
     def forward(self, x):
+        """Logits."""
         x = torch.relu(self.norm(self.conv(x)))
         x = torch.relu(self.depthwise_norm(self.depthwise(x)))
         y = self.shared(x)
@@ -151,9 +152,7 @@ def test_importance_is_the_curvature_of_the_divergence():
     p = torch.softmax(model(inputs).detach(), 1)
     expected = (p * (1.0 - p)).mean(0).double()
     assert torch.allclose(found["0"], expected, rtol=0.15)
-    assert costs["0.weight"] == pytest.approx(
-        float(((p * (1 - p))[:, :, None] * inputs[:, None, :] ** 2).mean()), rel=0.15
-    )
+    assert costs["0.weight"] == pytest.approx(float(((p * (1 - p))[:, :, None] * inputs[:, None, :] ** 2).mean()), rel=0.15)
 
 
 def test_settled_batch_norms_have_the_statistics_of_their_inputs(network):

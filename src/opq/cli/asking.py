@@ -49,15 +49,26 @@ def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
         return Options()
     if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}):
         raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits.")
-    options = Options(
+    options = _selection(given)
+    for key in targets:
+        options[key] = given[key]  # type: ignore[literal-required]  # one of the four keys above
+    return options
+
+
+def read_selection(given: dict[str, Any]) -> Options:
+    """The library's options but for a target; UsageError when one is given."""
+    if any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
+        raise click.UsageError("--curve shows all sizes; leave the target out.")
+    return _selection(given)
+
+
+def _selection(given: dict[str, Any]) -> Options:
+    return Options(
         include=given["include"],
         exclude=given["exclude"],
         overrides=_overrides(given["overrides"]),
         auxiliary=given["auxiliary"] or "exact",
     )
-    for key in targets:
-        options[key] = given[key]  # type: ignore[literal-required]  # one of the four keys above
-    return options
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, dict[str, float]]:
