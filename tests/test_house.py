@@ -21,7 +21,7 @@ FLOORS = [
     {"codec"},
     {"sources"},
     {"compression"},
-    {"reporting"},
+    {"reporting", "calibration"},
     {"numpy", "torch"},
     {"training"},
     {"interop"},

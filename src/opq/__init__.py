@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from opq.errors import (
+    CalibrationError,
     FormatError,
     MissingExtraError,
     ModelError,
@@ -31,9 +32,10 @@ from opq.version import __version__
 if TYPE_CHECKING:
     from opq.allocation.layers import LayerStatistics, Override
     from opq.allocation.plans import LayerPlan, Plan
+    from opq.calibration.calibrating import Calibration, calibrate
     from opq.codec.reading import OpqFile
     from opq.codec.verification import Verification, verify
-    from opq.compression import Compressed, Options, compress, plan
+    from opq.compression import Compressed, Options, TradeoffPoint, compress, plan, tradeoff
     from opq.quantization.compressed import CompressedTensor
     from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
     from opq.quantization.statistics import measure
@@ -49,11 +51,15 @@ _HOMES = {
     "Override": "opq.allocation.layers",
     "LayerPlan": "opq.allocation.plans",
     "Plan": "opq.allocation.plans",
+    "Calibration": "opq.calibration.calibrating",
+    "calibrate": "opq.calibration.calibrating",
     "OpqFile": "opq.codec.reading",
     "Verification": "opq.codec.verification",
     "verify": "opq.codec.verification",
     "Compressed": "opq.compression",
     "Options": "opq.compression",
+    "TradeoffPoint": "opq.compression",
+    "tradeoff": "opq.compression",
     "compress": "opq.compression",
     "plan": "opq.compression",
     "CompressedTensor": "opq.quantization.compressed",
@@ -77,6 +83,8 @@ _HOMES = {
 _MODULES = ("numpy", "torch")
 
 __all__ = [
+    "Calibration",
+    "CalibrationError",
     "Comparison",
     "Compressed",
     "CompressedTensor",
@@ -100,9 +108,11 @@ __all__ = [
     "SelectionError",
     "SourceError",
     "TargetError",
+    "TradeoffPoint",
     "Verification",
     "WeightError",
     "__version__",
+    "calibrate",
     "compare",
     "compress",
     "convert",
@@ -116,6 +126,7 @@ __all__ = [
     "plan",
     "prepare",
     "quantize",
+    "tradeoff",
     "verify",
 ]
 

@@ -9,6 +9,7 @@
     ├── FormatError        bytes that are not a whole, valid .opq file
     ├── ModelError         a network that cannot be made
     ├── RecipeError        a training that cannot be done as asked
+    ├── CalibrationError   a network that cannot be calibrated, or inputs that do not suit it
     ├── OutputError        a file that cannot be written
     └── MissingExtraError  an optional dependency that is not installed
 
@@ -107,6 +108,13 @@ class RecipeError(OpqError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"finetuning: {problem}")
+
+
+class CalibrationError(OpqError):
+    """A network cannot be calibrated, or its inputs do not suit it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"calibration: {problem}")
 
 
 class OutputError(OpqError):

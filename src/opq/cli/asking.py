@@ -53,23 +53,46 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_STORED = ("auxiliary", "batch_norm", "batch_norm_eps")
+
+
 def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
     """The library's options from a command's; UsageError unless exactly one target is given, or none and none required."""
     targets = {key for key in ("ratio", "size", "sparsity", "bits", "lossless") if given.get(key) not in (None, False)}
-    stored = {key: given[key] for key in ("auxiliary", "batch_norm", "batch_norm_eps") if given[key] is not None}
     if not required:
-        if targets or given["include"] or given["exclude"] or given["overrides"] or stored:
+        if (
+            targets
+            or given["include"]
+            or given["exclude"]
+            or given["overrides"]
+            or any(given[key] is not None for key in _STORED)
+        ):
             raise click.UsageError("--plan already says how to compress; give it alone.")
         return Options()
     if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}, {"lossless"}):
         raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits; or compress --lossless.")
+    options = _selection(given)
+    for key in targets:
+        options[key] = given[key]  # type: ignore[literal-required]  # one of the keys above
+    return options
+
+
+def read_selection(given: dict[str, Any]) -> Options:
+    """The library's options but for a target; UsageError when one is given."""
+    if any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
+        raise click.UsageError("--curve shows all sizes; leave the target out.")
+    return _selection(given)
+
+
+def _selection(given: dict[str, Any]) -> Options:
     options = Options(
         include=given["include"],
         exclude=given["exclude"],
         overrides=_overrides(given["overrides"]),
     )
-    for key in targets | set(stored):
-        options[key] = given[key]  # type: ignore[literal-required]  # one of the keys above
+    for key in _STORED:
+        if given[key] is not None:
+            options[key] = given[key]  # type: ignore[literal-required]  # one of the keys above
     return options
 
 

@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 import opq
-from opq.cli.asking import read_options, target_options
+from opq.cli.asking import read_options, read_selection, target_options
+from opq.errors import MissingExtraError
 from opq.files import refuse_existing, refuse_same, write_file
+from opq.tables import render
 
 
 @click.command()
 @click.argument("source")
 @target_options
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for `opq compress --plan`.")
-@click.option("--force", is_flag=True, help="Replace PLAN if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON instead of as a table.")
-def command(source: str, output: str | None, force: bool, as_json: bool, **given: Any) -> None:
+@click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--curve", is_flag=True, help="In place of a target: what every ratio from 4 to 50 would cost.")
+@click.option("--plot", metavar="PICTURE", help="With --curve: draw it, as .png, .svg or .pdf (needs the extra opq[plot]).")
+def command(source: str, output: str | None, force: bool, as_json: bool, curve: bool, plot: str | None, **given: Any) -> None:
     """Show what compressing SOURCE would do: each weight's zeros, step and bytes. Nothing is compressed.
 
     Bytes are predicted, to about 3%; `opq compress` with the same target counts them and meets it.
     """
-    options = read_options(given)
-    if output is not None:
-        refuse_same(source, output)
-        if not force:
-            refuse_existing(output)
-    plan = opq.plan(source, **options)
+    for path in (output, plot):
+        if path is not None:
+            refuse_same(source, path)
+            if not force:
+                refuse_existing(path)
+    if curve:
+        if output is not None:
+            raise click.UsageError("--curve makes no plan; leave --output out.")
+        _show_curve(opq.tradeoff(source, **read_selection(given)), as_json, plot)
+        return
+    if plot is not None:
+        raise click.UsageError("--plot goes with --curve.")
+    plan = opq.plan(source, **read_options(given))
     if output is not None:
         write_file(output, plan.to_json().encode(), overwrite=force)
     click.echo(plan.to_json() if as_json else str(plan), nl=not as_json)
+
+
+def _show_curve(points: Sequence[opq.TradeoffPoint], as_json: bool, plot: str | None) -> None:
+    if plot is not None:
+        _draw(points, plot)
+    if as_json:
+        click.echo(json.dumps([asdict(point) for point in points], indent=1))
+        return
+    rows = [
+        (f"{p.ratio:.2f}", f"{p.bytes:,}", f"{p.bits_per_weight:.3f}", f"{100.0 * p.sparsity:.2f}%", f"{p.distortion:.4f}")
+        for p in points
+    ]
+    click.echo(render(("ratio", "bytes", "bits/weight", "zeros", "distortion"), rows))
+
+
+def _draw(points: Sequence[opq.TradeoffPoint], path: str) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("--plot", "plot") from None
+    if Path(path).suffix not in (".png", ".svg", ".pdf"):
+        raise click.UsageError("--plot: PICTURE must end in .png, .svg or .pdf.")
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([point.ratio for point in points], [point.distortion for point in points], marker="o", markersize=3)
+    axes.set(xlabel="file ratio", ylabel="distortion (error over energy)", xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    figure.savefig(path)

@@ -1,0 +1,54 @@
+"""The ImageNet images of the benchmarks: 1,300 to evaluate on, one of each class to calibrate with; uint8 arrays, cached."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import torch
+from harness import data_file
+from images import cache_folder
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+EVALUATION, CALIBRATION = "imagenet/val1300.tar", "imagenet/train1000_256.tar"
+
+
+def evaluation() -> tuple[Tensor, Tensor]:
+    """uint8 images (1300, 227, 227, 3) and int64 labels."""
+    return _cached("val1300", EVALUATION)
+
+
+def calibration() -> Tensor:
+    """uint8 images (1000, 256, 256, 3), in no order of classes."""
+    images = _cached("train1000", CALIBRATION)[0]
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+
+
+def _cached(name: str, archive: str) -> tuple[Tensor, Tensor]:
+    path = cache_folder() / f"{name}.npz"
+    if not path.exists():
+        images, labels = _decode(archive)
+        temporary = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, images=images, labels=labels)
+        temporary.replace(path)
+    with np.load(path) as arrays:
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+
+
+def _decode(relative: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    with tarfile.open(data_file(relative)) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
+        contents = {name: file.read() for name, file in files.items() if file is not None}
+    listed = [name for name in contents if name.endswith("/dataset.txt")]
+    if listed:
+        root = listed[0].rpartition("/")[0]
+        lines = [line.split(",") for line in contents[listed[0]].decode().splitlines() if line.strip()]
+        chosen = [(f"{root}/{name.strip().removeprefix('./')}", int(label)) for name, label in lines]
+    else:
+        chosen = [(name, label) for label, name in enumerate(sorted(name for name in contents if name.endswith(".JPEG")))]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(contents[name])).convert("RGB")) for name, _ in chosen])
+    return images, np.array([label for _, label in chosen], dtype=np.int64)

@@ -1,0 +1,168 @@
+"""A network and a few inputs to a file: rounded layer by layer so that its outputs stay close, at a byte target."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from opq.allocation.plans import LayerPlan, Plan
+from opq.calibration.images import draw_images, settle
+from opq.calibration.importance import importances
+from opq.calibration.layerwise import Rounded, round_layer
+from opq.calibration.lockstep import walk
+from opq.calibration.pairing import layers_of, norms_of, pairs_of
+from opq.compression import Compressed, Options, compress
+from opq.compression.forecast import Forecast
+from opq.compression.options import read_auxiliary, read_target
+from opq.compression.planning import joint_plan, plan, read_layers
+from opq.compression.survey import survey
+from opq.errors import CalibrationError, TargetError
+from opq.sources import as_state
+
+BATCH = 50
+
+DRAWN = 128
+"""Images drawn where none are given."""
+
+_SCOUTS = 32
+_CLOSE_ENOUGH, _AIM, _MOST_ROUNDS = 0.995, 0.998, 12
+# Of the price at which weights rounded alone take as many bytes.
+_USUAL_SHARE = 0.1
+# d log(bytes) / d log(price), before two files have shown it.
+_USUAL_SLOPE = -0.35
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a few inputs say about a network.
+
+    model        the dense network, a copy in evaluation mode
+    stand_in     the same, or with the batch-norm statistics that drawn inputs have
+    inputs       (samples, ...) the inputs
+    sensitivity  {weight: what a unit of squared error costs there}, for `opq.plan(..., sensitivity=...)`
+    importance   {layer: (channels,) what a unit of squared error of its output costs}
+    norms        {layer: the batch-norm that alone takes its output}
+    """
+
+    model: nn.Module
+    stand_in: nn.Module
+    inputs: Tensor
+    sensitivity: Mapping[str, float]
+    importance: Mapping[str, Tensor]
+    norms: Mapping[str, str]
+
+    def compress(self, **options: Unpack[Options]) -> Compressed:
+        """Compress the network to a byte target, each layer rounded against its outputs; options as in `opq.plan`.
+
+        Weights that no calibrated layer holds are quantized as `opq.compress` does, at the same price of a bit. The network in
+        the file computes what the dense one does, but its batch-norms are in canonical form (mean 0, variance 1), with the
+        scales of the channels in them.
+        Raises what `opq.compress` raises; a target of sparsity and bits is a TargetError.
+        """
+        budget = read_target(options).budget(sum(t.numel() * t.element_size() for t in self.model.state_dict().values()))
+        if budget is None:
+            raise TargetError("calibrated compression takes a ratio or a size")
+        price = _USUAL_SHARE * (plan(self.model, **self._informed(options)).price or 1.0)
+        price, slope = self._search(budget, price, _USUAL_SLOPE, self.inputs[:_SCOUTS], 0.97, options)[1:]
+        best = self._search(budget, price, slope, self.inputs, _CLOSE_ENOUGH, options)[0]
+        if best is None:
+            raise TargetError(f"no file of at most {budget:,} bytes was found; ask for a larger one")
+        return best
+
+    def rounded(self, price: float, inputs: Tensor, options: Options) -> tuple[dict[str, Tensor], Plan]:
+        """The state dict on its grids where a bit is worth `price`, and the plan that finds the same codes in it."""
+        model, walked = copy.deepcopy(self.model), copy.deepcopy(self.stand_in)
+        state = as_state(self.model.state_dict())
+        informed = self._informed(options)
+        surveyed = survey(state, informed)
+        target = read_target(options)
+        forecast = Forecast(surveyed, read_layers(surveyed, target, informed), {})
+        rest = joint_plan(forecast, target, read_auxiliary(options), price)
+        layers = {name: layer for name, layer in layers_of(model).items() if f"{name}.weight" in rest.layers}
+        layers = {name: layer for name, layer in layers.items() if name in self.importance}
+        plans = dict(rest.layers)
+
+        def round_one(name: str, dense: Tensor, own: Tensor) -> None:
+            norm = self.norms.get(name)
+            found = round_layer(layers[name], norm is not None, dense, own, self.importance[name], price)
+            for network in (model, walked):
+                found.place(layers_of(network)[name], norms_of(network)[norm] if norm else None)
+            plans[f"{name}.weight"] = _on_grid(plans[f"{name}.weight"], found)
+
+        walk(self.stand_in, walked, layers, inputs, round_one)
+        return model.state_dict(), replace(rest, layers=plans)
+
+    def _informed(self, options: Options) -> Options:
+        return Options(**{**options, "sensitivity": {**self.sensitivity, **options.get("sensitivity", {})}})
+
+    def _search(
+        self, budget: int, price: float, slope: float, inputs: Tensor, close: float, options: Options
+    ) -> tuple[Compressed | None, float, float]:
+        """The largest file within the budget, at least `close` of it, and the price and slope that the search ended with."""
+        best: Compressed | None = None
+        tried: list[tuple[float, float]] = []
+        for _ in range(_MOST_ROUNDS):
+            state, made = self.rounded(price, inputs, options)
+            found = compress(state, plan=made)
+            tried.append((math.log(price), math.log(found.file_bytes)))
+            if found.file_bytes <= budget and (best is None or found.file_bytes > best.file_bytes):
+                best = Compressed(replace(made, predicted_bytes=found.file_bytes), found.data, found.dense_bytes)
+            if close * budget <= found.file_bytes <= budget or (
+                close < _CLOSE_ENOUGH and abs(tried[-1][1] - math.log(budget)) < 0.03
+            ):
+                break
+            price, slope = _next_price(tried, math.log(_AIM * budget), slope)
+        price, slope = _next_price(tried, math.log(_AIM * budget), slope)
+        return best, price, slope
+
+
+def calibrate(
+    model: nn.Module, inputs: Tensor | Iterable[Tensor] | None = None, *, shape: Sequence[int] | None = None, seed: int = 0
+) -> Calibration:
+    """Learn what errors in each layer of `model` cost, from a few inputs without labels, or from none at all.
+
+    inputs  (samples, ...) or batches of them, as the network takes them; 100 to 1,000 serve
+    shape   in place of `inputs`: (channels, height, width) of an image; the images are then drawn (`opq.calibration.images`),
+            and the network's batch-norms say what the statistics of real ones are
+    Memory: the activations of all inputs at the widest place of the network, twice.
+    Raises CalibrationError when the network cannot run on them.
+    """
+    if (inputs is None) == (shape is None):
+        raise CalibrationError("give either inputs, or the shape of one to draw them")
+    if shape is not None:
+        taken = draw_images(DRAWN, shape, seed=seed)
+    else:
+        taken = inputs if isinstance(inputs, Tensor) else torch.cat(list(inputs or ()))
+    if not len(taken) or not taken.is_floating_point():
+        raise CalibrationError("inputs must hold at least one sample of floating-point numbers")
+    dense = copy.deepcopy(model).eval()
+    stand_in = dense
+    try:
+        norms = pairs_of(dense, taken[:2])
+        if shape is not None:
+            stand_in = settle(copy.deepcopy(dense), taken)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CalibrationError(f"the network does not run on inputs of shape {tuple(taken.shape)}: {error}") from error
+    importance, costs = importances(stand_in, layers_of(stand_in), torch.split(taken, BATCH), seed=seed)
+    sensitivity = {name: cost for name, cost in costs.items() if cost > 0.0 and dense.get_parameter(name).ndim > 1}
+    return Calibration(dense, stand_in, taken, sensitivity, importance, norms)
+
+
+def _on_grid(before: LayerPlan, grid: Rounded) -> LayerPlan:
+    zeros = float((grid.codes == 0).double().mean())
+    return replace(before, step=grid.step, threshold=0.5 * grid.step, offset=0.5, sparsity=zeros)
+
+
+def _next_price(tried: list[tuple[float, float]], aim: float, slope: float) -> tuple[float, float]:
+    """The price whose file should be exp(aim) bytes long, by the two nearest of those tried, and the slope that says so."""
+    nearest = sorted(tried, key=lambda point: abs(point[1] - aim))
+    if len(nearest) > 1 and abs(nearest[0][0] - nearest[1][0]) > 1e-6:
+        measured = (nearest[0][1] - nearest[1][1]) / (nearest[0][0] - nearest[1][0])
+        slope = measured if -1.5 < measured < -0.1 else slope
+    return math.exp(nearest[0][0] + (aim - nearest[0][1]) / slope), slope

@@ -1,0 +1,91 @@
+"""The whole curve of ratio against error, from one look at the weights: a target can be picked before anything is paid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+
+from opq.allocation import joint, laplace
+from opq.allocation.layers import Layer
+from opq.compression.forecast import Forecast
+from opq.compression.options import Options, Target, read_auxiliary
+from opq.compression.planning import joint_plan, read_layers
+from opq.compression.survey import survey
+from opq.errors import TargetError
+from opq.sources import as_state
+
+RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 40.0, 50.0)
+"""File ratios at which the curve is given, where they can be reached."""
+
+
+@dataclass(frozen=True)
+class TradeoffPoint:
+    """One size of the file, as the joint mode would make it.
+
+    ratio            dense bytes over predicted bytes of the whole file
+    bytes            the same as bytes
+    bits_per_weight  predicted bits of the codes, mean over all weights
+    sparsity         predicted fraction of zeros, 0..1
+    distortion       sensitivity-weighted squared error over sensitivity-weighted energy, by the Laplace density, 0..1
+    """
+
+    ratio: float
+    bytes: int
+    bits_per_weight: float
+    sparsity: float
+    distortion: float
+
+
+def tradeoff(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack[Options]) -> list[TradeoffPoint]:
+    """What each of `ratios` would cost, those out of reach left out; options as in `opq.plan`, without a target.
+
+    Raises TargetError when a target is given or no ratio can be reached, and what `opq.plan` raises.
+    """
+    for key in ("ratio", "size", "sparsity", "bits"):
+        if options.get(key) is not None:
+            raise TargetError(f"a curve has no target: leave {key} out")
+    surveyed = survey(as_state(source), options, estimated=True)
+    auxiliary = read_auxiliary(options)
+    anything = Target({"ratio": 1.0})
+    layers = read_layers(surveyed, anything, options)
+    forecast = Forecast(surveyed, layers, {})
+    low, high = joint.price_bounds(layers)
+    points = []
+    for ratio in sorted(ratios):
+        size = surveyed.dense_bytes / ratio
+        if size <= surveyed.fixed_bytes:
+            break
+        # Contexts save differently at each size; a forecast that looked near it knows.
+        near = forecast.guessed(joint_plan(forecast, anything, auxiliary, forecast.rough_price(size)).layers)
+        price = near.price_for(size)
+        if not low * (1.0 + 1e-9) < price < high * (1.0 - 1e-9):
+            continue
+        plan = joint_plan(near, anything, auxiliary, price)
+        weights = sum(layer.count for layer in plan.layers.values())
+        points.append(
+            TradeoffPoint(
+                ratio=plan.predicted_ratio,
+                bytes=plan.predicted_bytes,
+                bits_per_weight=8.0 * (plan.predicted_bytes - surveyed.fixed_bytes) / weights,
+                sparsity=plan.sparsity,
+                distortion=_distortion(layers, price),
+            )
+        )
+    if not points:
+        raise TargetError("no ratio of the curve can be reached; give others")
+    return points
+
+
+def _distortion(layers: Sequence[Layer], price: float) -> float:
+    """Of the Laplace density, whose energy is twice its scale's square."""
+    error = energy = 0.0
+    for layer, point in zip(layers, joint.points_at(layers, price), strict=True):
+        scale = layer.statistics.laplace_scale
+        if scale > 0.0:
+            worth = layer.override.sensitivity * layer.statistics.count * scale**2
+            error += worth * float(np.minimum(laplace.distortion(point.threshold / scale, point.step / scale), 2.0))
+            energy += 2.0 * worth
+    return error / energy if energy > 0.0 else 0.0
