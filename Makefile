@@ -27,7 +27,7 @@ base: .venv-base/ready  ## The tests that hold for the base install, as a wheel 
 	$(BASE)/python -m pytest tests/cli tests/base
 
 benchmarks: .venv/ready  ## Measure what the README claims; needs the data that OPQ_DATA points to
-	for script in main_job laplace_fit plan_cost codec readme; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in main_job laplace_fit plan_cost codec squeezenet loading readme; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:  ## Remove environments and caches
 	rm -rf .venv .venv-base build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
