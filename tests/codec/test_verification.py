@@ -8,6 +8,7 @@ from codec_strategies import encode_file, files, sections_of, small_file
 from hypothesis import given, settings
 
 from opq.codec import _native
+from opq.codec.header import Entry
 from opq.codec.reading import OpqFile
 from opq.codec.verification import verify
 from opq.codec.writing import AuxiliaryPack, EncodedWeight, assemble
@@ -61,4 +62,4 @@ def test_what_is_not_canonical_is_refused():
         verify(assemble([EncodedWeight("w", (4,), "float32", 1.0, section)], [], {}))
     plane = b"\x32" + bytes(50)
     with pytest.raises(FormatError, match=r"'a'.*other bytes"):
-        verify(assemble([], [AuxiliaryPack((("a", (50,), "uint8", "exact"),), plane)], {}))
+        verify(assemble([], [AuxiliaryPack((Entry("a", (50,), "uint8", "exact", 0),), plane)], {}))

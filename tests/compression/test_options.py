@@ -46,7 +46,9 @@ def test_an_integer_is_its_own_size(size):
 )
 def test_a_target_is_exactly_one(options):
     """A ratio, or a size, or sparsity and bits: not less and not more."""
-    with pytest.raises(TargetError, match="a target is a ratio, or a size, or sparsity and bits together; got"):
+    with pytest.raises(
+        TargetError, match="a target is a ratio, or a size, or sparsity and bits together, or else lossless; got"
+    ):
         read_target(options)
 
 
