@@ -4,10 +4,10 @@ Claim: a step of a prepared network takes at most 1.10 of the time of a plain on
 
     python benchmarks/finetune_cost.py
 
-ResNet-20 on random images of CIFAR's size, batches of 128, SGD with momentum, bfloat16 autocast where it pays. Seconds are those
-of a step: both networks take turns, a step each, median of STEPS. Bytes are the largest resident memory of a process that trains
-one of them, less what it had before it made the network. Where there is a CUDA device, ResNet-50 is measured there, on images of
-ImageNet's size, with the peak that CUDA's allocator reports. Exits 1 when a claim fails.
+ResNet-20 on random images of CIFAR's size, batches of 128, SGD with momentum, bfloat16 autocast where it pays. Seconds are
+those of a step: both networks take turns, a step each, median of STEPS. Bytes are the largest resident memory of a process that
+trains one of them, less what it had before it made the network. Where there is a CUDA device, ResNet-50 is measured there, on
+images of ImageNet's size, with the peak that CUDA's allocator reports. Exits 1 when a claim fails.
 """
 
 from __future__ import annotations
