@@ -8,8 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from opq.errors import CalibrationError, MissingExtraError, TargetError
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError:
+    raise MissingExtraError("opq.calibrate", "torch") from None
 
 from opq.allocation.plans import LayerPlan, Plan
 from opq.calibration.images import draw_images, settle
@@ -22,7 +27,6 @@ from opq.compression.forecast import Forecast
 from opq.compression.options import read_auxiliary, read_target
 from opq.compression.planning import joint_plan, plan, read_layers
 from opq.compression.survey import survey
-from opq.errors import CalibrationError, TargetError
 from opq.sources import as_state
 
 BATCH = 50
