@@ -48,7 +48,7 @@ RATIOS = {
     "resnet56": (12.3, 16.0, 20.9, 26.4),
     "mobilenet": (5.1, 6.1, 7.5, 8.0, 9.8),
 }
-STEPS = {"resnet20": range(-20, -9), "resnet56": range(-22, -9, 2), "mobilenet": range(-32, -19, 2)}
+STEPS = {"resnet20": range(-20, -11, 2), "resnet56": range(-20, -11, 2), "mobilenet": range(-32, -19, 4)}
 """NNCodec's quantization parameters: a step is about 2^(qp / 4)."""
 CALIBRATION = {"resnet20": 1000, "resnet56": 256, "mobilenet": 128}
 PAPER = ((0.3, 4.0), (0.5, 4.0), (0.6, 3.0))

@@ -42,7 +42,12 @@ def test_the_whole_way_needs_no_torch(target, source, tmp_path):
 def test_what_needs_torch_says_how_to_get_it(tmp_path):
     """opq.torch and .pt sources name the extra to install."""
     (tmp_path / "m.pt").write_bytes(b"")
-    for code in ("import opq.torch", "import opq; opq.torch", f"import opq; opq.plan({str(tmp_path / 'm.pt')!r}, ratio=3)"):
+    for code in (
+        "import opq.torch",
+        "import opq; opq.torch",
+        "opq.calibrate",
+        f"import opq; opq.plan({str(tmp_path / 'm.pt')!r}, ratio=3)",
+    ):
         done = run(f"import opq\ntry:\n    {code}\nexcept opq.MissingExtraError as error:\n    print(error)\n")
         assert "pip install 'opq[torch]'" in done.stdout, done.stderr
 

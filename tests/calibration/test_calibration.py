@@ -21,13 +21,13 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.depthwise_norm = nn.BatchNorm2d(16, eps=1e-3)
-        self.shared = nn.Conv2d(16, 16, 1)
-        self.shared_norm = nn.BatchNorm2d(16)
-        self.head = nn.Linear(16, 10)
+        self.conv = nn.Conv2d(3, 48, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(48)
+        self.depthwise = nn.Conv2d(48, 48, 3, padding=1, groups=48)
+        self.depthwise_norm = nn.BatchNorm2d(48, eps=1e-3)
+        self.shared = nn.Conv2d(48, 48, 1)
+        self.shared_norm = nn.BatchNorm2d(48)
+        self.head = nn.Linear(48, 10)
 
     def forward(self, x):
         """Logits."""
@@ -74,11 +74,11 @@ def test_only_batch_norms_whose_scale_is_free_are_paired(network, inputs):
 
 
 def test_a_calibrated_file_meets_its_target(network, inputs):
-    """The file takes at most the asked bytes and at least 99.5% of them."""
+    """The file takes at most the asked bytes and, even of a few thousand bytes, at least 99.5% of them."""
     dense = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     for ratio in (3.0, 4.0):
         made = calibrate(network, inputs).compress(ratio=ratio)
-        assert 0.985 * dense / ratio <= made.file_bytes <= dense / ratio
+        assert 0.995 * dense / ratio <= made.file_bytes <= dense / ratio
 
 
 def test_calibrated_outputs_are_closer_at_the_same_bytes(network, inputs, tmp_path):
@@ -101,7 +101,7 @@ def test_drawn_images_serve_without_data(network, tmp_path):
 def test_calibration_leaves_the_network_alone_and_repeats(network, inputs):
     """The model given is unchanged, and the same inputs give the same bytes."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    first, second = (calibrate(network, inputs[:32]).compress(size=2500).data for _ in range(2))
+    first, second = (calibrate(network, inputs[:32]).compress(size=4000).data for _ in range(2))
     assert first == second
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

@@ -8,8 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from opq.errors import CalibrationError, MissingExtraError, TargetError
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError:
+    raise MissingExtraError("opq.calibrate", "torch") from None
 
 from opq.allocation.plans import LayerPlan, Plan
 from opq.calibration.images import draw_images, settle
@@ -22,7 +27,6 @@ from opq.compression.forecast import Forecast
 from opq.compression.options import read_auxiliary, read_target
 from opq.compression.planning import joint_plan, plan, read_layers
 from opq.compression.survey import survey
-from opq.errors import CalibrationError, TargetError
 from opq.sources import as_state
 
 BATCH = 50
@@ -80,7 +84,7 @@ class Calibration:
         model, walked = copy.deepcopy(self.model), copy.deepcopy(self.stand_in)
         state = as_state(self.model.state_dict())
         informed = self._informed(options)
-        surveyed = survey(state, informed)
+        surveyed = survey(state, informed, read_auxiliary(options))
         target = read_target(options)
         forecast = Forecast(surveyed, read_layers(surveyed, target, informed), {})
         rest = joint_plan(forecast, target, read_auxiliary(options), price)
@@ -112,13 +116,12 @@ class Calibration:
             found = compress(state, plan=made)
             tried.append((math.log(price), math.log(found.file_bytes)))
             if found.file_bytes <= budget and (best is None or found.file_bytes > best.file_bytes):
-                best = Compressed(replace(made, predicted_bytes=found.file_bytes), found.data, found.dense_bytes)
+                best = replace(found, plan=replace(made, predicted_bytes=found.file_bytes))
+            price, slope = _next_price(tried, budget, slope)
             if close * budget <= found.file_bytes <= budget or (
-                close < _CLOSE_ENOUGH and abs(tried[-1][1] - math.log(budget)) < 0.03
+                close < _CLOSE_ENOUGH and budget < found.file_bytes <= budget / close
             ):
                 break
-            price, slope = _next_price(tried, math.log(_AIM * budget), slope)
-        price, slope = _next_price(tried, math.log(_AIM * budget), slope)
         return best, price, slope
 
 
@@ -159,10 +162,19 @@ def _on_grid(before: LayerPlan, grid: Rounded) -> LayerPlan:
     return replace(before, step=grid.step, threshold=0.5 * grid.step, offset=0.5, sparsity=zeros)
 
 
-def _next_price(tried: list[tuple[float, float]], aim: float, slope: float) -> tuple[float, float]:
-    """The price whose file should be exp(aim) bytes long, by the two nearest of those tried, and the slope that says so."""
+def _next_price(tried: list[tuple[float, float]], budget: int, slope: float) -> tuple[float, float]:
+    """The price whose file should be close under the budget, by the two nearest of those tried, and the slope that says so.
+
+    tried  (log price, log bytes) of each file so far; a next price lies between those that were too low and too high
+    """
+    aim = math.log(_AIM * budget)
     nearest = sorted(tried, key=lambda point: abs(point[1] - aim))
     if len(nearest) > 1 and abs(nearest[0][0] - nearest[1][0]) > 1e-6:
         measured = (nearest[0][1] - nearest[1][1]) / (nearest[0][0] - nearest[1][0])
-        slope = measured if -1.5 < measured < -0.1 else slope
-    return math.exp(nearest[0][0] + (aim - nearest[0][1]) / slope), slope
+        slope = measured if -1.5 < measured < -0.02 else slope
+    wanted = nearest[0][0] + (aim - nearest[0][1]) / slope
+    low = max((at for at, size in tried if size > math.log(budget)), default=-math.inf)
+    high = min((at for at, size in tried if size <= math.log(budget)), default=math.inf)
+    if math.isfinite(low) and math.isfinite(high) and not low < wanted < high:
+        wanted = 0.5 * (low + high)
+    return math.exp(wanted), slope

@@ -50,7 +50,7 @@ def settle(model: nn.Module, inputs: Tensor) -> nn.Module:
 
 def _draw(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     channels, height, width = shape
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    side = max(height, width)
     contrast = generator.uniform(0.05, 0.35)
     background = generator.normal(0.45, 0.25, channels)
     image = np.repeat(np.clip(background, 0.0, 1.0), height * width).reshape(shape)
@@ -59,6 +59,11 @@ def _draw(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     for radius in radii if generator.random() < 0.5 else np.sort(radii)[::-1]:
         across, down = generator.uniform(-0.1, 1.1, 2)
         angle, flatness = generator.uniform(0.0, math.pi), generator.uniform(0.4, 1.0)
+        # Nothing reaches further than the corners of its square.
+        reach = 1.5 * radius
+        top, bottom = (min(max(math.floor(side * at), 0), height) for at in (down - reach, down + reach + 1.0 / side))
+        left, right = (min(max(math.floor(side * at), 0), width) for at in (across - reach, across + reach + 1.0 / side))
+        y, x = np.mgrid[top:bottom, left:right] / side
         u = (x - across) * math.cos(angle) + (y - down) * math.sin(angle)
         v = (y - down) * math.cos(angle) - (x - across) * math.sin(angle)
         if generator.random() < _DISCS:
@@ -67,6 +72,6 @@ def _draw(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
             inside = (np.abs(u) < radius) & (np.abs(v) < radius * flatness)
         colour = background + generator.normal(0.0, 1.2 * contrast) + generator.normal(0.0, 0.5 * contrast, channels)
         slope = generator.normal(0.0, 0.7 * contrast, 2)
-        image[:, inside] = colour[:, None] + (slope[0] * u[inside] + slope[1] * v[inside]) / radius
+        image[:, top:bottom, left:right][:, inside] = colour[:, None] + (slope[0] * u[inside] + slope[1] * v[inside]) / radius
     image = image + generator.normal(0.0, generator.uniform(0.0, 0.04), shape)
     return np.asarray(np.clip(image, 0.0, 1.0))

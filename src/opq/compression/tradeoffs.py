@@ -47,8 +47,8 @@ def tradeoff(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
     for key in ("ratio", "size", "sparsity", "bits"):
         if options.get(key) is not None:
             raise TargetError(f"a curve has no target: leave {key} out")
-    surveyed = survey(as_state(source), options, estimated=True)
     auxiliary = read_auxiliary(options)
+    surveyed = survey(as_state(source), options, auxiliary, estimated=True)
     anything = Target({"ratio": 1.0})
     layers = read_layers(surveyed, anything, options)
     forecast = Forecast(surveyed, layers, {})

@@ -67,15 +67,11 @@ def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -
 
 
 def is_canonical(layer: nn.Module) -> bool:
-    """Whether a batch-norm has no statistics of its own: mean 0 and one variance for all of several channels."""
+    """Whether a batch-norm has no statistics of its own: mean 0, and one variance for all of its channels."""
     mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
     if mean is None or variance is None or layer.weight is None or layer.bias is None:
         return False
-    return bool((mean == 0).all() and (variance == variance[0]).all() and float(variance[0]) == _constant(layer, variance))
-
-
-def _constant(layer: nn.Module, variance: Tensor) -> float:
-    return float(torch.tensor(1.0 - float(layer.eps), dtype=torch.float64).to(variance.dtype))  # type: ignore[arg-type]
+    return bool((mean == 0).all() and (variance == variance[0]).all())
 
 
 class _Moments:
