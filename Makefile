@@ -33,7 +33,7 @@ base: .venv-base/ready  ## The tests that hold for the base install, as a wheel 
 	$(BASE)/python -m pytest tests/cli tests/base
 
 benchmarks: .venv/ready  ## Measure what the README claims; needs the data that OPQ_DATA points to
-	for script in main_job laplace_fit plan_cost codec squeezenet loading readme; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in main_job laplace_fit plan_cost codec squeezenet loading large readme; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds
