@@ -15,7 +15,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
-NETWORKS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "mobilenet": "MobileNet-V1 0.75"}
+NETWORKS = {
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "mobilenet": "MobileNet-V1 0.75",
+    "lenet-300-100": "LeNet-300-100",
+    "lenet-5": "LeNet-5",
+}
 
 
 def main_job(rows: list[Row]) -> list[str]:
@@ -104,6 +110,96 @@ def codec(rows: list[Row]) -> list[str]:
     )
 
 
+def mnist(rows: list[Row]) -> list[str]:
+    """A row a network and file ratio; errors are means over seeds, with the range where there are several."""
+    cases = dict.fromkeys((row["network"], row["ratio"]) for row in rows)
+    groups = [[row for row in rows if (row["network"], row["ratio"]) == case] for case in cases]
+    return table(
+        (
+            "network",
+            "file bytes",
+            "file ratio",
+            "nominal ratio",
+            "zeros",
+            "dense errors",
+            "errors",
+            "rounds",
+            "epochs",
+            "seeds",
+        ),
+        (
+            (
+                NETWORKS[group[0]["network"]],
+                f"{max(row['file_bytes'] for row in group):,}",
+                f"{min(row['file_ratio'] for row in group):.1f}",
+                f"{_mean(group, 'nominal_ratio'):.0f}",
+                f"{_mean(group, 'sparsity'):.1%}",
+                _errors(group, "dense_top1"),
+                _errors(group, "top1"),
+                f"{group[0]['rounds']}",
+                f"{group[0]['epochs']}",
+                f"{len(group)}",
+            )
+            for group in groups
+        ),
+    )
+
+
+def _mean(rows: list[Row], key: str) -> float:
+    return sum(float(row[key]) for row in rows) / len(rows)
+
+
+def _errors(rows: list[Row], key: str) -> str:
+    values = [100.0 - row[key] for row in rows]
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.2f}%{spread}"
+
+
+def efficiency(rows: list[Row]) -> list[str]:
+    """Both ways to a file, then the parts."""
+    names = {
+        "dense": "dense network, where both begin",
+        "iterative": "gradual pruning, then learned steps",
+        "opq": "opq: one plan, then finetuning",
+        "plan": "one plan",
+        "plain epoch": "an epoch of the plain network",
+        "prepared epoch": "an epoch of the prepared network",
+    }
+    return table(
+        ("", "file bytes", "top-1 %", "epochs", "seconds"),
+        (
+            (
+                names[row["way"]],
+                "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
+                "" if row["top1"] is None else f"{row['top1']:.2f}",
+                "" if row["epochs"] is None else f"{row['epochs']}",
+                "" if row["seconds"] is None else f"{row['seconds']:.3g}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def ablations(rows: list[Row]) -> list[str]:
+    """Every variant; those of one ablation, network and ratio have the same bytes."""
+    return table(
+        ("choice", "variant", "network", "file bytes", "file ratio", "dense top-1 %", "top-1 %", "epochs"),
+        (
+            (
+                row["ablation"],
+                row["variant"],
+                NETWORKS[row["network"]],
+                f"{row['file_bytes']:,}",
+                f"{row['file_ratio']:.1f}",
+                f"{row['dense_top1']:.2f}",
+                f"{row['top1']:.2f}",
+                f"{row['epochs']}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def example(rows: list[Row]) -> list[str]:
     """What the command line says of ResNet-56 at ratio 20."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
@@ -120,6 +216,9 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "laplace_fit": ("laplace_fit", laplace_fit),
     "plan_cost": ("plan_cost", plan_cost),
     "codec": ("codec", codec),
+    "mnist": ("mnist", mnist),
+    "efficiency": ("efficiency", efficiency),
+    "ablations": ("ablations", ablations),
 }
 """{marker in the README: (result file, what to make of its rows)}"""
 
