@@ -10,13 +10,16 @@ LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
 FUZZ_SECONDS ?= 600
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1
+# Of the README's results: those that take minutes, and those that take longer (all night on two cores) or want a peer.
+QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
+LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' codec.py allocation.py large.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check base benchmarks fuzz corpus sanitize clean
+.PHONY: help demo test check base reproduce reproduce-quick fuzz corpus sanitize clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
 
 demo: .venv/ready  ## Train a small network, compress it, load it back, and compare
 	$(BIN)/python examples/digits.py
@@ -32,8 +35,13 @@ check: .venv/ready  ## Lint, formatting and types
 base: .venv-base/ready  ## The tests that hold for the base install, as a wheel and without PyTorch
 	$(BASE)/python -m pytest tests/cli tests/base
 
-benchmarks: .venv/ready  ## Measure what the README claims; needs the data that OPQ_DATA points to
-	for script in main_job laplace_fit plan_cost codec squeezenet loading large readme; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+reproduce: reproduce-quick  ## Every result anew, then the README's tables; needs the data that OPQ_DATA points to
+	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
+	$(BIN)/python benchmarks/readme.py
+
+reproduce-quick: .venv/ready  ## The results that take minutes, then the README's tables
+	for script in $(QUICK); do $(BIN)/python benchmarks/$$script || exit 1; done
+	$(BIN)/python benchmarks/readme.py
 
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds

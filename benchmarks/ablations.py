@@ -1,0 +1,220 @@
+"""What each choice of the method is worth, all else and the file's bytes being equal.
+
+Claims: planning by the Laplace density loses little against measured magnitudes; one step for all channels of a layer loses
+nothing against one step a channel, whose bytes count; masks made once compare with masks made in rounds; the dense network
+teaches better than labels do.
+
+    python benchmarks/ablations.py
+
+The first two without training: ResNet-20 on CIFAR-10 (JPEG). The others: LeNet-300-100 on MNIST, EPOCHS epochs after one dense
+training, without distortions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from handwriting import Handwriting, TestImages
+from harness import NETWORKS, Row, data_file, print_rows, save_result
+from images import Whole, cifar10
+from networks.lenet import lenet_300_100
+from networks.resnet_cifar import preprocess, resnet20
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import opq
+import opq.torch
+from opq.allocation import curve
+from opq.codec.entropy import encode_codes
+from opq.codec.estimate import contextless_bits
+from opq.training.loop import Training
+
+RATIOS = (10, 15)
+TRAINED_RATIOS = (20, 35, 60)
+DENSE_EPOCHS, EPOCHS = 10, 9
+SEED = 0
+ADAM = opq.Recipe(learning_rate=1e-3, weight_decay=0.0, temperature=2.0, optimizer=torch.optim.Adam)
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A state dict as it comes back, and the bytes it takes."""
+
+    state: State
+    file_bytes: int
+
+
+def main() -> int:
+    """Print and save a row a variant."""
+    rows = [*_allocations(), *_trainings()]
+    print_rows(rows)
+    save_result("ablations", rows, seed=SEED, libraries=["torch"])
+    return 0
+
+
+def _allocations() -> list[Row]:
+    """Without training, on ResNet-20."""
+    model, test = resnet20(), Whole(*cifar10("test"), preprocess)
+    state = load_file(data_file(NETWORKS["resnet20"]))
+    dense_bytes = sum(tensor.nbytes for tensor in state.values())
+
+    def top1(values: State) -> float | None:
+        model.load_state_dict(dict(values))
+        return opq.evaluate(model, test).top1
+
+    dense_top1 = top1(state)
+    rows: list[Row] = []
+    for ratio in RATIOS:
+        budget = dense_bytes // ratio
+        variants: dict[tuple[str, str], Callable[[], Outcome]] = {
+            ("density", "laplace"): lambda budget=budget: _read(opq.compress(state, size=budget)),
+            ("density", "measured"): lambda budget=budget: by_measured_magnitudes(state, budget),
+            ("steps", "one a layer"): lambda budget=budget: _read(opq.compress(state, size=budget)),
+            ("steps", "one a channel"): lambda budget=budget: by_channel_steps(state, budget),
+        }
+        for (ablation, variant), make in variants.items():
+            outcome = make()
+            rows.append(
+                _row(ablation, variant, "resnet20", outcome.file_bytes, dense_bytes, dense_top1, top1(outcome.state), 0)
+            )
+    return rows
+
+
+def by_measured_magnitudes(state: State, budget: int) -> Outcome:
+    """Each layer's threshold and step minimise squared error + price * bits over its own magnitudes, not over a density."""
+    plan = opq.plan(state, size=budget)
+    steps = np.geomspace(0.05, 8.0, 64)
+    borders = np.arange(0.5, 0.86, 0.05)
+    tables = {}
+    for name in plan.layers:
+        measured = opq.measure(state[name], name)
+        points = [(border * step, step) for step in steps * measured.laplace_scale for border in borders]
+        costs = [(_squared_error(measured, *point), _bits(measured, *point)) for point in points]
+        tables[name] = points, np.array(costs)
+
+    def made(price: float) -> opq.Compressed:
+        layers = {}
+        for name, (points, costs) in tables.items():
+            threshold, step = points[int((costs @ [1.0, price]).argmin())]
+            step = float(np.float32(step))
+            layers[name] = replace(plan.layers[name], threshold=threshold, step=step, offset=1.0 - min(threshold / step, 1.0))
+        return opq.compress(state, plan=replace(plan, layers=layers))
+
+    return _read(made(_price(lambda price: made(price).file_bytes, budget)))
+
+
+def by_channel_steps(state: State, budget: int) -> Outcome:
+    """Every channel on the Laplace curve by itself, at one price; its step, four bytes, counts."""
+    plan = opq.plan(state, size=budget)
+    whole = opq.compress(state, plan=plan)
+    facts = opq.inspect(whole.data)
+    fixed = whole.file_bytes - sum(tensor.bytes for tensor in facts.tensors if tensor.kind == "weight")
+
+    def made(price: float) -> Outcome:
+        total, values = fixed, dict(state)
+        for name in plan.layers:
+            weight = state[name]
+            scales = opq.measure(weight, name).channel_scales
+            thresholds, steps = (unit * scales for unit in curve.thresholds_and_steps(price / np.maximum(scales, 1e-30) ** 2))
+            parts = [
+                opq.LayerPlan((1, *weight.shape[1:]), float(np.float32(step)), float(t), float(1.0 - t / step), 0.0, 0.0, 0.0)
+                for t, step in zip(thresholds, steps, strict=True)
+            ]
+            channels = list(zip(weight.split(1), parts, strict=True))
+            codes = torch.cat([opq.quantize(channel, part) for channel, part in channels])
+            values[name] = torch.cat([opq.fake_quantize(channel, part) for channel, part in channels])
+            total += len(encode_codes(codes.numpy())) + 4 * (len(parts) - 1)
+        return Outcome(values, total)
+
+    return made(_price(lambda price: made(price).file_bytes, budget))
+
+
+def _price(size: Callable[[float], int], budget: int) -> float:
+    """The lowest price at which `size` is within the budget."""
+    low, high = math.log(1e-8), math.log(10.0)
+    for _ in range(18):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if size(math.exp(middle)) > budget else (low, middle)
+    return math.exp(high)
+
+
+def _squared_error(measured: opq.LayerStatistics, threshold: float, step: float) -> float:
+    magnitudes = measured.magnitudes.astype(np.float64)
+    levels = np.maximum(np.floor(magnitudes / step + 1.0 - threshold / step), 1.0) * (magnitudes > threshold)
+    return float(((magnitudes - levels * step) ** 2).mean()) * measured.count
+
+
+def _bits(measured: opq.LayerStatistics, threshold: float, step: float) -> float:
+    return contextless_bits(measured, threshold, step, 1.0 - threshold / step)
+
+
+def _read(compressed: opq.Compressed) -> Outcome:
+    return Outcome(opq.torch.load(compressed.data), compressed.file_bytes)
+
+
+def _trainings() -> list[Row]:
+    """LeNet-300-100 from one dense network."""
+    loader, test = Handwriting(distorted=0.0), TestImages()
+    torch.manual_seed(SEED)
+    dense = lenet_300_100()
+    Training(dense, loader, DENSE_EPOCHS, ADAM, seed=SEED).run()
+    dense_top1 = opq.evaluate(dense, test).top1
+    dense_bytes = sum(tensor.nbytes for tensor in dense.state_dict().values())
+
+    def finetuned(ratios: tuple[int, ...], teacher: nn.Module | None) -> tuple[int, float | None]:
+        model = copy.deepcopy(dense)
+        for ratio in ratios:
+            result = opq.finetune(
+                model, loader, epochs=EPOCHS // len(ratios), ratio=ratio, teacher=teacher, recipe=ADAM, seed=SEED
+            )
+        return result.compressed.file_bytes, opq.evaluate(model, test).top1
+
+    last = TRAINED_RATIOS[-1:]
+    variants: dict[tuple[str, str], tuple[tuple[int, ...], nn.Module | None]] = {
+        ("masks", "one-shot"): (last, dense),
+        ("masks", f"in {len(TRAINED_RATIOS)} rounds"): (TRAINED_RATIOS, dense),
+        ("teacher", "dense network, no labels"): (last, dense),
+        ("teacher", "labels"): (last, None),
+    }
+    rows: list[Row] = []
+    done: dict[tuple[tuple[int, ...], bool], tuple[int, float | None]] = {}
+    for (ablation, variant), (ratios, teacher) in variants.items():
+        key = ratios, teacher is not None
+        if key not in done:
+            done[key] = finetuned(ratios, teacher)
+        size, top1 = done[key]
+        rows.append(_row(ablation, variant, "lenet-300-100", size, dense_bytes, dense_top1, top1, EPOCHS))
+    return rows
+
+
+def _row(
+    ablation: str,
+    variant: str,
+    network: str,
+    size: int,
+    dense_bytes: int,
+    dense_top1: float | None,
+    top1: float | None,
+    epochs: int,
+) -> Row:
+    return {
+        "ablation": ablation,
+        "variant": variant,
+        "network": network,
+        "file_bytes": size,
+        "file_ratio": dense_bytes / size,
+        "dense_top1": dense_top1,
+        "top1": top1,
+        "epochs": epochs,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,117 @@
+"""What the whole way from a dense network to a file costs, against the usual, iterative one.
+
+Claim: planning takes a fraction of a training epoch, an epoch of a prepared network little more than one of a plain network,
+and the way to a file of the same bytes a fraction of the time of pruning little by little and then training with learned
+quantization steps (iterative.py).
+
+    python benchmarks/efficiency.py
+
+LeNet-300-100 on MNIST. The iterative way goes first; the bytes of its file, coded by opq, are what opq is then asked for, from
+the same dense network and for as few epochs as EPOCHS says; both learn from labels, without distortions.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from handwriting import Handwriting, TestImages
+from harness import Row, print_rows, save_result, summarize
+from iterative import compress_iteratively
+from networks.lenet import lenet_300_100
+from torch import nn
+
+import opq
+from opq.training.loop import Training
+
+DENSE_EPOCHS = 10
+PRUNING_EPOCHS, QUANTIZING_EPOCHS = 12, 6
+EPOCHS = (2, 4, 8)
+SPARSITY, BITS = 0.95, 4
+REPEATS = 3
+SEED = 0
+ADAM = opq.Recipe(learning_rate=1e-3, weight_decay=0.0, optimizer=torch.optim.Adam)
+
+
+def main() -> int:
+    """Measure both ways; print and save the rows."""
+    loader = Handwriting(distorted=0.0)
+    torch.manual_seed(SEED)
+    dense = lenet_300_100()
+    Training(dense, loader, DENSE_EPOCHS, ADAM, seed=SEED).run()
+    rows = [_row("dense", dense, sum(tensor.nbytes for tensor in dense.state_dict().values()), DENSE_EPOCHS, None)]
+
+    iterative = copy.deepcopy(dense)
+    torch.manual_seed(SEED)
+    steps, seconds = _timed(
+        lambda: compress_iteratively(
+            iterative,
+            loader,
+            partial(torch.optim.Adam, lr=ADAM.learning_rate),
+            sparsity=SPARSITY,
+            bits=BITS,
+            pruning_epochs=PRUNING_EPOCHS,
+            quantizing_epochs=QUANTIZING_EPOCHS,
+        )
+    )
+    budget = file_bytes(iterative, steps)
+    rows.append(_row("iterative", iterative, budget, PRUNING_EPOCHS + QUANTIZING_EPOCHS, seconds))
+    for epochs in EPOCHS:
+        model = copy.deepcopy(dense)
+        finetuned, seconds = _timed(
+            lambda model=model, epochs=epochs: opq.finetune(model, loader, epochs=epochs, size=budget, recipe=ADAM, seed=SEED)
+        )
+        rows.append(_row("opq", model, finetuned.compressed.file_bytes, epochs, seconds))
+    rows += _parts(dense, loader, budget)
+    print_rows(rows)
+    save_result("efficiency", rows, seed=SEED, libraries=["torch"])
+    return 0
+
+
+def file_bytes(model: nn.Module, steps: dict[str, float]) -> int:
+    """Bytes of the .opq file of a network that is in codebooks of these steps already."""
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    layers = {
+        name: opq.LayerPlan(tuple(state[name].shape), float(np.float32(step)), 0.0, 0.5, 0.0, 0.0, 0.0)
+        for name, step in steps.items()
+    }
+    dense_bytes = sum(tensor.nbytes for tensor in state.values())
+    return opq.compress(state, plan=opq.Plan("joint", {}, "exact", None, dense_bytes, dense_bytes, layers)).file_bytes
+
+
+def _parts(dense: nn.Module, loader: Handwriting, budget: int) -> list[Row]:
+    """Seconds of a plan, of a plain epoch and of a prepared one, measured in turn."""
+    plain, prepared = copy.deepcopy(dense), opq.prepare(copy.deepcopy(dense), size=budget)
+    cases: dict[str, Callable[[], object]] = {
+        "plan": lambda: opq.plan(dense, size=budget),
+        "plain epoch": lambda: Training(plain, loader, 1, ADAM, seed=SEED).run(),
+        "prepared epoch": lambda: Training(prepared, loader, 1, ADAM, seed=SEED).run(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(REPEATS):
+        for name, case in cases.items():
+            seconds[name].append(_timed(case)[1])
+    return [
+        {"way": name, "file_bytes": None, "top1": None, "epochs": None, "seconds": summarize(values).median}
+        for name, values in seconds.items()
+    ]
+
+
+def _row(way: str, model: nn.Module, size: int, epochs: int, seconds: float | None) -> Row:
+    top1 = opq.evaluate(model, TestImages()).top1
+    return {"way": way, "file_bytes": size, "top1": top1, "epochs": epochs, "seconds": seconds}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,22 @@
+#!/bin/sh
+# One of the paper's networks on ImageNet, as imagenet_*.sh call it: imagenet.sh MODEL WEIGHTS SPARSITY BITS
+# Not run here: no ImageNet and no GPU were at hand. Checked on a folder of ten images.
+#
+# IMAGENET   a folder with train/ and val/, a folder a class in each
+# OUT        where the file, checkpoints and evaluation go; by default runs/out
+# EPOCHS, BATCH, WORKERS, RATE   8, 256, 8 and 0.01 by default
+# WEIGHTS    in place of the published ones: a checkpoint, or "none" for random ones, to try the recipe out
+# OPQ        how to call opq; by default the Makefile's environment
+set -eu
+model=$1 weights=${WEIGHTS:-$2} sparsity=$3 bits=$4
+: "${IMAGENET:?set it to a folder with train/ and val/}"
+opq=${OPQ:-.venv/bin/opq}
+out=${OUT:-runs/out}
+name=imagenet_$(echo "$model" | tr ':' '_')
+case $weights in none) set -- ;; *) set -- --weights "$weights" ;; esac
+
+mkdir -p "$out"
+$opq finetune "$model" "$@" --data "$IMAGENET" --sparsity "$sparsity" --bits "$bits" --epochs "${EPOCHS:-8}" \
+    --batch "${BATCH:-256}" --workers "${WORKERS:-8}" --learning-rate "${RATE:-0.01}" --run "$out/$name" --force -o "$out/$name.opq"
+$opq inspect "$out/$name.opq" | tail -n 3
+$opq evaluate "$model" "$out/$name.opq" "$@" --data "$IMAGENET" --batch "${BATCH:-256}" --workers "${WORKERS:-8}"
