@@ -1,4 +1,4 @@
-"""Codes to bytes and back: adaptive models of magnitudes and signs, binary arithmetic coding, integers alone.
+"""Codes to bytes and back: adaptive models of magnitudes and signs, range coding, integers alone.
 
 The native module holds the models (src/opq/codec/native) and knows a weight as rows (outputs), columns (inputs) and positions
 of a kernel. Here the weight's shape becomes these, and a large weight several independent chunks of whole rows. docs/format.md
@@ -80,7 +80,7 @@ def decode_codes(section: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
 
     def decode(pair: tuple[bytes, NDArray[np.int32]]) -> bool:
         stream, chunk = pair
-        return not stream.endswith(b"\0") and _native.decode_codes(stream, chunk.data, len(chunk), *line)
+        return _native.decode_codes(stream, chunk.data, len(chunk), *line)
 
     if not all(in_parallel(decode, zip(streams, chunks, strict=True))):
         raise FormatError(_WHERE, "its data do not end where its weights do")
