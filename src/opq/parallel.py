@@ -6,32 +6,107 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from itertools import chain, islice
-from typing import TypeVar
+from threading import Lock
+from typing import Generic, TypeVar
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 
 def in_parallel(function: Callable[[Thing], Result], things: Iterable[Thing]) -> Iterator[Result]:
-    """`function` of each thing; at most two things a processor are under way, so that memory does not grow with their number.
+    """`function` of each thing; at most four things a processor are under way, so that memory does not grow with their number.
 
-    Worth it where the function spends its time outside of Python's lock, as coding and NumPy's loops do.
+    Worth it where the function spends its time outside of Python's lock, as coding and NumPy's loops do. The function may
+    itself call this.
     """
     things = iter(things)
     first = list(islice(things, 2))
-    if len(first) < 2:  # nothing to share
-        yield from map(function, first)
-        return
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers == 1:
+    if len(first) < 2 or _processors() == 1:  # nothing to share
         yield from map(function, chain(first, things))
         return
-    with ThreadPoolExecutor(workers) as pool:
-        running: deque[Future[Result]] = deque()
-        for thing in chain(first, things):
-            running.append(pool.submit(function, thing))
-            if len(running) > 2 * workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+    work = _Work(function, chain(first, things))
+    try:
+        yield from work.results()
+    finally:
+        work.stop()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_processors())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not survive a fork
+
+
+class _Work(Generic[Thing, Result]):
+    """What the calling thread and its helpers share. The caller works too, and needs no helper to come to the end."""
+
+    def __init__(self, function: Callable[[Thing], Result], things: Iterator[Thing]) -> None:
+        self._function = function
+        self._things = things
+        self._lock = Lock()
+        self._begun: deque[Future[Result]] = deque()
+        self._processors = _processors()
+        self._helping = 0
+        self._ended = False
+
+    def results(self) -> Iterator[Result]:
+        self._call_helpers()
+        while True:
+            if not (self._begun and self._begun[0].done()) and self._do_one():
+                continue
+            if not self._begun:
+                return
+            yield self._begun.popleft().result()
+            self._call_helpers()
+
+    def stop(self) -> None:
+        """Begin nothing more, and wait for what was begun."""
+        with self._lock:
+            self._ended = True
+        for begun in self._begun:
+            begun.exception()
+
+    def _call_helpers(self) -> None:
+        with self._lock:
+            missing = 0 if self._ended else self._processors - 1 - self._helping
+            self._helping += missing
+        for _ in range(missing):
+            _helpers().submit(self._help)
+
+    def _help(self) -> None:
+        while self._do_one():
+            pass
+        with self._lock:
+            self._helping -= 1
+
+    def _do_one(self) -> bool:
+        """Whether there was a thing to do, and room for its result."""
+        result: Future[Result] = Future()
+        with self._lock:
+            if self._ended or len(self._begun) >= 4 * self._processors:
+                return False
+            try:
+                thing = next(self._things)
+            except StopIteration:
+                self._ended = True
+                return False
+            except BaseException as error:
+                self._ended = True
+                result.set_exception(error)
+                self._begun.append(result)
+                return False
+            self._begun.append(result)
+        try:
+            result.set_result(self._function(thing))
+        except BaseException as error:
+            result.set_exception(error)
+        return True

@@ -131,7 +131,7 @@ def test_decoding_takes_memory_in_proportion(storage):
     values = np.eye(1, count, dtype=np.int32)[0]
     section = encode_codes(values) if storage == 2 else encode_pack([values.astype(np.uint8)])
     data = hostile_file([b"w"], [section], references=[0], sizes=[count], dtype=9 if storage == 2 else 1, storage=storage)
-    assert len(data) < 300
+    assert len(data) < 1000
     assert peak_bytes(data) < 34 * count + MEBIBYTE
 
 

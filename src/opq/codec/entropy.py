@@ -1,4 +1,4 @@
-"""Codes to bytes and back: adaptive models of magnitudes and signs, binary arithmetic coding, integers alone.
+"""Codes to bytes and back: adaptive models of magnitudes and signs, range coding, integers alone.
 
 The native module holds the models (src/opq/codec/native) and knows a weight as rows (outputs), columns (inputs) and positions
 of a kernel. Here the weight's shape becomes these, and a large weight several independent chunks of whole rows. docs/format.md
@@ -124,7 +124,7 @@ def _decode(
         stream, span = pair
         chunk = room(*span)
         rows = len(chunk) // (geometry.inputs * geometry.positions)
-        if stream.endswith(b"\0") or not _native.decode_codes(stream, chunk.data, rows, *line):
+        if not _native.decode_codes(stream, chunk.data, rows, *line):
             raise FormatError(_WHERE, "its data do not end where its weights do")
         return chunk
 

@@ -111,6 +111,6 @@ def _decode_plane(cursor: Cursor, count: int, above: NDArray[np.uint8]) -> NDArr
     if len(data) == count:
         return np.frombuffer(data, dtype=np.uint8)
     plane = np.empty(count, dtype=np.uint8)
-    if data.endswith(b"\0") or not _native.decode_plane(data, above.data, plane.data):
+    if not _native.decode_plane(data, above.data, plane.data):
         raise FormatError(_WHERE, "a plane's data do not end where its values do")
     return plane

@@ -9,6 +9,14 @@ typedef struct {
     uint32_t alone[256], before[256 * 256], above[256 * 256];
 } ByteModel;
 
+ALWAYS_INLINE int code_mean(Coder *coder, int decoding, uint32_t *a, uint32_t *b, uint32_t *c, int bit) {
+    bit = code_bit(coder, decoding, bit, inner(((*a >> 16) + (*b >> 16) + (*c >> 16)) * 21845u >> 16)); /* under 2^32 before >> */
+    adapt(a, bit);
+    adapt(b, bit);
+    adapt(c, bit);
+    return bit;
+}
+
 static inline void code_plane(Coder *coder, int decoding, ByteModel *model, const uint8_t *above, uint8_t *plane,
                               int64_t count) {
     fill(model->alone, 256);

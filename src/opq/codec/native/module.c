@@ -7,48 +7,43 @@
 
 typedef struct {
     Model model;
-    ByteModel bytes;
-    Stream stream;
-    Position *table;
-    uint32_t *columns;
+    Frame frame;
+    Position table[POSITIONS];
+    Stream stream, raw;
+    Walk walk;
+    uint32_t columns[];
 } Work;
 
-static void release(Work *work) {
-    if (!work) return;
-    free(work->table);
-    free(work->columns);
-    free(work);
-}
+typedef struct {
+    ByteModel model;
+    Stream stream, raw;
+} PlaneWork;
 
 static Work *prepare(const Shape *shape) {
-    Work *work = (Work *)malloc(sizeof *work);
+    Work *work = (Work *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
     if (!work) return NULL;
-    memset(&work->stream, 0, sizeof work->stream);
-    work->table = (Position *)malloc(sizeof(Position) * (size_t)shape->positions);
-    work->columns = (uint32_t *)malloc(sizeof(uint32_t) * (size_t)(shape->inputs ? shape->inputs : 1));
-    if (!work->table || !work->columns) {
-        release(work);
-        return NULL;
-    }
+    work->model = tables.start;
+    memset(&work->frame, 0, sizeof work->frame);
     describe(work->table, shape);
-    reset(&work->model, shape->shift);
+    work->walk = (Walk){&work->model, shape, work->table, &work->frame, work->columns, 0, 0};
     return work;
 }
 
 static int sound(const Shape *shape, Py_ssize_t bytes) {
-    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > 128) return 0;
+    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > POSITIONS) return 0;
     if (shape->width < 1 || shape->positions % shape->width || shape->shift < 0 || shape->shift > 20) return 0;
     int64_t count = (int64_t)bytes / 4;
     return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
            count / shape->positions / shape->inputs == shape->outputs;
 }
 
-static PyObject *take(Work *work, int failed) {
+/* The bytes of a finished stream, whose buffers are given back. */
+static PyObject *take(Stream *stream, Stream *raw) {
     PyObject *result = NULL;
-    if (work && !failed) result = PyBytes_FromStringAndSize((const char *)work->stream.bytes, (Py_ssize_t)work->stream.at);
-    else PyErr_NoMemory();
-    if (work) free(work->stream.bytes);
-    release(work);
+    if (stream->failed || raw->failed) PyErr_NoMemory();
+    else result = PyBytes_FromStringAndSize((const char *)stream->bytes, (Py_ssize_t)stream->at);
+    free(stream->bytes);
+    free(raw->bytes);
     return result;
 }
 
@@ -65,18 +60,19 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
         return NULL;
     }
     Work *work;
-    int failed = 1;
     Py_BEGIN_ALLOW_THREADS;
     work = prepare(&shape);
     if (work) {
-        Coder coder = start_encoding(&work->stream);
-        code_weight(&coder, 0, &work->model, &shape, work->table, work->columns, (int32_t *)codes.buf);
+        Coder coder = start_encoding(&work->stream, &work->raw);
+        encode_weight(&coder, &work->walk, (int32_t *)codes.buf);
         finish_encoding(&coder);
-        failed = work->stream.failed;
     }
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&codes);
-    return take(work, failed);
+    if (!work) return PyErr_NoMemory();
+    PyObject *result = take(&work->stream, &work->raw);
+    free(work);
+    return result;
 }
 
 /* Whether the data were whole: no magnitude out of range, nothing left over. */
@@ -98,15 +94,15 @@ static PyObject *decode_codes(PyObject *self, PyObject *arguments) {
     Py_BEGIN_ALLOW_THREADS;
     work = prepare(&shape);
     if (work) {
-        Coder coder = start_decoding(&work->stream, (const uint8_t *)data.buf, (size_t)data.len);
-        whole = code_weight(&coder, 1, &work->model, &shape, work->table, work->columns, (int32_t *)codes.buf) == 0 &&
-                work->stream.at >= work->stream.size;
+        Coder coder = start_decoding(&work->stream, &work->raw, (const uint8_t *)data.buf, (size_t)data.len);
+        memset(codes.buf, 0, (size_t)codes.len);
+        whole = decode_weight(&coder, &work->walk, (int32_t *)codes.buf) && took_all(&coder);
     }
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&data);
     PyBuffer_Release(&codes);
     if (!work) return PyErr_NoMemory();
-    release(work);
+    free(work);
     return PyBool_FromLong(whole);
 }
 
@@ -114,53 +110,48 @@ static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
     Py_buffer plane, above;
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*y*", &plane, &above)) return NULL;
-    Shape shape = {1, 1, 1, 1, 0};
-    Work *work = NULL;
-    int failed = 1;
+    int fits = above.len == 0 || above.len == plane.len;
+    PlaneWork *work = NULL;
     uint8_t *copy = NULL;
-    if (above.len == 0 || above.len == plane.len) {
+    if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        work = prepare(&shape);
+        work = (PlaneWork *)malloc(sizeof *work);
         copy = (uint8_t *)malloc((size_t)plane.len + 1);
         if (work && copy) {
             memcpy(copy, plane.buf, (size_t)plane.len);
-            Coder coder = start_encoding(&work->stream);
-            code_plane(&coder, 0, &work->bytes, above.len ? (const uint8_t *)above.buf : NULL, copy, plane.len);
+            Coder coder = start_encoding(&work->stream, &work->raw);
+            code_plane(&coder, 0, &work->model, above.len ? (const uint8_t *)above.buf : NULL, copy, plane.len);
             finish_encoding(&coder);
-            failed = work->stream.failed;
         }
-        free(copy);
         Py_END_ALLOW_THREADS;
     }
-    int fits = above.len == 0 || above.len == plane.len;
     PyBuffer_Release(&plane);
     PyBuffer_Release(&above);
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "the plane above does not fit the plane");
-        return NULL;
-    }
-    return take(work, failed);
+    PyObject *result = NULL;
+    if (!fits) PyErr_SetString(PyExc_ValueError, "the plane above does not fit the plane");
+    else if (work && copy) result = take(&work->stream, &work->raw);
+    else PyErr_NoMemory();
+    free(copy);
+    free(work);
+    return result;
 }
 
 static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
     Py_buffer data, above, plane;
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*y*w*", &data, &above, &plane)) return NULL;
-    Shape shape = {1, 1, 1, 1, 0};
-    Work *work = NULL;
-    int whole = 0;
-    if (above.len == 0 || above.len == plane.len) {
+    int fits = above.len == 0 || above.len == plane.len, whole = 0;
+    PlaneWork *work = NULL;
+    if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        work = prepare(&shape);
+        work = (PlaneWork *)malloc(sizeof *work);
         if (work) {
-            Coder coder = start_decoding(&work->stream, (const uint8_t *)data.buf, (size_t)data.len);
-            code_plane(&coder, 1, &work->bytes, above.len ? (const uint8_t *)above.buf : NULL,
-                       (uint8_t *)plane.buf, plane.len);
-            whole = work->stream.at >= work->stream.size;
+            Coder coder = start_decoding(&work->stream, &work->raw, (const uint8_t *)data.buf, (size_t)data.len);
+            code_plane(&coder, 1, &work->model, above.len ? (const uint8_t *)above.buf : NULL, (uint8_t *)plane.buf, plane.len);
+            whole = took_all(&coder);
         }
         Py_END_ALLOW_THREADS;
     }
-    int fits = above.len == 0 || above.len == plane.len;
     PyBuffer_Release(&data);
     PyBuffer_Release(&above);
     PyBuffer_Release(&plane);
@@ -169,7 +160,7 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
         return NULL;
     }
     if (!work) return PyErr_NoMemory();
-    release(work);
+    free(work);
     return PyBool_FromLong(whole);
 }
 

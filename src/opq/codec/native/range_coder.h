@@ -1,8 +1,8 @@
-/* Binary arithmetic coding with integers alone, so that every machine finds the same intervals.
+/* Range coding with integers alone, so that every machine finds the same intervals; and raw bits beside it.
  *
- * The encoder keeps [low, low + range) of a 64-bit unit interval and puts out its leading 32 bits whenever the range has shrunk
- * under 2^32; a carry runs back into what is already out. The decoder keeps the code's distance from low. Data end where only
- * zero bytes would follow; a decoder reads zeros past the end.
+ * The range has 16 bits, 2^15 or more before every decision. The encoder keeps the low end of the interval, puts out its leading
+ * 32 bits whenever so many have gathered above the last 16, and lets a carry run back into what is already out. The decoder keeps
+ * the code's distance from the low end in the leading 16 bits of a word. Raw bits stand at the end of the data, backwards.
  */
 #ifndef OPQ_RANGE_CODER_H
 #define OPQ_RANGE_CODER_H
@@ -11,140 +11,178 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__GNUC__)
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define RARE static __attribute__((noinline))
-#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
-#elif defined(_MSC_VER)
-#define ALWAYS_INLINE static __forceinline
-#define RARE static __declspec(noinline)
-#define UNLIKELY(condition) (condition)
-#else
-#define ALWAYS_INLINE static inline
-#define RARE static
-#define UNLIKELY(condition) (condition)
-#endif
+#include "lanes.h"
 
 typedef struct {
     uint8_t *bytes;  /* encoder: owned, grows; decoder: borrowed */
-    size_t at, size; /* encoder: used, allocated; decoder: next to read, length */
+    size_t at, size; /* encoder: used, allocated; decoder: taken, length */
     int failed;
 } Stream;
 
-/* The hot loops work on a copy of their own, which never leaves the processor's registers: only the stream has an address. */
+/* The hot loops work on a copy of their own, which never leaves the processor's registers: only the streams have an address. */
 typedef struct {
-    uint64_t low, range; /* encoder; the decoder keeps code - low in `low` */
-    Stream *stream;
+    uint64_t low;     /* encoder: 16 + have bits and a carry; the decoder keeps code - low in the leading 16 + have bits */
+    uint32_t range;
+    int have;
+    uint64_t bits;    /* raw bits, the next one lowest */
+    int held;
+    Stream *stream, *raw;
 } Coder;
 
-RARE void put_word(Stream *stream, uint64_t low) {
-    if (stream->at + 16 > stream->size) {
-        size_t size = stream->size * 2 + 4096;
-        uint8_t *bytes = (uint8_t *)realloc(stream->bytes, size);
-        if (!bytes) {
-            stream->failed = 1;
-            stream->at = 0;
-            return;
-        }
-        stream->bytes = bytes;
-        stream->size = size;
-    }
-    for (int shift = 56; shift >= 32; shift -= 8) stream->bytes[stream->at++] = (uint8_t)(low >> shift);
+static inline int highest_bit(uint32_t x) { /* floor(log2 x), x > 0 */
+#if defined(__GNUC__)
+    return 31 - __builtin_clz(x);
+#else
+    int bit = 0;
+    if (x >= 1u << 16) x >>= 16, bit += 16;
+    if (x >= 1u << 8) x >>= 8, bit += 8;
+    if (x >= 1u << 4) x >>= 4, bit += 4;
+    if (x >= 1u << 2) x >>= 2, bit += 2;
+    return bit + (int)(x >> 1);
+#endif
 }
 
+static int has_room(Stream *stream, size_t count) {
+    if (stream->at + count <= stream->size) return 1;
+    size_t size = stream->size * 2 + count + 4096;
+    uint8_t *bytes = (uint8_t *)realloc(stream->bytes, size);
+    if (bytes) {
+        stream->bytes = bytes;
+        stream->size = size;
+        return 1;
+    }
+    stream->failed = 1;
+    stream->at = 0;
+    return stream->size >= count;
+}
+
+static void put(Stream *stream, uint64_t value, int count) { /* `count` bytes, highest first */
+    if (!has_room(stream, (size_t)count)) return;
+    while (count-- > 0) stream->bytes[stream->at++] = (uint8_t)(value >> (8 * count));
+}
+
+static void carry(Stream *stream) {
+    size_t k = stream->at;
+    while (k > 0 && ++stream->bytes[--k] == 0) {
+    }
+}
+
+RARE uint64_t put_leading(Stream *stream, uint64_t low, int have) { /* what is left of low */
+    if (low >> (have + 16)) carry(stream);
+    put(stream, (uint32_t)(low >> (have - 16)), 4);
+    return low & (((uint64_t)1 << (have - 16)) - 1);
+}
+
+/* Past the end every byte is 0. */
 RARE uint32_t get_word(Stream *stream) {
     uint32_t word = 0;
     for (int k = 0; k < 4; k++, stream->at++) word = word << 8 | (stream->at < stream->size ? stream->bytes[stream->at] : 0u);
     return word;
 }
 
-RARE void carry(Stream *stream) {
-    size_t k = stream->at;
-    while (k > 0 && ++stream->bytes[--k] == 0) {
-    }
+RARE uint32_t get_word_backwards(Stream *stream) {
+    uint32_t word = 0;
+    for (int k = 0; k < 32; k += 8, stream->at++)
+        word |= (stream->at < stream->size ? (uint32_t)stream->bytes[stream->size - 1 - stream->at] : 0u) << k;
+    return word;
 }
 
-static Coder start_encoding(Stream *stream) {
+static Coder start_encoding(Stream *stream, Stream *raw) {
     memset(stream, 0, sizeof *stream);
-    return (Coder){0, UINT64_MAX, stream};
+    memset(raw, 0, sizeof *raw);
+    return (Coder){0, 65535, 0, 0, 0, stream, raw};
 }
 
-static Coder start_decoding(Stream *stream, const uint8_t *bytes, size_t size) {
-    *stream = (Stream){(uint8_t *)bytes, 0, size, 0};
+static Coder start_decoding(Stream *stream, Stream *raw, const uint8_t *bytes, size_t size) {
+    *stream = *raw = (Stream){(uint8_t *)bytes, 0, size, 0};
     uint64_t high = get_word(stream);
-    return (Coder){high << 32 | get_word(stream), UINT64_MAX, stream};
+    return (Coder){high << 32 | get_word(stream), 65535, 48, 0, 0, stream, raw};
 }
 
-/* Whenever the range has shrunk under 2^32, a word goes out or comes in. */
 ALWAYS_INLINE void renew(Coder *coder, int decoding) {
-    if (UNLIKELY(coder->range < (uint64_t)1 << 32)) {
-        if (decoding) {
-            coder->low = coder->low << 32 | get_word(coder->stream);
-        } else {
-            put_word(coder->stream, coder->low);
-            coder->low <<= 32;
-        }
-        coder->range <<= 32;
-    }
-}
-
-/* The upper part of the interval: a decided 0. */
-ALWAYS_INLINE void skip(Coder *coder, int decoding, uint64_t bound) {
+    int shift = 15 - highest_bit(coder->range);
+    coder->range <<= shift;
+    coder->low <<= shift;
     if (decoding) {
-        coder->low -= bound;
+        coder->have -= shift;
+        if (UNLIKELY(coder->have <= 16)) {
+            coder->low |= (uint64_t)get_word(coder->stream) << (16 - coder->have);
+            coder->have += 32;
+        }
     } else {
-        coder->low += bound;
-        if (UNLIKELY(coder->low < bound)) carry(coder->stream);
+        coder->have += shift;
+        if (UNLIKELY(coder->have >= 32)) {
+            coder->low = put_leading(coder->stream, coder->low, coder->have);
+            coder->have -= 32;
+        }
     }
 }
 
-/* One binary decision; `one` is the probability of 1 in 65536ths, 1..65535. Encodes `bit`, or ignores it and decodes. */
+ALWAYS_INLINE void narrow(Coder *coder, int decoding, uint32_t from, uint32_t to) {
+    coder->low = decoding ? coder->low - ((uint64_t)from << 48) : coder->low + from;
+    coder->range = to - from;
+    renew(coder, decoding);
+}
+
+/* One binary decision; `one` is the probability of 1 in 65536ths, 2..65534. Encodes `bit`, or ignores it and decodes; without a
+ * branch on the bit, because no processor foresees it. */
 ALWAYS_INLINE int code_bit(Coder *coder, int decoding, int bit, uint32_t one) {
-    uint64_t bound = (coder->range >> 16) * one;
-    if (decoding) bit = coder->low < bound;
-    if (bit) {
-        coder->range = bound;
-        renew(coder, decoding);
-        return 1;
-    }
-    coder->range -= bound;
-    skip(coder, decoding, bound);
-    renew(coder, decoding);
-    return 0;
-}
-
-/* The same without a branch on the bit, for bits that no processor foresees: signs and raw bits. */
-ALWAYS_INLINE int code_even(Coder *coder, int decoding, int bit, uint32_t one) {
-    uint64_t bound = (coder->range >> 16) * one;
-    if (decoding) bit = coder->low < bound;
-    uint64_t zero = (uint64_t)bit - 1; /* all ones where the bit is 0 */
-    coder->range = (bound & ~zero) | ((coder->range - bound) & zero);
-    skip(coder, decoding, bound & zero);
-    renew(coder, decoding);
+    uint32_t bound = coder->range * one >> 16;
+    if (decoding) bit = (uint32_t)(coder->low >> 48) < bound;
+    uint32_t zero = (uint32_t)bit - 1; /* all ones where the bit is 0 */
+    narrow(coder, decoding, bound & zero, (bound & ~zero) | (coder->range & zero));
     return bit;
 }
 
-/* `count` bits of `value`, highest first, all equally likely. */
-ALWAYS_INLINE uint32_t code_raw(Coder *coder, int decoding, uint32_t value, int count) {
-    uint32_t result = 0;
-    while (count-- > 0) result = result << 1 | (uint32_t)code_even(coder, decoding, value >> count & 1, 32768);
-    return result;
+/* Makes at least 32 raw bits ready to be taken, or room for 32. */
+ALWAYS_INLINE void renew_raw(Coder *coder, int decoding) {
+    if (decoding) {
+        if (coder->held < 32) {
+            coder->bits |= (uint64_t)get_word_backwards(coder->raw) << coder->held;
+            coder->held += 32;
+        }
+    } else if (coder->held >= 32) {
+        uint32_t word = (uint32_t)coder->bits;
+        put(coder->raw, (uint64_t)(word & 255) << 24 | (word >> 8 & 255) << 16 | (word >> 16 & 255) << 8 | word >> 24, 4);
+        coder->bits >>= 32;
+        coder->held -= 32;
+    }
 }
 
-/* Put out the fewest bytes that name a point of the interval, and drop zero bytes at the end. */
-static void finish_encoding(Coder *coder) {
-    int count = 0;
-    uint64_t point = 0;
-    for (; count <= 8; count++) {
-        uint64_t rest = count < 8 ? UINT64_MAX >> (8 * count) : 0;
-        point = (coder->low + rest) & ~rest;
-        if (point - coder->low < coder->range) break;
+/* `count` <= 31 bits of `value`, lowest first; after renew_raw, and at most 32 bits until the next. */
+ALWAYS_INLINE uint32_t code_raw(Coder *coder, int decoding, uint32_t value, int count) {
+    if (decoding) {
+        value = (uint32_t)coder->bits & ((1u << count) - 1);
+        coder->bits >>= count;
+        coder->held -= count;
+    } else {
+        coder->bits |= (uint64_t)value << coder->held;
+        coder->held += count;
     }
-    if (point < coder->low) carry(coder->stream);
-    put_word(coder->stream, point);
-    put_word(coder->stream, point << 32);
-    Stream *stream = coder->stream;
-    while (stream->at > 0 && stream->bytes[stream->at - 1] == 0) stream->at--;
+    return value;
+}
+
+/* Two bits more than were shifted out name an interval within the last one, whatever bytes follow; then the raw bytes. */
+static void finish_encoding(Coder *coder) {
+    uint64_t point = (coder->low + (1 << 14) - 1) >> 14;
+    int bits = coder->have + 2, count = (bits + 7) / 8;
+    if (point >> bits) carry(coder->stream);
+    put(coder->stream, point << (8 * count - bits), count);
+    while (coder->held > 0) {
+        put(coder->raw, coder->bits & 255, 1);
+        coder->bits >>= 8;
+        coder->held -= 8;
+    }
+    Stream *stream = coder->stream, *raw = coder->raw;
+    if (!has_room(stream, raw->at)) return;
+    while (raw->at > 0) stream->bytes[stream->at++] = raw->bytes[--raw->at];
+}
+
+/* Whether the data are as long as what was taken from both their ends. */
+static int took_all(const Coder *coder) {
+    uint64_t shifted = 8 * (uint64_t)coder->stream->at - 16 - (uint64_t)coder->have;
+    uint64_t raw = 8 * (uint64_t)coder->raw->at - (uint64_t)coder->held;
+    return (shifted + 9) / 8 + (raw + 7) / 8 == coder->stream->size;
 }
 
 #endif

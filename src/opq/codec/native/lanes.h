@@ -1,0 +1,81 @@
+/* Eight 16-bit numbers at once: SSE2, which every x86-64 has, or plain loops that give the same numbers. */
+#ifndef OPQ_LANES_H
+#define OPQ_LANES_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLLED _Pragma("GCC unroll 4")
+#else
+#define UNROLLED
+#endif
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define RARE static __attribute__((noinline))
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#elif defined(_MSC_VER)
+#define ALWAYS_INLINE static __forceinline
+#define RARE static __declspec(noinline)
+#define UNLIKELY(condition) (condition)
+#else
+#define ALWAYS_INLINE static inline
+#define RARE static
+#define UNLIKELY(condition) (condition)
+#endif
+
+#if (defined(__SSE2__) || defined(_M_X64)) && !defined(OPQ_PLAIN_LANES)
+#include <emmintrin.h>
+typedef __m128i Lanes;
+
+ALWAYS_INLINE Lanes load_lanes(const uint16_t *from) { return _mm_loadu_si128((const __m128i *)from); }
+ALWAYS_INLINE void store_lanes(uint16_t *to, Lanes lanes) { _mm_storeu_si128((__m128i *)to, lanes); }
+ALWAYS_INLINE Lanes sum_lanes(Lanes a, Lanes b) { return _mm_add_epi16(a, b); }
+/* (a + b + 1) / 2 */
+ALWAYS_INLINE Lanes mean_lanes(Lanes a, Lanes b) { return _mm_avg_epu16(a, b); }
+/* lane * factor / 65536 */
+ALWAYS_INLINE Lanes scale_lanes(Lanes lanes, uint32_t factor) { return _mm_mulhi_epu16(lanes, _mm_set1_epi16((short)factor)); }
+/* How many lanes are larger than `x`, where they do not increase; `x` as the leading 16 bits of a word. */
+ALWAYS_INLINE int count_larger(Lanes lanes, uint64_t word) {
+    Lanes rest = _mm_subs_epu16(lanes, _mm_set1_epi16((short)(word >> 48)));
+    uint32_t none = (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi16(rest, _mm_setzero_si128())) | 1u << 16;
+#if defined(__GNUC__)
+    return __builtin_ctz(none) >> 1;
+#else
+    int count = 0;
+    while (!(none >> (2 * count) & 1)) count++;
+    return count;
+#endif
+}
+#else
+typedef struct {
+    uint16_t at[8];
+} Lanes;
+
+ALWAYS_INLINE Lanes load_lanes(const uint16_t *from) {
+    Lanes lanes;
+    memcpy(lanes.at, from, sizeof lanes.at);
+    return lanes;
+}
+ALWAYS_INLINE void store_lanes(uint16_t *to, Lanes lanes) { memcpy(to, lanes.at, sizeof lanes.at); }
+ALWAYS_INLINE Lanes sum_lanes(Lanes a, Lanes b) {
+    for (int k = 0; k < 8; k++) a.at[k] = (uint16_t)(a.at[k] + b.at[k]);
+    return a;
+}
+ALWAYS_INLINE Lanes mean_lanes(Lanes a, Lanes b) {
+    for (int k = 0; k < 8; k++) a.at[k] = (uint16_t)((a.at[k] + b.at[k] + 1u) >> 1);
+    return a;
+}
+ALWAYS_INLINE Lanes scale_lanes(Lanes lanes, uint32_t factor) {
+    for (int k = 0; k < 8; k++) lanes.at[k] = (uint16_t)(lanes.at[k] * factor >> 16);
+    return lanes;
+}
+ALWAYS_INLINE int count_larger(Lanes lanes, uint64_t word) {
+    int count = 0;
+    for (int k = 0; k < 8; k++) count += lanes.at[k] > word >> 48;
+    return count;
+}
+#endif
+
+#endif

@@ -1,0 +1,55 @@
+"""One function over many things, on all processors."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+
+from opq import parallel
+from opq.parallel import in_parallel
+
+
+@pytest.fixture(autouse=True)
+def _three_processors(monkeypatch):
+    monkeypatch.setattr(parallel, "_processors", lambda: 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
+def test_results_come_in_order(count):
+    """Each thing's result, once, in the order of the things, also when the function calls this itself."""
+    assert list(in_parallel(lambda x: x * x, range(count))) == [x * x for x in range(count)]
+    nested = in_parallel(lambda x: sum(in_parallel(lambda y: x * y, range(20))), range(count))
+    assert list(nested) == [x * 190 for x in range(count)]
+
+
+def test_no_more_is_under_way_than_promised():
+    """Of endless things, few are taken beyond those whose results were."""
+    taken = itertools.count()
+    results = in_parallel(lambda x: x, taken)
+    assert [next(results) for _ in range(50)] == list(range(50))
+    results.close()
+    assert next(taken) <= 50 + 4 * 3
+
+
+def test_helpers_help():
+    """Two things that wait for each other are both under way at once."""
+    barrier = threading.Barrier(2, timeout=20.0)
+    assert len(list(in_parallel(lambda _: barrier.wait(), range(2)))) == 2
+
+
+def test_errors_come_in_their_place():
+    """What the function or the things raise reaches the caller where the result would have; nothing runs afterwards."""
+    results = in_parallel(lambda x: 6 // (3 - x), range(100))
+    assert [next(results) for _ in range(3)] == [2, 3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+    def things():
+        yield from range(5)
+        raise KeyError("things")
+
+    results = in_parallel(lambda x: x, things())
+    with pytest.raises(KeyError, match="things"):
+        list(results)
