@@ -104,6 +104,26 @@ def codec(rows: list[Row]) -> list[str]:
     )
 
 
+def allocation(rows: list[Row]) -> list[str]:
+    """Accuracy of every file, beside the dense network's on the same images."""
+    return table(
+        ("network", "method", "data", "file bytes", "file ratio", "top-1", "dense", "agreement"),
+        (
+            (
+                NETWORKS[row["network"]],
+                row["method"],
+                row["data"],
+                f"{row['file_bytes']:,}",
+                f"{row['file_ratio']:.1f}",
+                f"{row['top1']:.2f}",
+                f"{row['dense_top1']:.2f}",
+                f"{row['agreement']:.1f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def example(rows: list[Row]) -> list[str]:
     """What the command line says of ResNet-56 at ratio 20."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
@@ -120,6 +140,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "laplace_fit": ("laplace_fit", laplace_fit),
     "plan_cost": ("plan_cost", plan_cost),
     "codec": ("codec", codec),
+    "allocation": ("allocation", allocation),
 }
 """{marker in the README: (result file, what to make of its rows)}"""
 
