@@ -231,6 +231,26 @@ def ablations(rows: list[Row]) -> list[str]:
     )
 
 
+def allocation(rows: list[Row]) -> list[str]:
+    """Accuracy of every file, beside the dense network's on the same images."""
+    return table(
+        ("network", "method", "data", "file bytes", "file ratio", "top-1", "dense", "agreement"),
+        (
+            (
+                NETWORKS[row["network"]],
+                row["method"],
+                row["data"],
+                f"{row['file_bytes']:,}",
+                f"{row['file_ratio']:.1f}",
+                f"{row['top1']:.2f}",
+                f"{row['dense_top1']:.2f}",
+                f"{row['agreement']:.1f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def example(rows: list[Row]) -> list[str]:
     """What the command line says of ResNet-56 at ratio 20."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
@@ -245,7 +265,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "example": ("main_job", example),
     **{
         section.__name__: (section.__name__, section)
-        for section in (main_job, laplace_fit, plan_cost, codec, squeezenet, loading, mnist, efficiency, ablations)
+        for section in (main_job, laplace_fit, plan_cost, codec, squeezenet, loading, mnist, efficiency, ablations, allocation)
     },
 }
 """{marker in the README: (result file, what to make of its rows)}"""

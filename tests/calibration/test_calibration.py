@@ -106,6 +106,26 @@ def test_calibration_leaves_the_network_alone_and_repeats(network, inputs):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_what_the_user_fixes_stays_fixed(network, inputs):
+    """An override's step is the file's, an excluded weight is stored as it is, and a higher sensitivity takes more bits."""
+    calibration = calibrate(network, inputs[:32])
+    made = calibration.compress(size=9000, overrides={"head.weight": {"step": 0.125}}, exclude=["conv.weight"])
+    assert made.plan.layers["head.weight"].step == 0.125
+    assert "conv.weight" not in made.plan.layers
+    plain, favoured = (
+        calibration.rounded(1e-7, inputs[:32], {"ratio": 4.0, "sensitivity": wish})[1].layers["shared.weight"].sparsity
+        for wish in ({}, {"shared.weight": 50.0 * calibration.sensitivity["shared.weight"]})
+    )
+    assert favoured < plain
+
+
+def test_a_weight_that_two_layers_share_is_rounded_alone():
+    """Tied weights have one grid: no layer of theirs is rounded against its outputs."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    model[2].weight = model[0].weight
+    assert set(pairing.layers_of(model)) == {"4"}
+
+
 def test_fine_steps_leave_the_function_as_it_is(network, inputs):
     """As the price of a bit falls, the rounded network becomes the dense one but for the precision of its batch-norms."""
     calibration = calibrate(network, inputs)

@@ -56,6 +56,11 @@ class Override:
     bits: float | None = None
     step: float | None = None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it fixes more than a weight's share in the network."""
+        return any(value is not None for value in (self.sparsity, self.bits, self.step))
+
     def check(self, name: str, *, joint: bool) -> None:
         """Raise TargetError when the values are out of range or contradict each other in the given mode."""
         fixed = [key for key in ("sparsity", "bits", "step") if getattr(self, key) is not None]

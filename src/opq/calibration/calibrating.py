@@ -24,9 +24,10 @@ from opq.calibration.lockstep import walk
 from opq.calibration.pairing import layers_of, norms_of, pairs_of
 from opq.compression import Compressed, Options, compress
 from opq.compression.forecast import Forecast
-from opq.compression.options import read_auxiliary, read_target
+from opq.compression.options import read_auxiliary, read_target, select
 from opq.compression.planning import joint_plan, plan, read_layers
 from opq.compression.survey import survey
+from opq.quantization.quantizer import fake_quantize
 from opq.sources import as_state
 
 BATCH = 50
@@ -88,13 +89,22 @@ class Calibration:
         target = read_target(options)
         forecast = Forecast(surveyed, read_layers(surveyed, target, informed), {})
         rest = joint_plan(forecast, target, read_auxiliary(options), price)
-        layers = {name: layer for name, layer in layers_of(model).items() if f"{name}.weight" in rest.layers}
-        layers = {name: layer for name, layer in layers.items() if name in self.importance}
+        free = {layer.name: layer.override for layer in forecast.layers if not layer.override.fixed}
+        layers = {
+            name: layer for name, layer in layers_of(model).items() if f"{name}.weight" in free and name in self.importance
+        }
         plans = dict(rest.layers)
+        # What is not rounded against its outputs is rounded first, so that the layers behind can make up for it.
+        with torch.no_grad():
+            for name in plans.keys() - {f"{name}.weight" for name in layers}:
+                weight = walked.get_parameter(name)
+                weight.copy_(fake_quantize(weight, plans[name]))
 
         def round_one(name: str, dense: Tensor, own: Tensor) -> None:
             norm = self.norms.get(name)
-            found = round_layer(layers[name], norm is not None, dense, own, self.importance[name], price)
+            # A sensitivity that the user gives is told by the weight; what was measured, by the output channel.
+            asked = free[f"{name}.weight"].sensitivity / self.sensitivity.get(f"{name}.weight", 1.0)
+            found = round_layer(layers[name], norm is not None, dense, own, asked * self.importance[name], price)
             for network in (model, walked):
                 found.place(layers_of(network)[name], norms_of(network)[norm] if norm else None)
             plans[f"{name}.weight"] = _on_grid(plans[f"{name}.weight"], found)
@@ -103,7 +113,9 @@ class Calibration:
         return model.state_dict(), replace(rest, layers=plans)
 
     def _informed(self, options: Options) -> Options:
-        return Options(**{**options, "sensitivity": {**self.sensitivity, **options.get("sensitivity", {})}})
+        weights = [name for name, tensor in self.model.state_dict().items() if tensor.ndim > 1 and tensor.is_floating_point()]
+        measured = {name: self.sensitivity[name] for name in select(weights, options) if name in self.sensitivity}
+        return Options(**{**options, "sensitivity": {**measured, **options.get("sensitivity", {})}})
 
     def _search(
         self, budget: int, price: float, slope: float, inputs: Tensor, close: float, options: Options

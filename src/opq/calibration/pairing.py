@@ -7,6 +7,7 @@ is seen by running the network; that nothing else takes the output is proved by 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -22,11 +23,15 @@ _TOLERANCE = 1e-4
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """{name of the module: it}, of every plain convolution (zero padding) and linear layer."""
+    """{name of the module: it}, of every linear layer and convolution padded with zeros whose weight is its own alone."""
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LAYERS) and not (isinstance(module, nn.Conv2d) and module.padding_mode != "zeros")
+        if type(module) in LAYERS
+        and not (isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.padding == "same"))
+        and isinstance(module, nn.Conv2d | nn.Linear)
+        and owners[id(module.weight)] == 1
     }
 
 
