@@ -57,12 +57,13 @@ corpus: .venv-fuzz/ready build/fuzz/native  ## Keep what `make fuzz` found, as f
 	ASAN_OPTIONS=detect_leaks=0 build/fuzz/native -merge=1 build/fuzz/kept/native build/fuzz/native-new fuzz/corpus/native
 	rm -rf fuzz/corpus && mv build/fuzz/kept fuzz/corpus
 
-sanitize: .venv/ready  ## The codec's tests with AddressSanitizer and UndefinedBehaviorSanitizer in the C module
+sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and UndefinedBehaviorSanitizer in the C module
 	rm -rf build/sanitized && mkdir -p build/sanitized && cp -r src/opq build/sanitized/ && rm -f build/sanitized/opq/codec/*.so
 	gcc -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -shared -fPIC \
 		-DPy_LIMITED_API=0x030B0000 -I$(INCLUDE) -o build/sanitized/opq/codec/_native.abi3.so src/opq/codec/native/module.c
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest tests/codec tests/attacks/test_corpus.py
+		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest \
+		tests/codec/test_entropy.py tests/codec/test_planes.py tests/codec/test_golden.py tests/attacks/test_corpus.py
 
 clean:  ## Remove environments and caches
 	rm -rf .venv .venv-base .venv-fuzz build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
