@@ -6,7 +6,7 @@ BASE := .venv-base/bin
 NATIVE := $(wildcard src/opq/codec/native/*)
 # Of the README's results: those that take minutes, and those that take longer (all night on two cores) or want a peer.
 QUICK := main_job.py laplace_fit.py plan_cost.py ablations.py efficiency.py
-LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' codec.py
+LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

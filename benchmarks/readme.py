@@ -121,9 +121,8 @@ def mnist(rows: list[Row]) -> list[str]:
             "file ratio",
             "nominal ratio",
             "zeros",
-            "dense errors",
-            "errors",
-            "rounds",
+            "dense error",
+            "error",
             "epochs",
             "seeds",
         ),
@@ -136,7 +135,6 @@ def mnist(rows: list[Row]) -> list[str]:
                 f"{_mean(group, 'sparsity'):.1%}",
                 _errors(group, "dense_top1"),
                 _errors(group, "top1"),
-                f"{group[0]['rounds']}",
                 f"{group[0]['epochs']}",
                 f"{len(group)}",
             )
@@ -223,6 +221,10 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
 """{marker in the README: (result file, what to make of its rows)}"""
 
 
+NOT_RUN = "*Not run here yet.*"
+"""What stands in place of a table whose result file is not there."""
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Lines of a Markdown table."""
     head = list(columns)
@@ -230,15 +232,19 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
+def _lines(result: dict[str, Any], section: Callable[[list[Row]], list[str]]) -> list[str]:
+    lines = section(result["rows"])
+    if not lines[0].startswith("|"):
+        return lines
+    machine = result["machine"]
+    return [*lines, "", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
+
+
 def render(text: str) -> str:
     """`text` with every marked table written anew."""
     for name, (source, section) in SECTIONS.items():
-        result = json.loads((ROOT / "benchmarks" / "results" / f"{source}.json").read_text())
-        lines = section(result["rows"])
-        if lines[0].startswith("|"):
-            machine = result["machine"]
-            lines += ["", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
-        body = "\n".join(lines)
+        path = ROOT / "benchmarks" / "results" / f"{source}.json"
+        body = "\n".join(_lines(json.loads(path.read_text()), section) if path.exists() else [NOT_RUN])
         pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
         text = pattern.sub(lambda _, name=name, body=body: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)
     return text
