@@ -1,0 +1,115 @@
+"""The trainings that benchmarks compare do what their names say."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import opq
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def path():
+    """Benchmarks import each other by their names."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def loader():
+    """Batches that a small network can learn: which of two halves of an input is larger."""
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 16)
+    labels = (inputs[:, :8].sum(1) > inputs[:, 8:].sum(1)).long()
+    return list(zip(inputs.split(32), labels.split(32), strict=True))
+
+
+def network():
+    """688 weights."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
+
+
+@given(seed=st.integers(0, 2**32 - 1), price=st.floats(0.0, 1e3), rank=st.integers(1, 4))
+def test_shrinking_moves_towards_zero_and_not_beyond(seed, price, rank):
+    """No magnitude grows, no sign turns, zeros stay; a larger price leaves smaller magnitudes."""
+    from sparsifying import shrink
+
+    tensor = torch.randn(tuple(range(2, 2 + rank)), generator=torch.Generator().manual_seed(seed))
+    curvature = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed + 1)) + 0.1
+    less, more = tensor.clone(), tensor.clone()
+    shrink(less, curvature, price, 0.1)
+    shrink(more, curvature, 2.0 * price, 0.1)
+    assert (less * tensor >= 0.0).all()
+    assert (less.abs() <= tensor.abs()).all()
+    assert (more.abs() <= less.abs()).all()
+
+
+def test_sparsifying_leaves_about_as_many_as_asked(loader):
+    """After its schedule, the significant values are within a third of the number asked for."""
+    from sparsifying import Sparsifier
+
+    model, wanted = network(), 80
+    optimizer = Sparsifier([{"params": list(model.parameters()), "lr": 3e-3, "weight_decay": 0.0}], steps=1200, kept=wanted)
+    borders = [0.2 * float(tensor.detach().abs().mean()) for tensor in model.parameters()]
+    for _ in range(1200 // len(loader)):
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    left = sum(int((tensor.abs() > border).sum()) for tensor, border in zip(model.parameters(), borders, strict=True))
+    assert wanted / 1.5 <= left <= 1.5 * wanted
+
+
+def test_a_sparse_plan_meets_its_bytes():
+    """The file of the plan is within the budget, and close under it."""
+    from sparsifying import plan_sparse
+
+    model = network()
+    with torch.no_grad():
+        model[0].weight[torch.rand_like(model[0].weight) < 0.7] = 0.0
+    plan = plan_sparse(model, torch.randn(20, 16), 700)
+    assert 0.95 * 700 <= opq.compress(model, plan=plan).file_bytes <= 700
+
+
+def test_the_iterative_way_ends_in_codebooks(loader):
+    """As many zeros as asked for, or more, and every weight a multiple of its step, at most 2^(bits - 1) - 1 of them."""
+    from iterative import compress_iteratively
+
+    model = network()
+    steps = compress_iteratively(
+        model,
+        loader,
+        lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+        sparsity=0.8,
+        bits=3,
+        pruning_epochs=4,
+        quantizing_epochs=2,
+    )
+    weights = {name: model.get_parameter(name).detach().numpy() for name in steps}
+    assert sum(int((weight == 0).sum()) for weight in weights.values()) >= 0.8 * sum(w.size for w in weights.values()) - 1
+    for name, weight in weights.items():
+        codes = weight / steps[name]
+        np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
+        assert np.abs(codes).max() < 3.5
+
+
+def test_distorted_images_are_images():
+    """Distorting keeps shape, dtype and about the ink."""
+    from handwriting import distort
+
+    torch.manual_seed(0)
+    images = torch.zeros(64, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 8:20, 8:20] = 255
+    distorted = distort(images)
+    assert (distorted.shape, distorted.dtype) == (images.shape, torch.uint8)
+    assert 0.8 < float(distorted.float().mean() / images.float().mean()) < 1.25
+    assert (distorted != images).flatten(1).any(1).all()
