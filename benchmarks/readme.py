@@ -16,14 +16,6 @@ from readme_tables import SECTIONS, Row
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _lines(result: dict[str, Any], section: Callable[[list[Row]], list[str]]) -> list[str]:
-    lines = section(result["rows"])
-    if not lines[0].startswith("|"):
-        return lines
-    machine = result["machine"]
-    return [*lines, "", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
-
-
 def render(text: str) -> str:
     """`text` with every marked table written anew."""
     for name, (source, section) in SECTIONS.items():
