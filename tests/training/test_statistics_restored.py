@@ -60,6 +60,7 @@ def test_a_file_with_canonical_batch_norms_is_a_start():
 def test_other_batch_norms_stay():
     """A batch-norm with statistics, or without weight and bias, is left alone."""
     model = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4))
+    model[1].running_mean[0] = 1.0
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     restore_statistics(model, [torch.randn(8, 4)], torch.device("cpu"))
     for name, tensor in model.state_dict().items():
