@@ -1,7 +1,7 @@
 """The codec against NNCodec's on the same integer codes: bytes and seconds.
 
-Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode them.
-What decoding takes is told whichever way it goes.
+Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode and to
+decode them.
 
     OPQ_PEERS_PYTHON=PEERS/bin/python python benchmarks/codec.py
 
@@ -16,11 +16,11 @@ or more dimensions. "80%" zeroes the smallest 80 in a hundred of the network's w
 Every round trip is checked, with both coders.
 
 opq_bytes      the sections of all tensors, and 9 bytes a tensor for its share of the file's header and its checksum
-nncodec_bytes  the payloads of all tensors, and the same 9 bytes a tensor; dependent quantization off
-nncodec_stream_bytes  the package's whole stream of these tensors, with its own headers and the tensors' names
+nncodec_bytes  the package's stream of these tensors, as it writes them; dependent quantization off
+nncodec_payload_bytes  of that, what its coder made, without headers and names
 nncodec_anchor  the stream's bytes in an earlier measurement, with other names of the tensors
 entropy_bytes  zero-order entropy of each tensor's codes
-*_seconds      medians of 3 rounds (laplace with NNCodec: of one); opq on all threads, tensors side by side, NNCodec on one
+*_seconds      medians of 9 rounds (laplace with NNCodec: of one); opq on all threads, tensors side by side, NNCodec on one
 threads        that opq has; a tensor of more than 4,194,304 weights is shared between them
 opq_over_nncodec, encode_speedup, decode_speedup  bytes of opq over those of NNCodec; seconds of NNCodec over those of opq
 """
@@ -45,7 +45,7 @@ from opq.codec.entropy import decode_codes, encode_codes
 from opq.parallel import in_parallel
 
 SEED = 0
-REPEATS = 3
+REPEATS = 9
 HEADER_BYTES = 9
 LAPLACE_SHAPE, LAPLACE_STEP = (5000, 5000), 1.0
 PEER = Path(__file__).resolve().parent / "peers" / "nncodec_codes.py"
@@ -162,7 +162,7 @@ def _entropy_bytes(codes: Codes) -> float:
 def _row(case: Input, opq: Mapping[str, Any], peer: Mapping[str, Any] | None) -> Row:
     header = HEADER_BYTES * len(case.codes)
     size = opq["bytes"] + header
-    peer_size = peer["payload_bytes"] + header if peer else None
+    peer_size = peer["stream_bytes"] if peer else None
     return {
         "case": case.name,
         "weights": sum(codes.size for codes in case.codes.values()),
@@ -178,7 +178,7 @@ def _row(case: Input, opq: Mapping[str, Any], peer: Mapping[str, Any] | None) ->
         "decode_speedup": peer["decode_seconds"] / opq["decode"] if peer else None,
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "nncodec_version": peer["version"] if peer else None,
-        "nncodec_stream_bytes": peer["stream_bytes"] if peer else None,
+        "nncodec_payload_bytes": peer["payload_bytes"] if peer else None,
         "nncodec_anchor": ANCHORS.get(case.name),
     }
 
