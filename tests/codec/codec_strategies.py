@@ -64,9 +64,10 @@ def leveled(draw, codes=SMALL_CODES) -> CompressedTensor:
     infinity = int(to_ordinals(np.array([np.inf]).astype(dtype))[0])
     near = st.integers(-60, 60)
     ordinals = draw(st.lists(near | st.integers(-infinity, infinity - 1), min_size=1, max_size=12, unique=True))
-    chosen = np.array(sorted(set(ordinals) - {0}) or [1], dtype=f"i{dtype.itemsize}")
+    array = draw(codes)
+    chosen = np.array((sorted(set(ordinals) - {0}) or [1])[: array.size], dtype=f"i{dtype.itemsize}")
     negatives = int((chosen < 0).sum())
-    return CompressedTensor(np.clip(draw(codes), -negatives, len(chosen) - negatives), None, kind, from_ordinals(chosen, dtype))
+    return CompressedTensor(np.clip(array, -negatives, len(chosen) - negatives), None, kind, from_ordinals(chosen, dtype))
 
 
 WEIGHTS = STEPPED | leveled()

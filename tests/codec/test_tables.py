@@ -13,10 +13,11 @@ from opq.codec.cursor import varint
 from opq.codec.entropy import encode_codes
 from opq.codec.levels import decode_weight, encode_weight, table_bytes
 from opq.codec.planes import encode_pack
-from opq.errors import FormatError
+from opq.errors import FormatError, WeightError
 from opq.quantization.compressed import CompressedTensor
 
 ONE = np.array([[1]], dtype=np.int32)
+FOUR = np.ones((2, 2), dtype=np.int32)
 
 
 @given(leveled(CODES))
@@ -34,7 +35,7 @@ def test_levels_and_codes_come_back(tensor):
 def test_a_table_takes_little_more_than_its_values(values):
     """At most the levels as they are, and a few bytes for each of four planes and the counts."""
     levels = np.sort(np.array(values, dtype=np.float32))
-    tensor = CompressedTensor(np.zeros((2, 2), dtype=np.int32), None, "float32", levels)
+    tensor = CompressedTensor(np.zeros(len(levels), dtype=np.int32), None, "float32", levels)
     assert len(encode_weight(tensor)) <= levels.nbytes + 4 * 2 + 6
 
 
@@ -56,12 +57,12 @@ def test_the_largest_numbers_are_levels_and_infinity_is_none(kind):
     """On both sides the table reaches to the largest finite number and no further; a sum that overflows is refused as well."""
     width = 8 * dtypes.NUMPY[kind].itemsize
     last, word = LAST[kind], f"uint{width}"
-    largest = decode_weight(table(1, 1, [last, last + 1], word), (1, 1), kind, None)
+    largest = decode_weight(table(1, 1, [last, last + 1], word), (2, 2), kind, None)
     values = largest.levels.astype(np.float64)
     assert values[1] == -values[0] == float(np.nextafter(np.array(np.inf, dtypes.NUMPY[kind]), np.array(0, dtypes.NUMPY[kind])))
     for gaps, sides in (([last + 1], (1, 0)), ([last + 2], (0, 1)), ([last, 2**width - last], (2, 0)), ([1, 0], (2, 0))):
         with pytest.raises(FormatError, match="do not ascend, or lead beyond"):
-            decode_weight(table(*sides, gaps, word), (1, 1), kind, None)
+            decode_weight(table(*sides, gaps, word), (2, 2), kind, None)
 
 
 @pytest.mark.parametrize(
@@ -69,21 +70,21 @@ def test_the_largest_numbers_are_levels_and_infinity_is_none(kind):
     [
         (b"", "are left"),
         (table(0, 0, []), "there are none"),
-        (varint(65536) + varint(1), "at most 0"),
-        (varint(65537), "at most 65,536"),
-        (table(1, 0, [5]) + encode_codes(2 * ONE), "beyond its table of 1 levels"),
-        (table(1, 0, [5]) + encode_codes(-ONE), "beyond its table of 1 levels"),
-        (table(0, 1, [5]) + encode_codes(ONE), "beyond its table of 1 levels"),
+        (varint(4) + varint(1), "at most 0"),
+        (varint(5), "at most 4"),
+        (table(1, 0, [5]) + encode_codes(2 * FOUR), "beyond its table of 1 levels"),
+        (table(1, 0, [5]) + encode_codes(-FOUR), "beyond its table of 1 levels"),
+        (table(0, 1, [5]) + encode_codes(FOUR), "beyond its table of 1 levels"),
         (table(1, 0, [5, 6]), "where at most 1 is allowed"),
         (table(2, 0, [5]), "do not end where its values do"),
-        (table(1, 0, [5]) + encode_codes(ONE) + b"\1\1\1\1\1\1\1\1\1", "do not end"),
+        (table(1, 0, [5]) + encode_codes(FOUR) + b"\1\1\1\1\1\1\1\1\1", "do not end"),
     ],
     ids=str,
 )
 def test_each_rule_of_a_table(section, problem):
     """Each way a section of levels can break a rule is a FormatError that names it."""
     with pytest.raises(FormatError, match=problem):
-        decode_weight(section, (1, 1), "float32", None)
+        decode_weight(section, (2, 2), "float32", None)
 
 
 @given(leveled(), st.data())
@@ -108,3 +109,13 @@ def test_tied_weights_with_levels_are_stored_once():
     assert encode_weight(single) == encode_weight(other)
     assert len(sections_of(encode_file({"a": single, "b": single}, {}))) == 1
     assert len(sections_of(encode_file({"a": single, "b": other}, {}))) == 2
+
+
+def test_a_table_has_no_more_levels_than_the_weight_has_elements():
+    """Neither written nor read: a thousand tiny weights could each make a reader unpack a table of 65,536 levels."""
+    levels = np.arange(1, 6, dtype=np.float32)
+    with pytest.raises(WeightError, match="more levels than elements"):
+        encode_weight(CompressedTensor(FOUR, None, "float32", levels))
+    with pytest.raises(FormatError):
+        decode_weight(table(5, 0, [1] * 5) + encode_codes(FOUR), (2, 2), "float32", None)
+    decode_weight(table(4, 0, [1] * 4) + encode_codes(FOUR), (2, 2), "float32", None)

@@ -8,6 +8,7 @@ from codec_strategies import encode_file, files, sections_of, small_file
 from hypothesis import given, settings
 
 from opq.codec import _native
+from opq.codec.entropy import encode_codes
 from opq.codec.header import Entry
 from opq.codec.reading import OpqFile
 from opq.codec.verification import verify
@@ -63,3 +64,14 @@ def test_what_is_not_canonical_is_refused():
     plane = b"\x32" + bytes(50)
     with pytest.raises(FormatError, match=r"'a'.*other bytes"):
         verify(assemble([], [AuxiliaryPack((Entry("a", (50,), "uint8", "exact", 0),), plane)], {}))
+
+
+def test_every_tied_weight_is_decoded():
+    """Weights of different shapes that share a section: each must decode, not only the first."""
+    codes = np.arange(128, dtype=np.int32).reshape(16, 8)
+    section = encode_codes(codes)
+    data = assemble([EncodedWeight(name, codes.shape, "float32", 1.0, section) for name in "ab"], [], {})
+    assert verify(data).weights == 2
+    other = [EncodedWeight("a", (16, 8), "float32", 1.0, section), EncodedWeight("b", (8, 2, 2, 4), "float32", 1.0, section)]
+    with pytest.raises(FormatError, match="'b'"):
+        verify(assemble(other, [], {}))

@@ -323,3 +323,15 @@ def test_agreement_is_with_the_dense_network():
     assert model.training
     with pytest.raises(opq.RecipeError, match="no inputs"):
         opq.evaluate(model, [])
+
+
+def test_options_that_come_too_late_are_refused():
+    """Where masks and steps are given, a target or what is fixed would not be heeded: an error, before anything trains."""
+    model, _ = make("convolutions")
+    plan = opq.plan(model, ratio=4)
+    with pytest.raises(opq.TargetError, match="fixed already"):
+        opq.finetune(model, images(), epochs=1, start=plan, ratio=12)
+    with pytest.raises(opq.TargetError, match="fixed already"):
+        opq.finetune(model, images(), epochs=1, start=opq.compress(model, plan=plan).data, ratio=12)
+    with pytest.raises(opq.TargetError, match="fixed already"):
+        opq.finetune(opq.prepare(model, plan), images(), epochs=1, ratio=12)

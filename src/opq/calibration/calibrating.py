@@ -29,6 +29,8 @@ from opq.compression.planning import joint_plan, plan, read_layers
 from opq.compression.survey import survey
 from opq.quantization.quantizer import fake_quantize
 from opq.sources import as_state
+from opq.sources.opening import epsilons_of
+from opq.sources.state import TensorState
 
 BATCH = 50
 
@@ -83,7 +85,7 @@ class Calibration:
     def rounded(self, price: float, inputs: Tensor, options: Options) -> tuple[dict[str, Tensor], Plan]:
         """The state dict on its grids where a bit is worth `price`, and the plan that finds the same codes in it."""
         model, walked = copy.deepcopy(self.model), copy.deepcopy(self.stand_in)
-        state = as_state(self.model.state_dict())
+        state = as_state(self.model)
         informed = self._informed(options)
         surveyed = survey(state, informed, read_auxiliary(options))
         target = read_target(options)
@@ -96,9 +98,9 @@ class Calibration:
         plans = dict(rest.layers)
         # What is not rounded against its outputs is rounded first, so that the layers behind can make up for it.
         with torch.no_grad():
+            own = walked.state_dict()  # parameters and buffers alike, in the network's own memory
             for name in plans.keys() - {f"{name}.weight" for name in layers}:
-                weight = walked.get_parameter(name)
-                weight.copy_(fake_quantize(weight, plans[name]))
+                own[name].copy_(fake_quantize(own[name], plans[name]))
 
         def round_one(name: str, dense: Tensor, own: Tensor) -> None:
             norm = self.norms.get(name)
@@ -125,7 +127,7 @@ class Calibration:
         tried: list[tuple[float, float]] = []
         for _ in range(_MOST_ROUNDS):
             state, made = self.rounded(price, inputs, options)
-            found = compress(state, plan=made)
+            found = compress(TensorState(state, epsilons=epsilons_of(self.model)), plan=made)
             tried.append((math.log(price), math.log(found.file_bytes)))
             if found.file_bytes <= budget and (best is None or found.file_bytes > best.file_bytes):
                 best = replace(found, plan=replace(made, predicted_bytes=found.file_bytes))

@@ -58,7 +58,9 @@ _STORED = ("auxiliary", "batch_norm", "batch_norm_eps")
 
 def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
     """The library's options from a command's; UsageError unless exactly one target is given, or none and none required."""
-    targets = {key for key in ("ratio", "size", "sparsity", "bits", "lossless") if given.get(key) not in (None, False)}
+    targets = {key for key in ("ratio", "size", "sparsity", "bits") if given[key] is not None}
+    if given.get("lossless"):
+        targets.add("lossless")
     if not required:
         if (
             targets
@@ -67,7 +69,7 @@ def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
             or given["overrides"]
             or any(given[key] is not None for key in _STORED)
         ):
-            raise click.UsageError("--plan already says how to compress; give it alone.")
+            raise click.UsageError("--plan, or --from, already says how to compress; give it alone.")
         return Options()
     if targets not in ({"ratio"}, {"size"}, {"sparsity", "bits"}, {"lossless"}):
         raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits; or compress --lossless.")

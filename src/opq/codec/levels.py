@@ -7,6 +7,7 @@ docs/format.md is the normative text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +18,7 @@ from opq.codec import entropy
 from opq.codec.cursor import Cursor, varint
 from opq.codec.entropy import decode_codes, encode_codes
 from opq.codec.planes import decode_pack, encode_pack
-from opq.errors import FormatError
+from opq.errors import FormatError, WeightError
 from opq.quantization.compressed import LARGEST_TABLE, CompressedTensor
 from opq.quantization.ordering import from_ordinals, to_ordinals
 
@@ -29,6 +30,8 @@ def encode_weight(tensor: CompressedTensor) -> bytes:
     """The section of a weight: its table of levels, if it has one, and its codes."""
     if tensor.levels is None:
         return encode_codes(tensor.codes)
+    if len(tensor.levels) > tensor.codes.size:
+        raise WeightError("weight", tensor.shape, "it has more levels than elements; leave out those that no code uses")
     # How often a level is used follows from its place in the table but roughly: where to stop looking is tried out.
     tried = (encode_codes(tensor.codes, coarser=bits) for bits in _COARSER)
     return _encode_table(tensor.levels) + min(tried, key=len)
@@ -36,13 +39,13 @@ def encode_weight(tensor: CompressedTensor) -> bytes:
 
 def decode_weight(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> CompressedTensor:
     """The weight in `section`, with a table of levels where `step` is None; FormatError unless it holds exactly that."""
-    levels, codes = _split(section, dtype, step)
+    levels, codes = _split(section, shape, dtype, step)
     return _assign(decode_codes(codes, shape), step, dtype, levels)
 
 
 def decode_pieces(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> Iterator[CompressedTensor]:
     """As `decode_weight`, in pieces of one dimension that together are the weight in row-major order."""
-    levels, codes = _split(section, dtype, step)
+    levels, codes = _split(section, shape, dtype, step)
     return (_assign(piece, step, dtype, levels) for piece in entropy.decode_pieces(codes, shape))
 
 
@@ -55,12 +58,12 @@ def table_bytes(section: bytes) -> int:
     return len(section) - len(cursor.rest())
 
 
-def _split(section: bytes, dtype: str, step: float | None) -> tuple[NDArray[np.generic] | None, bytes]:
+def _split(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> tuple[NDArray[np.generic] | None, bytes]:
     """The table of levels, where there is no step, and the section of codes."""
     if step is not None:
         return None, section
     cursor = Cursor(section, _WHERE)
-    return _decode_table(cursor, dtypes.NUMPY[dtype]), cursor.rest()
+    return _decode_table(cursor, dtypes.NUMPY[dtype], min(LARGEST_TABLE, math.prod(shape))), cursor.rest()
 
 
 def _assign(codes: NDArray[np.int32], step: float | None, dtype: str, levels: NDArray[np.generic] | None) -> CompressedTensor:
@@ -79,9 +82,9 @@ def _encode_table(levels: NDArray[np.generic]) -> bytes:
     return varint(len(positives)) + varint(len(negatives)) + varint(len(packed)) + packed
 
 
-def _decode_table(cursor: Cursor, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-    positives = cursor.varint(LARGEST_TABLE)
-    negatives = cursor.varint(LARGEST_TABLE - positives)
+def _decode_table(cursor: Cursor, dtype: np.dtype[np.generic], largest: int) -> NDArray[np.generic]:
+    positives = cursor.varint(largest)
+    negatives = cursor.varint(largest - positives)
     if positives + negatives == 0:
         raise FormatError(_WHERE, "there are none")
     kind = np.dtype(f"u{dtype.itemsize}")

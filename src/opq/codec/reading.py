@@ -178,8 +178,8 @@ class OpqFile(Mapping[str, Content]):
         pack, waiting = self._packs.get(section, ({}, set()))
         if not pack:
             pack = self._decode_pack(section)
-            waiting = set(pack)
-            self._packs[section] = pack, waiting
+            with self._lock:  # another thread may have been faster
+                pack, waiting = self._packs.setdefault(section, (pack, set(pack)))
         waiting.discard(name)
         if not waiting:
             self._packs.pop(section, None)

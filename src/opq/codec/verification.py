@@ -45,10 +45,13 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
                     first.name, encode_pack([file.stored(entry.name) for entry in [first, *others]]), file.section(number)
                 )
                 continue
-            content = cast(CompressedTensor, file[first.name])
+            proven: dict[tuple[int, ...], CompressedTensor] = {}
             for entry in [first, *others]:
-                _check_codebook(entry.name, replace(content, step=entry.step, dtype=entry.dtype))
-            _check_same(first.name, encode_weight(content), file.section(number))
+                if entry.shape not in proven:
+                    proven.clear()  # one at a time is held
+                    proven[entry.shape] = cast(CompressedTensor, file[entry.name])
+                    _check_same(entry.name, encode_weight(proven[entry.shape]), file.section(number))
+                _check_codebook(entry.name, replace(proven[entry.shape], step=entry.step, dtype=entry.dtype))
         if not file.is_canonical():
             raise FormatError("header", "encoding it again gives other bytes: no known opq wrote it")
         weights = sum(entry.is_weight for entry in file.entries)

@@ -130,6 +130,7 @@ class Journal:
         if head != _HEAD:
             if not head.startswith(_KIND) and not _HEAD.startswith(head):
                 raise OutputError(self._path, "something else stands there, which opq did not make; move it away")
+            self._file.truncate(0)  # before the head is written: a stop in between must not make old records ours
             self._file.write(_HEAD, 0)
             return self._end
         size = self._file.size()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+
+import numpy as np
 
 from opq.codec.levels import encode_weight
 from opq.codec.planes import estimate_pack
 from opq.codec.writing import AuxiliaryPack, EncodedWeight, pack_auxiliary
 from opq.compression.options import Options, check_known
 from opq.compression.survey import choose_weights, in_order
-from opq.errors import TargetError
+from opq.errors import TargetError, WeightError
 from opq.parallel import in_parallel
 from opq.quantization.levels import find_levels
+from opq.quantization.quantizer import LARGEST_CODE
 from opq.sources import State
 
 _ALLOWED = {"lossless", "include", "exclude"}
@@ -43,6 +47,10 @@ def _encode(state: State, name: str) -> EncodedWeight | None:
     """The weight as the fewest bytes have it; None where byte planes are fewer than codes."""
     given = state.compressed(name)
     if given is not None:
+        if given.step is not None and not (0.0 < given.step < math.inf and float(np.float32(given.step)) == given.step):
+            raise WeightError(name, given.shape, f"step must be positive and a float32 number, got {given.step!r}")
+        if np.abs(given.codes.astype(np.int64)).max(initial=0) > LARGEST_CODE:
+            raise WeightError(name, given.shape, f"codes must be at most {LARGEST_CODE:,} in magnitude")
         return EncodedWeight(name, given.shape, given.dtype, given.step, encode_weight(given))
     weight = state[name]
     ways = [(encode_weight(tensor), tensor) for tensor in find_levels(weight)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -11,7 +12,7 @@ import numpy as np
 from opq.allocation import joint, laplace
 from opq.allocation.layers import Layer
 from opq.compression.forecast import Forecast
-from opq.compression.options import Options, Target, read_auxiliary
+from opq.compression.options import Options, Target, check_known, read_auxiliary
 from opq.compression.planning import joint_plan, read_layers
 from opq.compression.survey import survey
 from opq.errors import TargetError
@@ -44,9 +45,12 @@ def tradeoff(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
 
     Raises TargetError when a target is given or no ratio can be reached, and what `opq.plan` raises.
     """
-    for key in ("ratio", "size", "sparsity", "bits"):
-        if options.get(key) is not None:
+    check_known(options)
+    for key in ("ratio", "size", "sparsity", "bits", "lossless"):
+        if options.get(key) is not None and options.get(key) is not False:
             raise TargetError(f"a curve has no target: leave {key} out")
+    if not all(0.0 < ratio < math.inf for ratio in ratios):
+        raise TargetError(f"ratios must be positive and finite, got {tuple(ratios)}")
     auxiliary = read_auxiliary(options)
     surveyed = survey(as_state(source), options, auxiliary, estimated=True)
     anything = Target({"ratio": 1.0})

@@ -41,6 +41,8 @@ class CompressedTensor:
         """Raise WeightError when step, levels and codes do not go together."""
         if (self.step is None) == (self.levels is None):
             raise WeightError("weight", self.shape, "expected a step or levels, one of them")
+        if self.codes.dtype != np.int32:
+            raise WeightError("weight", self.shape, f"codes must be int32, got {self.codes.dtype}")
         if self.levels is not None:
             self._check_levels(self.levels)
 

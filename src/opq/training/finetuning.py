@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Start = Plan | OpqFile | str | os.PathLike[str] | bytes
 
 _MOST_ROUNDS = 8
+_STORED = {"auxiliary", "batch_norm", "batch_norm_eps"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def finetune(
     teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes
     recipe     how to train; by default `Recipe()`
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
-    budget     most bytes of the file; by default what `options` ask for, what the plan was asked for, or the size of the file
+    budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
+               asked for, or the size of the file
     folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there
     seed       of everything drawn at random: the same seed, device and folder give the same bytes
     watch      called with the network after each epoch; what it returns goes into the history
@@ -113,6 +115,10 @@ def finetune(
     cannot be brought into the budget.
     """
     recipe = recipe or Recipe()
+    if codebooks(model) or start is not None:
+        allowed = set() if isinstance(start, Plan) else _STORED
+        if others := sorted(set(options) - allowed):
+            raise TargetError(f"masks and steps are fixed already: leave {others[0]} out, and say the bytes as budget")
     if teacher == "dense":
         if codebooks(model):
             raise RecipeError("the network is prepared already; give its dense form as the teacher")
@@ -131,7 +137,7 @@ def finetune(
             start = run.plan() or start  # that of the run, whatever plans would be today
     plan = _start(model, start, reserve, options)
     seed_everything(seed, epochs, loader)
-    restore_statistics(model, loader, accelerator.device if accelerator else device_of(model))
+    restore_statistics(model, loader, device_of(model))
     if run is not None and leads:
         run.write_plan(plan)
     if budget is None:
