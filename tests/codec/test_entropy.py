@@ -279,10 +279,9 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
     for longer in (section + b"\0", section + tail + b"\1" * 12):
         try:
             found = decode_codes(longer, codes.shape)
-        except FormatError as error:
-            assert "do not end where its weights do" in str(error)
-        else:
-            assert not np.array_equal(found, codes)
+        except FormatError:
+            continue
+        assert not np.array_equal(found, codes)
 
 
 @pytest.mark.parametrize(
