@@ -27,6 +27,7 @@ from networks.lenet import lenet_300_100
 from torch import nn
 
 import opq
+from opq.allocation.plans import AuxiliaryPlan
 from opq.training.loop import Training
 
 DENSE_EPOCHS = 10
@@ -81,7 +82,7 @@ def file_bytes(model: nn.Module, steps: dict[str, float]) -> int:
         for name, step in steps.items()
     }
     dense_bytes = sum(tensor.nbytes for tensor in state.values())
-    return opq.compress(state, plan=opq.Plan("joint", {}, "exact", None, dense_bytes, dense_bytes, layers)).file_bytes
+    return opq.compress(state, plan=opq.Plan("joint", {}, AuxiliaryPlan(), None, dense_bytes, dense_bytes, layers)).file_bytes
 
 
 def _parts(dense: nn.Module, loader: Handwriting, budget: int) -> list[Row]:

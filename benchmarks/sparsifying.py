@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import opq
+from opq.allocation.plans import AuxiliaryPlan
 
 _SIGNIFICANT, _FLAT = 0.2, 0.6
 _FASTER, _EVERY, _DONE = 1.06, 10, 0.7
@@ -90,7 +91,7 @@ def _plan_at(state: dict[str, Tensor], step: float, sensitivity: dict[str, float
         own = float(np.float32(step / math.sqrt(value)))
         layers[name] = opq.LayerPlan(tuple(state[name].shape), own, _THRESHOLD * own, 1.0 - _THRESHOLD, 0.0, 0.0, 0.0)
     dense_bytes = sum(tensor.nbytes for tensor in state.values())
-    return opq.Plan("joint", {"bytes": float(budget)}, "half", None, dense_bytes, budget, layers)
+    return opq.Plan("joint", {"bytes": float(budget)}, AuxiliaryPlan("half"), None, dense_bytes, budget, layers)
 
 
 def _sensitivity(model: nn.Module, images: Tensor) -> dict[str, float]:
