@@ -29,9 +29,7 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
         layer.momentum = None
     model.train()
     try:
-        for batch in islice(loader, REFRESHING):
-            with autocast(device):
-                call(model, to_device(batch, device))
+        _run(model, loader, device)
     finally:
         model.train(training)
         for layer, momentum in zip(layers, momenta, strict=True):
@@ -54,9 +52,7 @@ def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -
     training = model.training
     model.eval()
     try:
-        for batch in islice(loader, REFRESHING):
-            with autocast(device):
-                call(model, to_device(batch, device))
+        _run(model, loader, device)
     finally:
         model.train(training)
         for hook in hooks:
@@ -72,6 +68,12 @@ def is_canonical(layer: nn.Module) -> bool:
     if mean is None or variance is None or layer.weight is None or layer.bias is None:
         return False
     return bool((mean == 0).all() and (variance == variance[0]).all())
+
+
+def _run(model: nn.Module, loader: Loader, device: torch.device) -> None:
+    for batch in islice(loader, REFRESHING):
+        with autocast(device):
+            call(model, to_device(batch, device))
 
 
 class _Moments:
