@@ -225,3 +225,18 @@ def test_the_paper_s_target_is_refused(network, inputs):
     """Calibrated compression takes bytes, not sparsity and bits."""
     with pytest.raises(TargetError, match="a ratio or a size"):
         calibrate(network, inputs[:8]).compress(sparsity=0.5, bits=4)
+
+
+def test_canonical_batch_norms_know_the_modules_eps(inputs):
+    """In canonical form a calibrated file computes what it does in its own, whatever a batch-norm adds to its variances."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.BatchNorm2d(3, eps=0.5), nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
+    nn.init.uniform_(model[0].weight, 0.5, 1.5)
+    model[0].running_var.uniform_(0.05, 0.2)
+    found = {}
+    for form in ("keep", "canonical"):
+        other = nn.Sequential(nn.BatchNorm2d(3, eps=0.5), nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
+        data = calibrate(model.eval(), inputs[:32]).compress(ratio=4, batch_norm=form).data
+        opq.torch.load_model(other, data)
+        found[form] = divergence(model, other.eval(), inputs)
+    assert found["canonical"] < 2.0 * found["keep"] + 1e-6

@@ -97,6 +97,13 @@ def test_options_reach_the_library(source, network, tmp_path, capsys):
     assert json.loads(out)["file_bytes"] == (tmp_path / "net.opq").stat().st_size
 
 
+def test_no_zeros_is_a_sparsity(source, tmp_path, capsys):
+    """`--sparsity 0` is a target like any other: nothing is pruned."""
+    status, _, _ = run(capsys, "compress", source, "--sparsity", 0, "--bits", 4, "-o", tmp_path / "net.opq")
+    assert status == 0
+    assert opq.inspect(tmp_path / "net.opq").sparsity == 0.0
+
+
 def test_how_auxiliary_tensors_are_stored_reaches_the_library(source, tmp_path, capsys):
     """8 bits, canonical batch-norms and their eps do what the library's options do; each tensor's error is shown."""
     arguments = ["--ratio", 8, "--auxiliary", "8bit", "--batch-norm", "canonical", "--batch-norm-eps", 1e-3]

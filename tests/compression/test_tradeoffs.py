@@ -57,6 +57,13 @@ def test_a_target_beside_the_curve_is_refused(tensors):
         opq.tradeoff(tensors, ratio=10)
     with pytest.raises(TargetError, match="no ratio"):
         opq.tradeoff(tensors, ratios=[1e6])
+    with pytest.raises(TargetError, match="leave lossless out"):
+        opq.tradeoff(tensors, lossless=True)
+    with pytest.raises(TargetError, match="unknown option"):
+        opq.tradeoff(tensors, rate=4)
+    for ratio in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(TargetError, match="positive and finite"):
+            opq.tradeoff(tensors, ratios=[ratio, 4.0])
 
 
 def test_the_command_shows_the_curve(tensors, tmp_path, capsys):
