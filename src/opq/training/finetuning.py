@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
@@ -142,9 +143,10 @@ def finetune(
         run.write_plan(plan)
     if budget is None:
         budget = _asked_bytes(plan)
+    hold = None if budget is None else partial(lower_codes, code_bytes=_room(model, plan, budget, metadata or {}, accelerator))
     own = None if isinstance(progress, bool) else progress
     with progress_bar() if progress is True and leads else nullcontext(own) as report:
-        history = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, report).run()
+        history = Training(model, loader, epochs, recipe, teacher, seed, run, hold, watch, accelerator, report).run()
     seed_everything(seed, epochs, loader)
     finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
     if run is not None and leads:
@@ -184,6 +186,17 @@ def _start(model: nn.Module, start: Start | None, reserve: float, options: Optio
         plan = replace(made, target=target.asked)
     prepare(model, plan)
     return plan
+
+
+def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str], accelerator: Accelerator | None) -> float:
+    """Bytes of the budget that the sections of a prepared network's weights may take, the same in all processes."""
+    codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in codebooks(model)]
+    room = float(budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes))
+    if accelerator is None:
+        return room
+    from accelerate.utils import broadcast
+
+    return float(broadcast(torch.tensor(room, dtype=torch.float64, device=accelerator.device), from_process=0))
 
 
 def _finish(
