@@ -6,9 +6,9 @@ comes close to the dense network at file ratios from 10 to 40, in joint mode and
     python benchmarks/finetune.py resnet20
     python benchmarks/finetune.py resnet20 --only joint:20 joint:30
 
-The dense network is the published one, adapted to these images (DENSE_EPOCHS with labels); that is the teacher, and where
-OPQ starts. Then either is trained for EPOCHS more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1`
-is the dense network after all of its epochs.
+The dense network is the published one, adapted to these images with labels; that is the teacher, and where OPQ starts. Then
+either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
+the dense network after all of its epochs.
 
 Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row is
 added to results/finetune.json as soon as it is done. OPQ_CACHE names the folder for decoded images.
@@ -40,7 +40,8 @@ from opq.training.loop import Training
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 DATA = "CIFAR-10 (JPEG)"
-DENSE_EPOCHS, EPOCHS = 8, 6
+EPOCHS = {"resnet20": (8, 6), "resnet56": (4, 3)}
+"""{network: epochs with labels that adapt it to these images, epochs after that}"""
 PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
 DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4)
 CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4)
@@ -86,16 +87,17 @@ class Series:
 
     def __init__(self, network: str, folder: Path) -> None:
         self.network, self.folder = network, folder / network
+        self.dense_epochs, self.epochs = EPOCHS[network]
         self.train = Batches(*cifar10("train"), preprocess)
         self.test = Whole(*cifar10("test"), preprocess)
 
     def dense(self) -> tuple[nn.Module, float, float]:
-        """The adapted network, its top-1, and the top-1 of what it becomes in EPOCHS more."""
+        """The adapted network, its top-1, and the top-1 of what it becomes in as many more as OPQ trains."""
         model = MAKERS[self.network]()
         model.load_state_dict(load_file(data_file(NETWORKS[self.network])))
-        self._train(model, "dense", DENSE_EPOCHS, DENSE_RECIPE)
+        self._train(model, "dense", self.dense_epochs, DENSE_RECIPE)
         longer = copy.deepcopy(model)
-        self._train(longer, "dense_longer", EPOCHS, CONTINUED_RECIPE)
+        self._train(longer, "dense_longer", self.epochs, CONTINUED_RECIPE)
         return model, self.top1(model), self.top1(longer)
 
     def compressed(self, dense: nn.Module, mode: str, ratio: float) -> tuple[opq.Finetuned, float]:
@@ -106,7 +108,7 @@ class Series:
         finetuned = opq.finetune(
             model,
             self.train,
-            epochs=EPOCHS,
+            epochs=self.epochs,
             start=paper_plan(dense, ratio) if mode == "paper" else None,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
@@ -172,11 +174,11 @@ def main() -> None:
                 "nominal_ratio": inspection.nominal_ratio,
                 "dense_top1": dense_top1,
                 "top1": top1,
-                "epochs": EPOCHS,
+                "epochs": series.epochs,
                 "seconds": sum(row["seconds"] for row in finetuned.history),
                 "asked_ratio": float(ratio),
                 "teacher_top1": teacher_top1,
-                "dense_epochs": DENSE_EPOCHS + EPOCHS,
+                "dense_epochs": series.dense_epochs + series.epochs,
                 "trained_bytes": finetuned.trained_bytes,
                 "lowered": finetuned.fit.lowered,
             }
