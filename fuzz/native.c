@@ -57,7 +57,9 @@ typedef struct {
 static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int32_t *codes) {
     uint8_t *own = copy(data, size);
     PyObject *stream = view(own, size, PyBUF_READ), *out = view(codes, 4 * g->count, PyBUF_WRITE);
-    int whole = outcome(PyObject_CallMethod(module, "decode_codes", "OOLLLLi", stream, out, g->outputs, g->inputs, g->positions, g->width, g->shift));
+    PyObject *jobs = Py_BuildValue("[(OOLLLLi)]", stream, out, g->outputs, g->inputs, g->positions, g->width, g->shift);
+    int whole = outcome(PyObject_CallMethod(module, "decode_codes", "O", jobs));
+    Py_DECREF(jobs);
     Py_DECREF(stream);
     Py_DECREF(out);
     free(own);

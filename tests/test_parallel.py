@@ -6,14 +6,18 @@ import itertools
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opq import parallel
-from opq.parallel import in_parallel
+from opq.parallel import in_parallel, in_shares
 
 
-@pytest.fixture(autouse=True)
-def _three_processors(monkeypatch):
-    monkeypatch.setattr(parallel, "_processors", lambda: 3)
+@pytest.fixture(autouse=True, scope="module")
+def _three_processors():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "_processors", lambda: 3)
+        yield
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
@@ -22,6 +26,20 @@ def test_results_come_in_order(count):
     assert list(in_parallel(lambda x: x * x, range(count))) == [x * x for x in range(count)]
     nested = in_parallel(lambda x: sum(in_parallel(lambda y: x * y, range(20))), range(count))
     assert list(nested) == [x * 190 for x in range(count)]
+
+
+@given(sizes=st.lists(st.integers(0, 100)), most=st.integers(0, 300))
+def test_shares_hold_each_thing_once(sizes, most):
+    """Results come in the order of the things; shares are no larger than told, unless for a single thing."""
+    shares = []
+
+    def negate(share: list[int]) -> list[int]:
+        shares.append(share)
+        return [-sizes[k] for k in share]
+
+    assert in_shares(negate, range(len(sizes)), sizes, most) == [-size for size in sizes]
+    assert sorted(k for share in shares for k in share) == list(range(len(sizes)))
+    assert all(len(share) == 1 or sum(sizes[k] for k in share) <= min(most, sum(sizes) // 6) for share in shares)
 
 
 def test_no_more_is_under_way_than_promised():

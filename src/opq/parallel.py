@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import chain, islice
@@ -31,6 +31,39 @@ def in_parallel(function: Callable[[Thing], Result], things: Iterable[Thing]) ->
         yield from work.results()
     finally:
         work.stop()
+
+
+def in_shares(
+    function: Callable[[list[Thing]], Iterable[Result]], things: Sequence[Thing], sizes: Sequence[int], most: int
+) -> list[Result]:
+    """`function` gives the results of several things at once; the results of all, in the order of the things.
+
+    Worth it where a thing alone is little work. Shares shrink towards the end, so that all processors are done at about the
+    same time; none has a size above `most`, unless a single thing has.
+    """
+    shares = list(_shares(sizes, most))
+    results: dict[int, Result] = {}
+    for share, found in zip(shares, in_parallel(lambda share: function([things[k] for k in share]), shares), strict=True):
+        results.update(zip(share, found, strict=True))
+    return [results[k] for k in range(len(things))]
+
+
+def _shares(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of things, the largest first: each share half of what a processor would get of those that are left."""
+    left = sum(sizes)
+    share: list[int] = []
+    room = 0
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if share and sizes[number] > room:
+            yield share
+            share = []
+        if not share:
+            room = min(left // (2 * _processors()), most)
+        share.append(number)
+        room -= sizes[number]
+        left -= sizes[number]
+    if share:
+        yield share
 
 
 def _processors() -> int:

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from codec_strategies import CODES, LARGEST
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import opq.codec.entropy
 from opq.allocation.layers import LayerStatistics
 from opq.codec import _native
 from opq.codec.cursor import varint
-from opq.codec.entropy import decode_codes, encode_codes
+from opq.codec.entropy import decode_batch, decode_codes, encode_codes
 from opq.codec.estimate import Saving, context_saving, contextless_bits
 from opq.errors import FormatError
 
@@ -126,6 +126,30 @@ def test_chunks_come_back(shape, scale, monkeypatch):
         check_decodes_or_fails(section[:at] + section[at + 1 :], shape)
 
 
+@settings(max_examples=30)
+@given(st.lists(CODES, max_size=6), st.sampled_from([30, 2**22]))
+def test_a_batch_is_each_alone(batch, chunk):
+    """Decoded together, sections give the codes they give alone, in one chunk or in several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opq.codec.entropy, "CHUNK", chunk)
+        decoded = decode_batch([(encode_codes(codes), codes.shape) for codes in batch])
+    assert len(decoded) == len(batch)
+    for codes, found in zip(batch, decoded, strict=True):
+        assert found.shape == codes.shape
+        assert (found == codes).all()
+
+
+def test_the_native_module_says_how_many_were_whole():
+    """Of a list of jobs, those before the first damaged one."""
+    codes = np.arange(6, dtype=np.int32)
+    good, bad = (bytes(_native.encode_codes(codes.data, 1, 6, 1, 1, 0)) + extra for extra in (b"", b"\0\0\0"))
+    room = np.empty(6, dtype=np.int32).data
+    jobs = [(stream, room, 1, 6, 1, 1, 0) for stream in (good, good, bad, good)]
+    assert [_native.decode_codes(jobs[:count]) for count in range(5)] == [0, 1, 2, 2, 2]
+    with pytest.raises(TypeError, match="list"):
+        _native.decode_codes(tuple(jobs))
+
+
 def test_chunks_are_sections_of_their_own(monkeypatch):
     """Shift, lengths of all streams but the last, streams: each that of its rows alone."""
     codes = laplace((7, 4), 1.0)
@@ -225,7 +249,11 @@ def test_gain_is_what_neighbours_save():
     st.floats(0.2, 0.6),
 )
 def test_contextless_bits_are_the_bits(kind, seed, shape, ratio, step, offset):
-    """From all magnitudes, without codes, the size of a section without context is told to within 4 % and 100 bytes."""
+    """From all magnitudes, without codes, the size of a section without context is told to within 4 % and 100 bytes.
+
+    Where kept weights do have codes of 1, that is: rows begin with a geometric law, and a gap in it takes long to learn.
+    """
+    assume(ratio + offset <= 1.6)
     threshold = ratio * step
     rng = np.random.default_rng(seed)
     weight = {"laplace": rng.laplace, "normal": rng.normal}[kind](size=shape).astype(np.float32)
@@ -332,7 +360,7 @@ def test_the_native_module_checks_shapes(geometry):
     with pytest.raises(ValueError, match="does not fit"):
         _native.encode_codes(codes.data, *geometry)
     with pytest.raises(ValueError, match="does not fit"):
-        _native.decode_codes(b"\1", codes.data, *geometry)
+        _native.decode_codes([(b"\1", codes.data, *geometry)])
 
 
 def test_the_native_module_checks_buffers():
@@ -344,7 +372,7 @@ def test_the_native_module_checks_buffers():
     with pytest.raises(ValueError, match="does not fit"):
         _native.decode_plane(b"\1", bytes(4), bytearray(5))
     with pytest.raises((TypeError, BufferError)):
-        _native.decode_codes(b"\1", bytes(24), 1, 6, 1, 1, 0)
+        _native.decode_codes([(b"\1", bytes(24), 1, 6, 1, 1, 0)])
 
 
 @pytest.mark.parametrize(

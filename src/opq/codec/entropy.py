@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,12 @@ CHUNK = 2**22
 _LARGEST_KERNEL = 128
 _LARGEST_SHIFT = 20
 _WHERE = "codes"
+
+_Line = tuple[int, int, int, int]
+"""Inputs, positions and width of a chunk's geometry, and how many low bits of its magnitudes are raw."""
+
+_Job = tuple[bytes, memoryview, int, int, int, int, int]
+"""A stream, where its codes go, rows, and a line."""
 
 
 @dataclass(frozen=True)
@@ -92,40 +98,63 @@ def chunk_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def decode_codes(section: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
     """The codes of `section`; FormatError unless it holds exactly a tensor of `shape`, which has at least one element."""
-    codes = np.zeros(shape, dtype=np.int32)
-    flat = codes.reshape(-1)
-    if section:
-        deque(_decode(section, shape, lambda start, stop: flat[start:stop]), maxlen=0)
-    return codes
+    return decode_batch([(section, shape)])[0]
+
+
+def decode_batch(weights: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[NDArray[np.int32]]:
+    """The codes of some sections, each with its shape, as of `decode_codes`: for small weights far less work in Python."""
+    decoded: list[NDArray[np.int32]] = []
+    jobs: list[_Job] = []
+    for section, shape in weights:
+        if section:
+            codes = np.empty(shape, dtype=np.int32)
+            jobs += _jobs(section, shape, codes.reshape(-1))
+        else:
+            codes = np.zeros(shape, dtype=np.int32)
+        decoded.append(codes)
+    small = sum(codes.size for codes in decoded) <= CHUNK
+    deque(in_parallel(_decode, [jobs] if small else [[job] for job in jobs]), maxlen=0)
+    return decoded
 
 
 def decode_pieces(section: bytes, shape: tuple[int, ...]) -> Iterator[NDArray[np.int32]]:
     """As `decode_codes`, in pieces of one dimension that together are the codes in row-major order."""
     if not section:
         return (np.zeros(stop - start, dtype=np.int32) for start, stop in chunk_spans(shape))
-    return _decode(section, shape, lambda start, stop: np.empty(stop - start, dtype=np.int32))
+
+    def decode(part: tuple[bytes, int, _Line]) -> NDArray[np.int32]:
+        stream, rows, line = part
+        piece = np.empty(rows * line[0] * line[1], dtype=np.int32)
+        _decode([(stream, piece.data, rows, *line)])
+        return piece
+
+    return in_parallel(decode, _parts(section, shape))
 
 
-def _decode(
-    section: bytes, shape: tuple[int, ...], room: Callable[[int, int], NDArray[np.int32]]
-) -> Iterator[NDArray[np.int32]]:
-    """The chunks of a section, each decoded into the room made for it."""
+def _jobs(section: bytes, shape: tuple[int, ...], flat: NDArray[np.int32]) -> Iterator[_Job]:
+    """What the native module is to decode into the codes of a weight, in one dimension."""
+    at = 0
+    for stream, rows, line in _parts(section, shape):
+        count = rows * line[0] * line[1]
+        yield (stream, flat[at : at + count].data, rows, *line)
+        at += count
+
+
+def _parts(section: bytes, shape: tuple[int, ...]) -> Iterator[tuple[bytes, int, _Line]]:
+    """The stream of each chunk, its rows, and what it has in common with the others."""
     geometry = _Geometry.of(shape)
+    row = geometry.inputs * geometry.positions
     spans = geometry.spans()
     cursor = Cursor(section, _WHERE)
     shift = cursor.take(1)[0]
     if shift > _LARGEST_SHIFT:
         raise FormatError(_WHERE, f"{shift} raw bits where at most {_LARGEST_SHIFT} are allowed")
     lengths = [cursor.varint() for _ in spans[:-1]]
-    streams = [*(cursor.take(length) for length in lengths), cursor.rest()]
     line = (geometry.inputs, geometry.positions, geometry.width, shift)
+    for (start, stop), length in zip(spans, [*lengths, None], strict=True):
+        yield cursor.rest() if length is None else cursor.take(length), (stop - start) // row, line
 
-    def decode(pair: tuple[bytes, tuple[int, int]]) -> NDArray[np.int32]:
-        stream, span = pair
-        chunk = room(*span)
-        rows = len(chunk) // (geometry.inputs * geometry.positions)
-        if not _native.decode_codes(stream, chunk.data, rows, *line):
-            raise FormatError(_WHERE, "its data do not end where its weights do")
-        return chunk
 
-    return in_parallel(decode, zip(streams, spans, strict=True))
+def _decode(jobs: list[_Job]) -> None:
+    if _native.decode_codes(jobs) < len(jobs):
+        raise FormatError(_WHERE, "its data do not end where its weights do")

@@ -8,7 +8,7 @@ docs/format.md is the normative text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec import entropy
 from opq.codec.cursor import Cursor, varint
-from opq.codec.entropy import decode_codes, encode_codes
+from opq.codec.entropy import decode_batch, encode_codes
 from opq.codec.planes import decode_pack, encode_pack
 from opq.errors import FormatError, WeightError
 from opq.quantization.compressed import LARGEST_TABLE, CompressedTensor
@@ -39,8 +39,17 @@ def encode_weight(tensor: CompressedTensor) -> bytes:
 
 def decode_weight(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> CompressedTensor:
     """The weight in `section`, with a table of levels where `step` is None; FormatError unless it holds exactly that."""
-    levels, codes = _split(section, shape, dtype, step)
-    return _assign(decode_codes(codes, shape), step, dtype, levels)
+    return decode_weights([(section, shape, dtype, step)])[0]
+
+
+def decode_weights(weights: Sequence[tuple[bytes, tuple[int, ...], str, float | None]]) -> list[CompressedTensor]:
+    """As `decode_weight`, of several sections with shape, dtype and step."""
+    parts = [_split(*weight) for weight in weights]
+    decoded = decode_batch((codes, shape) for (_, codes), (_, shape, _, _) in zip(parts, weights, strict=True))
+    return [
+        _assign(codes, step, dtype, levels)
+        for codes, (levels, _), (_, _, dtype, step) in zip(decoded, parts, weights, strict=True)
+    ]
 
 
 def decode_pieces(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> Iterator[CompressedTensor]:

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.entropy import CHUNK
 from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
-from opq.codec.levels import decode_pieces, decode_weight
+from opq.codec.levels import decode_pieces, decode_weight, decode_weights
 from opq.codec.planes import decode_pack
 from opq.codec.writing import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.errors import FormatError, SourceError
-from opq.parallel import in_parallel
+from opq.parallel import in_shares
 from opq.quantization.compressed import CompressedTensor
 
 Content = CompressedTensor | NDArray[np.generic]
@@ -192,7 +192,8 @@ class OpqFile(Mapping[str, Content]):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """All tensors as arrays in their own dtypes, decoded on all processors."""
-        return dict(zip(self, in_parallel(self.array, self), strict=True))
+        sizes = [math.prod(entry.shape) for entry in self.entries]
+        return dict(zip(self, in_shares(self._arrays_of, self.entries, sizes, CHUNK), strict=True))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -209,6 +210,16 @@ class OpqFile(Mapping[str, Content]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _arrays_of(self, entries: Sequence[Entry]) -> list[NDArray[np.generic]]:
+        """The tensors of some entries, weights decoded together: one by one, small ones take longer than their codes."""
+        weights = [entry for entry in entries if entry.is_weight]
+        try:
+            sections = [(self.section(entry.section), entry.shape, entry.dtype, entry.step) for entry in weights]
+            decoded = dict(zip((entry.name for entry in weights), decode_weights(sections), strict=True))
+        except FormatError:  # one of them is damaged; which one it is, each alone says
+            decoded = {}
+        return [decoded[entry.name].values() if entry.name in decoded else self.array(entry.name) for entry in entries]
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)

@@ -75,35 +75,55 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     return result;
 }
 
-/* Whether the data were whole: no magnitude out of range, nothing left over. */
-static PyObject *decode_codes(PyObject *self, PyObject *arguments) {
+typedef struct {
     Py_buffer data, codes;
     Shape shape;
-    long long outputs, inputs, positions, width;
-    (void)self;
-    if (!PyArg_ParseTuple(arguments, "y*w*LLLLi", &data, &codes, &outputs, &inputs, &positions, &width, &shape.shift)) return NULL;
-    shape.outputs = outputs, shape.inputs = inputs, shape.positions = positions, shape.width = width;
-    if (!sound(&shape, codes.len)) {
-        PyBuffer_Release(&data);
-        PyBuffer_Release(&codes);
-        PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
-        return NULL;
-    }
-    Work *work;
-    int whole = 0;
-    Py_BEGIN_ALLOW_THREADS;
-    work = prepare(&shape);
-    if (work) {
-        Coder coder = start_decoding(&work->stream, &work->raw, (const uint8_t *)data.buf, (size_t)data.len);
-        memset(codes.buf, 0, (size_t)codes.len);
-        whole = decode_weight(&coder, &work->walk, (int32_t *)codes.buf) && took_all(&coder);
-    }
-    Py_END_ALLOW_THREADS;
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&codes);
-    if (!work) return PyErr_NoMemory();
+} Job;
+
+/* Whether the data were whole: no magnitude out of range, nothing left over. -1 without memory. */
+static int decode_job(const Job *job) {
+    Work *work = prepare(&job->shape);
+    if (!work) return -1;
+    Coder coder = start_decoding(&work->stream, &work->raw, (const uint8_t *)job->data.buf, (size_t)job->data.len);
+    memset(job->codes.buf, 0, (size_t)job->codes.len);
+    int whole = decode_weight(&coder, &work->walk, (int32_t *)job->codes.buf) && took_all(&coder);
     free(work);
-    return PyBool_FromLong(whole);
+    return whole;
+}
+
+static int read_job(Job *job, PyObject *tuple) {
+    long long outputs, inputs, positions, width;
+    if (!PyArg_ParseTuple(tuple, "y*w*LLLLi", &job->data, &job->codes, &outputs, &inputs, &positions, &width, &job->shape.shift)) return 0;
+    job->shape.outputs = outputs, job->shape.inputs = inputs, job->shape.positions = positions, job->shape.width = width;
+    if (sound(&job->shape, job->codes.len)) return 1;
+    PyBuffer_Release(&job->data);
+    PyBuffer_Release(&job->codes);
+    PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
+    return 0;
+}
+
+/* All jobs of a list in one go: many small weights want Python's lock but once. How many came before one that was not whole. */
+static PyObject *decode_codes(PyObject *self, PyObject *list) {
+    (void)self;
+    if (!PyList_Check(list)) return PyErr_Format(PyExc_TypeError, "expected a list of tuples");
+    const Py_ssize_t count = PyList_Size(list);
+    Job *jobs = (Job *)calloc((size_t)count + 1, sizeof *jobs);
+    if (!jobs) return PyErr_NoMemory();
+    Py_ssize_t held = 0, done = 0;
+    int whole = 1;
+    while (held < count && read_job(&jobs[held], PyList_GetItem(list, held))) held++;
+    if (held == count) {
+        Py_BEGIN_ALLOW_THREADS;
+        while (done < count && (whole = decode_job(&jobs[done])) > 0) done++;
+        Py_END_ALLOW_THREADS;
+        if (whole < 0) PyErr_NoMemory();
+    }
+    for (Py_ssize_t k = 0; k < held; k++) {
+        PyBuffer_Release(&jobs[k].data);
+        PyBuffer_Release(&jobs[k].codes);
+    }
+    free(jobs);
+    return held < count || whole < 0 ? NULL : PyLong_FromSsize_t(done);
 }
 
 static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
@@ -166,7 +186,7 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, shift) -> bytes"},
-    {"decode_codes", decode_codes, METH_VARARGS, "decode_codes(data, codes, outputs, inputs, positions, width, shift) -> bool"},
+    {"decode_codes", decode_codes, METH_O, "decode_codes([(data, codes, outputs, inputs, positions, width, shift), ...]) -> int"},
     {"encode_plane", encode_plane, METH_VARARGS, "encode_plane(plane, above) -> bytes"},
     {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
     {NULL, NULL, 0, NULL},
