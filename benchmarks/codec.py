@@ -20,7 +20,8 @@ nncodec_bytes  the package's stream of these tensors, as it writes them; depende
 nncodec_payload_bytes  of that, what its coder made, without headers and names
 nncodec_anchor  the stream's bytes in an earlier measurement, with other names of the tensors
 entropy_bytes  zero-order entropy of each tensor's codes
-*_seconds      medians of 9 rounds (laplace with NNCodec: of one); opq on all threads, tensors side by side, NNCodec on one
+*_seconds      medians over 7 turns (laplace: 1) of 4 runs (laplace: 3), the coders in turns; opq on all threads,
+               NNCodec, which has none, on one
 threads        that opq has; a tensor of more than 4,194,304 weights is shared between them
 opq_over_nncodec, encode_speedup, decode_speedup  bytes of opq over those of NNCodec; seconds of NNCodec over those of opq
 """
@@ -29,23 +30,24 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Case, Row, checkpoints, load, measure_seconds, print_rows, save_result
+from harness import Row, checkpoints, load, print_rows, save_result
 from numpy.typing import NDArray
 
-from opq.codec.entropy import decode_codes, encode_codes
-from opq.parallel import in_parallel
+from opq.codec.entropy import CHUNK, decode_batch, encode_codes
+from opq.parallel import in_parallel, in_shares
 
 SEED = 0
-REPEATS = 9
 HEADER_BYTES = 9
 LAPLACE_SHAPE, LAPLACE_STEP = (5000, 5000), 1.0
 PEER = Path(__file__).resolve().parent / "peers" / "nncodec_codes.py"
@@ -72,11 +74,12 @@ Weights = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Input:
-    """A case: its codes, and how often NNCodec is timed."""
+    """A case: its codes, and how often they are coded."""
 
     name: str
     codes: dict[str, Codes]
-    peer_repeats: int = REPEATS
+    turns: int = 7
+    runs: int = 4
 
 
 def main() -> int:
@@ -87,7 +90,7 @@ def main() -> int:
         print("    python -m venv PEERS", file=sys.stderr)
         print("    PEERS/bin/pip install torch nncodec==2.1.3", file=sys.stderr)
         print("    OPQ_PEERS_PYTHON=PEERS/bin/python python benchmarks/codec.py\n", file=sys.stderr)
-    rows = [_row(case, _measure_opq(case.codes), _measure_nncodec(case, peer)) for case in inputs()]
+    rows = [measure(case, peer) for case in inputs() if not sys.argv[1:] or any(part in case.name for part in sys.argv[1:])]
     print_rows(rows)
     save_result("codec", rows, seed=SEED)
     return 0
@@ -103,7 +106,7 @@ def inputs() -> Iterator[Input]:
             yield Input("resnet56 80% 2^-4", quantize(prune(weights, 0.8), 2.0**-4))
     for zeros in (0.9, 0.97):
         drawn = np.random.default_rng(SEED).laplace(size=LAPLACE_SHAPE).astype(np.float32)
-        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": drawn}, zeros), LAPLACE_STEP), peer_repeats=1)
+        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": drawn}, zeros), LAPLACE_STEP), turns=1, runs=3)
 
 
 def quantize(weights: Weights, step: float) -> dict[str, Codes]:
@@ -122,36 +125,67 @@ def prune(weights: Weights, zeros: float) -> Weights:
     return {name: np.where(np.abs(tensor) < threshold, np.zeros_like(tensor), tensor) for name, tensor in weights.items()}
 
 
-def _measure_opq(tensors: Mapping[str, Codes]) -> dict[str, Any]:
-    codes = list(tensors.values())
+def measure(case: Input, python: str | None) -> Row:
+    """Bytes of both coders, and seconds of rounds in which they take turns."""
+    codes = list(case.codes.values())
     sections = list(in_parallel(encode_codes, codes))
-    for name, tensor, decoded in zip(tensors, codes, _decode(sections, codes), strict=True):
+    for name, tensor, decoded in zip(case.codes, codes, _decode(sections, codes), strict=True):
         if not np.array_equal(tensor, decoded):
             raise ValueError(f"opq does not give the codes of {name!r} back")
     cases = {
-        "encode": Case(lambda: list(in_parallel(encode_codes, codes))),
-        "decode": Case(lambda: _decode(sections, codes)),
+        "opq_encode": lambda: _seconds(lambda: list(in_parallel(encode_codes, codes)), case.runs),
+        "opq_decode": lambda: _seconds(lambda: _decode(sections, codes), case.runs),
     }
-    seconds = measure_seconds(cases, REPEATS, warm_up=False)  # the round trip above was the warm-up
-    size = sum(len(section) for section in sections)
-    return {"bytes": size, "encode": seconds["encode"].median, "decode": seconds["decode"].median}
+    with tempfile.TemporaryDirectory() as folder:
+        peer = Peer(python, case, Path(folder)) if python else None
+        if peer:
+            cases["nncodec_encode"] = lambda: peer.ask("encode")
+            cases["nncodec_decode"] = lambda: peer.ask("decode")
+        turns = [{name: run() for name, run in cases.items()} for _ in range(case.turns)]
+        report = peer.ask("report") if peer else None
+        if peer:
+            peer.close()
+    seconds = {name: statistics.median(seconds for turn in turns for seconds in turn[name]) for name in cases}
+    return _row(case, sum(len(section) for section in sections), seconds, report)
+
+
+class Peer:
+    """The peer's script on the codes of a case, at work when it is asked."""
+
+    def __init__(self, python: str, case: Input, folder: Path) -> None:
+        np.savez(folder / "codes.npz", allow_pickle=False, **case.codes)
+        command = [python, str(PEER), str(folder / "codes.npz"), str(case.runs)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: str) -> Any:
+        """Its answer."""
+        if not self._process.stdin or not self._process.stdout:
+            raise RuntimeError("the peer has no pipes")
+        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"NNCodec's script ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """Let it end."""
+        self._process.communicate()
+
+
+def _seconds(run: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each of some runs, after one that is not counted."""
+    measured = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        run()
+        measured.append(time.perf_counter() - start)
+    return measured[1:]
 
 
 def _decode(sections: Sequence[bytes], codes: Sequence[Codes]) -> list[Codes]:
-    shapes = [tensor.shape for tensor in codes]
-    return list(in_parallel(lambda pair: decode_codes(*pair), zip(sections, shapes, strict=True)))
-
-
-def _measure_nncodec(case: Input, python: str | None) -> dict[str, Any] | None:
-    """What the peer's script measures; None without a Python to run it."""
-    if not python:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        source, result = Path(folder) / "codes.npz", Path(folder) / "result.json"
-        np.savez(source, allow_pickle=False, **case.codes)
-        subprocess.run([python, str(PEER), str(source), str(result), str(case.peer_repeats)], check=True)
-        measured: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return measured
+    weights = [(section, tensor.shape) for section, tensor in zip(sections, codes, strict=True)]
+    return in_shares(decode_batch, weights, [tensor.size for tensor in codes], CHUNK)
 
 
 def _entropy_bytes(codes: Codes) -> float:
@@ -159,9 +193,8 @@ def _entropy_bytes(codes: Codes) -> float:
     return float((counts * np.log2(codes.size / counts)).sum()) / 8.0
 
 
-def _row(case: Input, opq: Mapping[str, Any], peer: Mapping[str, Any] | None) -> Row:
-    header = HEADER_BYTES * len(case.codes)
-    size = opq["bytes"] + header
+def _row(case: Input, sections: int, seconds: Mapping[str, float], peer: Mapping[str, Any] | None) -> Row:
+    size = sections + HEADER_BYTES * len(case.codes)
     peer_size = peer["stream_bytes"] if peer else None
     return {
         "case": case.name,
@@ -169,13 +202,10 @@ def _row(case: Input, opq: Mapping[str, Any], peer: Mapping[str, Any] | None) ->
         "opq_bytes": size,
         "nncodec_bytes": peer_size,
         "entropy_bytes": round(sum(_entropy_bytes(codes) for codes in case.codes.values())),
-        "opq_encode_seconds": opq["encode"],
-        "opq_decode_seconds": opq["decode"],
-        "nncodec_encode_seconds": peer["encode_seconds"] if peer else None,
-        "nncodec_decode_seconds": peer["decode_seconds"] if peer else None,
+        **{f"{name}_seconds": seconds.get(name) for name in ("opq_encode", "opq_decode", "nncodec_encode", "nncodec_decode")},
         "opq_over_nncodec": size / peer_size if peer_size else None,
-        "encode_speedup": peer["encode_seconds"] / opq["encode"] if peer else None,
-        "decode_speedup": peer["decode_seconds"] / opq["decode"] if peer else None,
+        "encode_speedup": seconds["nncodec_encode"] / seconds["opq_encode"] if peer else None,
+        "decode_speedup": seconds["nncodec_decode"] / seconds["opq_decode"] if peer else None,
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "nncodec_version": peer["version"] if peer else None,
         "nncodec_payload_bytes": peer["payload_bytes"] if peer else None,

@@ -1,9 +1,11 @@
 """The bytes and seconds of NNCodec's arithmetic coder for tensors of integer codes, each with its round trip checked.
 
-    PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz RESULT.json REPEATS
+    PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz TIMES
 
 benchmarks/codec.py runs this with the Python that OPQ_PEERS_PYTHON names, whose environment has NNCodec 2.1.3; it needs
-neither opq nor what the other benchmarks use.
+neither opq nor what the other benchmarks use. For every line of its input, "encode", "decode" or "report", it does that and
+answers with a line of JSON: the seconds, measured TIMES in a row after a first one that is not counted, or what the codes take.
+So the two coders take turns, and a processor's clock that wanders hits both alike.
 
 The codes go to the coder's own interface as they are: no quantization of its own, dependent quantization off, and otherwise
 what `nncodec.tensor.encode` takes by default (parameter optimization and row skipping on, 11 unary decisions). One thread: the
@@ -13,9 +15,9 @@ coder holds Python's lock.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,34 +35,40 @@ Codes = Any  # this environment may have a NumPy without types for them
 
 
 def main() -> int:
-    """Code every tensor of a file; the exit status."""
-    source, result, repeats = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    with np.load(source) as file:
+    """Answer until the input ends; the exit status."""
+    with np.load(Path(sys.argv[1])) as file:
         tensors = {name: file[name] for name in file.files}
-    result.write_text(json.dumps(measure(tensors, repeats)), encoding="utf-8")
+    payloads = [encode(codes) for codes in tensors.values()]
+    for (name, codes), payload in zip(tensors.items(), payloads, strict=True):
+        if not np.array_equal(codes, decode(payload, codes.shape)):
+            raise ValueError(f"NNCodec does not give the codes of {name!r} back")
+    work = {
+        "encode": lambda: [encode(codes) for codes in tensors.values()],
+        "decode": lambda: [decode(payload, codes.shape) for payload, codes in zip(payloads, tensors.values(), strict=True)],
+    }
+    for line in map(str.strip, sys.stdin):
+        answer = seconds(work[line], int(sys.argv[2])) if line in work else report(tensors, payloads)
+        print(json.dumps(answer), flush=True)
     return 0
 
 
-def measure(tensors: dict[str, Codes], repeats: int) -> dict[str, Any]:
+def seconds(run: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each of some runs, after one that is not counted."""
+    measured = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        run()
+        measured.append(time.perf_counter() - start)
+    return measured[1:]
+
+
+def report(tensors: dict[str, Codes], payloads: list[Codes]) -> dict[str, Any]:
     """What the codes take: in the coder alone, and as the package's whole stream with its headers and the tensors' names."""
-    encoding, decoding = [], []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        payloads = [encode(codes) for codes in tensors.values()]
-        encoding.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        back = [decode(payload, codes.shape) for payload, codes in zip(payloads, tensors.values(), strict=True)]
-        decoding.append(time.perf_counter() - start)
-    for (name, codes), decoded in zip(tensors.items(), back, strict=True):
-        if not np.array_equal(codes, decoded):
-            raise ValueError(f"NNCodec does not give the codes of {name!r} back")
     stream = nnc.compress(dict(tensors), bitstream_path=None, use_dq=False, row_skipping=True, return_bitstream=True)
     return {
         "version": metadata.version("nncodec"),
         "payload_bytes": sum(len(payload) for payload in payloads),
         "stream_bytes": len(stream),
-        "encode_seconds": statistics.median(encoding),
-        "decode_seconds": statistics.median(decoding),
     }
 
 
