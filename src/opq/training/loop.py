@@ -39,7 +39,7 @@ class Training:
     seed         of everything drawn at random; every epoch begins with a seed of its own, so that one continued from a
                  checkpoint draws what it would have drawn
     folder       where checkpoints and history go, None for nowhere
-    hold         called with the network after each epoch but the last; may change latent values
+    hold         called with the network after the epochs of the last third but the last one; may change latent values
     watch        called with the network after each epoch; what it returns goes into the history
     accelerator  Hugging Face Accelerate's, for many processes; None for this one alone
     progress     called after each step
@@ -84,7 +84,7 @@ class Training:
             seed_everything(self.seed, epoch, loader)
             loss = self._epoch(epoch, network, loader, optimizer, average, device)
             row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
-            if self.hold and epoch + 1 < self.epochs:
+            if self.hold and 2 * self.epochs <= 3 * (epoch + 1) < 3 * self.epochs:
                 self.hold(self.model)
             leads = self.accelerator is None or self.accelerator.is_main_process
             history.append({**row, **(self.watch(self.model) if self.watch and leads else {})})
