@@ -49,7 +49,7 @@ def in_shares(
 
 
 def _shares(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of things, the largest first: each share half of what a processor would get of those that are left."""
+    """Numbers of things, the largest first: each share at most what a processor would get of those that are left."""
     left = sum(sizes)
     share: list[int] = []
     room = 0
@@ -58,7 +58,7 @@ def _shares(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
             yield share
             share = []
         if not share:
-            room = min(left // (2 * _processors()), most)
+            room = min(left // _processors(), most)
         share.append(number)
         room -= sizes[number]
         left -= sizes[number]
