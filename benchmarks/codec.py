@@ -48,6 +48,8 @@ from opq.codec.entropy import CHUNK, decode_batch, encode_codes
 from opq.parallel import in_parallel, in_shares
 
 SEED = 0
+WARM_UP = 0.1
+"""Seconds: a processor that was idle, and threads that slept, take their time."""
 HEADER_BYTES = 9
 LAPLACE_SHAPE, LAPLACE_STEP = (5000, 5000), 1.0
 PEER = Path(__file__).resolve().parent / "peers" / "nncodec_codes.py"
@@ -174,13 +176,16 @@ class Peer:
 
 
 def _seconds(run: Callable[[], object], times: int) -> list[float]:
-    """Seconds of each of some runs, after one that is not counted."""
-    measured = []
-    for _ in range(times + 1):
+    """Seconds of each of some runs, after WARM_UP seconds of runs that are not counted."""
+    measured: list[float] = []
+    begin = time.perf_counter()
+    while len(measured) < times:
         start = time.perf_counter()
         run()
-        measured.append(time.perf_counter() - start)
-    return measured[1:]
+        end = time.perf_counter()
+        if start > begin + WARM_UP:
+            measured.append(end - start)
+    return measured
 
 
 def _decode(sections: Sequence[bytes], codes: Sequence[Codes]) -> list[Codes]:

@@ -4,7 +4,7 @@
 
 benchmarks/codec.py runs this with the Python that OPQ_PEERS_PYTHON names, whose environment has NNCodec 2.1.3; it needs
 neither opq nor what the other benchmarks use. For every line of its input, "encode", "decode" or "report", it does that and
-answers with a line of JSON: the seconds, measured TIMES in a row after a first one that is not counted, or what the codes take.
+answers with a line of JSON: the seconds, measured TIMES in a row once it is warm, or what the codes take.
 So the two coders take turns, and a processor's clock that wanders hits both alike.
 
 The codes go to the coder's own interface as they are: no quantization of its own, dependent quantization off, and otherwise
@@ -27,6 +27,7 @@ from nncodec import nnc
 from nncodec.extensions.deepCABAC import Decoder, Encoder, HdspMode
 
 UNARY = 11
+WARM_UP = 0.1
 PROFILE, SCAN, DEPENDENT, PARENT = 1, 0, 0, 0
 NO_HISTORY = (HdspMode.AlwaysOff, np.zeros(2, dtype=np.int8))
 NO_CODEBOOK = (0, 0)
@@ -53,13 +54,16 @@ def main() -> int:
 
 
 def seconds(run: Callable[[], object], times: int) -> list[float]:
-    """Seconds of each of some runs, after one that is not counted."""
-    measured = []
-    for _ in range(times + 1):
+    """Seconds of each of some runs, after WARM_UP seconds of runs that are not counted."""
+    measured: list[float] = []
+    begin = time.perf_counter()
+    while len(measured) < times:
         start = time.perf_counter()
         run()
-        measured.append(time.perf_counter() - start)
-    return measured[1:]
+        end = time.perf_counter()
+        if start > begin + WARM_UP:
+            measured.append(end - start)
+    return measured
 
 
 def report(tensors: dict[str, Codes], payloads: list[Codes]) -> dict[str, Any]:
