@@ -20,7 +20,7 @@ nncodec_bytes  the package's stream of these tensors, as it writes them; depende
 nncodec_payload_bytes  of that, what its coder made, without headers and names
 nncodec_anchor  the stream's bytes in an earlier measurement, with other names of the tensors
 entropy_bytes  zero-order entropy of each tensor's codes
-*_seconds      medians over 7 turns (laplace: 1) of 4 runs (laplace: 3), the coders in turns; opq on all threads,
+*_seconds      medians of the runs in 5 turns (laplace: 1) of half a second, at least 3 runs; opq on all threads,
                NNCodec, which has none, on one
 threads        that opq has; a tensor of more than 4,194,304 weights is shared between them
 opq_over_nncodec, encode_speedup, decode_speedup  bytes of opq over those of NNCodec; seconds of NNCodec over those of opq
@@ -48,8 +48,8 @@ from opq.codec.entropy import CHUNK, decode_batch, encode_codes
 from opq.parallel import in_parallel, in_shares
 
 SEED = 0
-WARM_UP = 0.1
-"""Seconds: a processor that was idle, and threads that slept, take their time."""
+WARM_UP, TURN, LEAST_RUNS = 0.2, 0.5, 3
+"""Seconds, and runs: a processor that was idle takes its time, and so do threads until each has one of its own."""
 HEADER_BYTES = 9
 LAPLACE_SHAPE, LAPLACE_STEP = (5000, 5000), 1.0
 PEER = Path(__file__).resolve().parent / "peers" / "nncodec_codes.py"
@@ -76,12 +76,11 @@ Weights = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Input:
-    """A case: its codes, and how often they are coded."""
+    """A case: its codes, and in how many turns they are coded."""
 
     name: str
     codes: dict[str, Codes]
-    turns: int = 7
-    runs: int = 4
+    turns: int = 5
 
 
 def main() -> int:
@@ -108,7 +107,7 @@ def inputs() -> Iterator[Input]:
             yield Input("resnet56 80% 2^-4", quantize(prune(weights, 0.8), 2.0**-4))
     for zeros in (0.9, 0.97):
         drawn = np.random.default_rng(SEED).laplace(size=LAPLACE_SHAPE).astype(np.float32)
-        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": drawn}, zeros), LAPLACE_STEP), turns=1, runs=3)
+        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": drawn}, zeros), LAPLACE_STEP), turns=1)
 
 
 def quantize(weights: Weights, step: float) -> dict[str, Codes]:
@@ -135,8 +134,8 @@ def measure(case: Input, python: str | None) -> Row:
         if not np.array_equal(tensor, decoded):
             raise ValueError(f"opq does not give the codes of {name!r} back")
     cases = {
-        "opq_encode": lambda: _seconds(lambda: list(in_parallel(encode_codes, codes)), case.runs),
-        "opq_decode": lambda: _seconds(lambda: _decode(sections, codes), case.runs),
+        "opq_encode": lambda: _seconds(lambda: list(in_parallel(encode_codes, codes))),
+        "opq_decode": lambda: _seconds(lambda: _decode(sections, codes)),
     }
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(python, case, Path(folder)) if python else None
@@ -156,7 +155,7 @@ class Peer:
 
     def __init__(self, python: str, case: Input, folder: Path) -> None:
         np.savez(folder / "codes.npz", allow_pickle=False, **case.codes)
-        command = [python, str(PEER), str(folder / "codes.npz"), str(case.runs)]
+        command = [python, str(PEER), str(folder / "codes.npz")]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, question: str) -> Any:
@@ -175,11 +174,11 @@ class Peer:
         self._process.communicate()
 
 
-def _seconds(run: Callable[[], object], times: int) -> list[float]:
-    """Seconds of each of some runs, after WARM_UP seconds of runs that are not counted."""
+def _seconds(run: Callable[[], object]) -> list[float]:
+    """Seconds of each run within a TURN, after WARM_UP seconds of runs that are not counted."""
     measured: list[float] = []
     begin = time.perf_counter()
-    while len(measured) < times:
+    while len(measured) < LEAST_RUNS or time.perf_counter() < begin + WARM_UP + TURN:
         start = time.perf_counter()
         run()
         end = time.perf_counter()

@@ -50,14 +50,14 @@ static int outcome(PyObject *result) {
 
 typedef struct {
     long long outputs, inputs, positions, width;
-    int shift;
+    int first;
     size_t count; /* of the codes that are given, which the shape may not fit */
 } Geometry;
 
 static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int32_t *codes) {
     uint8_t *own = copy(data, size);
     PyObject *stream = view(own, size, PyBUF_READ), *out = view(codes, 4 * g->count, PyBUF_WRITE);
-    PyObject *jobs = Py_BuildValue("[(OOLLLLi)]", stream, out, g->outputs, g->inputs, g->positions, g->width, g->shift);
+    PyObject *jobs = Py_BuildValue("[(OOLLLLi)]", stream, out, g->outputs, g->inputs, g->positions, g->width, g->first);
     int whole = outcome(PyObject_CallMethod(module, "decode_codes", "O", jobs));
     Py_DECREF(jobs);
     Py_DECREF(stream);
@@ -68,7 +68,7 @@ static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int
 
 static void check_codes(const Geometry *g, int32_t *codes) {
     PyObject *in = view(codes, 4 * g->count, PyBUF_READ);
-    PyObject *stream = PyObject_CallMethod(module, "encode_codes", "OLLLLi", in, g->outputs, g->inputs, g->positions, g->width, g->shift);
+    PyObject *stream = PyObject_CallMethod(module, "encode_codes", "OLLLLi", in, g->outputs, g->inputs, g->positions, g->width, g->first);
     Py_DECREF(in);
     if (!stream) {
         outcome(NULL);
@@ -113,7 +113,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     enum { HEAD = 6 };
     if (size < HEAD) return 0;
     const uint8_t *kernel = kernels[data[3] % (sizeof kernels / sizeof *kernels)];
-    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], data[4] % 24, 0};
+    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], (data[4] & 31) % 24 | (data[4] & 224), 0};
     if (g.positions > 9 && g.outputs > 2) g.outputs = 1 + g.outputs % 2;
     g.count = (size_t)(g.outputs * g.inputs * g.positions) + (data[5] == 255);
     int kind = data[0] % 4;
@@ -130,7 +130,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         check_codes(&g, codes);
         free(codes);
     } else {
-        size_t count = g.count > 2000 ? 2000 : g.count, above_size = g.shift % 3 ? count : g.shift % 2 ? 0 : count + 1;
+        size_t count = g.count > 2000 ? 2000 : g.count, above_size = g.first % 3 ? count : g.first % 2 ? 0 : count + 1;
         uint8_t *plane = room(count), *above = room(above_size);
         for (size_t k = 0; k < above_size; k++) above[k] = size ? data[k * 7 % size] : (uint8_t)k;
         if (kind == 2) {

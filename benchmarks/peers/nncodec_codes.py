@@ -1,10 +1,10 @@
 """The bytes and seconds of NNCodec's arithmetic coder for tensors of integer codes, each with its round trip checked.
 
-    PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz TIMES
+    PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz
 
 benchmarks/codec.py runs this with the Python that OPQ_PEERS_PYTHON names, whose environment has NNCodec 2.1.3; it needs
 neither opq nor what the other benchmarks use. For every line of its input, "encode", "decode" or "report", it does that and
-answers with a line of JSON: the seconds, measured TIMES in a row once it is warm, or what the codes take.
+answers with a line of JSON: the seconds of each of some runs, or what the codes take.
 So the two coders take turns, and a processor's clock that wanders hits both alike.
 
 The codes go to the coder's own interface as they are: no quantization of its own, dependent quantization off, and otherwise
@@ -27,7 +27,7 @@ from nncodec import nnc
 from nncodec.extensions.deepCABAC import Decoder, Encoder, HdspMode
 
 UNARY = 11
-WARM_UP = 0.1
+WARM_UP, TURN, LEAST_RUNS = 0.2, 0.5, 3
 PROFILE, SCAN, DEPENDENT, PARENT = 1, 0, 0, 0
 NO_HISTORY = (HdspMode.AlwaysOff, np.zeros(2, dtype=np.int8))
 NO_CODEBOOK = (0, 0)
@@ -48,16 +48,16 @@ def main() -> int:
         "decode": lambda: [decode(payload, codes.shape) for payload, codes in zip(payloads, tensors.values(), strict=True)],
     }
     for line in map(str.strip, sys.stdin):
-        answer = seconds(work[line], int(sys.argv[2])) if line in work else report(tensors, payloads)
+        answer = seconds(work[line]) if line in work else report(tensors, payloads)
         print(json.dumps(answer), flush=True)
     return 0
 
 
-def seconds(run: Callable[[], object], times: int) -> list[float]:
-    """Seconds of each of some runs, after WARM_UP seconds of runs that are not counted."""
+def seconds(run: Callable[[], object]) -> list[float]:
+    """Seconds of each run within a TURN, after WARM_UP seconds of runs that are not counted."""
     measured: list[float] = []
     begin = time.perf_counter()
-    while len(measured) < times:
+    while len(measured) < LEAST_RUNS or time.perf_counter() < begin + WARM_UP + TURN:
         start = time.perf_counter()
         run()
         end = time.perf_counter()

@@ -151,11 +151,12 @@ def test_the_native_module_says_how_many_were_whole():
 
 
 def test_chunks_are_sections_of_their_own(monkeypatch):
-    """Shift, lengths of all streams but the last, streams: each that of its rows alone."""
+    """First byte, lengths of all streams but the last, streams: each that of its rows alone."""
     codes = laplace((7, 4), 1.0)
     monkeypatch.setattr(opq.codec.entropy, "CHUNK", 12)
-    streams = [_native.encode_codes(codes[rows], len(codes[rows]), 4, 1, 1, 0) for rows in np.split(np.arange(7), [3, 6])]
-    assert encode_codes(codes) == b"\0" + varint(len(streams[0])) + varint(len(streams[1])) + b"".join(streams)
+    first = 1 << 5  # no raw bits, means from 1 on
+    streams = [_native.encode_codes(codes[rows], len(codes[rows]), 4, 1, 1, first) for rows in np.split(np.arange(7), [3, 6])]
+    assert encode_codes(codes) == bytes([first]) + varint(len(streams[0])) + varint(len(streams[1])) + b"".join(streams)
 
 
 @given(CODES)
@@ -316,7 +317,7 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
     ("section", "shape", "problem"),
     [
         (b"\x15", (4,), "21 raw bits where at most 20"),
-        (b"\xff\1", (4,), "255 raw bits where at most 20"),
+        (b"\xff\1", (4,), "31 raw bits where at most 20"),
         (b"\0", (4,), "do not end"),
         (b"\0\1\0", (4,), "do not end"),
         (b"\0\xff" + b"\1" * 40, (4,), "do not end"),
@@ -379,13 +380,13 @@ def test_the_native_module_checks_buffers():
     ("codes", "section"),
     [
         ([0, 0, 0], ""),
-        ([1], "005000"),
-        ([-1], "005001"),
-        ([0, 1, -1, 0, 0, 2], "00af9002"),
-        ([0, 0, 100, -100000, 0, 3], "0cced900720000569f4063"),
+        ([1], "205000"),
+        ([-1], "205001"),
+        ([0, 1, -1, 0, 0, 2], "4076a002"),
+        ([0, 0, 100, -100000, 0, 3], "0cef613f800000569f4063"),
         ([[[[0, 1, 2], [1, 2, 3], [-1, 0, 0]], [[5, 4, 3], [4, 3, 2], [3, 2, 1]]],
           [[[-1, -1, -1], [0, 0, 0], [1, 1, 1]], [[-20, 9, -9], [0, 1, -1], [30, -300, 7]]]],
-         "019701981aa8dad3dc8d543efe8042a300371b3280021f246048"),
+         "01caac547da70f3a9d325a0320eca0854b400110f9231048"),
     ],
     ids=["zeros", "one", "minus one", "small", "wide", "kernels"],
 )  # fmt: skip

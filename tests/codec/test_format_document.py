@@ -168,7 +168,7 @@ def test_the_limits_are_right():
     assert entropy.CHUNK == 2**22
     assert "max(1, floor(2^22 / (inputs * positions)))" in TEXT
     assert f"K > {entropy._LARGEST_KERNEL}" in TEXT
-    assert f"one byte s, 0 to {entropy._LARGEST_SHIFT}:" in TEXT
+    assert f"s from 0 to {entropy._LARGEST_SHIFT};" in TEXT
     assert writing.LARGEST_PACK == 2**20
     assert "above 2^20 dense bytes" in TEXT
 

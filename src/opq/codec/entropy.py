@@ -28,7 +28,7 @@ _LARGEST_SHIFT = 20
 _WHERE = "codes"
 
 _Line = tuple[int, int, int, int]
-"""Inputs, positions and width of a chunk's geometry, and how many low bits of its magnitudes are raw."""
+"""Inputs, positions and width of a chunk's geometry, and the first byte of its section."""
 
 _Job = tuple[bytes, memoryview, int, int, int, int, int]
 """A stream, where its codes go, rows, and a line."""
@@ -79,16 +79,24 @@ def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np
     total = sum(in_parallel(lambda span: int(np.abs(piece(*span)).sum(dtype=np.int64)), spans))
     if not total:
         return b""
+    count = math.prod(shape)
     # Magnitudes of more than a few bits are mostly noise at their lower end: those bits go raw.
-    shift = min(max((total // math.prod(shape)).bit_length() - 3, 0) + coarser, _LARGEST_SHIFT)
-    line = (geometry.inputs, geometry.positions, geometry.width, shift)
+    shift = min(max((total // count).bit_length() - 3, 0) + coarser, _LARGEST_SHIFT)
+    first = shift | _halvings(total, count << shift) << 5
+    line = (geometry.inputs, geometry.positions, geometry.width, first)
     row = geometry.inputs * geometry.positions
 
     def encode(span: tuple[int, int]) -> bytes:
         return _native.encode_codes(piece(*span).data, (span[1] - span[0]) // row, *line)
 
     streams = list(in_parallel(encode, spans))
-    return b"".join([bytes([shift]), *(varint(len(stream)) for stream in streams[:-1]), *streams])
+    return b"".join([bytes([first]), *(varint(len(stream)) for stream in streams[:-1]), *streams])
+
+
+def _halvings(total: int, count: int) -> int:
+    """How often 2 is halved, 0 to 7 times, to come nearest to total / count on a logarithmic scale."""
+    mean = (total << 12) // count
+    return min(max(13 - (mean * mean).bit_length() // 2, 0), 7)
 
 
 def chunk_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -146,11 +154,11 @@ def _parts(section: bytes, shape: tuple[int, ...]) -> Iterator[tuple[bytes, int,
     row = geometry.inputs * geometry.positions
     spans = geometry.spans()
     cursor = Cursor(section, _WHERE)
-    shift = cursor.take(1)[0]
-    if shift > _LARGEST_SHIFT:
-        raise FormatError(_WHERE, f"{shift} raw bits where at most {_LARGEST_SHIFT} are allowed")
+    first = cursor.take(1)[0]
+    if first & 31 > _LARGEST_SHIFT:
+        raise FormatError(_WHERE, f"{first & 31} raw bits where at most {_LARGEST_SHIFT} are allowed")
     lengths = [cursor.varint() for _ in spans[:-1]]
-    line = (geometry.inputs, geometry.positions, geometry.width, shift)
+    line = (geometry.inputs, geometry.positions, geometry.width, first)
     for (start, stop), length in zip(spans, [*lengths, None], strict=True):
         yield cursor.rest() if length is None else cursor.take(length), (stop - start) // row, line
 

@@ -82,20 +82,15 @@ ALWAYS_INLINE int code_larger(Coder *coder, int decoding, uint16_t *bounds, Lane
     return symbol;
 }
 
-/* A symbol. Most are 0 or 1, which cost a processor that foresees them little. */
+/* A symbol. Most are 0, which costs a processor that foresees it little. */
 ALWAYS_INLINE int code_symbol(Coder *coder, int decoding, uint16_t *bounds, Row *row, int symbol) {
-    uint32_t first = coder->range * row->larger[0] >> 16, second = coder->range * row->larger[1] >> 16;
+    uint32_t first = coder->range * row->larger[0] >> 16;
     if (decoding ? (uint32_t)(coder->low >> 48) >= first : symbol == 0) {
         narrow(coder, decoding, first, coder->range);
         age(row);
         return 0;
     }
-    if (decoding ? (uint32_t)(coder->low >> 48) >= second : symbol == 1) {
-        narrow(coder, decoding, second, first);
-        symbol = 1;
-    } else {
-        symbol = code_larger(coder, decoding, bounds, load_lanes(row->larger), symbol);
-    }
+    symbol = code_larger(coder, decoding, bounds, load_lanes(row->larger), symbol);
     count(row, symbol);
     return symbol;
 }

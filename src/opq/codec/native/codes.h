@@ -15,6 +15,7 @@ enum { ABREAST = 4, POSITIONS = 128, CELLS = 3 * (POSITIONS + 2) };
 typedef struct {
     int64_t outputs, inputs, positions, width; /* positions <= POSITIONS */
     int shift;                                 /* low bits of a magnitude that go raw */
+    uint32_t start;                            /* first mean of all, in 4096ths */
 } Shape;
 
 typedef struct {
@@ -110,6 +111,19 @@ ALWAYS_INLINE void code_signs(Coder *coder, int decoding, const Walk *walk, cons
     }
 }
 
+/* The signs of codes without a neighbour that is not 0: raw bits. */
+ALWAYS_INLINE void code_lone_signs(Coder *coder, int decoding, const Walk *walk, const Signed *list, int count, int32_t *codes,
+                                   int64_t stride) {
+    for (int k = 0; k < count; k++) {
+        if (k % 32 == 0) renew_raw(coder, decoding);
+        int32_t *value = &walk->frame->value[walk->table[list[k].position].cell + list[k].row];
+        int32_t *code = codes + list[k].row * stride + list[k].position;
+        int32_t negative = -(int32_t)code_raw(coder, decoding, decoding ? 0 : *code < 0, 1);
+        *value = (*value ^ negative) - negative;
+        if (decoding) *code = ((int32_t)list[k].magnitude ^ negative) - negative;
+    }
+}
+
 /* `rows` <= ABREAST rows of kernels, the first of them at `codes`. */
 ALWAYS_INLINE void code_kernels(Coder *caller, int decoding, Walk *walk, const int rows, int is_first, int32_t *codes) {
     Coder own = *caller, *coder = &own;
@@ -124,13 +138,13 @@ ALWAYS_INLINE void code_kernels(Coder *caller, int decoding, Walk *walk, const i
     const uint32_t each = ONE / (uint32_t)positions;
     uint32_t row[ABREAST];
     for (int j = 0; j < rows; j++) row[j] = walk->global;
-    Signed list[POSITIONS * ABREAST];
+    Signed list[POSITIONS * ABREAST], lone[POSITIONS * ABREAST];
     for (int64_t i = 0; i < inputs; i++, codes += positions) {
         uint32_t column = is_first ? walk->global : walk->columns[i], rough[ABREAST], energy[ABREAST] = {0}, squares[ABREAST] = {0};
         uint32_t column_level = level_number(column);
         for (int j = 0; j < rows; j++) /* every other row of a set */
             rough[j] = (level_number(row[j]) + column_level + 1) / 4 * 2 * (uint32_t)sizeof(Row);
-        int count = 0;
+        int count = 0, alone = 0;
         for (int p = 0; p < positions; p++) {
             const Position *here = &table[p];
             int32_t *near = &frame->near[here->cell];
@@ -141,6 +155,10 @@ ALWAYS_INLINE void code_kernels(Coder *caller, int decoding, Walk *walk, const i
                 Magnitude m = code_magnitude(coder, decoding, walk, bounds, shift, states, rough[j], codes[j * stride + p]);
                 if (!m.magnitude) continue;
                 int32_t u = (int32_t)m.capped;
+                list[count] = lone[alone] = (Signed){m.magnitude, (uint16_t)p, (uint16_t)j};
+                int meets = near[j] != 0;
+                count += meets;
+                alone += !meets;
                 near[j + ABREAST] += 2 * u;
                 near[j + line - ABREAST] += u;
                 near[j + line] += 2 * u;
@@ -148,7 +166,6 @@ ALWAYS_INLINE void code_kernels(Coder *caller, int decoding, Walk *walk, const i
                 frame->value[here->cell + j] = u;
                 energy[j] += m.capped;
                 squares[j] += m.capped * m.capped;
-                list[count++] = (Signed){m.magnitude, (uint16_t)p, (uint16_t)j};
             }
         }
         uint32_t sum = 0;
@@ -159,7 +176,8 @@ ALWAYS_INLINE void code_kernels(Coder *caller, int decoding, Walk *walk, const i
         }
         walk->columns[i] = column + (uint32_t)((int32_t)(sum - (uint32_t)rows * column) >> 3);
         walk->global += (uint32_t)((int32_t)(sum - (uint32_t)rows * walk->global) >> 5);
-        if (!count) continue;
+        if (!(count + alone)) continue;
+        code_lone_signs(coder, decoding, walk, lone, alone, codes, stride);
         int scale[ABREAST];
         for (int j = 0; j < rows; j++) scale[j] = eighths(5 * squares[j] + 2 * (uint32_t)positions) - 32;
         code_signs(coder, decoding, walk, list, count, scale, codes, stride);
@@ -208,7 +226,7 @@ ALWAYS_INLINE void code_plain(Coder *caller, int decoding, Walk *walk, const int
 ALWAYS_INLINE int code_weight(Coder *coder, int decoding, Walk *walk, int32_t *codes) {
     const Shape *shape = walk->shape;
     const int64_t stride = shape->inputs * shape->positions, whole = shape->outputs - shape->outputs % ABREAST;
-    walk->global = ONE;
+    walk->global = shape->start;
     for (int64_t o = 0; o < whole; o += ABREAST, codes += ABREAST * stride) {
         if (shape->positions > 1) code_kernels(coder, decoding, walk, ABREAST, o == 0, codes);
         else code_plain(coder, decoding, walk, ABREAST, o == 0, codes);
@@ -221,6 +239,20 @@ ALWAYS_INLINE int code_weight(Coder *coder, int decoding, Walk *walk, int32_t *c
 
 RARE int encode_weight(Coder *coder, Walk *walk, int32_t *codes) { return code_weight(coder, 0, walk, codes); }
 
-RARE int decode_weight(Coder *coder, Walk *walk, int32_t *codes) { return code_weight(coder, 1, walk, codes); }
+RARE int decode_any(Coder *coder, Walk *walk, int32_t *codes) { return code_weight(coder, 1, walk, codes); }
+
+#if defined(__GNUC__) && defined(__x86_64__)
+/* The same with instructions that nearly every x86-64 of the last ten years has; some 5% faster. */
+__attribute__((target("avx2,bmi,bmi2,lzcnt"))) RARE int decode_recent(Coder *coder, Walk *walk, int32_t *codes) {
+    return code_weight(coder, 1, walk, codes);
+}
+
+static int decode_weight(Coder *coder, Walk *walk, int32_t *codes) {
+    const int recent = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    return recent ? decode_recent(coder, walk, codes) : decode_any(coder, walk, codes);
+}
+#else
+static int decode_weight(Coder *coder, Walk *walk, int32_t *codes) { return decode_any(coder, walk, codes); }
+#endif
 
 #endif

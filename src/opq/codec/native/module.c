@@ -29,9 +29,12 @@ static Work *prepare(const Shape *shape) {
     return work;
 }
 
-static int sound(const Shape *shape, Py_ssize_t bytes) {
+/* Whether a weight of so many bytes can have this shape, whose first byte of its section says the rest. */
+static int complete(Shape *shape, int first, Py_ssize_t bytes) {
+    if (first < 0 || first > 255) return 0;
+    shape->shift = first & 31, shape->start = (uint32_t)(2 * ONE) >> (first >> 5);
     if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > POSITIONS) return 0;
-    if (shape->width < 1 || shape->positions % shape->width || shape->shift < 0 || shape->shift > 20) return 0;
+    if (shape->width < 1 || shape->positions % shape->width || shape->shift > 20) return 0;
     int64_t count = (int64_t)bytes / 4;
     return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
            count / shape->positions / shape->inputs == shape->outputs;
@@ -51,10 +54,11 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     Py_buffer codes;
     Shape shape;
     long long outputs, inputs, positions, width;
+    int first;
     (void)self;
-    if (!PyArg_ParseTuple(arguments, "y*LLLLi", &codes, &outputs, &inputs, &positions, &width, &shape.shift)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "y*LLLLi", &codes, &outputs, &inputs, &positions, &width, &first)) return NULL;
     shape.outputs = outputs, shape.inputs = inputs, shape.positions = positions, shape.width = width;
-    if (!sound(&shape, codes.len)) {
+    if (!complete(&shape, first, codes.len)) {
         PyBuffer_Release(&codes);
         PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
         return NULL;
@@ -93,9 +97,10 @@ static int decode_job(const Job *job) {
 
 static int read_job(Job *job, PyObject *tuple) {
     long long outputs, inputs, positions, width;
-    if (!PyArg_ParseTuple(tuple, "y*w*LLLLi", &job->data, &job->codes, &outputs, &inputs, &positions, &width, &job->shape.shift)) return 0;
+    int first;
+    if (!PyArg_ParseTuple(tuple, "y*w*LLLLi", &job->data, &job->codes, &outputs, &inputs, &positions, &width, &first)) return 0;
     job->shape.outputs = outputs, job->shape.inputs = inputs, job->shape.positions = positions, job->shape.width = width;
-    if (sound(&job->shape, job->codes.len)) return 1;
+    if (complete(&job->shape, first, job->codes.len)) return 1;
     PyBuffer_Release(&job->data);
     PyBuffer_Release(&job->codes);
     PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
@@ -185,8 +190,8 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
 }
 
 static PyMethodDef methods[] = {
-    {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, shift) -> bytes"},
-    {"decode_codes", decode_codes, METH_O, "decode_codes([(data, codes, outputs, inputs, positions, width, shift), ...]) -> int"},
+    {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, first) -> bytes"},
+    {"decode_codes", decode_codes, METH_O, "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...]) -> int"},
     {"encode_plane", encode_plane, METH_VARARGS, "encode_plane(plane, above) -> bytes"},
     {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
     {NULL, NULL, 0, NULL},
