@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, wrap
+from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, with_sections, wrap
 
 from opq.codec.header import Entry, Header, decode_header, header_columns
+from opq.codec.planes import encode_pack
 from opq.codec.writing import MAGIC
 from opq.quantization.compressed import CompressedTensor
 
@@ -197,6 +198,14 @@ def a_bool_of_two() -> bytes:
     """A byte of 2 in a tensor of bools is neither true nor false."""
     whole = encode_file({}, {"b": np.full(5, 2, dtype=np.uint8)})
     return with_entries(whole, lambda e: replace(e, dtype="bool"))
+
+
+@attack
+def halves_that_signal() -> bytes:
+    """Signalling NaNs stored as float16, of which NumPy warns where it makes bfloat16 of them: two lines on the terminal."""
+    halves = encode_file({}, {"a": np.arange(1, 41, dtype=np.float32)}, "half")
+    nans = encode_pack([np.full(40, 0x7C01, dtype=np.uint16).view(np.float16)])
+    return with_entries(with_sections(halves, [nans]), lambda e: replace(e, dtype="bfloat16"))
 
 
 @attack
