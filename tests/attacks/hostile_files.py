@@ -46,6 +46,11 @@ def with_header(data: bytes, change: Callable[[Header], Header]) -> bytes:
     return wrap(deflate(header_columns(change(decode_header(deflate(inflate(data)))))), b"".join(sections_of(data)))
 
 
+def multiply(header: Header, times: int) -> Header:
+    """Of a header of one tensor, one of many that share its section."""
+    return replace(header, entries=[replace(header.entries[0], name=f"w{number:05}") for number in range(times)])
+
+
 def is_weight(name: str) -> bool:
     """Whether it is the weight of `simple_file`."""
     return name == "w"
@@ -89,10 +94,14 @@ def one_section_for_thousands() -> bytes:
     weight.codes[0, 0] = 1
     whole = encode_file({"w": weight}, {})
 
-    def multiply(header: Header) -> Header:
-        return replace(header, entries=[replace(header.entries[0], name=f"w{number:04}") for number in range(2000)])
+    return with_header(whole, lambda header: multiply(header, 2000))
 
-    return with_header(whole, multiply)
+
+@attack
+def one_long_section_for_thousands() -> bytes:
+    """A section of 128 kB that twenty thousand weights of one element share: 2.6 GB, if it were kept for each."""
+    whole = encode_file({"w": CompressedTensor(np.array([1], dtype=np.int32), 1.0, "float32")}, {})
+    return with_header(with_sections(whole, [bytes(2**17)]), lambda header: multiply(header, 20_000))
 
 
 @attack
