@@ -9,7 +9,8 @@ INCLUDE = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('incl
 LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))")
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
 FUZZ_SECONDS ?= 600
-FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1
+# The memory is for atheris, which keeps most of a kilobyte of each execution.
+FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Of the README's results: those that take minutes, and those that take longer (all night on two cores) or want a peer.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
 LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py allocation.py large.py

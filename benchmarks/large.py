@@ -6,7 +6,8 @@ what was done, and gives the same bytes.
     python benchmarks/large.py [--folder DIR]
 
 The checkpoint is made on the spot: the shapes of a language model (hidden size 2,048, 13 layers, vocabulary 128,256), Laplace
-weights, float32, in shards of about 500 MB with their index. Every row is a process of its own, run once; 9 GB of disk go.
+weights, float32, in shards of about 500 MB with their index. Every row is a process of its own, run once: `plan` measures all
+weights and solves, `compress` does that too, and encodes. 9 GB of disk go.
 
 peak_bytes  most memory the process had resident at once, as the system counts it (ru_maxrss): all of it, libraries and mapped
             pages included. The checkpoint is read, not mapped, so the system's page cache holds it, and that is not counted
@@ -100,6 +101,7 @@ def make_checkpoint(folder: Path) -> int:
 
 
 def _measure(folder: Path) -> Iterator[tuple[str, Row]]:
+    yield "plan", _row(*_run("plan", folder / "checkpoint", "--ratio", RATIO), None)
     whole, stopped = folder / "whole.opq", folder / "stopped.opq"
     seconds, peak = _run("compress", folder / "checkpoint", "--ratio", RATIO, "-o", whole)
     yield "compress", _row(seconds, peak, whole)

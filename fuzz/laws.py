@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import opq.numpy
@@ -20,44 +20,66 @@ class BrokenLawError(Exception):
 MOST = 2**18
 """Dense bytes of the files that are looked into: larger ones only cost time."""
 
+Content = dict[str, bytes]
+Verb = Callable[[bytes, Content | None], None]
 
-def try_file(data: bytes) -> bool:
-    """Read a file in every way, and hold it to the laws; whether it was read to its end.
+
+def try_file(data: bytes, verbs: Sequence[Verb] | None = None) -> bool:
+    """Read a file tensor by tensor and with `verbs`, by default all, and hold it to the laws; whether it was read to its end.
 
     Nothing is raised but FormatError; what is read has the shape and dtype that the header tells; every way to read gives the
     same bits; `inspect` accounts for every byte; `verify` calls nothing whole that cannot be read.
     """
-    try:
-        with OpqFile(data, max_bytes=MOST) as file:
-            one_by_one = {}
-            for entry in file.entries:
-                array = file.array(entry.name)
-                if array.shape != entry.shape or array.dtype != dtypes.NUMPY[entry.dtype]:
-                    raise BrokenLawError(f"{entry.name!r} is not what the header tells")
-                one_by_one[entry.name] = array.tobytes()
-    except FormatError:
-        for verb in (inspect, verify):
-            _must_refuse(verb, data)
-        return False
-    together = {name: array.tobytes() for name, array in opq.numpy.load(data, max_bytes=MOST).items()}
-    if together != one_by_one:
-        raise BrokenLawError("load gives other bits than reading one by one")
-    inspection = inspect(data)
-    if inspection.header_bytes + sum(tensor.bytes for tensor in inspection.tensors) != len(data):
-        raise BrokenLawError("inspect loses bytes")
-    with suppress(FormatError):  # a file may be read that is not what a writer would write
-        verify(data)
-    return True
-
-
-def _must_refuse(verb: Callable[[bytes], object], data: bytes) -> None:
-    """`inspect` decodes weights only, so it may take what `verify` refuses; neither may fail in another way."""
+    content = None
     try:
         with OpqFile(data) as file:
-            if file.dense_bytes > MOST:  # neither takes a limit of its own
-                return
-        verb(data)
+            if file.dense_bytes > MOST:
+                return False
+            content = _read_one_by_one(file)
     except FormatError:
+        pass
+    for law in VERBS if verbs is None else verbs:
+        law(data, content)
+    return content is not None
+
+
+def _read_one_by_one(file: OpqFile) -> Content:
+    content = {}
+    for entry in file.entries:
+        array = file.array(entry.name)
+        if array.shape != entry.shape or array.dtype != dtypes.NUMPY[entry.dtype]:
+            raise BrokenLawError(f"{entry.name!r} is not what the header tells")
+        content[entry.name] = array.tobytes()
+    return content
+
+
+def _load(data: bytes, content: Content | None) -> None:
+    try:
+        together = {name: array.tobytes() for name, array in opq.numpy.load(data, max_bytes=MOST).items()}
+    except FormatError:
+        together = None
+    if together != content:
+        raise BrokenLawError("load gives other bits than reading one by one")
+
+
+def _inspect(data: bytes, content: Content | None) -> None:
+    """It decodes weights only, and so may take what cannot be read to its end."""
+    try:
+        inspection = inspect(data)
+    except FormatError:
+        if content is not None:
+            raise BrokenLawError("inspect refuses what can be read") from None
         return
-    if verb is verify:
-        raise BrokenLawError("verify calls whole what cannot be read")
+    if inspection.header_bytes + sum(tensor.bytes for tensor in inspection.tensors) != len(data):
+        raise BrokenLawError("inspect loses bytes")
+
+
+def _verify(data: bytes, content: Content | None) -> None:
+    """It may refuse what can be read and is not what a writer would write."""
+    with suppress(FormatError):
+        verify(data)
+        if content is None:
+            raise BrokenLawError("verify calls whole what cannot be read")
+
+
+VERBS: Sequence[Verb] = (_load, _inspect, _verify)

@@ -52,16 +52,30 @@ typedef struct {
     long long outputs, inputs, positions, width;
     int first;
     size_t count; /* of the codes that are given, which the shape may not fit */
+    enum { ALONE, TWICE, WITH_A_WRONG_ONE } list;
 } Geometry;
 
+/* Decoded alone, twice in one list, or in one with a job that is refused: the list is then refused as a whole. */
 static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int32_t *codes) {
     uint8_t *own = copy(data, size);
-    PyObject *stream = view(own, size, PyBUF_READ), *out = view(codes, 4 * g->count, PyBUF_WRITE);
-    PyObject *jobs = Py_BuildValue("[(OOLLLLi)]", stream, out, g->outputs, g->inputs, g->positions, g->width, g->first);
-    int whole = outcome(PyObject_CallMethod(module, "decode_codes", "O", jobs));
+    int32_t *second = room(4 * g->count);
+    PyObject *stream = view(own, size, PyBUF_READ), *jobs = PyList_New(0);
+    for (int k = 0; k < (g->list == ALONE ? 1 : 2); k++) {
+        PyObject *out = view(k ? second : codes, 4 * g->count, PyBUF_WRITE);
+        long long outputs = g->outputs + (k && g->list == WITH_A_WRONG_ONE);
+        PyObject *job = Py_BuildValue("(OOLLLLi)", stream, out, outputs, g->inputs, g->positions, g->width, g->first);
+        if (!job || PyList_Append(jobs, job)) abort();
+        Py_DECREF(job);
+        Py_DECREF(out);
+    }
+    PyObject *result = PyObject_CallMethod(module, "decode_codes", "O", jobs);
+    const long done = result ? PyLong_AsLong(result) : -1;
+    int whole = outcome(result);
+    if (g->list == TWICE && done >= 0 && (done == 1 || memcmp(codes, second, 4 * g->count * (done == 2)))) abort();
+    if (g->list == WITH_A_WRONG_ONE && done >= 0) abort();
     Py_DECREF(jobs);
     Py_DECREF(stream);
-    Py_DECREF(out);
+    free(second);
     free(own);
     return whole;
 }
@@ -113,10 +127,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     enum { HEAD = 6 };
     if (size < HEAD) return 0;
     const uint8_t *kernel = kernels[data[3] % (sizeof kernels / sizeof *kernels)];
-    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], (data[4] & 31) % 24 | (data[4] & 224), 0};
+    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], (data[4] & 31) % 24 | (data[4] & 224), 0, ALONE};
     if (g.positions > 9 && g.outputs > 2) g.outputs = 1 + g.outputs % 2;
     g.count = (size_t)(g.outputs * g.inputs * g.positions) + (data[5] == 255);
     int kind = data[0] % 4;
+    if (kind == 0 && data[5] > 252) g.list = data[5] == 253 ? WITH_A_WRONG_ONE : TWICE;
     data += HEAD, size -= HEAD;
     if (kind == 0) {
         int32_t *codes = room(4 * g.count);

@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, wrap
+from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, with_sections, wrap
 
 from opq.codec.header import Entry, Header, decode_header, header_columns
+from opq.codec.planes import encode_pack
 from opq.codec.writing import MAGIC
 from opq.quantization.compressed import CompressedTensor
 
@@ -43,6 +44,11 @@ def with_entries(data: bytes, change: Callable[[Entry], Entry], *, names: Callab
 def with_header(data: bytes, change: Callable[[Header], Header]) -> bytes:
     """A file of another header, its sections as they are."""
     return wrap(deflate(header_columns(change(decode_header(deflate(inflate(data)))))), b"".join(sections_of(data)))
+
+
+def multiply(header: Header, times: int) -> Header:
+    """Of a header of one tensor, one of many that share its section."""
+    return replace(header, entries=[replace(header.entries[0], name=f"w{number:05}") for number in range(times)])
 
 
 def is_weight(name: str) -> bool:
@@ -88,10 +94,14 @@ def one_section_for_thousands() -> bytes:
     weight.codes[0, 0] = 1
     whole = encode_file({"w": weight}, {})
 
-    def multiply(header: Header) -> Header:
-        return replace(header, entries=[replace(header.entries[0], name=f"w{number:04}") for number in range(2000)])
+    return with_header(whole, lambda header: multiply(header, 2000))
 
-    return with_header(whole, multiply)
+
+@attack
+def one_long_section_for_thousands() -> bytes:
+    """A section of 128 kB that twenty thousand weights of one element share: 2.6 GB, if it were kept for each."""
+    whole = encode_file({"w": CompressedTensor(np.array([1], dtype=np.int32), 1.0, "float32")}, {})
+    return with_header(with_sections(whole, [bytes(2**17)]), lambda header: multiply(header, 20_000))
 
 
 @attack
@@ -197,6 +207,14 @@ def a_bool_of_two() -> bytes:
     """A byte of 2 in a tensor of bools is neither true nor false."""
     whole = encode_file({}, {"b": np.full(5, 2, dtype=np.uint8)})
     return with_entries(whole, lambda e: replace(e, dtype="bool"))
+
+
+@attack
+def halves_that_signal() -> bytes:
+    """Signalling NaNs stored as float16, of which NumPy warns where it makes bfloat16 of them: two lines on the terminal."""
+    halves = encode_file({}, {"a": np.arange(1, 41, dtype=np.float32)}, "half")
+    nans = encode_pack([np.full(40, 0x7C01, dtype=np.uint16).view(np.float16)])
+    return with_entries(with_sections(halves, [nans]), lambda e: replace(e, dtype="bfloat16"))
 
 
 @attack

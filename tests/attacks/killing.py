@@ -1,12 +1,14 @@
 """Kills a process again and again while it writes a file, and looks what is left.
 
     python tests/attacks/killing.py [--moments 200] [--seed 0]
+    python tests/attacks/killing.py --finetuning [--moments 200] [--seed 0]
     python tests/attacks/killing.py --file PATH --check COMMAND -- COMMAND...
 
 Without a command it compresses over an existing file, half of the times as the command line does it, half in a loop that does
-nothing but save, so that the moments fall on the writing. With one, it runs that, as a training that writes checkpoints: after
-each kill `--check` (a shell command; PATH in $FILE) must end with 0 unless PATH is not there yet. Exit status 1 when a file was
-found that is neither the old one nor a whole new one.
+nothing but save, so that the moments fall on the writing. With --finetuning it kills a training, goes on from its checkpoint
+each time, and compares with one that was never interrupted (killing_finetuning.py). With a command of your own it runs that:
+after each kill `--check` (a shell command; PATH in $FILE) must end with 0 unless PATH is not there yet. Exit status 1 when a
+file was found that is not whole, or not what it should be.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--finetuning", action="store_true")
     parser.add_argument("--file", type=Path)
     parser.add_argument("--check")
     parser.add_argument("--longest", type=float, default=10.0, help="seconds until a kill, at most, of a command of your own")
@@ -107,6 +110,16 @@ def main() -> int:
 
         at_work = kill_often(arguments.command, check, arguments.moments, arguments.seed, longest=arguments.longest)
         print(f"{arguments.moments} kills, {at_work} at work: {arguments.file} was whole each time")
+        return 0
+    if arguments.finetuning:
+        from killing_finetuning import kill_finetuning  # PyTorch takes seconds to import
+
+        with tempfile.TemporaryDirectory() as folder:
+            done = kill_finetuning(Path(folder), arguments.moments, arguments.seed)
+        print(
+            f"finetuning: {done.kills} kills at work, {done.writing} of them while writing; {done.reached} checkpoints, each "
+            f"that of the uninterrupted run after as many epochs; {done.runs} runs brought to their end, each with its bytes"
+        )
         return 0
     for saving, what in ((False, "opq compress"), (True, "saving in a loop")):
         with tempfile.TemporaryDirectory() as folder:

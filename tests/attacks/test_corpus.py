@@ -17,10 +17,9 @@ CORPUS = sorted((FUZZ / "corpus" / "reader").iterdir())
 
 
 def test_the_corpus_keeps_the_laws():
-    """Every input of the reader's corpus is read or refused as the laws in fuzz/laws.py have it."""
-    assert CORPUS
-    for path in CORPUS:
-        try_file(path.read_bytes())
+    """Every input of the reader's corpus is read or refused as the laws in fuzz/laws.py have it, a good part of each."""
+    read = sum(try_file(path.read_bytes()) for path in CORPUS)
+    assert len(CORPUS) / 10 < read < len(CORPUS)
 
 
 def test_the_fuzzer_begins_with_files_that_are_read():

@@ -24,6 +24,15 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(saving, tmp_path):
     assert at_work >= (8 if saving else 1)
 
 
+def test_interrupted_finetuning_gives_the_same_bytes():
+    """SIGKILL at random moments of a training: its checkpoints stay whole, and its file is that of one never interrupted."""
+    pytest.importorskip("torch")
+    command = [sys.executable, Path(__file__).with_name("killing.py"), "--finetuning", "--moments", "5", "--seed", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("finetuning: 5 kills at work")
+
+
 def test_what_a_killed_writer_left_is_swept_up(tmp_path):
     """Temporary files of writers that are dead go with the next write; that of a writer at work stays."""
     import fcntl

@@ -67,7 +67,8 @@ def restore(stored: NDArray[np.generic], entry: Entry) -> NDArray[np.generic]:
     if entry.bounds is not None:
         from_grid = _from_linear if entry.storage == "linear8" else _from_relative
         return from_grid(stored, *entry.bounds).astype(dtypes.NUMPY[entry.dtype])
-    return stored.astype(dtypes.NUMPY[entry.dtype])
+    with np.errstate(invalid="ignore"):  # signalling NaNs, which no writer stores as half, are NaNs
+        return stored.astype(dtypes.NUMPY[entry.dtype])
 
 
 def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:

@@ -22,9 +22,10 @@ class Cursor:
         self._at += count
         return bytes(self._data[self._at - count : self._at])
 
-    def rest(self) -> bytes:
-        """All bytes that are left."""
-        return self.take(len(self._data) - self._at)
+    def rest(self) -> memoryview:
+        """All bytes that are left, not copied: thousands of weights may share them."""
+        start, self._at = self._at, len(self._data)
+        return self._data[start:]
 
     def varint(self, limit: int = _LARGEST) -> int:
         """The next LEB128 integer, in its shortest form and at most `limit`."""

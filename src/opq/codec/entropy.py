@@ -30,7 +30,7 @@ _WHERE = "codes"
 _Line = tuple[int, int, int, int]
 """Inputs, positions and width of a chunk's geometry, and the first byte of its section."""
 
-_Job = tuple[bytes, memoryview, int, int, int, int, int]
+_Job = tuple[bytes | memoryview, memoryview, int, int, int, int, int]
 """A stream, where its codes go, rows, and a line."""
 
 
@@ -109,7 +109,7 @@ def decode_codes(section: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
     return decode_batch([(section, shape)])[0]
 
 
-def decode_batch(weights: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[NDArray[np.int32]]:
+def decode_batch(weights: Iterable[tuple[bytes | memoryview, tuple[int, ...]]]) -> list[NDArray[np.int32]]:
     """The codes of some sections, each with its shape, as of `decode_codes`: for small weights far less work in Python."""
     decoded: list[NDArray[np.int32]] = []
     jobs: list[_Job] = []
@@ -125,12 +125,12 @@ def decode_batch(weights: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[NDArr
     return decoded
 
 
-def decode_pieces(section: bytes, shape: tuple[int, ...]) -> Iterator[NDArray[np.int32]]:
+def decode_pieces(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[NDArray[np.int32]]:
     """As `decode_codes`, in pieces of one dimension that together are the codes in row-major order."""
     if not section:
         return (np.zeros(stop - start, dtype=np.int32) for start, stop in chunk_spans(shape))
 
-    def decode(part: tuple[bytes, int, _Line]) -> NDArray[np.int32]:
+    def decode(part: tuple[bytes | memoryview, int, _Line]) -> NDArray[np.int32]:
         stream, rows, line = part
         piece = np.empty(rows * line[0] * line[1], dtype=np.int32)
         _decode([(stream, piece.data, rows, *line)])
@@ -139,7 +139,7 @@ def decode_pieces(section: bytes, shape: tuple[int, ...]) -> Iterator[NDArray[np
     return in_parallel(decode, _parts(section, shape))
 
 
-def _jobs(section: bytes, shape: tuple[int, ...], flat: NDArray[np.int32]) -> Iterator[_Job]:
+def _jobs(section: bytes | memoryview, shape: tuple[int, ...], flat: NDArray[np.int32]) -> Iterator[_Job]:
     """What the native module is to decode into the codes of a weight, in one dimension."""
     at = 0
     for stream, rows, line in _parts(section, shape):
@@ -148,7 +148,7 @@ def _jobs(section: bytes, shape: tuple[int, ...], flat: NDArray[np.int32]) -> It
         at += count
 
 
-def _parts(section: bytes, shape: tuple[int, ...]) -> Iterator[tuple[bytes, int, _Line]]:
+def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tuple[bytes | memoryview, int, _Line]]:
     """The stream of each chunk, its rows, and what it has in common with the others."""
     geometry = _Geometry.of(shape)
     row = geometry.inputs * geometry.positions

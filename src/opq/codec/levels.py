@@ -67,7 +67,9 @@ def table_bytes(section: bytes) -> int:
     return len(section) - len(cursor.rest())
 
 
-def _split(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> tuple[NDArray[np.generic] | None, bytes]:
+def _split(
+    section: bytes, shape: tuple[int, ...], dtype: str, step: float | None
+) -> tuple[NDArray[np.generic] | None, bytes | memoryview]:
     """The table of levels, where there is no step, and the section of codes."""
     if step is not None:
         return None, section

@@ -215,8 +215,10 @@ class OpqFile(Mapping[str, Content]):
         """The tensors of some entries, weights decoded together: one by one, small ones take longer than their codes."""
         weights = [entry for entry in entries if entry.is_weight]
         try:
-            sections = [(self.section(entry.section), entry.shape, entry.dtype, entry.step) for entry in weights]
-            decoded = dict(zip((entry.name for entry in weights), decode_weights(sections), strict=True))
+            # Read once, however many weights share it: kept for each, a small file would take gigabytes.
+            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+            parts = [(sections[entry.section], entry.shape, entry.dtype, entry.step) for entry in weights]
+            decoded = dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
         except FormatError:  # one of them is damaged; which one it is, each alone says
             decoded = {}
         return [decoded[entry.name].values() if entry.name in decoded else self.array(entry.name) for entry in entries]
