@@ -49,9 +49,8 @@ def test_the_order_of_layers_does_not_matter(layers, bits_per_weight, random):
     budget = bits_per_weight * sum(layer.statistics.count for layer in layers)
     shuffled = list(layers)
     random.shuffle(shuffled)
-    one = dict(
-        zip([l.name for l in layers], joint.points_at(layers, joint.price_for(layers, budget, curve), curve), strict=True)
-    )  # noqa: E741
+    points = joint.points_at(layers, joint.price_for(layers, budget, curve), curve)
+    one = dict(zip([layer.name for layer in layers], points, strict=True))
     for moved, point in zip(shuffled, joint.points_at(shuffled, joint.price_for(shuffled, budget, curve), curve), strict=True):
         assert point.step == pytest.approx(one[moved.name].step, rel=1e-5)
 

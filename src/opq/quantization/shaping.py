@@ -1,15 +1,15 @@
 """Rounding in which the errors of a row make up for each other, by what the inputs of any network are like.
 
-A row of a layer computes w . x, and what a rounding error e costs is e^T M e, M = E[x x^T]. Without data M is not known, but much
-of it is alike everywhere: neighbouring pixels take like values, and behind a ReLU all values are positive. So with n inner
-channels and k kernel positions p at places in the kernel
+A row of a layer computes w . x, and what a rounding error e costs is e^T M e, M = E[x x^T]. Without data M is not known, but
+much of it is alike everywhere: neighbouring pixels take like values, and behind a ReLU all values are positive. So with n
+inner channels and positions p, q of the kernel
 
     M = I_n x A + ACROSS 1 1^T,        A_pq = (1 - SHARED) NEAR^|p - q| + SHARED,
 
-|p - q| counted in steps along the kernel's axes. The positions of a kernel are rounded one after the other, and each error moves
-the positions to come by what makes up for it under A: the rows of the upper Cholesky factor of A^-1 (B. Hassibi, D. Stork, 1993;
-E. Frantar, D. Alistarh, 2022). The last term asks that the errors of a whole row add up to nothing: after each of PARTS parts of
-the inner channels, those to come are moved by the sum so far, as its minimum over all that is to come has it.
+|p - q| counted in steps along the kernel's axes. The positions of a kernel are rounded one after the other, and each error
+moves those to come by what makes up for it under A: the rows of the upper Cholesky factor of A^-1 (B. Hassibi, D. Stork, 1993;
+E. Frantar, D. Alistarh, 2022). The last term asks that the errors of a whole row add up to nothing: after each of PARTS parts
+of the inner channels, those to come are moved by what makes up best for the sum so far.
 
 The three numbers were chosen on networks of this kind (docs/log.md), not fitted to any. Where the inputs are not like that,
 as those of an embedding, nothing is gained, and the squared error is larger by `excess`.
