@@ -3,7 +3,7 @@
 Claim: at equal file bytes, networks compressed by opq lose fewer points of top-1 than by NNCodec 2.1.3 and than by what torch
 users do, with data and without.
 
-    OPQ_PEERS_PYTHON=... python benchmarks/allocation.py [--network NAME] [--method NAME] [--setting X]
+    OPQ_PEERS_PYTHON=... python benchmarks/allocation.py [--network NAME]... [--method NAME]... [--setting X]...
 
 A row that benchmarks/results/allocation.json has already is not measured again: the run may be stopped, and go on. Without
 --network and --method all are run. The picture is benchmarks/results/allocation.png.
@@ -32,17 +32,17 @@ from torch import Tensor
 def main() -> int:
     """Measure what is not measured yet; the exit status."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--network", choices=list(RATIOS))
-    parser.add_argument("--method", choices=list(METHODS))
-    parser.add_argument("--setting", type=float)
+    parser.add_argument("--network", choices=list(RATIOS), action="append")
+    parser.add_argument("--method", choices=list(METHODS), action="append")
+    parser.add_argument("--setting", type=float, action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows = _rows_so_far()
-    for name in [arguments.network] if arguments.network else list(RATIOS):
-        for method in [arguments.method] if arguments.method else list(METHODS):
+    for name in arguments.network or RATIOS:
+        for method in arguments.method or METHODS:
             data, settings, run = METHODS[method]
             for setting in settings(name):
-                if arguments.setting is not None and setting != arguments.setting:
+                if arguments.setting is not None and setting not in arguments.setting:
                     continue
                 if any((row["network"], row["method"], row["setting"]) == (name, method, _label(setting)) for row in rows):
                     continue
