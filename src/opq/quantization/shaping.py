@@ -58,10 +58,10 @@ def shaped_codes(scaled: Any, offset: Any, border: Any, most: Any, xp: Any) -> A
     Rows are rounded independently of each other. Every operation is elementwise, and sums are of integers, so that any library
     and any order of summing gives the same codes.
     """
-    rows, inner = scaled.shape[:2]
     prior = _prior(_kernel(tuple(scaled.shape)))
     size = len(prior.pull)
-    flat = xp.reshape(scaled, (rows, inner, size))
+    flat = xp.reshape(scaled, (scaled.shape[0], -1, size))
+    inner = flat.shape[1]
     total = xp.astype(flat[:, 0, 0] * 0, xp.int64)
     parts = []
     for start, stop in pairwise(_edges(inner)):
@@ -91,8 +91,9 @@ def excess(shape: tuple[int, ...]) -> float:
     """Squared error of a weight of this shape, rounded so, over that of rounding each element by itself; about."""
     if len(shape) < 2:
         return 1.0
-    spread = np.linalg.inv(np.eye(len(_prior(_kernel(shape)).pull)) + _prior(_kernel(shape)).moves)
-    return float(np.square(spread).sum() / len(spread))
+    moves = _prior(_kernel(shape)).moves
+    # What remains of an error where it was made, and what it moved.
+    return 1.0 + float(np.square(moves).sum() / len(moves))
 
 
 def _round(wanted: Any, alive: Any, offset: Any, border: Any, most: Any, xp: Any) -> Any:
@@ -108,7 +109,7 @@ def _like(value: float, array: Any, xp: Any) -> Any:
 
 
 def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The kernel's shape, or, of a kernel too large, that of one position after the other as inner channels are."""
+    """The kernel's shape; of one too large that of a single position, its positions being inner channels then."""
     return shape[2:] if math.prod(shape[2:]) <= LARGEST_KERNEL else ()
 
 
