@@ -80,8 +80,9 @@ class Forecast:
         for has_kernel in (True, False):
             alike = [layer for layer in self.layers if (_kernel(layer) > 1) == has_kernel]
             seen = _spread(alike)
-            saving = context_saving([_excerpt_codes(layer, plans[layer.name]) for layer in seen])
-            gain = saving.gain * (_shaping_cost(seen, plans) if self.shaped else 1.0)
+            codes = [_excerpt_codes(layer, plans[layer.name]) for layer in seen]
+            saving = context_saving(codes)
+            gain = saving.gain * (_shaping_cost(codes, seen, plans) if self.shaped else 1.0)
             for layer in alike:
                 # A small weight leaves less to learn.
                 share = min(layer.statistics.count / EXCERPT, 1.0) ** 0.5
@@ -113,9 +114,8 @@ def _kernel(layer: Layer) -> int:
     return int(np.prod(layer.statistics.shape[2:]))
 
 
-def _shaping_cost(layers: Sequence[Layer], plans: Mapping[str, LayerPlan]) -> float:
-    """What shaped codes of excerpts take without contexts, over what they take rounded by themselves."""
-    shaped = [_excerpt_codes(layer, plans[layer.name]) for layer in layers]
+def _shaping_cost(shaped: Sequence[NDArray[np.int32]], layers: Sequence[Layer], plans: Mapping[str, LayerPlan]) -> float:
+    """What these shaped codes of excerpts take without contexts, over what they take rounded by themselves."""
     plain = [_excerpt_codes(layer, replace(plans[layer.name], shaped=False)) for layer in layers]
     taken, before = (sum(float(contextless_code_bits(codes).sum()) for codes in some) for some in (shaped, plain))
     return taken / before if taken > 0.0 and before > 0.0 else 1.0
