@@ -101,14 +101,15 @@ def _draw(rows: list[Row]) -> None:
     from matplotlib import pyplot
 
     networks = [name for name in RATIOS if any(row["network"] == name for row in rows)]
+    colours = pyplot.colormaps["tab20"]
     figure, panels = pyplot.subplots(1, len(networks), figsize=(6 * len(networks), 5), squeeze=False)
     for panel, name in zip(panels[0], networks, strict=True):
-        for method in METHODS:
+        for number, method in enumerate(METHODS):
             points = sorted(
                 (row["file_bytes"], row["top1"]) for row in rows if (row["network"], row["method"]) == (name, method)
             )
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, color=colours(number))
         panel.axhline(next(row["dense_top1"] for row in rows if row["network"] == name), color="grey", linewidth=0.8)
         panel.set(title=name, xlabel="file bytes", ylabel="top-1, %", xscale="log")
     panels[0][0].legend(fontsize=7)
