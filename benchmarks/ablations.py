@@ -73,9 +73,9 @@ def _allocations() -> list[Row]:
     for ratio in RATIOS:
         budget = dense_bytes // ratio
         variants: dict[tuple[str, str], Callable[[], Outcome]] = {
-            ("density", "laplace"): lambda budget=budget: _read(opq.compress(state, size=budget)),
+            ("density", "laplace"): lambda budget=budget: _read(opq.compress(state, size=budget, rounding="plain")),
             ("density", "measured"): lambda budget=budget: by_measured_magnitudes(state, budget),
-            ("steps", "one a layer"): lambda budget=budget: _read(opq.compress(state, size=budget)),
+            ("steps", "one a layer"): lambda budget=budget: _read(opq.compress(state, size=budget, rounding="plain")),
             ("steps", "one a channel"): lambda budget=budget: by_channel_steps(state, budget),
         }
         for (ablation, variant), make in variants.items():
@@ -88,7 +88,7 @@ def _allocations() -> list[Row]:
 
 def by_measured_magnitudes(state: State, budget: int) -> Outcome:
     """Each layer's threshold and step minimise squared error + price * bits over its own magnitudes, not over a density."""
-    plan = opq.plan(state, size=budget)
+    plan = opq.plan(state, size=budget, rounding="plain")
     steps = np.geomspace(0.05, 8.0, 64)
     borders = np.arange(0.5, 0.86, 0.05)
     tables = {}
@@ -111,7 +111,7 @@ def by_measured_magnitudes(state: State, budget: int) -> Outcome:
 
 def by_channel_steps(state: State, budget: int) -> Outcome:
     """Every channel on the Laplace curve by itself, at one price; its step, four bytes, counts."""
-    plan = opq.plan(state, size=budget)
+    plan = opq.plan(state, size=budget, rounding="plain")
     whole = opq.compress(state, plan=plan)
     facts = opq.inspect(whole.data)
     fixed = whole.file_bytes - sum(tensor.bytes for tensor in facts.tensors if tensor.kind == "weight")

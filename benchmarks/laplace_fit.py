@@ -39,7 +39,7 @@ def main() -> int:
     for network, path in checkpoints().items():
         tensors = load(path)
         for ratio in RATIOS:
-            plan = opq.plan(tensors, ratio=ratio)
+            plan = opq.plan(tensors, ratio=ratio, rounding="plain")
             rows += _compare(network, ratio, tensors, opq.compress(tensors, plan=plan))
     print_rows([row for row in rows if row["layer"] == TOTAL])
     print(f"\nThe {WORST_LAYERS} layers of each network that the Laplace density predicts worst, at ratio {WORST_RATIO:g}:")

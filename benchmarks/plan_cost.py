@@ -1,21 +1,25 @@
-"""What planning costs, against loading the weights it plans.
+"""What planning costs, against loading the weights it plans, and how that grows with their number.
 
 Claim: a joint plan for a network of ResNet-50's size is made in about the time its checkpoint takes to be read from the disk;
-the paper's, with Lambert's W for each channel, in about twice that.
+the paper's, with Lambert's W for each channel, in about twice that; the whole curve of ratio against distortion in under a
+second; and the time grows in proportion to the weights, up to 1,000 million.
 
     python benchmarks/plan_cost.py
 
 The tensors are those of ResNet-50 by name and shape (25.56 million parameters); weights are drawn from a Laplace density of
 scale 1/sqrt(fan in), float32. Seven rounds, every round runs every case once; medians. Imports are not counted: a round that
-is not counted goes first.
+is not counted goes first. Beyond ResNet-50 the networks are
+of matrices 4096 x 4096, normal, float32, and planned three times.
 
 load        safetensors.numpy.load_file, the file in the system's page cache
 load_cold   the same after the file was dropped from that cache
 torch_load  torch.load of the same tensors in a .pt file, in the page cache; only where PyTorch is installed
 plan        opq.plan(state, ratio=20), the tensors in memory
 plan_paper  opq.plan(state, sparsity=0.9, bits=3), the tensors in memory
+curve       opq.tradeoff(state), eleven ratios, the tensors in memory
 plan_from_path  opq.plan(path, ratio=20), reading included, the file in the page cache
 compress    opq.compress(state, ratio=20), the tensors in memory
+plan N M    opq.plan(state, ratio=20) of N million weights, the tensors in memory
 over_load, over_load_cold, over_torch_load  seconds of a case over those of a way to load
 """
 
@@ -39,6 +43,9 @@ import opq
 SEED = 0
 REPEATS = 7
 RATIO = 20.0
+SIDE = 4096
+MATRICES = (6, 24, 60)
+"""How many matrices there are in the networks beyond ResNet-50: 101, 403 and 1,007 million weights."""
 SPARSITY, BITS = 0.9, 3.0
 
 # Width of the inner convolutions and number of blocks of each stage; a block's output is four times as wide.
@@ -61,6 +68,7 @@ def main() -> int:
             cases["torch_load"] = _torch_case(state, path.with_suffix(".pt"))
         seconds = measure_seconds(cases, REPEATS)
     rows = _rows(seconds, _share_of_target(state))
+    rows += [{**dict.fromkeys(rows[0]), **_growth_row(count)} for count in MATRICES]
     print_rows(rows)
     save_result("plan_cost", rows, seed=SEED, libraries=libraries)
     return 0
@@ -116,6 +124,7 @@ def _cases(state: State, path: Path) -> dict[str, Case]:
         "load_cold": Case(lambda: load(path), before=lambda: drop_from_cache(path)),
         "plan": Case(lambda: opq.plan(state, ratio=RATIO)),
         "plan_paper": Case(lambda: opq.plan(state, sparsity=SPARSITY, bits=BITS)),
+        "curve": Case(lambda: opq.tradeoff(state)),
         "plan_from_path": Case(lambda: opq.plan(path, ratio=RATIO)),
         "compress": Case(lambda: opq.compress(state, ratio=RATIO)),
     }
@@ -148,6 +157,7 @@ def _rows(seconds: Mapping[str, Timing], share_of_target: float) -> list[Row]:
     return [
         {
             "case": name,
+            "weights": _PARAMETERS,
             "seconds": timing.median,
             "lowest": timing.lowest,
             "highest": timing.highest,
@@ -156,6 +166,21 @@ def _rows(seconds: Mapping[str, Timing], share_of_target: float) -> list[Row]:
         }
         for name, timing in seconds.items()
     ]
+
+
+def _growth_row(count: int) -> Row:
+    random = np.random.default_rng(SEED)
+    state = {f"layer{number}.weight": random.standard_normal((SIDE, SIDE), dtype=np.float32) for number in range(count)}
+    weights = sum(array.size for array in state.values())
+    name = f"plan {weights // 10**6} M"
+    timing = measure_seconds({name: Case(lambda: opq.plan(state, ratio=RATIO))}, 3)[name]
+    return {
+        "case": name,
+        "weights": weights,
+        "seconds": timing.median,
+        "lowest": timing.lowest,
+        "highest": timing.highest,
+    }
 
 
 if __name__ == "__main__":

@@ -70,16 +70,22 @@ def plan_cost(rows: list[Row]) -> list[str]:
         "plan": "plan, ratio 20, weights in memory",
         "plan_paper": "plan, sparsity 0.9 and 3 bits",
         "plan_from_path": "plan, ratio 20, from the file",
+        "curve": "the curve, eleven ratios",
         "compress": "compress, ratio 20",
     }
+    names |= {row["case"]: f"plan, ratio 20, {row['weights'] / 1e6:,.0f} million" for row in rows if row["over_load"] is None}
     return table(
         ("", "seconds", "over warm load", "over cold load"),
         (
-            (names[row["case"]], f"{row['seconds']:.3f}", f"{row['over_load']:.2f}", f"{row['over_load_cold']:.2f}")
+            (names[row["case"]], f"{row['seconds']:.3f}", _times(row["over_load"]), _times(row["over_load_cold"]))
             for row in rows
             if row["case"] in names
         ),
     )
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def codec(rows: list[Row]) -> list[str]:

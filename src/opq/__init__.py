@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from opq.training.finetuning import Finetuned, finetune
     from opq.training.preparing import convert, prepare
     from opq.training.recipe import Recipe
+    from opq.training.shrinking import Shrunk, shrink
 
 _HOMES = {
     "LayerStatistics": "opq.allocation.layers",
@@ -79,6 +80,8 @@ _HOMES = {
     "convert": "opq.training.preparing",
     "prepare": "opq.training.preparing",
     "Recipe": "opq.training.recipe",
+    "Shrunk": "opq.training.shrinking",
+    "shrink": "opq.training.shrinking",
 }
 _MODULES = ("numpy", "torch")
 
@@ -106,6 +109,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "SelectionError",
+    "Shrunk",
     "SourceError",
     "TargetError",
     "TradeoffPoint",
@@ -126,6 +130,7 @@ __all__ = [
     "plan",
     "prepare",
     "quantize",
+    "shrink",
     "tradeoff",
     "verify",
 ]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from opq.allocation import joint, laplace
+from opq.allocation import curve, joint, laplace
 from opq.allocation.layers import Layer, LayerStatistics, Override
 
 
@@ -24,8 +24,8 @@ networks = st.lists(
 def test_the_price_meets_the_budget(layers, bits_per_weight):
     """At the price found, the closed-form rates add up to the asked bits."""
     budget = bits_per_weight * sum(layer.statistics.count for layer in layers)
-    price = joint.price_for(layers, budget)
-    assert joint.predicted_bits(layers, price, joint.laplace_bits) == pytest.approx(budget, rel=1e-5)
+    price = joint.price_for(layers, budget, curve)
+    assert joint.predicted_bits(layers, price, curve, joint.laplace_bits) == pytest.approx(budget, rel=1e-5)
 
 
 @given(networks, st.floats(0.1, 6.0), st.floats(1e-2, 1e2))
@@ -36,8 +36,8 @@ def test_scaling_all_weights_scales_the_plan(layers, bits_per_weight, factor):
         layer(l.name, l.statistics.count, l.statistics.laplace_scale * factor, sensitivity=l.override.sensitivity)
         for l in layers  # noqa: E741
     ]
-    one = joint.points_at(layers, joint.price_for(layers, budget))
-    other = joint.points_at(scaled, joint.price_for(scaled, budget))
+    one = joint.points_at(layers, joint.price_for(layers, budget, curve), curve)
+    other = joint.points_at(scaled, joint.price_for(scaled, budget, curve), curve)
     for a, b in zip(one, other, strict=True):
         assert b.threshold == pytest.approx(a.threshold * factor, rel=1e-4)
         assert b.step == pytest.approx(a.step * factor, rel=1e-4)
@@ -49,8 +49,9 @@ def test_the_order_of_layers_does_not_matter(layers, bits_per_weight, random):
     budget = bits_per_weight * sum(layer.statistics.count for layer in layers)
     shuffled = list(layers)
     random.shuffle(shuffled)
-    one = dict(zip([l.name for l in layers], joint.points_at(layers, joint.price_for(layers, budget)), strict=True))  # noqa: E741
-    for moved, point in zip(shuffled, joint.points_at(shuffled, joint.price_for(shuffled, budget)), strict=True):
+    points = joint.points_at(layers, joint.price_for(layers, budget, curve), curve)
+    one = dict(zip([layer.name for layer in layers], points, strict=True))
+    for moved, point in zip(shuffled, joint.points_at(shuffled, joint.price_for(shuffled, budget, curve), curve), strict=True):
         assert point.step == pytest.approx(one[moved.name].step, rel=1e-5)
 
 
@@ -68,7 +69,7 @@ def test_no_other_allocation_of_the_same_bits_is_better():
     def missed(x):
         return float(counts @ laplace.rate(np.exp(x[:3]), np.exp(x[3:])) / budget - 1.0)
 
-    points = joint.points_at(layers, joint.price_for(layers, budget))
+    points = joint.points_at(layers, joint.price_for(layers, budget, curve), curve)
     ours = np.log(np.concatenate([[p.threshold for p in points] / scales, [p.step for p in points] / scales]))
     assert missed(ours) == pytest.approx(0.0, abs=1e-6)
     found = minimize(
@@ -80,37 +81,37 @@ def test_no_other_allocation_of_the_same_bits_is_better():
 def test_a_layer_of_zeros_costs_nothing():
     """Its rate is zero at every price, and its step a positive number."""
     layers = [layer("zeros", 1000, 0.0), layer("b", 1000, 0.1)]
-    price = joint.price_for(layers, 2000.0)
-    assert joint.laplace_bits(layers[0], *vars(joint.points_at(layers, price)[0]).values()) == 0.0
-    assert joint.points_at(layers, price)[0].step > 0.0
-    assert joint.predicted_bits(layers, price, joint.laplace_bits) == pytest.approx(2000.0, rel=1e-5)
+    price = joint.price_for(layers, 2000.0, curve)
+    assert joint.laplace_bits(layers[0], *vars(joint.points_at(layers, price, curve)[0]).values()) == 0.0
+    assert joint.points_at(layers, price, curve)[0].step > 0.0
+    assert joint.predicted_bits(layers, price, curve, joint.laplace_bits) == pytest.approx(2000.0, rel=1e-5)
 
 
 def test_a_repeated_layer_is_counted_once():
     """A layer that repeats another's values takes none of the budget."""
     first = layer("a", 1000, 0.1)
     again = Layer("b", first.statistics, repeats="a")
-    assert joint.predicted_bits([first, again], 1e-3, joint.laplace_bits) == joint.predicted_bits(
-        [first], 1e-3, joint.laplace_bits
+    assert joint.predicted_bits([first, again], 1e-3, curve, joint.laplace_bits) == joint.predicted_bits(
+        [first], 1e-3, curve, joint.laplace_bits
     )
 
 
 def test_a_budget_out_of_reach_gives_the_end_of_the_curve():
     """More bits than the finest point has, or fewer than the coarsest, give those points."""
     layers = [layer("a", 1000, 0.1), layer("b", 100, 1.0)]
-    assert [joint.price_for(layers, bits) for bits in (1e9, 0.0)] == pytest.approx(joint.price_bounds(layers))
+    assert [joint.price_for(layers, bits, curve) for bits in (1e9, 0.0)] == pytest.approx(joint.price_bounds(layers, curve))
 
 
 @pytest.mark.parametrize(("field", "value"), [("step", 0.07), ("sparsity", 0.7), ("bits", 2.5)])
 def test_an_override_fixes_the_layer_and_the_others_make_up_the_budget(field, value):
     """A fixed layer sits on the curve where it was put; the total is still met."""
     layers = [layer("a", 1000, 0.1, **{field: value}), layer("b", 3000, 0.2)]
-    price = joint.price_for(layers, 6000.0)
-    point = joint.points_at(layers, price)[0]
+    price = joint.price_for(layers, 6000.0, curve)
+    point = joint.points_at(layers, price, curve)[0]
     reached = {
         "step": point.step,
         "sparsity": float(laplace.pruned_fraction(point.threshold, 0.1)),
         "bits": float(laplace.rate(point.threshold / 0.1, point.step / 0.1)),
     }
     assert reached[field] == pytest.approx(value, rel=1e-5)
-    assert joint.predicted_bits(layers, price, joint.laplace_bits) == pytest.approx(6000.0, rel=1e-5)
+    assert joint.predicted_bits(layers, price, curve, joint.laplace_bits) == pytest.approx(6000.0, rel=1e-5)

@@ -190,3 +190,22 @@ def test_what_cannot_be_prepared_is_refused():
     with pytest.raises(opq.WeightError, match="training has led to NaN"):
         opq.convert(model)
     assert is_prepared(model)
+
+
+def test_a_shaped_plan_is_trained_from_what_it_rounds_to():
+    """Prepared under a shaped plan, a network computes with the values of that plan's file; its own plans are plain."""
+    model, _ = make("convolutions")
+    plan = opq.plan(model, ratio=3)
+    assert all(layer.shaped for layer in plan.layers.values())
+    compressed = opq.torch.load(opq.compress(model, plan=plan).data)
+    opq.prepare(model, plan)
+    opq.convert(model)
+    for name in plan.layers:
+        assert torch.equal(model.state_dict()[name], compressed[name])
+    other, _ = make("convolutions")
+    opq.prepare(other, ratio=3)
+    wanted = opq.plan(make("convolutions")[0], ratio=3, rounding="plain")
+    rounded = opq.torch.load(opq.compress(make("convolutions")[0], plan=wanted).data)
+    opq.convert(other)
+    for name in wanted.layers:
+        assert torch.equal(other.state_dict()[name], rounded[name])

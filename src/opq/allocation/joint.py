@@ -1,7 +1,8 @@
 """Joint mode: one price of a bit decides sparsity and precision of every layer, at a byte budget.
 
-A layer is the point price / (sensitivity * scale^2) on the universal curve (opq.allocation.curve), scaled back by its own
-Laplace scale. See docs/method.md, section 3.
+A layer is the point price / (sensitivity * scale^2) of a family of quantizers of unit layers, scaled back by its own Laplace
+scale. There are two: one step for all (`opq.allocation.even`), and the dead-zone quantizers that err least on a Laplace density
+(`opq.allocation.curve`). See docs/method.md, section 3.
 """
 
 from __future__ import annotations
@@ -10,16 +11,38 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from opq.allocation import curve, laplace
+from opq.allocation import laplace
+from opq.allocation.laplace import Floats
 from opq.allocation.layers import Layer
 from opq.allocation.roots import find_root
 from opq.errors import TargetError
 
 Measure = Callable[[Layer, float, float], float]
 """(layer, threshold, step) -> predicted bits of the whole layer."""
+
+
+class Family(Protocol):
+    """Quantizers of a unit layer, one at each price; the modules `even` and `curve` are such."""
+
+    FINEST_STEP: float
+    COARSEST_STEP: float
+
+    def thresholds_and_steps(self, price: ArrayLike) -> tuple[Floats, Floats]:
+        """Thresholds and steps at `price` >= 0."""
+
+    def threshold_for_step(self, step: float) -> float:
+        """The threshold that goes with `step`."""
+
+    def step_for_threshold(self, threshold: float) -> float:
+        """The step that goes with `threshold`."""
+
+    def price_range(self) -> tuple[float, float]:
+        """Lowest and highest price that make a difference."""
 
 
 # What the logarithm of the Laplace guess is first taken to err by, and how closely the logarithm of the price is found: a
@@ -41,32 +64,32 @@ def laplace_bits(layer: Layer, threshold: float, step: float) -> float:
     return layer.statistics.count * float(laplace.rate(threshold / scale, step / scale)) if scale > 0.0 else 0.0
 
 
-def points_at(layers: Sequence[Layer], price: float) -> list[JointPoint]:
+def points_at(layers: Sequence[Layer], price: float, family: Family) -> list[JointPoint]:
     """Every layer's threshold and step where a bit is worth `price` of sensitivity-weighted squared error."""
     scale = np.array([layer.statistics.laplace_scale for layer in layers])
     sensitivity = np.array([layer.override.sensitivity for layer in layers])
     with np.errstate(divide="ignore"):
-        unit_t, unit_d = curve.thresholds_and_steps(price / (sensitivity * scale**2))
+        unit_t, unit_d = family.thresholds_and_steps(price / (sensitivity * scale**2))
     points = []
     for layer, s, t, d in zip(layers, scale, unit_t, unit_d, strict=True):
         if s == 0.0:
             points.append(JointPoint(0.0, 1.0))
         else:
-            t, d = _pinned(layer, float(s)) or (float(t), float(d))
+            t, d = _pinned(layer, float(s), family) or (float(t), float(d))
             points.append(JointPoint(t * float(s), d * float(s)))
     return points
 
 
-def price_for(layers: Sequence[Layer], bits: float, measure: Measure = laplace_bits) -> float:
+def price_for(layers: Sequence[Layer], bits: float, family: Family, measure: Measure = laplace_bits) -> float:
     """The price at which the layers' codes take `bits` in all, by the given measure; the nearest price where none does."""
-    low, high = (math.log(price) for price in price_bounds(layers))
+    low, high = (math.log(price) for price in price_bounds(layers, family))
 
     @cache
     def excess(log_price: float) -> float:
-        return bits - predicted_bits(layers, math.exp(log_price), measure)
+        return bits - predicted_bits(layers, math.exp(log_price), family, measure)
 
     # The measure is asked only around the price that the Laplace density alone gives, which takes next to no time to find.
-    guess = math.log(laplace_price(layers, bits))
+    guess = math.log(laplace_price(layers, bits, family))
     left, right = max(guess - _NEAR, low), min(guess + _NEAR, high)
     while excess(left) > 0.0 and left > low:
         left, right = max(left - 4.0 * (right - left), low), left
@@ -79,24 +102,24 @@ def price_for(layers: Sequence[Layer], bits: float, measure: Measure = laplace_b
     return math.exp(find_root(excess, left, right, tolerance=_CLOSE))
 
 
-def laplace_price(layers: Sequence[Layer], bits: float) -> float:
+def laplace_price(layers: Sequence[Layer], bits: float, family: Family) -> float:
     """The price at which the codes would take `bits` were every layer Laplace and none fixed, or the nearest; to 0.1%."""
-    low, high = (math.log(price) for price in price_bounds(layers))
+    low, high = (math.log(price) for price in price_bounds(layers, family))
     own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
     count = np.array([float(layer.statistics.count) for layer in own])
     squares = np.array([layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in own])
 
     def excess(log_price: float) -> float:
-        return bits - float(count @ laplace.rate(*curve.thresholds_and_steps(math.exp(log_price) / squares)))
+        return bits - float(count @ laplace.rate(*family.thresholds_and_steps(math.exp(log_price) / squares)))
 
     if excess(low) >= 0.0:
         return math.exp(low)
     return math.exp(high if excess(high) <= 0.0 else find_root(excess, low, high, tolerance=1e-3))
 
 
-def predicted_bits(layers: Sequence[Layer], price: float, measure: Measure) -> float:
+def predicted_bits(layers: Sequence[Layer], price: float, family: Family, measure: Measure) -> float:
     """Bits of all layers' codes at `price`."""
-    points = points_at(layers, price)
+    points = points_at(layers, price, family)
     return sum(
         measure(layer, point.threshold, point.step)
         for layer, point in zip(layers, points, strict=True)
@@ -104,36 +127,36 @@ def predicted_bits(layers: Sequence[Layer], price: float, measure: Measure) -> f
     )
 
 
-def price_bounds(layers: Sequence[Layer]) -> tuple[float, float]:
+def price_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float]:
     """Prices between which every layer goes from its finest to its coarsest point."""
-    low, high = curve.price_range()
+    low, high = family.price_range()
     squares = [layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in layers]
     squares = [square for square in squares if square > 0.0] or [1.0]
     return low * min(squares), high * max(squares)
 
 
-def _pinned(layer: Layer, scale: float) -> tuple[float, float] | None:
+def _pinned(layer: Layer, scale: float, family: Family) -> tuple[float, float] | None:
     """Unit threshold and step of a layer that an override fixes, else None."""
     override = layer.override
     if override.step is not None:
         d = override.step / scale
-        if not curve.FINEST_STEP <= d <= curve.COARSEST_STEP:
+        if not family.FINEST_STEP <= d <= family.COARSEST_STEP:
             raise TargetError(
-                f"override of {layer.name!r}: step must lie in {curve.FINEST_STEP * scale:.3g}.."
-                f"{curve.COARSEST_STEP * scale:.3g}, {curve.FINEST_STEP:g} to {curve.COARSEST_STEP:g} of its mean magnitude; "
-                f"got {override.step:g}"
+                f"override of {layer.name!r}: step must lie in {family.FINEST_STEP * scale:.3g}.."
+                f"{family.COARSEST_STEP * scale:.3g}, {family.FINEST_STEP:g} to {family.COARSEST_STEP:g} of its mean "
+                f"magnitude; got {override.step:g}"
             )
-        return curve.threshold_for_step(d), d
+        return family.threshold_for_step(d), d
     if override.sparsity is not None:
         t = -float(np.log1p(-override.sparsity))
-        return t, curve.step_for_threshold(t)
+        return t, family.step_for_threshold(t)
     if override.bits is not None:
         wanted = override.bits
 
         def excess(log_d: float) -> float:
             d = math.exp(log_d)
-            return wanted - float(laplace.rate(curve.threshold_for_step(d), d))
+            return wanted - float(laplace.rate(family.threshold_for_step(d), d))
 
-        d = math.exp(find_root(excess, math.log(curve.FINEST_STEP), math.log(curve.COARSEST_STEP), tolerance=1e-10))
-        return curve.threshold_for_step(d), d
+        d = math.exp(find_root(excess, math.log(family.FINEST_STEP), math.log(family.COARSEST_STEP), tolerance=1e-10))
+        return family.threshold_for_step(d), d
     return None

@@ -25,9 +25,11 @@ class LayerPlan:
     shape            the weight's shape; axis 0 is the channel axis
     step             distance of neighbouring codebook values, in weight units, > 0, representable in float32
     threshold        weights of magnitude at or under it are pruned, in weight units, >= 0
-    offset           rounding offset, 0..1: 1/2 in paper mode, 1 - threshold/step in joint mode
+    offset           rounding offset, 0..1: 1/2, or 1 - threshold/step with a dead zone
     kept             exactly how many weights stay, the largest ones, in place of `threshold`; None where it decides
     limits           largest code of each channel, >= 1, or None for no clipping
+    shaped           whether w is first moved by what makes up for the errors before it (opq.quantization.shaping); then `kept`
+                     and `limits` are None
     sparsity         predicted fraction of zeros
     bits             predicted bits a weight: the entropy of the codes
     laplace_bits     the same as the Laplace density alone predicts it
@@ -42,6 +44,7 @@ class LayerPlan:
     laplace_bits: float
     kept: int | None = None
     limits: tuple[int, ...] | None = None
+    shaped: bool = False
 
     @property
     def count(self) -> int:
@@ -68,6 +71,8 @@ class LayerPlan:
             isinstance(limits, tuple) and len(limits) == channels and all(_is_count(limit) for limit in limits)
         ):
             raise PlanError(f"limits must be {channels} integers >= 1, one a channel")
+        if not isinstance(self.shaped, bool) or (self.shaped and (self.kept is not None or limits is not None)):
+            raise PlanError("shaped must be true or false, and where it is true kept and limits must be null")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
@@ -24,8 +23,9 @@ from opq.calibration.lockstep import walk
 from opq.calibration.pairing import layers_of, norms_of, pairs_of
 from opq.compression import Compressed, Options, compress
 from opq.compression.forecast import Forecast
-from opq.compression.options import read_auxiliary, read_target, select
+from opq.compression.options import is_shaped, read_auxiliary, read_target, select
 from opq.compression.planning import joint_plan, plan, read_layers
+from opq.compression.prices import USUAL_SLOPE, next_price
 from opq.compression.survey import survey
 from opq.quantization.quantizer import fake_quantize
 from opq.sources import as_state
@@ -41,8 +41,6 @@ _SCOUTS = 32
 _CLOSE_ENOUGH, _AIM, _MOST_ROUNDS = 0.995, 0.998, 12
 # Of the price at which weights rounded alone take as many bytes.
 _USUAL_SHARE = 0.1
-# d log(bytes) / d log(price), before two files have shown it.
-_USUAL_SLOPE = -0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +74,7 @@ class Calibration:
         if budget is None:
             raise TargetError("calibrated compression takes a ratio or a size")
         price = _USUAL_SHARE * (plan(self.model, **self._informed(options)).price or 1.0)
-        price, slope = self._search(budget, price, _USUAL_SLOPE, self.inputs[:_SCOUTS], 0.97, options)[1:]
+        price, slope = self._search(budget, price, USUAL_SLOPE, self.inputs[:_SCOUTS], 0.97, options)[1:]
         best = self._search(budget, price, slope, self.inputs, _CLOSE_ENOUGH, options)[0]
         if best is None:
             raise TargetError(f"no file of at most {budget:,} bytes was found; ask for a larger one")
@@ -89,7 +87,7 @@ class Calibration:
         informed = self._informed(options)
         surveyed = survey(state, informed, read_auxiliary(options))
         target = read_target(options)
-        forecast = Forecast(surveyed, read_layers(surveyed, target, informed), {})
+        forecast = Forecast(surveyed, read_layers(surveyed, target, informed), is_shaped(options))
         rest = joint_plan(forecast, target, read_auxiliary(options), price)
         free = {layer.name: layer.override for layer in forecast.layers if not layer.override.fixed}
         layers = {
@@ -128,10 +126,10 @@ class Calibration:
         for _ in range(_MOST_ROUNDS):
             state, made = self.rounded(price, inputs, options)
             found = compress(TensorState(state, epsilons=epsilons_of(self.model)), plan=made)
-            tried.append((math.log(price), math.log(found.file_bytes)))
+            tried.append((price, found.file_bytes))
             if found.file_bytes <= budget and (best is None or found.file_bytes > best.file_bytes):
                 best = replace(found, plan=replace(made, predicted_bytes=found.file_bytes))
-            price, slope = _next_price(tried, budget, slope)
+            price, slope = next_price(tried, budget, _AIM * budget, slope)
             if close * budget <= found.file_bytes <= budget or (
                 close < _CLOSE_ENOUGH and budget < found.file_bytes <= budget / close
             ):
@@ -173,22 +171,4 @@ def calibrate(
 
 def _on_grid(before: LayerPlan, grid: Rounded) -> LayerPlan:
     zeros = float((grid.codes == 0).double().mean())
-    return replace(before, step=grid.step, threshold=0.5 * grid.step, offset=0.5, sparsity=zeros)
-
-
-def _next_price(tried: list[tuple[float, float]], budget: int, slope: float) -> tuple[float, float]:
-    """The price whose file should be close under the budget, by the two nearest of those tried, and the slope that says so.
-
-    tried  (log price, log bytes) of each file so far; a next price lies between those that were too low and too high
-    """
-    aim = math.log(_AIM * budget)
-    nearest = sorted(tried, key=lambda point: abs(point[1] - aim))
-    if len(nearest) > 1 and abs(nearest[0][0] - nearest[1][0]) > 1e-6:
-        measured = (nearest[0][1] - nearest[1][1]) / (nearest[0][0] - nearest[1][0])
-        slope = measured if -1.5 < measured < -0.02 else slope
-    wanted = nearest[0][0] + (aim - nearest[0][1]) / slope
-    low = max((at for at, size in tried if size > math.log(budget)), default=-math.inf)
-    high = min((at for at, size in tried if size <= math.log(budget)), default=math.inf)
-    if math.isfinite(low) and math.isfinite(high) and not low < wanted < high:
-        wanted = 0.5 * (low + high)
-    return math.exp(wanted), slope
+    return replace(before, step=grid.step, threshold=0.5 * grid.step, offset=0.5, sparsity=zeros, shaped=False)

@@ -30,6 +30,12 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Fix sparsity, bits or step, or weigh by sensitivity, where names match. Repeatable.",
             ),
             click.option(
+                "--rounding",
+                type=click.Choice(["shaped", "plain"]),
+                help="shaped (the default): errors of a row make up for each other; plain: each weight by itself, with the "
+                "dead zones of the Laplace curve.",
+            ),
+            click.option(
                 "--auxiliary",
                 type=click.Choice(["exact", "half", "8bit"]),
                 help="Biases, batch-norm and the like: bit for bit (the default); float16 where that errs by at most 2^-11; or "
@@ -53,7 +59,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_STORED = ("auxiliary", "batch_norm", "batch_norm_eps")
+_CHOSEN = ("rounding", "auxiliary", "batch_norm", "batch_norm_eps")
 
 
 def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
@@ -67,7 +73,7 @@ def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
             or given["include"]
             or given["exclude"]
             or given["overrides"]
-            or any(given[key] is not None for key in _STORED)
+            or any(given[key] is not None for key in _CHOSEN)
         ):
             raise click.UsageError("--plan, or --from, already says how to compress; give it alone.")
         return Options()
@@ -79,10 +85,10 @@ def read_options(given: dict[str, Any], *, required: bool = True) -> Options:
     return options
 
 
-def read_selection(given: dict[str, Any]) -> Options:
-    """The library's options but for a target; UsageError when one is given."""
-    if any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
-        raise click.UsageError("--curve shows all sizes; leave the target out.")
+def read_selection(given: dict[str, Any], instead: str) -> Options:
+    """The library's options but for a target; UsageError, saying what there is `instead`, when one is given."""
+    if given.get("lossless") or any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
+        raise click.UsageError(f"{instead}; leave the target out.")
     return _selection(given)
 
 
@@ -92,7 +98,7 @@ def _selection(given: dict[str, Any]) -> Options:
         exclude=given["exclude"],
         overrides=_overrides(given["overrides"]),
     )
-    for key in _STORED:
+    for key in _CHOSEN:
         if given[key] is not None:
             options[key] = given[key]  # type: ignore[literal-required]  # one of the keys above
     return options

@@ -1,4 +1,4 @@
-"""The options that `finetune` and `evaluate` share: which network, with which weights, on which images, on which device."""
+"""The options that verbs with a MODEL share: which network, with which weights, on which images, on which device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,46 @@ if TYPE_CHECKING:
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add MODEL's options and those of its images to a command, which gets them as keyword arguments."""
+    data = click.option("--data", required=True, metavar="DIR", help="A folder of images, a folder a class, or a .npz file.")
+    return _add(command, data)
+
+
+def informed_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `network_options` for a command that can do without a network, with what is told of it by images."""
+    for option in reversed(
+        [
+            click.option(
+                "--calibrate",
+                metavar="DIR|drawn",
+                help="SOURCE is a MODEL; round each layer against its outputs on these images, which need no labels, or on "
+                "drawn ones.",
+            ),
+            click.option(
+                "--images", type=click.IntRange(1), default=256, show_default=True, help="How many to calibrate with, at most."
+            ),
+            click.option(
+                "--max-drop",
+                type=click.FloatRange(0.0),
+                metavar="D",
+                help="In place of a target, SOURCE being a MODEL: the smallest file whose top-1 on --data falls by at most D "
+                "points.",
+            ),
+        ]
+    ):
+        command = option(command)
+    data = click.option("--data", metavar="DIR", help="Labelled images for --max-drop: a folder a class, or .npz.")
+    return _add(command, data)
+
+
+INFORMED = ("weights", "data", "batch", "workers", "input_size", "mean", "std", "device", "images")
+"""Options that mean something with --calibrate or --max-drop alone."""
+
+
+def _add(command: Callable[..., Any], data: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             click.option("--weights", metavar="W", help="A checkpoint or .opq file, or published weights by name."),
-            click.option("--data", required=True, metavar="DIR", help="A folder of images, a folder a class, or a .npz file."),
+            data,
             click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images a step."),
             click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."),
             click.option(
@@ -35,17 +71,22 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_network(model: str, weights: str | None, device: str | None) -> NamedModel:
     """The network of a command, on its device."""
-    import torch
-
     from opq.interop.models import open_model
 
     named = open_model(model, weights)
+    place(named, device)
+    return named
+
+
+def place(named: NamedModel, device: str | None) -> None:
+    """Move a network to a device, by default to the GPU where there is one."""
+    import torch
+
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         named.network.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise click.UsageError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
-    return named
 
 
 def read_preprocessing(named: NamedModel, given: dict[str, Any]) -> Preprocessing:

@@ -38,7 +38,7 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
     if curve:
         if output is not None:
             raise click.UsageError("--curve makes no plan; leave --output out.")
-        _show_curve(opq.tradeoff(source, **read_selection(given)), as_json, plot)
+        _show_curve(opq.tradeoff(source, **read_selection(given, "--curve shows all sizes")), as_json, plot)
         return
     if plot is not None:
         raise click.UsageError("--plot goes with --curve.")

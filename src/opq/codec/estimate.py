@@ -76,11 +76,11 @@ def context_saving(excerpts: Sequence[NDArray[np.int32]]) -> Saving:
 def _taken_and_contextless(codes: NDArray[np.int32]) -> tuple[float, float, float, float]:
     """Bits taken of every other channel and of all of an excerpt, and the contextless bits of both."""
     half = codes[::2]  # alike in what they hold, as a first and a second half need not be
-    bits = _contextless_code_bits(codes).reshape(len(codes), -1)
+    bits = contextless_code_bits(codes).reshape(len(codes), -1)
     return 8.0 * len(encode_codes(half)), 8.0 * len(encode_codes(codes)), float(bits[::2].sum()), float(bits.sum())
 
 
-def _contextless_code_bits(codes: NDArray[np.int32]) -> NDArray[np.float64]:
+def contextless_code_bits(codes: NDArray[np.int32]) -> NDArray[np.float64]:
     """Bits of each code, in order, as the shares of their classes have it."""
     magnitudes = np.abs(codes.reshape(-1))
     classes = _CLASS_START.searchsorted(magnitudes, side="right") - 1

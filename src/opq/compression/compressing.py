@@ -21,8 +21,9 @@ from opq.codec.writing import EncodedWeight, Layout, lay_out
 from opq.compression.forecast import Forecast
 from opq.compression.journal import Journal, codes_key, open_journal
 from opq.compression.lossless import encode_lossless
-from opq.compression.options import Options, Target, read_auxiliary, read_target
+from opq.compression.options import Options, Target, is_shaped, read_auxiliary, read_target
 from opq.compression.planning import guess_joint, guess_paper, joint_plan, read_layers
+from opq.compression.prices import next_price
 from opq.compression.survey import Survey, dense_bytes, survey
 from opq.errors import PlanError, TargetError, WeightError
 from opq.files import write_file
@@ -120,7 +121,7 @@ def compress(
     surveyed = survey(state, options, auxiliary)
     layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
-    forecast = Forecast(surveyed, layers, {})
+    forecast = Forecast(surveyed, layers, budget is not None and is_shaped(options))
     with open_journal(work_file, surveyed.weights) as journal:
         if budget is None:
             return _encode(state, surveyed, guess_paper(forecast, target, auxiliary)[1], journal, report)[0]
@@ -157,7 +158,8 @@ def _fit(
     """Encode, count, learn from the count, until the file is close under its budget; the largest file that fits wins."""
     forecast, plan = guess_joint(forecast, target, auxiliary, budget)
     best: Compressed | None = None
-    cheapest, dearest = joint.price_bounds(forecast.layers)
+    cheapest, dearest = joint.price_bounds(forecast.layers, forecast.family)
+    tried: list[tuple[float, float]] = []
     for _ in range(_MOST_ROUNDS):
         price = plan.price or dearest
         made, taken = _encode(state, forecast.surveyed, plan, journal, report)
@@ -171,8 +173,12 @@ def _fit(
             cheapest = price
         if dearest / cheapest < 1.0 + 1e-9:
             break
-        forecast = forecast.learned(plan.layers, taken)
-        price = forecast.price_for(_CLOSER_AIM * budget)
+        tried.append((price, made.file_bytes))
+        if len(tried) == 1:
+            forecast = forecast.learned(plan.layers, taken)
+            price = forecast.price_for(_CLOSER_AIM * budget)
+        else:  # what each weight saves was learned, and the rest is how that changes with the price
+            price = next_price(tried, budget, _CLOSER_AIM * budget)[0]
         if not cheapest < price < dearest:
             price = (cheapest * dearest) ** 0.5
         plan = joint_plan(forecast, target, auxiliary, price)

@@ -13,6 +13,8 @@ from opq.allocation.layers import Override
 from opq.allocation.plans import AuxiliaryPlan
 from opq.errors import PlanError, SelectionError, TargetError
 
+ROUNDINGS = ("shaped", "plain")
+
 _FREE = Override()
 _LARGEST = 2**62
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -35,6 +37,9 @@ class Options(TypedDict, total=False):
     exclude      globs: weights whose names match one are stored as auxiliary tensors
     overrides    {glob or name: Override or a mapping of its fields}; of several that fix the same field, the last one counts
     sensitivity  {glob or name: what a unit of squared error costs there, > 0}; 1 where none matches
+    rounding     with a ratio or a size: "shaped" (the default), one step for the network and errors that make up for each other
+                 within a row (`opq.quantization.shaping`); or "plain", each weight by itself, with the steps and dead zones of
+                 the Laplace curve, which leave the least squared error of the weights
     auxiliary    "exact" (the default); "half": store float32 and float64 auxiliary tensors as float16 where every value
                  keeps a relative error of at most 2^-11; or "8bit": store those of one dimension and 16 elements or more on a
                  grid of 8 bits, with an error of at most 1/500 of the tensor's span, or 2^-6 of each value where none is
@@ -53,6 +58,7 @@ class Options(TypedDict, total=False):
     exclude: Sequence[str]
     overrides: Mapping[str, Override | Mapping[str, float]]
     sensitivity: Mapping[str, float]
+    rounding: str
     auxiliary: str
     batch_norm: str
     batch_norm_eps: float
@@ -78,7 +84,10 @@ def read_target(options: Options) -> Target:
         raise TargetError("there is nothing to plan where everything is kept: lossless is for compressing, without a target")
     given = {key: options.get(key) for key in ("ratio", "size", "sparsity", "bits")}
     names = {key for key, value in given.items() if value is not None}
+    is_shaped(options)
     if names == {"sparsity", "bits"}:
+        if "rounding" in options:
+            raise TargetError("sparsity and bits, the paper's target, round each weight by itself: leave rounding out")
         return Target({"sparsity": _number("sparsity", given["sparsity"]), "bits": _number("bits", given["bits"])})
     if names == {"ratio"}:
         ratio = _number("ratio", given["ratio"])
@@ -161,6 +170,14 @@ def read_auxiliary(options: Options) -> AuxiliaryPlan:
         )
     except PlanError as error:
         raise TargetError(error.problem) from None
+
+
+def is_shaped(options: Options) -> bool:
+    """Whether weights are to be rounded in view of each other; TargetError for a rounding that there is not."""
+    rounding = options.get("rounding", "shaped")
+    if rounding not in ROUNDINGS:
+        raise TargetError(f"rounding must be 'shaped' or 'plain', got {rounding!r}")
+    return rounding == "shaped"
 
 
 def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,7 +12,7 @@ from opq.allocation import joint, laplace, paper
 from opq.allocation.layers import Layer, LayerStatistics
 from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
 from opq.compression.forecast import Forecast
-from opq.compression.options import Options, Target, read_auxiliary, read_overrides, read_target
+from opq.compression.options import Options, Target, is_shaped, read_auxiliary, read_overrides, read_target
 from opq.compression.survey import Survey, survey
 from opq.errors import TargetError, WeightError
 from opq.sources import as_state
@@ -39,7 +40,7 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     surveyed = survey(as_state(source), options, auxiliary, estimated=True)
     layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
-    forecast = Forecast(surveyed, layers, {})
+    forecast = Forecast(surveyed, layers, budget is not None and is_shaped(options))
     if budget is None:
         return guess_paper(forecast, target, auxiliary)[1]
     return guess_joint(forecast, target, auxiliary, budget)[1]
@@ -86,9 +87,10 @@ def paper_plan(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, poi
 def joint_plan(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, price: float) -> Plan:
     """The plan in which a bit is worth `price` of squared error everywhere."""
     plans = {}
-    for layer, point in zip(forecast.layers, joint.points_at(forecast.layers, price), strict=True):
+    for layer, point in zip(forecast.layers, joint.points_at(forecast.layers, price, forecast.family), strict=True):
         offset = 1.0 - point.threshold / point.step
-        plans[layer.name] = _layer_plan(forecast, layer, point.threshold, point.step, offset, point.threshold)
+        found = _layer_plan(forecast, layer, point.threshold, point.step, offset, point.threshold)
+        plans[layer.name] = replace(found, shaped=forecast.shaped)
     return _finish("joint", forecast.surveyed, target, auxiliary, price, plans)
 
 

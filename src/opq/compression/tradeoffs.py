@@ -9,17 +9,21 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from opq.allocation import joint, laplace
+from opq.allocation import joint
 from opq.allocation.layers import Layer
+from opq.allocation.plans import Plan
 from opq.compression.forecast import Forecast
-from opq.compression.options import Options, Target, check_known, read_auxiliary
+from opq.compression.options import Options, Target, check_known, is_shaped, read_auxiliary
 from opq.compression.planning import joint_plan, read_layers
 from opq.compression.survey import survey
 from opq.errors import TargetError
+from opq.quantization.shaping import excess
 from opq.sources import as_state
 
 RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 40.0, 50.0)
 """File ratios at which the curve is given, where they can be reached."""
+
+_SAMPLED = 4096
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class TradeoffPoint:
     bytes            the same as bytes
     bits_per_weight  predicted bits of the codes, mean over all weights
     sparsity         predicted fraction of zeros, 0..1
-    distortion       sensitivity-weighted squared error over sensitivity-weighted energy, by the Laplace density, 0..1
+    distortion       sensitivity-weighted squared error over sensitivity-weighted energy, of the measured magnitudes, 0..1
     """
 
     ratio: float
@@ -55,8 +59,8 @@ def tradeoff(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
     surveyed = survey(as_state(source), options, auxiliary, estimated=True)
     anything = Target({"ratio": 1.0})
     layers = read_layers(surveyed, anything, options)
-    forecast = Forecast(surveyed, layers, {})
-    low, high = joint.price_bounds(layers)
+    forecast = Forecast(surveyed, layers, is_shaped(options))
+    low, high = joint.price_bounds(layers, forecast.family)
     points = []
     for ratio in sorted(ratios):
         size = surveyed.dense_bytes / ratio
@@ -75,7 +79,7 @@ def tradeoff(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
                 bytes=plan.predicted_bytes,
                 bits_per_weight=8.0 * (plan.predicted_bytes - surveyed.fixed_bytes) / weights,
                 sparsity=plan.sparsity,
-                distortion=_distortion(layers, price),
+                distortion=_distortion(layers, plan),
             )
         )
     if not points:
@@ -83,13 +87,15 @@ def tradeoff(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
     return points
 
 
-def _distortion(layers: Sequence[Layer], price: float) -> float:
-    """Of the Laplace density, whose energy is twice its scale's square."""
+def _distortion(layers: Sequence[Layer], plan: Plan) -> float:
+    """Of the measured magnitudes."""
     error = energy = 0.0
-    for layer, point in zip(layers, joint.points_at(layers, price), strict=True):
-        scale = layer.statistics.laplace_scale
-        if scale > 0.0:
-            worth = layer.override.sensitivity * layer.statistics.count * scale**2
-            error += worth * float(np.minimum(laplace.distortion(point.threshold / scale, point.step / scale), 2.0))
-            energy += 2.0 * worth
-    return error / energy if energy > 0.0 else 0.0
+    for layer in layers:
+        measured, made = layer.statistics, plan.layers[layer.name]
+        sample = measured.magnitudes[:: max(len(measured.magnitudes) // _SAMPLED, 1)].astype(np.float64)
+        levels = np.where(sample > made.threshold, np.maximum(np.floor(sample / made.step + made.offset), 1.0), 0.0)
+        worth = layer.override.sensitivity * measured.count / len(sample)
+        more = excess(measured.shape) if made.shaped else 1.0
+        error += worth * more * float(np.square(sample - made.step * levels).sum())
+        energy += worth * float(np.square(sample).sum())
+    return min(error / energy, 1.0) if energy > 0.0 else 0.0

@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, device
 from opq import dtypes
 from opq.allocation.plans import LayerPlan
 from opq.errors import PlanError, WeightError
+from opq.quantization.shaping import shaped_codes
 
 Array = Any
 """An array of any library that array-api-compat knows, NumPy and PyTorch among them."""
@@ -27,9 +28,11 @@ def mask(weight: Array, plan: LayerPlan) -> Array:
     """True where `weight` is kept; bool, shaped as `weight`.
 
     With `plan.kept` the mask keeps exactly so many weights, the largest magnitudes, the first ones of equal magnitudes;
-    otherwise it keeps the magnitudes above `plan.threshold`.
+    with `plan.shaped` it keeps what does not round to 0; otherwise it keeps the magnitudes above `plan.threshold`.
     """
     xp = namespace(weight)
+    if _is_shaped(plan):
+        return quantize(weight, plan) != 0
     magnitude = xp.abs(_working(weight, xp))
     if plan.kept is None:
         return magnitude > _scalar(plan.threshold, magnitude, xp)
@@ -48,7 +51,8 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     """Codes of `weight` under `plan`: int32, shaped as `weight`, 0 where pruned.
 
     code = sign(w) max(1, floor(|w| / step + offset)) where kept, cut at the channel's limit if the plan has limits, and at the
-    largest code whose value the weight's dtype can hold.
+    largest code whose value the weight's dtype can hold. With `plan.shaped` weights of two dimensions or more are first moved
+    by what makes up for the errors of those before them; those that are zero stay zero.
     Raises PlanError when the plan was made for another shape, WeightError when a code would exceed LARGEST_CODE.
     """
     xp = namespace(weight)
@@ -65,7 +69,12 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
             f"step {plan.step:g} is too fine for its largest magnitude: it would take the code {largest:.0f}, "
             f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
         )
-    return xp.astype(signed_levels(work, levels, most, mask(weight, plan) & (work != 0)), xp.int32)
+    if _is_shaped(plan):
+        border = _scalar(plan.threshold / plan.step, work, xp)
+        codes = shaped_codes(work / _scalar(plan.step, work, xp), _scalar(plan.offset, work, xp), border, most, xp)
+    else:
+        codes = signed_levels(work, levels, most, mask(weight, plan) & (work != 0))
+    return xp.astype(codes, xp.int32)
 
 
 def largest_codes(weight: Array, plan: LayerPlan) -> Array:
@@ -122,6 +131,10 @@ def namespace(array: Array) -> Any:
     """The array API functions for `array`."""
     # NumPy's own, not array_api_compat's: importing those loads all of NumPy, its Fortran compiler included, for 0.1 s.
     return np if isinstance(array, np.ndarray) else array_namespace(array)
+
+
+def _is_shaped(plan: LayerPlan) -> bool:
+    return plan.shaped and len(plan.shape) > 1 and plan.count > 0
 
 
 def _working(weight: Array, xp: Any) -> Array:

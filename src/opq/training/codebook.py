@@ -41,10 +41,16 @@ class Codebook(nn.Module):
 
     @classmethod
     def from_plan(cls, name: str, weight: Tensor, plan: LayerPlan) -> Self:
-        """The codebook of `weight`, with the mask that `plan` gives it now."""
+        """The codebook of `weight`, with the mask that `plan` gives it now.
+
+        Where the plan is shaped, `weight` itself becomes what it is rounded to: rounded by itself it would be something else.
+        """
         try:
             codes = cast(Tensor, quantize(weight, plan))
-            return cls(codes != 0, plan.step, plan.offset, cast(Tensor, largest_codes(weight, plan)))
+            found = cls(codes != 0, plan.step, plan.offset, cast(Tensor, largest_codes(weight, plan)))
+            if plan.shaped:
+                weight.copy_(dequantize(codes, plan.step, weight.dtype))
+            return found
         except WeightError as error:
             raise WeightError(name, weight.shape, error.problem) from None
 

@@ -33,7 +33,7 @@ from opq.training.checkpoints import FILE, RunFolder
 from opq.training.fitting import Fit, lower_codes, section_bytes
 from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of
-from opq.training.preparing import codebooks, convert, fixed_layers, plain_state, prepare
+from opq.training.preparing import codebooks, convert, fixed_layers, for_training, plain_state, prepare
 from opq.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _start(model: nn.Module, start: Start | None, reserve: float, options: Optio
         narrower = options.copy()
         narrower.pop("ratio", None)
         narrower["size"] = max(math.floor(asked * (1.0 - reserve)), 1)
-        made = compress(model, **narrower).plan
+        made = compress(model, **for_training(narrower)).plan
         if made is None:
             raise TargetError("finetuning needs masks and steps, and lossless makes none; give a ratio or a size")
         plan = replace(made, target=target.asked)

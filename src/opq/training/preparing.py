@@ -51,7 +51,7 @@ def prepare(
 
     plan     a plan, whose masks are taken from the weights as they are now; or a .opq file, whose tensors are loaded into the
              network and whose masks and steps are kept; or None, to make a plan with
-    options  a target and what is fixed, as for `opq.plan`
+    options  a target and what is fixed, as for `opq.plan`, but that a byte target rounds plainly unless told otherwise
     Any optimizer of the network's parameters stays as it is, any training loop too; `convert` ends it. Returns `model`.
     Raises PlanError when the plan was not made for this network, or the network is prepared already; what `opq.plan` and
     reading a file raise.
@@ -59,7 +59,7 @@ def prepare(
     if codebooks(model):
         raise PlanError("the network is prepared already; convert it first")
     if plan is None:
-        plan = make_plan(model, **options)
+        plan = make_plan(model, **for_training(options))
     elif options:
         raise TargetError(f"a plan already says {', '.join(sorted(options))}: give either the plan or options")
     if isinstance(plan, Plan):
@@ -70,6 +70,12 @@ def prepare(
         with OpqFile(plan) as file:
             _start_from(model, file)
     return model
+
+
+def for_training(options: Options) -> Options:
+    """The options with plain rounding where a byte target leaves it open: training rounds each weight by itself."""
+    in_bytes = options.get("ratio") is not None or options.get("size") is not None
+    return Options(**{"rounding": "plain", **options}) if in_bytes else options
 
 
 def convert(model: nn.Module) -> nn.Module:

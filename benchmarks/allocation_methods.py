@@ -1,0 +1,168 @@
+"""The ways to compress that `allocation.py` compares; each gives the bytes of a file and the tensors read back from it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from allocation_networks import Arrays, network_of
+
+import opq
+import opq.numpy
+
+Run = Callable[[str, Any], tuple[int, Arrays]]
+"""(network, setting) -> bytes of the file, and its tensors."""
+
+RATIOS = {
+    "resnet20": (10.3, 11.8, 14.5, 17.2, 24.0),
+    "resnet56": (12.3, 16.0, 20.9, 26.4),
+    "mobilenet": (5.1, 6.1, 7.5, 8.0, 9.8),
+}
+STEPS = {"resnet20": range(-20, -11, 2), "resnet56": range(-20, -11, 2), "mobilenet": range(-32, -19, 4)}
+"""NNCodec's quantization parameters: a step is about 2^(qp / 4)."""
+PAPER = ((0.3, 4.0), (0.5, 4.0), (0.6, 3.0))
+PRUNED = (0.3, 0.5, 0.7)
+
+
+def _joint(sensitivity: Callable[[str], Mapping[str, float]], rounding: str = "shaped") -> Run:
+    def run(name: str, ratio: float) -> tuple[int, Arrays]:
+        tensors = network_of(name).tensors
+        return _read(opq.compress(tensors, ratio=ratio, sensitivity=sensitivity(name), rounding=rounding))
+
+    return run
+
+
+def _paper(name: str, setting: tuple[float, float]) -> tuple[int, Arrays]:
+    return _read(opq.compress(network_of(name).tensors, sparsity=setting[0], bits=setting[1]))
+
+
+def _equal(name: str) -> Mapping[str, float]:
+    return {}
+
+
+def _relative(name: str) -> Mapping[str, float]:
+    """Every layer's error relative to its own energy."""
+    weights = {key: value for key, value in network_of(name).tensors.items() if value.ndim > 1}
+    return {key: 1.0 / float(np.square(value).mean()) for key, value in weights.items()}
+
+
+def _fisher(name: str) -> Mapping[str, float]:
+    return _calibration(name, "unlabelled").sensitivity
+
+
+def _calibrated(data: str) -> Run:
+    def run(name: str, ratio: float) -> tuple[int, Arrays]:
+        dense = sum(tensor.nbytes for tensor in network_of(name).tensors.values())
+        return _read(_calibration(name, data).compress(size=int(dense / ratio)))
+
+    return run
+
+
+@cache
+def _calibration(name: str, data: str) -> opq.Calibration:
+    network = network_of(name)
+    if data == "none":
+        return opq.calibrate(network.model, shape=tuple(network.inputs.shape[1:]))
+    return opq.calibrate(network.model, network.unlabelled)
+
+
+def _nncodec(dependent: int) -> Run:
+    def run(name: str, step: int) -> tuple[int, Arrays]:
+        python = os.environ.get("OPQ_PEERS_PYTHON")
+        if not python:
+            print("allocation.py: OPQ_PEERS_PYTHON must name a Python with nncodec 2.1.3", file=sys.stderr)
+            raise SystemExit(1)
+        script = Path(__file__).parent / "peers" / "nncodec_network.py"
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "decoded.npz"
+            command = [python, str(script), str(network_of(name).path), str(step), str(dependent), str(result)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            with np.load(result) as arrays:
+                return int(printed.split()[0]), {key: arrays[key] for key in arrays.files}
+
+    return run
+
+
+def _pruned_integers(bits: int) -> Run:
+    """Global magnitude pruning, then symmetric integers with a scale a channel, as torch users do it; gzip of safetensors."""
+
+    def run(name: str, sparsity: float) -> tuple[int, Arrays]:
+        dense = network_of(name).tensors
+        threshold = _threshold(dense, sparsity)
+        stored: Arrays = {}
+        back: Arrays = {}
+        largest = 2 ** (bits - 1) - 1
+        for key, value in dense.items():
+            if value.ndim < 2:
+                stored[key] = back[key] = value
+                continue
+            rows = np.where(np.abs(value) > threshold, value, 0).reshape(len(value), -1)
+            scales = np.maximum(np.abs(rows).max(1, keepdims=True) / largest, 1e-12).astype(np.float32)
+            integers = np.clip(np.rint(rows / scales), -largest, largest).astype(np.int8)
+            flat = np.append(integers.ravel(), np.zeros(integers.size % 2, np.int8)).view(np.uint8)
+            stored[key] = integers if bits == 8 else (flat[::2] & 15) | (flat[1::2] << 4)
+            stored[f"{key}.scale"] = scales
+            back[key] = (integers * scales).reshape(value.shape).astype(np.float32)
+        return len(gzip.compress(safetensors.numpy.save(stored), 9)), back
+
+    return run
+
+
+def _codebooks(name: str, sparsity: float) -> tuple[int, Arrays]:
+    """Deep Compression (S. Han et al., 2016): pruning, then 15 shared values a layer by k-means; gzip of safetensors."""
+    dense = network_of(name).tensors
+    threshold = _threshold(dense, sparsity)
+    stored: Arrays = {}
+    back: Arrays = {}
+    for key, value in dense.items():
+        if value.ndim < 2:
+            stored[key] = back[key] = value
+            continue
+        flat = np.where(np.abs(value) > threshold, value, 0).ravel()
+        kept = flat[flat != 0].astype(np.float64)
+        centres = np.linspace(kept.min(), kept.max(), 15) if kept.size else np.zeros(15)
+        for _ in range(30):
+            near = np.abs(kept[:, None] - centres).argmin(1)
+            counts = np.bincount(near, minlength=15)
+            centres = np.where(counts, np.bincount(near, kept, 15) / np.maximum(counts, 1), centres)
+        table = np.append(0.0, centres).astype(np.float32)
+        codes = np.where(flat == 0, 0, 1 + np.abs(flat[:, None] - centres).argmin(1)).astype(np.uint8)
+        stored[key], stored[f"{key}.values"] = codes, table
+        back[key] = table[codes].reshape(value.shape)
+    return len(gzip.compress(safetensors.numpy.save(stored), 9)), back
+
+
+def _threshold(tensors: Arrays, sparsity: float) -> float:
+    return float(np.quantile(np.concatenate([np.abs(value).ravel() for value in tensors.values() if value.ndim > 1]), sparsity))
+
+
+def _read(compressed: opq.Compressed) -> tuple[int, Arrays]:
+    return compressed.file_bytes, opq.numpy.load(compressed.data)
+
+
+_ratios: Callable[[str], Any] = RATIOS.__getitem__
+_steps: Callable[[str], Any] = STEPS.__getitem__
+METHODS: dict[str, tuple[str, Callable[[str], Any], Run]] = {
+    "nncodec-uniform": ("none", _steps, _nncodec(0)),
+    "nncodec-dependent": ("none", _steps, _nncodec(1)),
+    "opq-paper": ("none", lambda name: PAPER, _paper),
+    "opq-joint": ("none", _ratios, _joint(_equal)),
+    "opq-joint-plain": ("none", _ratios, _joint(_equal, "plain")),
+    "opq-joint-relative": ("none", _ratios, _joint(_relative)),
+    "opq-joint-fisher": ("unlabelled", _ratios, _joint(_fisher)),
+    "opq-drawn": ("none", _ratios, _calibrated("none")),
+    "opq-calibrated": ("unlabelled", _ratios, _calibrated("unlabelled")),
+    "prune-int8-gzip": ("none", lambda name: PRUNED, _pruned_integers(8)),
+    "prune-int4-gzip": ("none", lambda name: PRUNED, _pruned_integers(4)),
+    "prune-kmeans-gzip": ("none", lambda name: PRUNED, _codebooks),
+}
+"""{method: (data it needs, settings for a network, how to run it)}"""

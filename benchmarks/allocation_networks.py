@@ -1,0 +1,74 @@
+"""The networks that `allocation.py` compresses, their images, and what they say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import imagenet
+import images
+import torch
+from harness import checkpoints, load
+from networks import mobilenet_v1, resnet_cifar
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Arrays = dict[str, NDArray[Any]]
+CALIBRATION = {"resnet20": 1000, "resnet56": 256, "mobilenet": 128}
+"""How many unlabelled images each network is calibrated with."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A dense network, its test images as it takes them, labels, its logits on them, and images to calibrate with."""
+
+    path: Path
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    logits: Tensor
+    unlabelled: Tensor
+
+    @property
+    def tensors(self) -> Arrays:
+        """The checkpoint's tensors."""
+        return load(self.path)
+
+
+@cache
+def network_of(name: str) -> Network:
+    """The network of this name."""
+    path = checkpoints()[name]
+    model = fresh(name)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in load(path).items()}, strict=False)
+    if name == "mobilenet":
+        pixels, labels = imagenet.evaluation()
+        preprocess, unlabelled = mobilenet_v1.preprocess, imagenet.calibration()
+    else:
+        pixels, labels = images.cifar10("test")
+        train = images.cifar10("train")[0]
+        unlabelled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1000]]
+        preprocess = resnet_cifar.preprocess
+    model = model.eval()
+    inputs = preprocess(pixels)
+    return Network(path, model, inputs, labels, logits_of(model, inputs), preprocess(unlabelled[: CALIBRATION[name]]))
+
+
+def fresh(name: str) -> nn.Module:
+    """Its module, untrained."""
+    makers: Mapping[str, Callable[[], nn.Module]] = {
+        "resnet20": resnet_cifar.resnet20,
+        "resnet56": resnet_cifar.resnet56,
+        "mobilenet": mobilenet_v1.MobileNetV1,
+    }
+    return makers[name]().to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits of `model` on `inputs`, bfloat16 autocast, for dense and compressed networks alike."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return torch.cat([model(batch.to(memory_format=torch.channels_last)).float() for batch in inputs.split(100)])
