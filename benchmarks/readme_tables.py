@@ -255,6 +255,45 @@ def allocation(rows: list[Row]) -> list[str]:
     )
 
 
+def finetune(rows: list[Row]) -> list[str]:
+    """Each network's rows, joint mode first, by the asked ratio."""
+    return table(
+        ("network", "mode", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense as long %", "teacher %"),
+        (
+            (
+                NETWORKS[row["network"]],
+                row["mode"],
+                f"{row['file_bytes']:,}",
+                f"{row['file_ratio']:.1f}",
+                f"{row['nominal_ratio']:.1f}",
+                f"{row['epochs']}",
+                f"{row['top1']:.2f}",
+                f"{row['dense_top1']:.2f}",
+                f"{row['teacher_top1']:.2f}",
+            )
+            for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"]))
+        ),
+    )
+
+
+def finetune_cost(rows: list[Row]) -> list[str]:
+    """A step of a prepared network against a plain one's."""
+    return table(
+        ("network", "device", "plain s", "prepared s", "time", "peak memory"),
+        (
+            (
+                NETWORKS[row["network"]],
+                row["device"],
+                f"{row['plain_seconds']:.3f}",
+                f"{row['prepared_seconds']:.3f}",
+                f"{row['time_ratio']:.2f}x",
+                f"{row['memory_ratio']:.2f}x",
+            )
+            for row in rows
+        ),
+    )
+
+
 def example(rows: list[Row]) -> list[str]:
     """What the command line says of ResNet-56 at ratio 20."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
@@ -269,7 +308,20 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "example": ("main_job", example),
     **{
         section.__name__: (section.__name__, section)
-        for section in (main_job, laplace_fit, plan_cost, codec, squeezenet, loading, mnist, efficiency, ablations, allocation)
+        for section in (
+            main_job,
+            laplace_fit,
+            plan_cost,
+            codec,
+            squeezenet,
+            loading,
+            mnist,
+            efficiency,
+            ablations,
+            allocation,
+            finetune,
+            finetune_cost,
+        )
     },
 }
 """{marker in the README: (result file, what to make of its rows)}"""
