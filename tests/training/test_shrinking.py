@@ -161,6 +161,13 @@ def test_compress_finds_the_smallest_file_within_a_drop(work, capsys, calibrated
         ("--calibrate images.npz --ratio 3 --data images.npz", "--data goes with --max-drop"),
         ("--calibrate images.npz --lossless", "--lossless keeps every bit"),
         ("--calibrate images.npz --plan p.json", "leave --calibrate and --max-drop out"),
+        ("--calibrate images.npz --ratio 3 --batch 3", "--batch goes with --max-drop"),
+        ("--calibrate images.npz --ratio 3 --device cpu", "--device goes with --max-drop"),
+        ("--max-drop 1 --data images.npz --images 3", "--images goes with --calibrate DIR"),
+        ("--calibrate drawn --ratio 3 --images 3", "--images goes with --calibrate DIR"),
+        ("--calibrate images.npz --ratio 3 --mean 0,nan,0", "--mean: expected one finite number, or three"),
+        ("--calibrate images.npz --ratio 3 --mean 0,0", "--mean: expected one finite number, or three"),
+        ("--calibrate images.npz --ratio 3 --std 1,0,1", "--std: expected one finite number, or three, > 0"),
         ("--ratio 3 --weights w.pt", "--weights goes with --calibrate or --max-drop"),
     ],
 )
