@@ -53,17 +53,19 @@ class WeightError(OpqError):
 
 
 class TargetError(OpqError):
-    """A target is malformed or out of reach."""
+    """A target is malformed or out of reach; `reach` says the bytes of the largest file where that is under what was asked."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, reach: int | None = None) -> None:
         super().__init__(problem)
+        self.reach = reach
 
     @classmethod
     def out_of_reach(cls, asked: int, smallest: int, largest: int, dense: int) -> TargetError:
         """A byte budget outside of what any plan can give; all arguments in bytes."""
         return cls(
             f"a file of {asked:,} bytes (ratio {_ratio(dense, asked)}) is out of reach: this network, so selected, gives "
-            f"{smallest:,} to {largest:,} bytes, that is ratios {_ratio(dense, largest)} to {_ratio(dense, smallest)}"
+            f"{smallest:,} to {largest:,} bytes, that is ratios {_ratio(dense, largest)} to {_ratio(dense, smallest)}",
+            largest if largest < asked else None,
         )
 
 

@@ -336,6 +336,8 @@ def test_agreement_is_with_the_dense_network():
     assert found.agreement == pytest.approx(100.0 * float((ours.argmax(1) == theirs.argmax(1)).float().mean()))
     assert found.top5 == pytest.approx(100.0 * sum(int(labels[k] in ours[k].topk(5).indices) for k in range(6)) / 6)
     assert model.training
+    with pytest.raises(opq.RecipeError, match="labels go from 3 to 10, and the network tells 10 classes, 0 to 9"):
+        opq.evaluate(model, [(inputs[:2], torch.tensor([3, 10]))])
     with pytest.raises(opq.RecipeError, match="no inputs"):
         opq.evaluate(model, [])
 

@@ -1,6 +1,7 @@
 """Laws of the smallest file within a drop, of the search behind it, and of `opq compress` on a network that is at hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,26 @@ def test_a_larger_drop_gives_no_larger_file(task):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_the_finest_file_is_tried_where_the_lowest_ratio_is_out_of_reach(monkeypatch):
+    """Codes end before ratio 1.25: a network that loses too much at 2.5 may be within the drop at the finest steps."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(256, 256, generator=generator))
+    with pytest.raises(opq.TargetError, match="out of reach"):
+        opq.compress(model, ratio=1.25)
+    loader = [(torch.randn(10, 256, generator=generator), torch.zeros(10, dtype=torch.int64))]
+    dense = opq.evaluate(model, loader)
+
+    def evaluate(network, _):
+        far = (network[0].weight - model[0].weight).abs().max().item() > 1e-4
+        return replace(dense, top1=0.0 if far else 100.0)
+
+    monkeypatch.setattr("opq.training.shrinking.evaluate", evaluate)
+    found = opq.shrink(model, loader, max_drop=0.0)
+    assert found.compressed.file_ratio < 2.5
+
+
 def test_a_calibrated_search_uses_the_calibration(task):
     """With a calibration the file is what the calibration makes, and as far within the drop."""
     model, loader = task
@@ -106,6 +127,8 @@ def test_what_cannot_be_searched_for_is_said(task):
         opq.shrink(model, [inputs for inputs, _ in loader])
     with pytest.raises(opq.TargetError, match="leave ratio out"):
         opq.shrink(model, loader, ratio=4)
+    with pytest.raises(opq.TargetError, match="leave sparsity out"):
+        opq.shrink(model, loader, sparsity=0.0)
     with pytest.raises(opq.TargetError, match="max_drop must be >= 0"):
         opq.shrink(model, loader, max_drop=-1.0)
     worse = [(inputs, model(inputs).argmax(1)) for inputs, _ in loader]  # the dense network is always right
@@ -161,6 +184,13 @@ def test_compress_finds_the_smallest_file_within_a_drop(work, capsys, calibrated
         ("--calibrate images.npz --ratio 3 --data images.npz", "--data goes with --max-drop"),
         ("--calibrate images.npz --lossless", "--lossless keeps every bit"),
         ("--calibrate images.npz --plan p.json", "leave --calibrate and --max-drop out"),
+        ("--calibrate images.npz --ratio 3 --batch 3", "--batch goes with --max-drop"),
+        ("--calibrate images.npz --ratio 3 --device cpu", "--device goes with --max-drop"),
+        ("--max-drop 1 --data images.npz --images 3", "--images goes with --calibrate DIR"),
+        ("--calibrate drawn --ratio 3 --images 3", "--images goes with --calibrate DIR"),
+        ("--calibrate images.npz --ratio 3 --mean 0,nan,0", "--mean: expected one finite number, or three"),
+        ("--calibrate images.npz --ratio 3 --mean 0,0", "--mean: expected one finite number, or three"),
+        ("--calibrate images.npz --ratio 3 --std 1,0,1", "--std: expected one finite number, or three, > 0"),
         ("--ratio 3 --weights w.pt", "--weights goes with --calibrate or --max-drop"),
     ],
 )

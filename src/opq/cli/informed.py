@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import opq
 from opq.cli.asking import read_options, read_selection
@@ -27,6 +28,7 @@ def compress_informed(model: str, given: dict[str, Any], plan_file: str | None) 
         raise click.UsageError("--max-drop needs --data, labelled images.")
     if drop is None and given["data"] is not None:
         raise click.UsageError("--data goes with --max-drop; images to calibrate with are those of --calibrate DIR.")
+    _refuse_idle(given)
     if given["lossless"]:
         raise click.UsageError("--lossless keeps every bit; leave --calibrate and --max-drop out.")
     options = read_options(given) if drop is None else read_selection(given, "--max-drop finds the size")
@@ -43,6 +45,17 @@ def compress_informed(model: str, given: dict[str, Any], plan_file: str | None) 
     place(named, given["device"])
     found = opq.shrink(named.network, loader, max_drop=drop, calibration=calibration, report=_report, **options)
     return found.compressed
+
+
+def _refuse_idle(given: dict[str, Any]) -> None:
+    """UsageError for an option that only the other of --calibrate and --max-drop, or images to calibrate with, would heed."""
+    context = click.get_current_context()
+    needed = [(key, "--max-drop") for key in ("batch", "workers", "device") if given["max_drop"] is None]
+    if given["calibrate"] in (None, "drawn"):
+        needed.append(("images", "--calibrate DIR"))
+    for key, whose in needed:
+        if context.get_parameter_source(key) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{key} goes with {whose}.")
 
 
 def _calibrate(named: NamedModel, preprocessing: Preprocessing, given: dict[str, Any]) -> opq.Calibration:

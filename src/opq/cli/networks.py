@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -100,4 +101,8 @@ def read_preprocessing(named: NamedModel, given: dict[str, Any]) -> Preprocessin
                 changed[key] = tuple(float(part) for part in given[key].split(","))
             except ValueError:
                 raise click.UsageError(f"--{key}: expected numbers with commas between, got {given[key]!r}") from None
+            if len(changed[key]) not in (1, 3) or not all(map(math.isfinite, changed[key])):
+                raise click.UsageError(f"--{key}: expected one finite number, or three, got {given[key]!r}")
+            if key == "std" and min(changed[key]) <= 0.0:
+                raise click.UsageError(f"--std: expected one finite number, or three, > 0, got {given[key]!r}")
     return replace(named.preprocessing, **changed)

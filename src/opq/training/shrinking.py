@@ -21,6 +21,8 @@ TOLERANCE = 0.03
 
 _FIRST, _FACTOR = 10.0, 2.0
 _LOWEST, _HIGHEST = 1.25, 1e4
+# Of the largest file there can be, as predicted.
+_NEARLY = 0.98
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,11 @@ def shrink(
     """
     if not 0.0 <= max_drop < math.inf or not 0.0 < tolerance < 1.0:
         raise TargetError(f"max_drop must be >= 0 and tolerance lie in (0, 1), got {max_drop} and {tolerance}")
-    if given := [key for key in ("ratio", "size", "sparsity", "bits", "lossless") if options.get(key)]:
+    if given := [
+        key
+        for key in ("ratio", "size", "sparsity", "bits", "lossless")
+        if options.get(key) is not None and options.get(key) is not False
+    ]:
         raise TargetError(f"the drop decides the size: leave {given[0]} out")
     dense = evaluate(model, loader)
     if dense.top1 is None:
@@ -80,12 +86,19 @@ def shrink(
     trials: list[Trial] = []
     refused: list[TargetError] = []
 
-    def drop_at(ratio: float) -> float:
-        wanted = Options(**{**options, "ratio": ratio})
+    def make(target: Options) -> Compressed | None:
+        wanted = Options(**{**options, **target})
         try:
-            made = calibration.compress(**wanted) if calibration is not None else compress(model, **wanted)
+            return calibration.compress(**wanted) if calibration is not None else compress(model, **wanted)
         except TargetError as error:
             refused.append(error)
+            return None
+
+    def drop_at(ratio: float) -> float:
+        made = make(Options(ratio=ratio))
+        if made is None and refused[-1].reach:  # the weights' finest steps give smaller files than this ratio's
+            made = make(Options(size=math.floor(_NEARLY * refused[-1].reach)))
+        if made is None:
             return math.inf
         network.load_state_dict(face.load(made.data))
         found = evaluate(network, loader)

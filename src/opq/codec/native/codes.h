@@ -10,6 +10,10 @@
 
 #include "code_model.h"
 
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 enum { ABREAST = 4, POSITIONS = 128, CELLS = 3 * (POSITIONS + 2) };
 
 typedef struct {
@@ -247,11 +251,22 @@ __attribute__((target("avx2,bmi,bmi2,lzcnt"))) RARE int decode_recent(Coder *cod
     return code_weight(coder, 1, walk, codes);
 }
 
+/* Found once, by choose_decoder, when the module is loaded: to ask a virtual processor takes microseconds. */
+static int recent;
+
+/* All that decode_recent was compiled for: without lzcnt its instruction is another, and gives other numbers. */
+static void choose_decoder(void) {
+    unsigned int a, b, c = 0, d;
+    const int counts = __get_cpuid(0x80000001u, &a, &b, &c, &d) && (c >> 5 & 1);
+    recent = counts && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
 static int decode_weight(Coder *coder, Walk *walk, int32_t *codes) {
-    const int recent = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
     return recent ? decode_recent(coder, walk, codes) : decode_any(coder, walk, codes);
 }
 #else
+static void choose_decoder(void) {}
+
 static int decode_weight(Coder *coder, Walk *walk, int32_t *codes) { return decode_any(coder, walk, codes); }
 #endif
 

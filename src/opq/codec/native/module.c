@@ -204,5 +204,6 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native(void) {
     prepare_tables();
+    choose_decoder();
     return PyModuleDef_Init(&definition);
 }
