@@ -188,15 +188,15 @@ def _start(model: nn.Module, start: Start | None, reserve: float, options: Optio
     return plan
 
 
-def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str], accelerator: Accelerator | None) -> float:
+def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str], accelerator: Accelerator | None) -> int:
     """Bytes of the budget that the sections of a prepared network's weights may take, the same in all processes."""
     codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in codebooks(model)]
-    room = float(budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes))
+    room = budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes)
     if accelerator is None:
         return room
     from accelerate.utils import broadcast
 
-    return float(broadcast(torch.tensor(room, dtype=torch.float64, device=accelerator.device), from_process=0))
+    return int(broadcast(torch.tensor(room, device=accelerator.device), from_process=0))
 
 
 def _finish(
