@@ -15,7 +15,8 @@ from opq.allocation.plans import Plan
 from opq.errors import OutputError, SourceError
 from opq.files import write_file
 
-ARGUMENTS, PLAN, HISTORY, CHECKPOINT, FILE = "arguments.json", "plan.json", "history.jsonl", "checkpoint.pt", "model.opq"
+ARGUMENTS, START, PLAN, HISTORY, CHECKPOINT = "arguments.json", "start.opq", "plan.json", "history.jsonl", "checkpoint.pt"
+FILE = "model.opq"
 
 
 class RunFolder:
@@ -45,6 +46,15 @@ class RunFolder:
             raise SourceError(self.path, f"it is of a run with another {', '.join(changed)}; choose another folder")
         if write:
             write_file(path, text.encode(), overwrite=True)
+
+    def write_start(self, data: bytes) -> None:
+        """Keep the file that a run begins with."""
+        write_file(self.path / START, data, overwrite=True)
+
+    def start(self) -> bytes | None:
+        """The file that the run began with, None where there is none."""
+        path = self.path / START
+        return path.read_bytes() if path.exists() else None
 
     def write_plan(self, plan: Plan) -> None:
         """Keep a plan."""

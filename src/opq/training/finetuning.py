@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
@@ -17,29 +15,26 @@ import torch
 from torch import nn
 
 from opq import torch as face
-from opq.allocation.plans import AuxiliaryPlan, Plan
-from opq.codec.auxiliary import asked_storage
-from opq.codec.reading import OpqFile
+from opq.allocation.plans import Plan
+from opq.calibration.calibrating import Calibration
 from opq.compression import Compressed, Options, compress
-from opq.compression import plan as make_plan
-from opq.compression.options import Target, read_auxiliary, read_target
-from opq.errors import PlanError, RecipeError, TargetError
+from opq.compression.options import Target
+from opq.errors import RecipeError, TargetError
 from opq.progress import progress_bar
 from opq.sources.opening import epsilons_of
 from opq.sources.state import TensorState
-from opq.training.batch_norm import is_canonical, refresh_batch_norm, restore_statistics
+from opq.training.batch_norm import refresh_batch_norm, restore_statistics
 from opq.training.batches import Loader
 from opq.training.checkpoints import FILE, RunFolder
 from opq.training.fitting import Fit, lower_codes, section_bytes
 from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of
-from opq.training.preparing import codebooks, convert, fixed_layers, for_training, plain_state, prepare
+from opq.training.preparing import codebooks, convert, fixed_layers, plain_state
 from opq.training.recipe import Recipe
+from opq.training.starting import Start, begin, described
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Start = Plan | OpqFile | str | os.PathLike[str] | bytes
 
 _MOST_ROUNDS = 8
 _STORED = {"auxiliary", "batch_norm", "batch_norm_eps"}
@@ -84,7 +79,8 @@ def finetune(
     start: Start | None = None,
     teacher: Teacher | Literal["dense"] | None = None,
     recipe: Recipe | None = None,
-    reserve: float = 0.02,
+    calibration: Calibration | None = None,
+    reserve: float = 0.07,
     budget: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -101,6 +97,8 @@ def finetune(
     start      a plan, or a .opq file, whose masks and steps are kept; or None, to plan with `options`
     teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes
     recipe     how to train; by default `Recipe()`
+    calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
+               for; the smaller the file, the more it gains. Without it they come from the weights alone
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
     budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
                asked for, or the size of the file
@@ -128,75 +126,28 @@ def finetune(
     run = RunFolder(folder) if folder is not None else None
     if run is not None:
         asked = {
-            "start": _described(start),
+            "start": described(start),
+            "calibrated": calibration is not None,
             "options": {key: repr(value) for key, value in options.items()},
             "reserve": reserve,
         }
         trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
         run.claim({**asked, "budget": budget, **trained}, write=leads)
-        if not codebooks(model) and (start is None or isinstance(start, Plan)):
-            start = run.plan() or start  # that of the run, whatever plans would be today
-    plan = _start(model, start, reserve, options)
+    plan = begin(model, start, calibration, reserve, run, accelerator, options)
     seed_everything(seed, epochs, loader)
     restore_statistics(model, loader, device_of(model))
     if run is not None and leads:
         run.write_plan(plan)
     if budget is None:
-        budget = _asked_bytes(plan)
-    hold = None if budget is None else partial(lower_codes, code_bytes=_room(model, plan, budget, metadata or {}, accelerator))
+        budget = Target(dict(plan.target)).budget(plan.dense_bytes)
     own = None if isinstance(progress, bool) else progress
     with progress_bar() if progress is True and leads else nullcontext(own) as report:
-        history = Training(model, loader, epochs, recipe, teacher, seed, run, hold, watch, accelerator, report).run()
+        history = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, report).run()
     seed_everything(seed, epochs, loader)
     finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
     if run is not None and leads:
         finetuned.save(run.path / FILE)
     return finetuned
-
-
-def _start(model: nn.Module, start: Start | None, reserve: float, options: Options) -> Plan:
-    """Prepare `model` where it is not; the plan, with the target that was asked for."""
-    if not 0.0 <= reserve < 1.0:
-        raise RecipeError(f"reserve must lie in [0, 1), got {reserve}")
-    if codebooks(model):
-        if start is not None:
-            raise PlanError("the network is prepared already; convert it first, or give no other start")
-        return _plan_of(model, read_auxiliary(options), {})
-    if isinstance(start, Plan):
-        prepare(model, start)
-        return start
-    if start is not None:
-        with start if isinstance(start, OpqFile) else OpqFile(start) as file:
-            prepare(model, file)
-            form = "canonical" if any(is_canonical(module) for module in model.modules()) else "keep"
-            stored = Options(auxiliary=asked_storage(file.entries), batch_norm=form)
-            return _plan_of(model, read_auxiliary({**stored, **options}), {"bytes": file.file_bytes})
-    target = read_target(options)
-    dense_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-    asked = target.budget(dense_bytes)
-    if asked is None:
-        plan = make_plan(model, **options)
-    else:
-        narrower = options.copy()
-        narrower.pop("ratio", None)
-        narrower["size"] = max(math.floor(asked * (1.0 - reserve)), 1)
-        made = compress(model, **for_training(narrower)).plan
-        if made is None:
-            raise TargetError("finetuning needs masks and steps, and lossless makes none; give a ratio or a size")
-        plan = replace(made, target=target.asked)
-    prepare(model, plan)
-    return plan
-
-
-def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str], accelerator: Accelerator | None) -> int:
-    """Bytes of the budget that the sections of a prepared network's weights may take, the same in all processes."""
-    codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in codebooks(model)]
-    room = budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes)
-    if accelerator is None:
-        return room
-    from accelerate.utils import broadcast
-
-    return int(broadcast(torch.tensor(room, device=accelerator.device), from_process=0))
 
 
 def _finish(
@@ -233,24 +184,3 @@ def _pack(model: nn.Module, plan: Plan, metadata: Mapping[str, str]) -> Compress
     source = TensorState(plain_state(model), metadata, epsilons_of(model))
     followed = compress(source, plan=replace(plan, layers=fixed_layers(model)))
     return replace(followed, plan=plan)
-
-
-def _plan_of(model: nn.Module, auxiliary: AuxiliaryPlan, target: Mapping[str, float]) -> Plan:
-    """A plan for a network that is prepared: its masks and steps are all there is to say."""
-    state = plain_state(model)
-    dense_bytes = sum(tensor.nbytes for tensor in state.values())
-    plan = Plan("joint", target, auxiliary, None, dense_bytes, dense_bytes, fixed_layers(model))
-    return replace(plan, predicted_bytes=compress(state, plan=plan).file_bytes)
-
-
-def _asked_bytes(plan: Plan) -> int | None:
-    return Target(dict(plan.target)).budget(plan.dense_bytes)
-
-
-def _described(start: Start | None) -> str | None:
-    """What tells a start from another."""
-    if start is None or isinstance(start, Plan):
-        return None if start is None else f"a {start.mode} plan for {dict(start.target)}"
-    if isinstance(start, bytes):
-        return hashlib.sha256(start).hexdigest()
-    return f"a file of {start.file_bytes} bytes" if isinstance(start, OpqFile) else os.fspath(start)

@@ -39,7 +39,6 @@ class Training:
     seed         of everything drawn at random; every epoch begins with a seed of its own, so that one continued from a
                  checkpoint draws what it would have drawn
     folder       where checkpoints and history go, None for nowhere
-    hold         called with the network after the epochs of the last third but the last one; may change latent values
     watch        called with the network after each epoch; what it returns goes into the history
     accelerator  Hugging Face Accelerate's, for many processes; None for this one alone
     progress     called after each step
@@ -52,7 +51,6 @@ class Training:
     teacher: Teacher | None = None
     seed: int = 0
     folder: RunFolder | None = None
-    hold: Callable[[nn.Module], object] | None = None
     watch: Callable[[nn.Module], Row] | None = None
     accelerator: Accelerator | None = None
     progress: Progress | None = None
@@ -84,8 +82,6 @@ class Training:
             seed_everything(self.seed, epoch, loader)
             loss = self._epoch(epoch, network, loader, optimizer, average, device)
             row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
-            if self.hold and 2 * self.epochs <= 3 * (epoch + 1) < 3 * self.epochs:
-                self.hold(self.model)
             leads = self.accelerator is None or self.accelerator.is_main_process
             history.append({**row, **(self.watch(self.model) if self.watch and leads else {})})
             if self.folder and leads:

@@ -1,0 +1,134 @@
+"""What a training starts from: a network with masks and steps, and the plan that says which."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from opq.allocation.plans import Plan
+from opq.calibration.calibrating import Calibration
+from opq.codec.auxiliary import asked_storage
+from opq.codec.reading import OpqFile
+from opq.compression import Compressed, Options, compress
+from opq.compression import plan as make_plan
+from opq.compression.options import read_auxiliary, read_target
+from opq.errors import PlanError, RecipeError, TargetError
+from opq.training.batch_norm import is_canonical
+from opq.training.checkpoints import RunFolder
+from opq.training.preparing import codebooks, fixed_layers, for_training, plain_state, prepare
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Start = Plan | OpqFile | str | os.PathLike[str] | bytes
+
+
+def begin(
+    model: nn.Module,
+    start: Start | None,
+    calibration: Calibration | None,
+    reserve: float,
+    run: RunFolder | None,
+    accelerator: Accelerator | None,
+    options: Options,
+) -> Plan:
+    """Prepare `model` where it is not; the plan, with the target that was asked for. Arguments are those of `finetune`.
+
+    A run that began before has kept what it began with, whatever would be made today.
+    """
+    if not 0.0 <= reserve < 1.0:
+        raise RecipeError(f"reserve must lie in [0, 1), got {reserve}")
+    if calibration is not None and (start is not None or codebooks(model)):
+        raise PlanError("masks and steps are fixed already: leave the calibration out")
+    if codebooks(model):
+        if start is not None:
+            raise PlanError("the network is prepared already; convert it first, or give no other start")
+        return _plan_of(model, options, {})
+    given = start if isinstance(start, Plan) else None
+    known = (run.plan() if run is not None and (start is None or given is not None) else None) or given
+    if calibration is not None:
+        return _from_calibration(model, calibration, reserve, run, known, accelerator, options)
+    if known is not None:
+        prepare(model, known)
+        return known
+    if start is not None and not isinstance(start, Plan):
+        with start if isinstance(start, OpqFile) else OpqFile(start) as file:
+            prepare(model, file)
+            stored = Options(auxiliary=asked_storage(file.entries))
+            return _plan_of(model, {**stored, **options}, {"bytes": file.file_bytes})
+    target = read_target(options)
+    narrower = _with_reserve(model, reserve, options)
+    plan = make_plan(model, **options) if narrower is None else _plan_in(compress(model, **for_training(narrower)))
+    plan = replace(plan, target=target.asked)
+    prepare(model, plan)
+    return plan
+
+
+def described(start: Start | None) -> str | None:
+    """What tells a start from another."""
+    if start is None or isinstance(start, Plan):
+        return None if start is None else f"a {start.mode} plan for {dict(start.target)}"
+    if isinstance(start, bytes):
+        return hashlib.sha256(start).hexdigest()
+    return f"a file of {start.file_bytes} bytes" if isinstance(start, OpqFile) else os.fspath(start)
+
+
+def _from_calibration(
+    model: nn.Module,
+    calibration: Calibration,
+    reserve: float,
+    run: RunFolder | None,
+    known: Plan | None,
+    accelerator: Accelerator | None,
+    options: Options,
+) -> Plan:
+    """Prepare `model` with the calibrated file's masks, steps and values: one process makes it, a run keeps it."""
+    kept = run.start() if run is not None and known is not None else None
+    if known is not None and kept is not None:
+        prepare(model, kept)
+        return known
+    made: list[bytes | None] = [None]
+    if leads := accelerator is None or accelerator.is_main_process:
+        made = [calibration.compress(**(_with_reserve(model, reserve, options) or options)).data]
+    if accelerator is not None:
+        from accelerate.utils import broadcast_object_list
+
+        made = broadcast_object_list(made)
+    data = made[0] or b""
+    if run is not None and leads:
+        run.write_start(data)
+    prepare(model, data)
+    return _plan_of(model, options, read_target(options).asked)
+
+
+def _with_reserve(model: nn.Module, reserve: float, options: Options) -> Options | None:
+    """The options with fewer bytes than asked for; None where they ask for no bytes."""
+    asked = read_target(options).budget(sum(tensor.nbytes for tensor in model.state_dict().values()))
+    if asked is None:
+        return None
+    narrower = options.copy()
+    narrower.pop("ratio", None)
+    narrower["size"] = max(math.floor(asked * (1.0 - reserve)), 1)
+    return narrower
+
+
+def _plan_in(made: Compressed) -> Plan:
+    if made.plan is None:
+        raise TargetError("finetuning needs masks and steps, and lossless makes none; give a ratio or a size")
+    return made.plan
+
+
+def _plan_of(model: nn.Module, options: Options, target: Mapping[str, float]) -> Plan:
+    """A plan for a network that is prepared: its masks and steps, and the form that its batch-norms have, are all there is."""
+    form = "canonical" if any(is_canonical(module) for module in model.modules()) else "keep"
+    auxiliary = read_auxiliary(Options(**{"batch_norm": form, **options}))
+    state = plain_state(model)
+    dense_bytes = sum(tensor.nbytes for tensor in state.values())
+    plan = Plan("joint", target, auxiliary, None, dense_bytes, dense_bytes, fixed_layers(model))
+    return replace(plan, predicted_bytes=compress(state, plan=plan).file_bytes)
