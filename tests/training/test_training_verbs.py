@@ -1,6 +1,7 @@
 """`opq finetune` and `opq evaluate`, and the networks and images that they find by name."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -75,6 +76,21 @@ def test_finetune_writes_the_file_and_goes_on_from_it(work, capsys):
                 np.testing.assert_array_equal(first[entry.name].codes != 0, second[entry.name].codes != 0)
 
 
+def test_finetune_begins_at_a_calibrated_file(work):
+    """--calibrate gives the masks and steps that `opq compress --calibrate` has at the target less the reserve."""
+    torch.save(open_model("network.py:make").network.state_dict(), "a.pt")
+    informed = "network.py:make --weights a.pt --calibrate images.npz --images 9"
+    asked = f"finetune {informed} --data images.npz --batch 16 --epochs 1 --size 4000 --run run -o a.opq"
+    assert main(asked.split()) == 0
+    assert main(f"compress {informed} --size {math.floor(4000 * (1.0 - 0.07))} -o b.opq".split()) == 0
+    with opq.OpqFile("run/start.opq") as first, opq.OpqFile("b.opq") as second, opq.OpqFile("a.opq") as trained:
+        for entry in first.entries:
+            if entry.storage == "codes":
+                np.testing.assert_array_equal(first[entry.name].codes, second[entry.name].codes)
+                np.testing.assert_array_equal(first[entry.name].codes != 0, trained[entry.name].codes != 0)
+                assert first[entry.name].step == trained[entry.name].step
+
+
 def test_evaluate_compares_with_the_dense_network(work, capsys):
     """The numbers are the library's, for the network as it comes and as the file has it."""
     network = open_model("network.py:make").network
@@ -106,6 +122,16 @@ def test_evaluate_compares_with_the_dense_network(work, capsys):
         ("finetune network.py:make --data images.npz --epochs 1 -o a.opq", 2, "Give one target"),
         ("finetune network.py:make --data images.npz --epochs 1 --from a.opq --plan p -o a.opq", 2, "give one of them"),
         ("finetune network.py:make --data images.npz --epochs 1 --ratio 4 -o network.py", 1, "it exists"),
+        (
+            "finetune network.py:make --data images.npz --epochs 1 --ratio 4 --images 9 -o a.opq",
+            2,
+            "--images goes with --calibrate",
+        ),
+        (
+            "finetune network.py:make --data images.npz --epochs 1 --from b --calibrate d -o a.opq",
+            2,
+            "and so do --from and --plan",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(work, capsys, arguments, status, message):

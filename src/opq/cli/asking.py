@@ -6,10 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from opq.compression.options import Options
 
 _FIELDS = ("sensitivity", "sparsity", "bits", "step")
+
+
+def is_given(key: str) -> bool:
+    """Whether the command line names an option of the present command."""
+    return click.get_current_context().get_parameter_source(key) is ParameterSource.COMMANDLINE
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:

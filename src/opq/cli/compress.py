@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 import opq
-from opq.cli.asking import read_options, target_options
+from opq.cli.asking import is_given, read_options, target_options
 from opq.cli.informed import compress_informed
 from opq.cli.networks import INFORMED, informed_options
 from opq.compression import work_path
@@ -38,8 +37,7 @@ def command(source: str, output: str, plan_file: str | None, force: bool, as_jso
     file.py:factory.
     """
     informed = given["calibrate"] is not None or given["max_drop"] is not None
-    context = click.get_current_context()
-    if not informed and (idle := [key for key in INFORMED if context.get_parameter_source(key) is ParameterSource.COMMANDLINE]):
+    if not informed and (idle := [key for key in INFORMED if is_given(key)]):
         raise click.UsageError(f"--{idle[0].replace('_', '-')} goes with --calibrate or --max-drop.")
     refuse_same(source if not informed else given["weights"] or source, output)
     if not force:

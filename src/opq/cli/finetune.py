@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.asking import read_options, target_options
-from opq.cli.networks import make_network, network_options, read_preprocessing
+from opq.cli.asking import is_given, read_options, target_options
+from opq.cli.informed import calibrate
+from opq.cli.networks import calibration_options, make_network, network_options, place, read_preprocessing
 from opq.files import refuse_existing, refuse_same
 
 
@@ -22,6 +23,7 @@ from opq.files import refuse_existing, refuse_same
 @target_options
 @click.option("--from", "start", metavar="FILE", help="Keep the masks and steps of a .opq file, in place of a target.")
 @click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
+@calibration_options
 @click.option(
     "--labels",
     type=click.FloatRange(0.0, 1.0),
@@ -41,17 +43,23 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
     """
     if start is not None and plan_file is not None:
         raise click.UsageError("--from and --plan both say how to compress; give one of them.")
-    options = read_options(given, required=start is None and plan_file is None)
+    fixed = start is not None or plan_file is not None
+    if fixed and given["calibrate"] is not None:
+        raise click.UsageError("--calibrate decides masks and steps, and so do --from and --plan; give one of them.")
+    if given["calibrate"] in (None, "drawn") and is_given("images"):
+        raise click.UsageError("--images goes with --calibrate DIR.")
+    options = read_options(given, required=not fixed)
     for source in filter(None, (given["weights"], start)):
         refuse_same(source, output)
     if not force:
         refuse_existing(output)
     from opq.interop.images import open_images
 
-    named = make_network(model, given["weights"], given["device"])
-    loader = open_images(
-        given["data"], read_preprocessing(named, given), training=True, batch=given["batch"], workers=given["workers"]
-    )
+    named = make_network(model, given["weights"], "cpu")
+    preprocessing = read_preprocessing(named, given)
+    loader = open_images(given["data"], preprocessing, training=True, batch=given["batch"], workers=given["workers"])
+    calibration = calibrate(named, preprocessing, given) if given["calibrate"] is not None else None
+    place(named, given["device"])
     recipe = opq.Recipe(labels=given["labels"])
     if given["learning_rate"] is not None:
         recipe = opq.Recipe(labels=given["labels"], learning_rate=given["learning_rate"])
@@ -63,6 +71,7 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
         start=opq.Plan.from_json(Path(plan_file).read_text(encoding="utf-8")) if plan_file else start,
         teacher="dense" if given["labels"] < 1.0 else None,
         recipe=recipe,
+        calibration=calibration,
         folder=given["folder"],
         seed=given["seed"],
         accelerator=accelerator,

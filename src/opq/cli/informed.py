@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 import opq
-from opq.cli.asking import read_options, read_selection
+from opq.cli.asking import is_given, read_options, read_selection
 from opq.cli.networks import make_network, place, read_preprocessing
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def compress_informed(model: str, given: dict[str, Any], plan_file: str | None) 
     options = read_options(given) if drop is None else read_selection(given, "--max-drop finds the size")
     named = make_network(model, given["weights"], "cpu")
     preprocessing = read_preprocessing(named, given)
-    calibration = _calibrate(named, preprocessing, given) if given["calibrate"] is not None else None
+    calibration = calibrate(named, preprocessing, given) if given["calibrate"] is not None else None
     if drop is None:
         if calibration is None:
             raise click.UsageError("give --calibrate or --max-drop.")
@@ -49,16 +48,16 @@ def compress_informed(model: str, given: dict[str, Any], plan_file: str | None) 
 
 def _refuse_idle(given: dict[str, Any]) -> None:
     """UsageError for an option that only the other of --calibrate and --max-drop, or images to calibrate with, would heed."""
-    context = click.get_current_context()
     needed = [(key, "--max-drop") for key in ("batch", "workers", "device") if given["max_drop"] is None]
     if given["calibrate"] in (None, "drawn"):
         needed.append(("images", "--calibrate DIR"))
     for key, whose in needed:
-        if context.get_parameter_source(key) is ParameterSource.COMMANDLINE:
+        if is_given(key):
             raise click.UsageError(f"--{key} goes with {whose}.")
 
 
-def _calibrate(named: NamedModel, preprocessing: Preprocessing, given: dict[str, Any]) -> opq.Calibration:
+def calibrate(named: NamedModel, preprocessing: Preprocessing, given: dict[str, Any]) -> opq.Calibration:
+    """As --calibrate and --images say; the network is on the processor."""
     if given["calibrate"] != "drawn":
         return opq.calibrate(named.network, _images(given, preprocessing))
     if preprocessing.size is None:

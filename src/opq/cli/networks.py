@@ -25,15 +25,6 @@ def informed_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             click.option(
-                "--calibrate",
-                metavar="DIR|drawn",
-                help="SOURCE is a MODEL; round each layer against its outputs on these images, which need no labels, or on "
-                "drawn ones.",
-            ),
-            click.option(
-                "--images", type=click.IntRange(1), default=256, show_default=True, help="How many to calibrate with, at most."
-            ),
-            click.option(
                 "--max-drop",
                 type=click.FloatRange(0.0),
                 metavar="D",
@@ -44,7 +35,26 @@ def informed_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     data = click.option("--data", metavar="DIR", help="Labelled images for --max-drop: a folder a class, or .npz.")
-    return _add(command, data)
+    return calibration_options(_add(command, data))
+
+
+def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what a network is calibrated on to a command, which gets it as keyword arguments."""
+    for option in reversed(
+        [
+            click.option(
+                "--calibrate",
+                metavar="DIR|drawn",
+                help="Of a MODEL: round each layer against its outputs on these images, which need no labels, or on "
+                "drawn ones.",
+            ),
+            click.option(
+                "--images", type=click.IntRange(1), default=256, show_default=True, help="How many to calibrate with, at most."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 INFORMED = ("weights", "data", "batch", "workers", "input_size", "mean", "std", "device", "images")
