@@ -1,8 +1,7 @@
 """OPQ finetuned against the dense network trained as long, at the bytes of the real file.
 
 Claim: on CIFAR-10 (JPEG), a ResNet whose masks and steps were solved once and whose weights were then trained for a few epochs
-comes close to the dense network at file ratios from 10 to 40: in joint mode from a start calibrated on CALIBRATED of the
-training images without their labels, and, at the same bytes, in paper mode from the weights alone.
+comes close to the dense network at file ratios from 10 to 40, in joint mode and, at the same bytes, in paper mode.
 
     python benchmarks/finetune.py resnet20
     python benchmarks/finetune.py resnet20 --only joint:20 joint:30
@@ -10,6 +9,9 @@ training images without their labels, and, at the same bytes, in paper mode from
 The dense network is the published one, adapted to these images with labels; that is the teacher, and where OPQ starts. Then
 either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
+
+The start of joint mode is planned from the weights alone or, for small files (CALIBRATED_FROM), calibrated on IMAGES of the
+training images without their labels; `start` tells which.
 
 Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row is
 added to results/finetune.json as soon as it is done. OPQ_CACHE names the folder for decoded images.
@@ -52,7 +54,10 @@ CASES = (
     *(("paper", ratio) for ratio in (20, 30, 10, 40)),
 )
 AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
-CALIBRATED = 512
+CALIBRATED_FROM = {"resnet20": 30, "resnet56": 20}
+"""{network: the lowest file ratio whose start is calibrated}"""
+
+IMAGES = 512
 RESERVE = 0.07
 """Share of the budget that a start leaves to codes, which spread while they train; finetune's own default."""
 
@@ -116,7 +121,7 @@ class Series:
             self.train,
             epochs=self.epochs,
             start=None if joint else paper_plan(dense, ratio),
-            calibration=opq.calibrate(dense, self.unlabelled()) if joint else None,
+            calibration=opq.calibrate(dense, self.unlabelled()) if self.calibrates(mode, ratio) else None,
             reserve=RESERVE,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
@@ -129,10 +134,14 @@ class Series:
         opq.verify(finetuned.compressed.data)
         return finetuned, self.top1(model)
 
+    def calibrates(self, mode: str, ratio: float) -> bool:
+        """Whether a row's start is calibrated."""
+        return mode == "joint" and ratio >= CALIBRATED_FROM[self.network]
+
     def unlabelled(self) -> Tensor:
         """Some training images, as they are."""
         images, labels = cifar10("train")
-        picked = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[:CALIBRATED]
+        picked = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[:IMAGES]
         return preprocess(images[picked])
 
     def top1(self, model: nn.Module) -> float:
@@ -183,6 +192,7 @@ def main() -> None:
                 "network": arguments.network,
                 "data": DATA,
                 "mode": mode,
+                "start": "calibrated" if series.calibrates(mode, ratio) else "weights",
                 "file_ratio": finetuned.compressed.file_ratio,
                 "file_bytes": finetuned.compressed.file_bytes,
                 "nominal_ratio": inspection.nominal_ratio,
