@@ -258,11 +258,12 @@ def allocation(rows: list[Row]) -> list[str]:
 def finetune(rows: list[Row]) -> list[str]:
     """Each network's rows, joint mode first, by the asked ratio."""
     return table(
-        ("network", "mode", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense as long %", "teacher %"),
+        ("network", "mode", "start", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense as long %", "teacher %"),
         (
             (
                 NETWORKS[row["network"]],
                 row["mode"],
+                row["start"],
                 f"{row['file_bytes']:,}",
                 f"{row['file_ratio']:.1f}",
                 f"{row['nominal_ratio']:.1f}",
