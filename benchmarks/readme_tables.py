@@ -258,7 +258,18 @@ def allocation(rows: list[Row]) -> list[str]:
 def finetune(rows: list[Row]) -> list[str]:
     """Each network's rows, joint mode first, by the asked ratio."""
     return table(
-        ("network", "mode", "start", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense as long %", "teacher %"),
+        (
+            "network",
+            "mode",
+            "start",
+            "file bytes",
+            "file ratio",
+            "nominal ratio",
+            "epochs",
+            "top-1 %",
+            "dense as long %",
+            "teacher %",
+        ),
         (
             (
                 NETWORKS[row["network"]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -27,6 +27,7 @@ from opq.training.batch_norm import refresh_batch_norm, restore_statistics
 from opq.training.batches import Loader
 from opq.training.checkpoints import FILE, RunFolder
 from opq.training.fitting import Fit, lower_codes, section_bytes
+from opq.training.holding import Hold
 from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of
 from opq.training.preparing import codebooks, convert, fixed_layers, plain_state
@@ -140,14 +141,28 @@ def finetune(
         run.write_plan(plan)
     if budget is None:
         budget = Target(dict(plan.target)).budget(plan.dense_bytes)
+    hold = None
+    if budget is not None and isinstance(loader, Sized):
+        hold = Hold(model, _room(model, plan, budget, metadata or {}, accelerator), epochs * len(loader))
     own = None if isinstance(progress, bool) else progress
     with progress_bar() if progress is True and leads else nullcontext(own) as report:
-        history = Training(model, loader, epochs, recipe, teacher, seed, run, watch, accelerator, report).run()
+        history = Training(model, loader, epochs, recipe, teacher, seed, run, hold, watch, accelerator, report).run()
     seed_everything(seed, epochs, loader)
     finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
     if run is not None and leads:
         finetuned.save(run.path / FILE)
     return finetuned
+
+
+def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str], accelerator: Accelerator | None) -> int:
+    """Bytes of the budget that the sections of a prepared network's weights may take, the same in all processes."""
+    codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in codebooks(model)]
+    room = budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes)
+    if accelerator is None:
+        return room
+    from accelerate.utils import broadcast
+
+    return int(broadcast(torch.tensor(room, device=accelerator.device), from_process=0))
 
 
 def _finish(

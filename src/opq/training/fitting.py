@@ -70,6 +70,15 @@ def section_bytes(codes: Sequence[NDArray[np.int32]]) -> int:
     return sum(in_parallel(lambda array: len(encode_codes(array)), codes))
 
 
+def bits_saved(codes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """(largest magnitude + 1,) about the bits that lowering a code of each magnitude saves; _MANY stands for all beyond."""
+    counts = np.bincount(np.minimum(np.abs(codes).reshape(-1), _MANY))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        saved = np.log2(counts[:-1]) - np.log2(counts[1:])
+    saved = np.maximum(np.nan_to_num(saved, nan=0.0, posinf=0.0, neginf=0.0), _SMALLEST_SAVING)
+    return np.concatenate([[1.0], saved])
+
+
 def _order(weights: Sequence[PreparedWeight], codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     """Places, in all weights one after the other, of the codes that can be lowered, the best to lower first."""
     costs = [_costs(weight, array) for weight, array in zip(weights, codes, strict=True)]
@@ -83,11 +92,8 @@ def _costs(weight: PreparedWeight, codes: NDArray[np.int32]) -> NDArray[np.float
     latent = weight.latent.detach().abs().double().cpu().numpy().reshape(-1)
     step = float(weight.codebook.step)
     error = step * (2.0 * latent - (2 * levels - 1) * step)
-    counts = np.bincount(np.minimum(levels, _MANY))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        saved = np.log2(counts[:-1]) - np.log2(counts[1:])
-    saved = np.maximum(np.nan_to_num(saved, nan=0.0, posinf=0.0, neginf=0.0), _SMALLEST_SAVING)
-    saved = np.concatenate([[1.0], saved])[np.minimum(levels, len(counts) - 1)]
+    saved = bits_saved(codes)
+    saved = saved[np.minimum(levels, len(saved) - 1)]
     # Latent values that clipping holds far above their codes would else count as if their errors were new.
     return np.where(levels > 1, np.maximum(error, -(step**2)) / saved, np.inf)
 

@@ -18,6 +18,7 @@ from opq.errors import RecipeError
 from opq.training.batch_norm import refresh_batch_norm
 from opq.training.batches import Loader, call, labels_of, to_device
 from opq.training.checkpoints import RunFolder
+from opq.training.holding import Hold
 from opq.training.machines import autocast, device_of, use_fast_layout
 from opq.training.recipe import Recipe
 
@@ -39,6 +40,7 @@ class Training:
     seed         of everything drawn at random; every epoch begins with a seed of its own, so that one continued from a
                  checkpoint draws what it would have drawn
     folder       where checkpoints and history go, None for nowhere
+    hold         called after each step, and kept in checkpoints; None for none
     watch        called with the network after each epoch; what it returns goes into the history
     accelerator  Hugging Face Accelerate's, for many processes; None for this one alone
     progress     called after each step
@@ -51,6 +53,7 @@ class Training:
     teacher: Teacher | None = None
     seed: int = 0
     folder: RunFolder | None = None
+    hold: Hold | None = None
     watch: Callable[[nn.Module], Row] | None = None
     accelerator: Accelerator | None = None
     progress: Progress | None = None
@@ -124,6 +127,8 @@ class Training:
             if self.recipe.clip is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
             optimizer.step()
+            if self.hold is not None:
+                self.hold(epoch * batches + number, share)
             if average is not None:
                 average.update_parameters(self.model)
             total += loss.detach()
@@ -165,6 +170,7 @@ class Training:
                 "model": self.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "average": average.state_dict() if average is not None else None,
+                "hold": self.hold.state() if self.hold is not None else None,
                 "history": history,
             }
         )
@@ -175,6 +181,8 @@ class Training:
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
+        if self.hold is not None:
+            self.hold.restore(state["hold"])
         history: list[Row] = state["history"]
         return history
 
