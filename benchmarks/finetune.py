@@ -10,7 +10,7 @@ The dense network is the published one, adapted to these images with labels; tha
 either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
 
-The start of joint mode is planned from the weights alone or, for small files (CALIBRATED_FROM), calibrated on IMAGES of the
+The start of joint mode is planned from the weights alone or, where few epochs follow (CALIBRATED), calibrated on IMAGES of the
 training images without their labels; `start` tells which.
 
 Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row is
@@ -54,9 +54,7 @@ CASES = (
     *(("paper", ratio) for ratio in (20, 30, 10, 40)),
 )
 AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
-CALIBRATED_FROM = {"resnet20": 30, "resnet56": 20}
-"""{network: the lowest file ratio whose start is calibrated}"""
-
+CALIBRATED = {"resnet56"}
 IMAGES = 512
 RESERVE = 0.07
 """Share of the budget that a start leaves to codes, which spread while they train; finetune's own default."""
@@ -121,7 +119,7 @@ class Series:
             self.train,
             epochs=self.epochs,
             start=None if joint else paper_plan(dense, ratio),
-            calibration=opq.calibrate(dense, self.unlabelled()) if self.calibrates(mode, ratio) else None,
+            calibration=opq.calibrate(dense, self.unlabelled()) if self.calibrates(mode) else None,
             reserve=RESERVE,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
@@ -134,9 +132,9 @@ class Series:
         opq.verify(finetuned.compressed.data)
         return finetuned, self.top1(model)
 
-    def calibrates(self, mode: str, ratio: float) -> bool:
+    def calibrates(self, mode: str) -> bool:
         """Whether a row's start is calibrated."""
-        return mode == "joint" and ratio >= CALIBRATED_FROM[self.network]
+        return mode == "joint" and self.network in CALIBRATED
 
     def unlabelled(self) -> Tensor:
         """Some training images, as they are."""
@@ -192,7 +190,7 @@ def main() -> None:
                 "network": arguments.network,
                 "data": DATA,
                 "mode": mode,
-                "start": "calibrated" if series.calibrates(mode, ratio) else "weights",
+                "start": "calibrated" if series.calibrates(mode) else "weights",
                 "file_ratio": finetuned.compressed.file_ratio,
                 "file_bytes": finetuned.compressed.file_bytes,
                 "nominal_ratio": inspection.nominal_ratio,
