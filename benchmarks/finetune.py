@@ -215,7 +215,7 @@ def add_row(row: dict[str, Any]) -> None:
     case = ("network", "data", "mode", "asked_ratio")
     rows = [other for other in rows if any(other[key] != row[key] for key in case)] + [row]
     rows.sort(key=lambda other: tuple(str(other[key]) for key in case))
-    print_rows(rows)
+    print_rows([row])
     save_result("finetune", rows, seed=SEED, libraries=["torch"])
 
 
