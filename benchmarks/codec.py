@@ -44,8 +44,8 @@ import numpy as np
 from harness import Row, checkpoints, load, print_rows, save_result
 from numpy.typing import NDArray
 
-from opq.codec.entropy import CHUNK, decode_batch, encode_codes
-from opq.parallel import in_parallel, in_shares
+from opq.codec.entropy import decode_batch, encode_codes
+from opq.parallel import in_parallel
 
 SEED = 0
 WARM_UP, TURN, LEAST_RUNS = 0.2, 0.5, 3
@@ -188,8 +188,7 @@ def _seconds(run: Callable[[], object]) -> list[float]:
 
 
 def _decode(sections: Sequence[bytes], codes: Sequence[Codes]) -> list[Codes]:
-    weights = [(section, tensor.shape) for section, tensor in zip(sections, codes, strict=True)]
-    return in_shares(decode_batch, weights, [tensor.size for tensor in codes], CHUNK)
+    return decode_batch((section, tensor.shape) for section, tensor in zip(sections, codes, strict=True))
 
 
 def _entropy_bytes(codes: Codes) -> float:

@@ -68,7 +68,9 @@ static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int
         Py_DECREF(job);
         Py_DECREF(out);
     }
-    PyObject *result = PyObject_CallMethod(module, "decode_codes", "O", jobs);
+    PyObject *taken = PyByteArray_FromStringAndSize("\0\0\0\0\0\0\0", 8);
+    PyObject *result = PyObject_CallMethod(module, "decode_codes", "OO", jobs, taken);
+    Py_DECREF(taken);
     const long done = result ? PyLong_AsLong(result) : -1;
     int whole = outcome(result);
     if (g->list == TWICE && done >= 0 && (done == 1 || memcmp(codes, second, 4 * g->count * (done == 2)))) abort();

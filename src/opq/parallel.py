@@ -33,6 +33,11 @@ def in_parallel(function: Callable[[Thing], Result], things: Iterable[Thing]) ->
         work.stop()
 
 
+def on_all_processors(function: Callable[[], Result], most: int) -> list[Result]:
+    """What the function gives on as many threads at once as there are processors, at most `most` and at least one."""
+    return list(in_parallel(lambda _: function(), range(max(1, min(most, _processors())))))
+
+
 def in_shares(
     function: Callable[[list[Thing]], Iterable[Result]], things: Sequence[Thing], sizes: Sequence[int], most: int
 ) -> list[Result]:

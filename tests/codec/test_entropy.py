@@ -145,9 +145,59 @@ def test_the_native_module_says_how_many_were_whole():
     good, bad = (bytes(_native.encode_codes(codes.data, 1, 6, 1, 1, 0)) + extra for extra in (b"", b"\0\0\0"))
     room = np.empty(6, dtype=np.int32).data
     jobs = [(stream, room, 1, 6, 1, 1, 0) for stream in (good, good, bad, good)]
-    assert [_native.decode_codes(jobs[:count]) for count in range(5)] == [0, 1, 2, 2, 2]
+    assert [_native.decode_codes(jobs[:count], bytearray(8)) for count in range(5)] == [0, 1, 2, 2, 2]
     with pytest.raises(TypeError, match="list"):
-        _native.decode_codes(tuple(jobs))
+        _native.decode_codes(tuple(jobs), bytearray(8))
+    with pytest.raises(ValueError, match="eight bytes"):
+        _native.decode_codes(jobs, bytearray(7))
+
+
+def test_threads_share_the_jobs_of_a_list():
+    """What one thread took, another leaves; a number that no thread can have counted to is the end."""
+    codes = np.arange(6, dtype=np.int32)
+    stream = _native.encode_codes(codes.data, 1, 6, 1, 1, 0)
+    for begun, expected in ((0, 3), (2, 1), (3, 0), (2**62, 0), (-1, 0)):
+        rooms = np.zeros((3, 6), dtype=np.int32)
+        taken = np.array([begun])
+        assert _native.decode_codes([(stream, room.data, 1, 6, 1, 1, 0) for room in rooms], taken.data) == 3
+        if begun >= 0:
+            assert [bool((room == codes).all()) for room in rooms] == [k >= 3 - expected for k in range(3)]
+
+
+KERNELS = st.sampled_from([(3, 3), (3, 3), (1, 2), (5, 5), (1, 1)])
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(1, 13), st.integers(1, 5), KERNELS), min_size=2, max_size=6),
+    st.sampled_from([0.2, 1, 30, 4000]),
+    st.data(),
+)
+def test_weights_in_step_are_each_alone(shapes, scale, data):
+    """Kernels of one shape are decoded in step; codes and refusals are those that each section has alone."""
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    draws = np.random.default_rng(seed)
+    batch = [np.rint(draws.laplace(scale=scale, size=(o, i, *kernel))).astype(np.int32) for o, i, kernel in shapes]
+    jobs = []
+    for codes in batch:
+        section = encode_codes(codes)
+        if section:
+            kernel = codes.shape[2] * codes.shape[3]
+            geometry = (codes.shape[0], codes.shape[1], kernel, codes.shape[3] if kernel > 1 else 1, section[0])
+            jobs.append((section[1:], np.full(codes.shape, 7, dtype=np.int32), geometry))
+    damaged = data.draw(st.integers(-1, len(jobs) - 1))
+    if damaged >= 0:
+        stream = bytearray(jobs[damaged][0])
+        stream[data.draw(st.integers(0, len(stream) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        jobs[damaged] = (bytes(stream), *jobs[damaged][1:])
+    alone = [(np.empty_like(room), stream, geometry) for stream, room, geometry in jobs]
+    wholes = [
+        _native.decode_codes([(stream, room.reshape(-1).data, *geometry)], bytearray(8)) for room, stream, geometry in alone
+    ]
+    together = [(stream, room.reshape(-1).data, *geometry) for stream, room, geometry in jobs]
+    assert _native.decode_codes(together, bytearray(8)) == [*wholes, 0].index(0)
+    for (_, room, _), (expected, _, _) in zip(jobs, alone, strict=True):
+        assert (room == expected).all()
 
 
 def test_chunks_are_sections_of_their_own(monkeypatch):
@@ -361,7 +411,7 @@ def test_the_native_module_checks_shapes(geometry):
     with pytest.raises(ValueError, match="does not fit"):
         _native.encode_codes(codes.data, *geometry)
     with pytest.raises(ValueError, match="does not fit"):
-        _native.decode_codes([(b"\1", codes.data, *geometry)])
+        _native.decode_codes([(b"\1", codes.data, *geometry)], bytearray(8))
 
 
 def test_the_native_module_checks_buffers():
@@ -373,7 +423,7 @@ def test_the_native_module_checks_buffers():
     with pytest.raises(ValueError, match="does not fit"):
         _native.decode_plane(b"\1", bytes(4), bytearray(5))
     with pytest.raises((TypeError, BufferError)):
-        _native.decode_codes([(b"\1", bytes(24), 1, 6, 1, 1, 0)])
+        _native.decode_codes([(b"\1", bytes(24), 1, 6, 1, 1, 0)], bytearray(8))
 
 
 @pytest.mark.parametrize(

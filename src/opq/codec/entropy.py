@@ -8,7 +8,6 @@ is the normative text.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,10 +17,13 @@ from numpy.typing import NDArray
 from opq.codec import _native
 from opq.codec.cursor import Cursor, varint
 from opq.errors import FormatError
-from opq.parallel import in_parallel
+from opq.parallel import in_parallel, on_all_processors
 
 CHUNK = 2**22
 """Weights of a chunk, unless a single row has more."""
+
+_WORTH_A_THREAD = 2**14
+"""Bytes of codes for which one thread takes about as long as two take to come together."""
 
 _LARGEST_KERNEL = 128
 _LARGEST_SHIFT = 20
@@ -110,7 +112,7 @@ def decode_codes(section: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
 
 
 def decode_batch(weights: Iterable[tuple[bytes | memoryview, tuple[int, ...]]]) -> list[NDArray[np.int32]]:
-    """The codes of some sections, each with its shape, as of `decode_codes`: for small weights far less work in Python."""
+    """The codes of some sections, each with its shape, as of `decode_codes`, on all processors, two at a time on each."""
     decoded: list[NDArray[np.int32]] = []
     jobs: list[_Job] = []
     for section, shape in weights:
@@ -120,8 +122,8 @@ def decode_batch(weights: Iterable[tuple[bytes | memoryview, tuple[int, ...]]]) 
         else:
             codes = np.zeros(shape, dtype=np.int32)
         decoded.append(codes)
-    small = sum(codes.size for codes in decoded) <= CHUNK
-    deque(in_parallel(_decode, [jobs] if small else [[job] for job in jobs]), maxlen=0)
+    # The largest first: the last ones, for which there is no other work to do meanwhile, are then small.
+    _decode(sorted(jobs, key=lambda job: job[1].nbytes, reverse=True))
     return decoded
 
 
@@ -164,5 +166,7 @@ def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tupl
 
 
 def _decode(jobs: list[_Job]) -> None:
-    if _native.decode_codes(jobs) < len(jobs):
+    taken = np.zeros(1, dtype=np.int64).data  # how many: threads share the jobs
+    many = len(jobs) if sum(job[1].nbytes for job in jobs) > _WORTH_A_THREAD else 1
+    if min(on_all_processors(lambda: _native.decode_codes(jobs, taken), many)) < len(jobs):
         raise FormatError(_WHERE, "its data do not end where its weights do")

@@ -192,8 +192,16 @@ class OpqFile(Mapping[str, Content]):
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """All tensors as arrays in their own dtypes, decoded on all processors."""
-        sizes = [math.prod(entry.shape) for entry in self.entries]
-        return dict(zip(self, in_shares(self._arrays_of, self.entries, sizes, CHUNK), strict=True))
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for entries in self._groups():
+            decoded = self._decode_together(entries)
+            sizes = [math.prod(entry.shape) for entry in entries]
+
+            def values(share: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
+                return [decoded[e.name].values() if e.name in decoded else self.array(e.name) for e in share]
+
+            arrays.update(zip((entry.name for entry in entries), in_shares(values, entries, sizes, CHUNK), strict=True))
+        return arrays
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -211,17 +219,29 @@ class OpqFile(Mapping[str, Content]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _arrays_of(self, entries: Sequence[Entry]) -> list[NDArray[np.generic]]:
-        """The tensors of some entries, weights decoded together: one by one, small ones take longer than their codes."""
+    def _groups(self) -> Iterator[list[Entry]]:
+        """The tensors, as many at a time as CHUNK elements allow."""
+        group: list[Entry] = []
+        size = 0
+        for entry in self.entries:
+            size += math.prod(entry.shape)
+            if group and size > CHUNK:
+                yield group
+                group, size = [], math.prod(entry.shape)
+            group.append(entry)
+        if group:
+            yield group
+
+    def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
+        """The weights among some entries, or none if one is damaged; which one it is, each alone says."""
         weights = [entry for entry in entries if entry.is_weight]
         try:
             # Read once, however many weights share it: kept for each, a small file would take gigabytes.
             sections = {number: self.section(number) for number in {entry.section for entry in weights}}
             parts = [(sections[entry.section], entry.shape, entry.dtype, entry.step) for entry in weights]
-            decoded = dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
-        except FormatError:  # one of them is damaged; which one it is, each alone says
-            decoded = {}
-        return [decoded[entry.name].values() if entry.name in decoded else self.array(entry.name) for entry in entries]
+            return dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
+        except FormatError:
+            return {}
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)

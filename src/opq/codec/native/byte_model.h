@@ -25,9 +25,11 @@ static inline void code_plane(Coder *coder, int decoding, ByteModel *model, cons
     uint32_t last = 0;
     for (int64_t k = 0; k < count; k++) {
         uint32_t value = plane[k], node = 1, upper = above ? above[k] : 0;
-        for (int bit = 7; bit >= 0; bit--)
+        for (int bit = 7; bit >= 0; bit--) {
+            renew(coder, decoding);
             node = node << 1 | (uint32_t)code_mean(coder, decoding, &model->alone[node], &model->before[last << 8 | node],
                                                    &model->above[upper << 8 | node], value >> bit & 1);
+        }
         plane[k] = (uint8_t)node;
         last = plane[k];
     }

@@ -9,6 +9,7 @@
 
 #include "range_coder.h"
 
+enum { ENCODE, DECODE, RECENT }; /* what `decoding` is; the last with instructions that not all processors have */
 enum { LANES = 8, LEVELS = 20, PLACES = 16, BINS = 16, CAP = 63, ONE = 1 << 12 };
 enum { UNIT = 64, BEFORE = 8, OLD = 960, LONGEST = 32 };
 enum { NEAR = 0, FIRST = LEVELS * LEVELS, LARGE = FIRST + LEVELS, ROWS = LARGE + LEVELS };
@@ -73,8 +74,8 @@ ALWAYS_INLINE void count(Row *row, int symbol) {
 }
 
 /* A symbol, all lanes at once; bounds[7] to bounds[16] hold the range, what the lanes come to, and 0. */
-ALWAYS_INLINE int code_larger(Coder *coder, int decoding, uint16_t *bounds, Lanes larger, int symbol) {
-    Lanes scaled = scale_lanes(larger, coder->range);
+ALWAYS_INLINE int code_lanes(Coder *coder, int decoding, uint16_t *bounds, const Row *row, int symbol) {
+    Lanes scaled = scale_lanes(load_lanes(row->larger), coder->range);
     bounds[7] = (uint16_t)coder->range;
     store_lanes(bounds + 8, scaled);
     if (decoding) symbol = count_larger(scaled, coder->low);
@@ -82,17 +83,48 @@ ALWAYS_INLINE int code_larger(Coder *coder, int decoding, uint16_t *bounds, Lane
     return symbol;
 }
 
-/* A symbol. Most are 0, which costs a processor that foresees it little. */
-ALWAYS_INLINE int code_symbol(Coder *coder, int decoding, uint16_t *bounds, Row *row, int symbol) {
-    uint32_t first = coder->range * row->larger[0] >> 16;
-    if (decoding ? (uint32_t)(coder->low >> 48) >= first : symbol == 0) {
-        narrow(coder, decoding, first, coder->range);
-        age(row);
-        return 0;
+#if defined(OPQ_RECENT)
+/* The same, without a way through memory. The distance to the largest bound that is not above the code is what remains of the
+ * code, and that to the least bound above it the rest of the new range; distances the other way are larger, modulo 2^16. */
+ALWAYS_INLINE int decode_lanes(Coder *coder, const Row *row) {
+    const uint32_t code = (uint32_t)(coder->low >> 48);
+    const Lanes range = _mm_set1_epi16((short)coder->range), here = _mm_set1_epi16((short)code);
+    const Lanes scaled = _mm_mulhi_epu16(load_lanes(row->larger), range), next = _mm_sub_epi16(here, _mm_set1_epi16(-1));
+    const uint32_t below = least_lane(_mm_sub_epi16(here, scaled));
+    const uint32_t above = least_lane(_mm_sub_epi16(behind_lane(range, scaled), next));
+    if (UNLIKELY((below & 65535) > code)) { /* all bounds are above */
+        narrow(coder, RECENT, 0, coder->range * row->larger[LANES - 1] >> 16);
+        return LANES;
     }
-    symbol = code_larger(coder, decoding, bounds, load_lanes(row->larger), symbol);
+    coder->low += (uint64_t)(below - code) << 48;
+    coder->range = (below & 65535) + (above & 65535) + 1;
+    widen(coder, RECENT);
+    return (int)(below >> 16 & 7);
+}
+#endif
+
+/* A symbol, after `renew`, and counted. */
+ALWAYS_INLINE int code_larger(Coder *coder, int decoding, uint16_t *bounds, Row *row, int symbol) {
+#if defined(OPQ_RECENT)
+    if (decoding == RECENT) symbol = decode_lanes(coder, row);
+    else
+#endif
+        symbol = code_lanes(coder, decoding, bounds, row, symbol);
     count(row, symbol);
     return symbol;
+}
+
+/* The same. Where most are 0, a branch costs a processor that foresees it little. */
+ALWAYS_INLINE int code_symbol(Coder *coder, int decoding, int branching, uint16_t *bounds, Row *row, int symbol) {
+    if (branching) {
+        uint32_t first = coder->range * row->larger[0] >> 16;
+        if (decoding ? (uint32_t)(coder->low >> 48) >= first : symbol == 0) {
+            narrow(coder, decoding, first, coder->range);
+            age(row);
+            return 0;
+        }
+    }
+    return code_larger(coder, decoding, bounds, row, symbol);
 }
 
 /* A state is a probability of 1 (22 bits) over a count (10 bits): the more it has seen, the less it moves. */
@@ -117,11 +149,15 @@ static void fill(uint32_t *states, size_t count) {
 
 /* What follows a symbol of 8: another, and after another 8 a whole number in Exp-Golomb form. */
 ALWAYS_INLINE uint32_t code_tail_here(Coder *coder, int decoding, Model *model, uint16_t *bounds, Row *row, uint32_t value) {
-    int symbol = code_larger(coder, decoding, bounds, load_lanes(row->larger), value < LANES ? (int)value : LANES);
-    count(row, symbol);
+    renew(coder, decoding);
+    int symbol = code_larger(coder, decoding, bounds, row, value < LANES ? (int)value : LANES);
     if (symbol < LANES) return (uint32_t)symbol;
     int length = 0, wanted = decoding ? 0 : highest_bit(value - LANES + 1);
-    while (length < 25 && code_adaptive(coder, decoding, &model->tail[length], length < wanted)) length++;
+    for (; length < 25; length++) {
+        renew(coder, decoding);
+        if (!code_adaptive(coder, decoding, &model->tail[length], length < wanted)) break;
+    }
+    renew(coder, decoding);
     renew_raw(coder, decoding);
     uint32_t low = code_raw(coder, decoding, (value - LANES + 1) & ((1u << length) - 1), length);
     renew_raw(coder, decoding);
@@ -129,11 +165,11 @@ ALWAYS_INLINE uint32_t code_tail_here(Coder *coder, int decoding, Model *model, 
 }
 
 RARE uint32_t encode_tail(Coder *coder, Model *model, uint16_t *bounds, Row *row, uint32_t value) {
-    return code_tail_here(coder, 0, model, bounds, row, value);
+    return code_tail_here(coder, ENCODE, model, bounds, row, value);
 }
 
 RARE uint32_t decode_tail(Coder *coder, Model *model, uint16_t *bounds, Row *row) {
-    return code_tail_here(coder, 1, model, bounds, row, 0);
+    return code_tail_here(coder, DECODE, model, bounds, row, 0);
 }
 
 ALWAYS_INLINE uint32_t code_tail(Coder *coder, int decoding, Model *model, uint16_t *bounds, uint32_t level, uint32_t value) {

@@ -32,8 +32,6 @@ typedef __m128i Lanes;
 ALWAYS_INLINE Lanes load_lanes(const uint16_t *from) { return _mm_loadu_si128((const __m128i *)from); }
 ALWAYS_INLINE void store_lanes(uint16_t *to, Lanes lanes) { _mm_storeu_si128((__m128i *)to, lanes); }
 ALWAYS_INLINE Lanes sum_lanes(Lanes a, Lanes b) { return _mm_add_epi16(a, b); }
-/* (a + b + 1) / 2 */
-ALWAYS_INLINE Lanes mean_lanes(Lanes a, Lanes b) { return _mm_avg_epu16(a, b); }
 /* lane * factor / 65536 */
 ALWAYS_INLINE Lanes scale_lanes(Lanes lanes, uint32_t factor) { return _mm_mulhi_epu16(lanes, _mm_set1_epi16((short)factor)); }
 /* How many lanes are larger than `x`, where they do not increase; `x` as the leading 16 bits of a word. */
@@ -48,6 +46,21 @@ ALWAYS_INLINE int count_larger(Lanes lanes, uint64_t word) {
     return count;
 #endif
 }
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define OPQ_RECENT
+/* For processors with AVX2 alone, wherever it is compiled: the least lane, and above its 16 bits the number of the first. */
+ALWAYS_INLINE uint32_t least_lane(Lanes lanes) {
+    __asm__("vphminposuw %0, %0" : "+x"(lanes));
+    return (uint32_t)_mm_cvtsi128_si32(lanes);
+}
+
+/* Of those lanes, all but the last, behind the last of `first`; for the same processors. */
+ALWAYS_INLINE Lanes behind_lane(Lanes first, Lanes lanes) {
+    __asm__("vpalignr $14, %1, %0, %0" : "+x"(lanes) : "x"(first));
+    return lanes;
+}
+#endif
 #else
 typedef struct {
     uint16_t at[8];
@@ -61,10 +74,6 @@ ALWAYS_INLINE Lanes load_lanes(const uint16_t *from) {
 ALWAYS_INLINE void store_lanes(uint16_t *to, Lanes lanes) { memcpy(to, lanes.at, sizeof lanes.at); }
 ALWAYS_INLINE Lanes sum_lanes(Lanes a, Lanes b) {
     for (int k = 0; k < 8; k++) a.at[k] = (uint16_t)(a.at[k] + b.at[k]);
-    return a;
-}
-ALWAYS_INLINE Lanes mean_lanes(Lanes a, Lanes b) {
-    for (int k = 0; k < 8; k++) a.at[k] = (uint16_t)((a.at[k] + b.at[k] + 1u) >> 1);
     return a;
 }
 ALWAYS_INLINE Lanes scale_lanes(Lanes lanes, uint32_t factor) {

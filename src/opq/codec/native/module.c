@@ -5,10 +5,15 @@
 #include "byte_model.h"
 #include "codes.h"
 
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
 typedef struct {
     Model model;
     Frame frame;
     Position table[POSITIONS];
+    Kernels kernels;
     Stream stream, raw;
     Walk walk;
     uint32_t columns[];
@@ -19,13 +24,18 @@ typedef struct {
     Stream stream, raw;
 } PlaneWork;
 
-static Work *prepare(const Shape *shape) {
+/* A walk at the beginning of a weight, but for its coder. */
+static Work *prepare(const Shape *shape, int32_t *codes) {
     Work *work = (Work *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
     if (!work) return NULL;
     work->model = tables.start;
     memset(&work->frame, 0, sizeof work->frame);
     describe(work->table, shape);
-    work->walk = (Walk){&work->model, shape, work->table, &work->frame, work->columns, 0, 0};
+    Walk *walk = &work->walk;
+    memset(walk, 0, sizeof *walk);
+    walk->model = &work->model, walk->shape = shape, walk->table = work->table, walk->frame = &work->frame;
+    walk->columns = work->columns, walk->global = shape->start, walk->codes = codes;
+    begin_rows(walk);
     return work;
 }
 
@@ -65,11 +75,11 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     }
     Work *work;
     Py_BEGIN_ALLOW_THREADS;
-    work = prepare(&shape);
+    work = prepare(&shape, (int32_t *)codes.buf);
     if (work) {
-        Coder coder = start_encoding(&work->stream, &work->raw);
-        encode_weight(&coder, &work->walk, (int32_t *)codes.buf);
-        finish_encoding(&coder);
+        work->walk.coder = start_encoding(&work->stream, &work->raw);
+        encode_rows(&work->walk, &work->kernels);
+        finish_encoding(&work->walk.coder);
     }
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&codes);
@@ -84,15 +94,59 @@ typedef struct {
     Shape shape;
 } Job;
 
-/* Whether the data were whole: no magnitude out of range, nothing left over. -1 without memory. */
-static int decode_job(const Job *job) {
-    Work *work = prepare(&job->shape);
-    if (!work) return -1;
-    Coder coder = start_decoding(&work->stream, &work->raw, (const uint8_t *)job->data.buf, (size_t)job->data.len);
-    memset(job->codes.buf, 0, (size_t)job->codes.len);
-    int whole = decode_weight(&coder, &work->walk, (int32_t *)job->codes.buf) && took_all(&coder);
-    free(work);
-    return whole;
+/* Jobs that threads share: each takes the next one that none has taken. */
+typedef struct {
+    const Job *jobs;
+    Py_ssize_t count, whole; /* whole: how many come before the first of this thread's that was not */
+    int64_t *taken;
+    int without_memory;
+} Queue;
+
+typedef struct {
+    Work *work;
+    Py_ssize_t number;
+} Hand;
+
+static int64_t take_next(int64_t *taken) {
+#if defined(_MSC_VER)
+    return _InterlockedExchangeAdd64(taken, 1);
+#else
+    return __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+#endif
+}
+
+static void begin_job(Queue *queue, Hand *hand) {
+    const int64_t number = take_next(queue->taken);
+    if (number < 0 || number >= queue->count) return;
+    const Job *job = &queue->jobs[number];
+    hand->number = (Py_ssize_t)number;
+    hand->work = prepare(&job->shape, (int32_t *)job->codes.buf);
+    if (hand->work) hand->work->walk.coder = start_decoding((const uint8_t *)job->data.buf, (size_t)job->data.len);
+    else queue->without_memory = 1;
+}
+
+/* Whole are data without a magnitude out of range, and with nothing left over. */
+static void end_job(Queue *queue, Hand *hand) {
+    const Walk *walk = &hand->work->walk;
+    if ((walk->failed || !took_all(&walk->coder)) && hand->number < queue->whole) queue->whole = hand->number;
+    free(hand->work);
+    hand->work = NULL;
+}
+
+/* Two jobs are in hand, as long as there are so many, and decoded in step where they can be. */
+static void decode_queue(Queue *queue) {
+    Hand hands[2] = {{NULL, 0}, {NULL, 0}};
+    for (;;) {
+        for (int k = 0; k < 2; k++)
+            if (!hands[k].work) begin_job(queue, &hands[k]);
+        Work *one = hands[0].work, *two = hands[1].work;
+        if (!one && !two) return;
+        if (one && two && are_alike(one->walk.shape, two->walk.shape))
+            decode_pair(&one->walk, &two->walk, &one->kernels, &two->kernels);
+        else decode_rows(one ? &one->walk : &two->walk, one ? &one->kernels : &two->kernels);
+        for (int k = 0; k < 2; k++)
+            if (hands[k].work && hands[k].work->walk.rows <= 0) end_job(queue, &hands[k]);
+    }
 }
 
 static int read_job(Job *job, PyObject *tuple) {
@@ -107,28 +161,40 @@ static int read_job(Job *job, PyObject *tuple) {
     return 0;
 }
 
-/* All jobs of a list in one go: many small weights want Python's lock but once. How many came before one that was not whole. */
-static PyObject *decode_codes(PyObject *self, PyObject *list) {
+/* Jobs of a list in one go: many small weights want Python's lock but once. Threads that are given the same list and the same eight
+ * bytes, 0 at first, share its jobs. How many come before the first, of those that this thread took, that was not whole. */
+static PyObject *decode_codes(PyObject *self, PyObject *arguments) {
+    PyObject *list;
+    Py_buffer taken;
     (void)self;
-    if (!PyList_Check(list)) return PyErr_Format(PyExc_TypeError, "expected a list of tuples");
-    const Py_ssize_t count = PyList_Size(list);
-    Job *jobs = (Job *)calloc((size_t)count + 1, sizeof *jobs);
-    if (!jobs) return PyErr_NoMemory();
-    Py_ssize_t held = 0, done = 0;
-    int whole = 1;
-    while (held < count && read_job(&jobs[held], PyList_GetItem(list, held))) held++;
-    if (held == count) {
-        Py_BEGIN_ALLOW_THREADS;
-        while (done < count && (whole = decode_job(&jobs[done])) > 0) done++;
-        Py_END_ALLOW_THREADS;
-        if (whole < 0) PyErr_NoMemory();
+    if (!PyArg_ParseTuple(arguments, "Ow*", &list, &taken)) return NULL;
+    Job *jobs = NULL;
+    Py_ssize_t held = 0;
+    const Py_ssize_t count = PyList_Check(list) ? PyList_Size(list) : -1;
+    if (count < 0) PyErr_SetString(PyExc_TypeError, "expected a list of tuples");
+    else if (taken.len != 8 || (uintptr_t)taken.buf % 8) PyErr_SetString(PyExc_ValueError, "expected eight bytes at a multiple of eight");
+    else if (!(jobs = (Job *)calloc((size_t)count + 1, sizeof *jobs))) PyErr_NoMemory();
+    Queue queue = {jobs, count, count, (int64_t *)taken.buf, 0};
+    int decoded = 0;
+    if (jobs) {
+        while (held < count && held < PyList_Size(list) && read_job(&jobs[held], PyList_GetItem(list, held))) held++;
+        if (held == count) {
+            Py_BEGIN_ALLOW_THREADS;
+            decode_queue(&queue);
+            Py_END_ALLOW_THREADS;
+            decoded = !queue.without_memory;
+            if (!decoded) PyErr_NoMemory();
+        } else if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "the list changed while it was read");
+        }
     }
     for (Py_ssize_t k = 0; k < held; k++) {
         PyBuffer_Release(&jobs[k].data);
         PyBuffer_Release(&jobs[k].codes);
     }
     free(jobs);
-    return held < count || whole < 0 ? NULL : PyLong_FromSsize_t(done);
+    PyBuffer_Release(&taken);
+    return decoded ? PyLong_FromSsize_t(queue.whole) : NULL;
 }
 
 static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
@@ -171,7 +237,7 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
         Py_BEGIN_ALLOW_THREADS;
         work = (PlaneWork *)malloc(sizeof *work);
         if (work) {
-            Coder coder = start_decoding(&work->stream, &work->raw, (const uint8_t *)data.buf, (size_t)data.len);
+            Coder coder = start_decoding((const uint8_t *)data.buf, (size_t)data.len);
             code_plane(&coder, 1, &work->model, above.len ? (const uint8_t *)above.buf : NULL, (uint8_t *)plane.buf, plane.len);
             whole = took_all(&coder);
         }
@@ -191,7 +257,8 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, first) -> bytes"},
-    {"decode_codes", decode_codes, METH_O, "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...]) -> int"},
+    {"decode_codes", decode_codes, METH_VARARGS,
+     "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...], taken) -> int"},
     {"encode_plane", encode_plane, METH_VARARGS, "encode_plane(plane, above) -> bytes"},
     {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
     {NULL, NULL, 0, NULL},

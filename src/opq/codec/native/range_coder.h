@@ -2,7 +2,8 @@
  *
  * The range has 16 bits, 2^15 or more before every decision. The encoder keeps the low end of the interval, puts out its leading
  * 32 bits whenever so many have gathered above the last 16, and lets a carry run back into what is already out. The decoder keeps
- * the code's distance from the low end in the leading 16 bits of a word. Raw bits stand at the end of the data, backwards.
+ * the code's distance from the low end in the leading 16 bits of a word, and behind it bits that are still to come: `renew` tops
+ * them up, without a branch that a processor would have to foresee. Raw bits stand at the end of the data, backwards.
  */
 #ifndef OPQ_RANGE_CODER_H
 #define OPQ_RANGE_CODER_H
@@ -14,19 +15,22 @@
 #include "lanes.h"
 
 typedef struct {
-    uint8_t *bytes;  /* encoder: owned, grows; decoder: borrowed */
-    size_t at, size; /* encoder: used, allocated; decoder: taken, length */
+    uint8_t *bytes; /* owned, grow */
+    size_t at, size; /* used, allocated */
     int failed;
 } Stream;
 
 /* The hot loops work on a copy of their own, which never leaves the processor's registers: only the streams have an address. */
 typedef struct {
-    uint64_t low;     /* encoder: 16 + have bits and a carry; the decoder keeps code - low in the leading 16 + have bits */
+    uint64_t low; /* encoder: 16 + have bits and a carry; the decoder keeps code - low in the leading 16 bits, `have` more behind */
     uint32_t range;
     int have;
-    uint64_t bits;    /* raw bits, the next one lowest */
-    int held;
-    Stream *stream, *raw;
+    uint64_t bits; /* raw bits, the next one lowest */
+    Stream *stream, *raw; /* encoder */
+    int held;             /* encoder: of `bits` */
+    const uint8_t *bytes; /* decoder: */
+    size_t size, at;      /* their number, and of these taken from the start */
+    uint64_t taken;       /* bits taken from the end */
 } Coder;
 
 static inline int highest_bit(uint32_t x) { /* floor(log2 x), x > 0 */
@@ -73,42 +77,70 @@ RARE uint64_t put_leading(Stream *stream, uint64_t low, int have) { /* what is l
     return low & (((uint64_t)1 << (have - 16)) - 1);
 }
 
-/* Past the end every byte is 0. */
-RARE uint32_t get_word(Stream *stream) {
-    uint32_t word = 0;
-    for (int k = 0; k < 4; k++, stream->at++) word = word << 8 | (stream->at < stream->size ? stream->bytes[stream->at] : 0u);
+/* Eight bytes from `at` on, highest first, counted from the start or from the end. Past the data every byte is 0. */
+RARE uint64_t get_last_bytes(const uint8_t *bytes, size_t size, size_t at) {
+    uint64_t word = 0;
+    for (size_t k = 0; k < 8; k++) word = word << 8 | (at + k < size ? bytes[at + k] : 0u);
     return word;
 }
 
-RARE uint32_t get_word_backwards(Stream *stream) {
-    uint32_t word = 0;
-    for (int k = 0; k < 32; k += 8, stream->at++)
-        word |= (stream->at < stream->size ? (uint32_t)stream->bytes[stream->size - 1 - stream->at] : 0u) << k;
+RARE uint64_t get_first_bytes_backwards(const uint8_t *bytes, size_t size, size_t at) {
+    uint64_t word = 0;
+    for (size_t k = 0; k < 8; k++) word |= (uint64_t)(at + k < size ? bytes[size - 1 - at - k] : 0u) << 8 * k;
     return word;
+}
+
+ALWAYS_INLINE uint64_t get_bytes(const uint8_t *bytes) {
+    uint64_t word;
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    memcpy(&word, bytes, 8);
+    return __builtin_bswap64(word);
+#else
+    word = 0;
+    for (int k = 0; k < 8; k++) word = word << 8 | bytes[k];
+    return word;
+#endif
 }
 
 static Coder start_encoding(Stream *stream, Stream *raw) {
+    Coder coder;
+    memset(&coder, 0, sizeof coder);
     memset(stream, 0, sizeof *stream);
     memset(raw, 0, sizeof *raw);
-    return (Coder){0, 65535, 0, 0, 0, stream, raw};
+    coder.range = 65535, coder.stream = stream, coder.raw = raw;
+    return coder;
 }
 
-static Coder start_decoding(Stream *stream, Stream *raw, const uint8_t *bytes, size_t size) {
-    *stream = *raw = (Stream){(uint8_t *)bytes, 0, size, 0};
-    uint64_t high = get_word(stream);
-    return (Coder){high << 32 | get_word(stream), 65535, 48, 0, 0, stream, raw};
+static Coder start_decoding(const uint8_t *bytes, size_t size) {
+    Coder coder;
+    memset(&coder, 0, sizeof coder);
+    coder.bytes = bytes, coder.size = size;
+    coder.range = 65535, coder.at = 2, coder.low = get_last_bytes(bytes, size, 0) >> 48 << 48;
+    return coder;
 }
 
+/* Makes at least 41 bits ready for the decoder, enough for two decisions. Bits that stood there already come out the same. */
 ALWAYS_INLINE void renew(Coder *coder, int decoding) {
+    if (!decoding) return;
+    uint64_t word = coder->at + 8 <= coder->size ? get_bytes(coder->bytes + coder->at)
+                                                 : get_last_bytes(coder->bytes, coder->size, coder->at);
+    int count = (48 - coder->have) >> 3;
+    coder->low |= word >> 16 >> coder->have;
+    coder->at += (size_t)count;
+    coder->have += 8 * count;
+}
+
+/* As `renew`, where decisions take so few bits that a processor foresees whether there are enough. */
+ALWAYS_INLINE void renew_seldom(Coder *coder, int decoding) {
+    if (decoding && UNLIKELY(coder->have < 30)) renew(coder, decoding);
+}
+
+ALWAYS_INLINE void widen(Coder *coder, int decoding) {
     int shift = 15 - highest_bit(coder->range);
     coder->range <<= shift;
     coder->low <<= shift;
     if (decoding) {
         coder->have -= shift;
-        if (UNLIKELY(coder->have <= 16)) {
-            coder->low |= (uint64_t)get_word(coder->stream) << (16 - coder->have);
-            coder->have += 32;
-        }
     } else {
         coder->have += shift;
         if (UNLIKELY(coder->have >= 32)) {
@@ -121,10 +153,10 @@ ALWAYS_INLINE void renew(Coder *coder, int decoding) {
 ALWAYS_INLINE void narrow(Coder *coder, int decoding, uint32_t from, uint32_t to) {
     coder->low = decoding ? coder->low - ((uint64_t)from << 48) : coder->low + from;
     coder->range = to - from;
-    renew(coder, decoding);
+    widen(coder, decoding);
 }
 
-/* One binary decision; `one` is the probability of 1 in 65536ths, 2..65534. Encodes `bit`, or ignores it and decodes; without a
+/* One binary decision, after `renew`; `one` is the probability of 1 in 65536ths, 2..65534. Encodes `bit`, or ignores it and decodes; without a
  * branch on the bit, because no processor foresees it. */
 ALWAYS_INLINE int code_bit(Coder *coder, int decoding, int bit, uint32_t one) {
     uint32_t bound = coder->range * one >> 16;
@@ -134,13 +166,13 @@ ALWAYS_INLINE int code_bit(Coder *coder, int decoding, int bit, uint32_t one) {
     return bit;
 }
 
-/* Makes at least 32 raw bits ready to be taken, or room for 32. */
+/* Makes at least 57 raw bits ready to be taken, or room for 32. */
 ALWAYS_INLINE void renew_raw(Coder *coder, int decoding) {
     if (decoding) {
-        if (coder->held < 32) {
-            coder->bits |= (uint64_t)get_word_backwards(coder->raw) << coder->held;
-            coder->held += 32;
-        }
+        size_t at = (size_t)(coder->taken / 8);
+        uint64_t word = at + 8 <= coder->size ? get_bytes(coder->bytes + (coder->size - at - 8))
+                                              : get_first_bytes_backwards(coder->bytes, coder->size, at);
+        coder->bits = word >> coder->taken % 8;
     } else if (coder->held >= 32) {
         uint32_t word = (uint32_t)coder->bits;
         put(coder->raw, (uint64_t)(word & 255) << 24 | (word >> 8 & 255) << 16 | (word >> 16 & 255) << 8 | word >> 24, 4);
@@ -154,7 +186,7 @@ ALWAYS_INLINE uint32_t code_raw(Coder *coder, int decoding, uint32_t value, int 
     if (decoding) {
         value = (uint32_t)coder->bits & ((1u << count) - 1);
         coder->bits >>= count;
-        coder->held -= count;
+        coder->taken += (uint64_t)count;
     } else {
         coder->bits |= (uint64_t)value << coder->held;
         coder->held += count;
@@ -180,9 +212,8 @@ static void finish_encoding(Coder *coder) {
 
 /* Whether the data are as long as what was taken from both their ends. */
 static int took_all(const Coder *coder) {
-    uint64_t shifted = 8 * (uint64_t)coder->stream->at - 16 - (uint64_t)coder->have;
-    uint64_t raw = 8 * (uint64_t)coder->raw->at - (uint64_t)coder->held;
-    return (shifted + 9) / 8 + (raw + 7) / 8 == coder->stream->size;
+    uint64_t shifted = 8 * (uint64_t)coder->at - 16 - (uint64_t)coder->have;
+    return (shifted + 9) / 8 + (coder->taken + 7) / 8 == coder->size;
 }
 
 #endif
