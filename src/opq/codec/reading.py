@@ -29,6 +29,8 @@ from opq.quantization.compressed import CompressedTensor
 Content = CompressedTensor | NDArray[np.generic]
 Tensor = TypeVar("Tensor")
 
+_GROUP = 4 * CHUNK
+
 
 class OpqFile(Mapping[str, Content]):
     """A .opq file as a mapping from names to a CompressedTensor (weights) or an array (auxiliary tensors).
@@ -220,12 +222,12 @@ class OpqFile(Mapping[str, Content]):
         self.close()
 
     def _groups(self) -> Iterator[list[Entry]]:
-        """The tensors, as many at a time as CHUNK elements allow."""
+        """The tensors, as many at a time as _GROUP elements allow: at the end of each group a thread may wait for another."""
         group: list[Entry] = []
         size = 0
         for entry in self.entries:
             size += math.prod(entry.shape)
-            if group and size > CHUNK:
+            if group and size > _GROUP:
                 yield group
                 group, size = [], math.prod(entry.shape)
             group.append(entry)
