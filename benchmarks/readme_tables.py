@@ -279,7 +279,7 @@ def peers(rows: list[Row]) -> list[str]:
 
 
 def finetune(rows: list[Row]) -> list[str]:
-    """Each network's rows, joint mode first, by the asked ratio."""
+    """The ResNets' rows, joint mode first, by the asked ratio."""
     return table(
         (
             "network",
@@ -307,6 +307,28 @@ def finetune(rows: list[Row]) -> list[str]:
                 f"{row['teacher_top1']:.2f}",
             )
             for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"]))
+            if row["network"] != "mobilenet"
+        ),
+    )
+
+
+def finetune_mobilenet(rows: list[Row]) -> list[str]:
+    """MobileNet's rows, by the asked ratio."""
+    return table(
+        ("network", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense %", "agreement %"),
+        (
+            (
+                NETWORKS[row["network"]],
+                f"{row['file_bytes']:,}",
+                f"{row['file_ratio']:.1f}",
+                f"{row['nominal_ratio']:.1f}",
+                f"{row['epochs']}",
+                f"{row['top1']:.2f}",
+                f"{row['dense_top1']:.2f}",
+                f"{row['agreement']:.1f}",
+            )
+            for row in sorted(rows, key=lambda row: row["asked_ratio"])
+            if row["network"] == "mobilenet"
         ),
     )
 
@@ -341,6 +363,7 @@ def example(rows: list[Row]) -> list[str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
     "example": ("main_job", example),
+    "finetune_mobilenet": ("finetune", finetune_mobilenet),
     **{
         section.__name__: (section.__name__, section)
         for section in (
