@@ -156,8 +156,8 @@ ALWAYS_INLINE void narrow(Coder *coder, int decoding, uint32_t from, uint32_t to
     widen(coder, decoding);
 }
 
-/* One binary decision, after `renew`; `one` is the probability of 1 in 65536ths, 2..65534. Encodes `bit`, or ignores it and decodes; without a
- * branch on the bit, because no processor foresees it. */
+/* One binary decision, after `renew`; `one` is the probability of 1 in 65536ths, 2..65534. Encodes `bit`, or ignores it and
+ * decodes; without a branch on the bit, because no processor foresees it. */
 ALWAYS_INLINE int code_bit(Coder *coder, int decoding, int bit, uint32_t one) {
     uint32_t bound = coder->range * one >> 16;
     if (decoding) bit = (uint32_t)(coder->low >> 48) < bound;
