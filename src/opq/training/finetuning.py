@@ -99,7 +99,7 @@ def finetune(
     teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes
     recipe     how to train; by default `Recipe()`
     calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
-               for; the smaller the file, the more it gains. Without it they come from the weights alone
+               for, a ratio or a size; the better start where few epochs or inputs follow. Without it they come from the weights
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
     budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
                asked for, or the size of the file
