@@ -298,17 +298,23 @@ def finetune(rows: list[Row]) -> list[str]:
                 NETWORKS[row["network"]],
                 row["mode"],
                 row["start"],
-                f"{row['file_bytes']:,}",
-                f"{row['file_ratio']:.1f}",
-                f"{row['nominal_ratio']:.1f}",
-                f"{row['epochs']}",
-                f"{row['top1']:.2f}",
-                f"{row['dense_top1']:.2f}",
+                *_finetuned(row),
                 f"{row['teacher_top1']:.2f}",
             )
             for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"]))
             if row["network"] != "mobilenet"
         ),
+    )
+
+
+def _finetuned(row: Row) -> tuple[str, ...]:
+    return (
+        f"{row['file_bytes']:,}",
+        f"{row['file_ratio']:.1f}",
+        f"{row['nominal_ratio']:.1f}",
+        f"{row['epochs']}",
+        f"{row['top1']:.2f}",
+        f"{row['dense_top1']:.2f}",
     )
 
 
@@ -319,12 +325,7 @@ def finetune_mobilenet(rows: list[Row]) -> list[str]:
         (
             (
                 NETWORKS[row["network"]],
-                f"{row['file_bytes']:,}",
-                f"{row['file_ratio']:.1f}",
-                f"{row['nominal_ratio']:.1f}",
-                f"{row['epochs']}",
-                f"{row['top1']:.2f}",
-                f"{row['dense_top1']:.2f}",
+                *_finetuned(row),
                 f"{row['agreement']:.1f}",
             )
             for row in sorted(rows, key=lambda row: row["asked_ratio"])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from interruptions import InterruptionError, interrupting_after
 from small_networks import make
 from test_finetuning import images
 
@@ -13,10 +14,6 @@ from opq.training.checkpoints import RunFolder
 from opq.training.preparing import codebooks
 
 SIX = {"ratio": 6.0, "auxiliary": "half"}
-
-
-class InterruptionError(Exception):
-    """Ends a run."""
 
 
 def calibrated():
@@ -65,18 +62,9 @@ def test_a_resumed_calibrated_run_gives_the_same_bytes(tmp_path, stop):
         calibration = opq.calibrate(model, inputs if seed == 0 else torch.randn(6, 2, 8, 8))
         return opq.finetune(model, images(), epochs=2, calibration=calibration, folder=folder, watch=watch, **SIX)
 
-    def interrupting(row):
-        def watch(model):
-            row["epochs"] = row.get("epochs", 0) + 1
-            if row["epochs"] > stop:
-                raise InterruptionError
-            return {}
-
-        return watch
-
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting({}))
+        run(tmp_path / "parts", interrupting_after(stop))
     assert (RunFolder(tmp_path / "parts").load() is not None) == bool(stop)
     assert run(tmp_path / "parts", seed=1).compressed.data == whole.compressed.data
 

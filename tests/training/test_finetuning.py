@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import InterruptionError, interrupting_after
 from small_networks import make
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -111,25 +112,13 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, average):
     """Interrupted after any epoch and started again, a run gives the file of one that was never interrupted."""
     recipe = opq.Recipe(average=average, labels=0.5)
 
-    class InterruptionError(Exception):
-        pass
-
-    def interrupting(row):
-        def watch(model):
-            row["epochs"] = row.get("epochs", 0) + 1
-            if row["epochs"] > stop:
-                raise InterruptionError
-            return {}
-
-        return watch
-
     def run(folder, watch=None):
         model, _ = make("convolutions")
         return opq.finetune(model, images(), epochs=3, ratio=6.0, teacher="dense", recipe=recipe, folder=folder, watch=watch)
 
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting({}))
+        run(tmp_path / "parts", interrupting_after(stop))
     assert len(RunFolder(tmp_path / "parts").load()["history"]) == stop
     torch.manual_seed(1234)  # whatever happened in between
     resumed = run(tmp_path / "parts")

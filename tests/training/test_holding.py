@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import InterruptionError, interrupting_after
 from small_networks import make
 from test_finetuning import images
 from torch import nn
@@ -59,21 +60,12 @@ def test_a_held_run_resumed_gives_the_same_bytes(tmp_path, stop):
     """The pull is part of the checkpoint: interrupted while it acts, a run ends as one that was never interrupted."""
     recipe = opq.Recipe(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
 
-    class InterruptionError(Exception):
-        pass
-
-    def run(folder, epochs_left):
-        def watch(model):
-            epochs_left[0] -= 1
-            if epochs_left[0] < 0:
-                raise InterruptionError
-            return {}
-
+    def run(folder, watch=None):
         model, _ = make("convolutions")
         return opq.finetune(model, images(), epochs=3, ratio=5.0, recipe=recipe, reserve=0.0, folder=folder, watch=watch)
 
-    whole = run(tmp_path / "whole", [3])
+    whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", [stop])
+        run(tmp_path / "parts", interrupting_after(stop))
     assert RunFolder(tmp_path / "parts").load()["hold"]["pull"] > 0.0
-    assert run(tmp_path / "parts", [3]).compressed.data == whole.compressed.data
+    assert run(tmp_path / "parts").compressed.data == whole.compressed.data
