@@ -201,14 +201,14 @@ def efficiency(rows: list[Row]) -> list[str]:
         "prepared epoch": "an epoch of the prepared network",
     }
     return table(
-        ("", "file bytes", "top-1 %", "epochs", "seconds"),
+        ("", "file bytes", "top-1 %", "epochs", "seconds", "of the processor"),
         (
             (
                 names[row["way"]],
                 "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
                 "" if row["top1"] is None else f"{row['top1']:.2f}",
                 "" if row["epochs"] is None else f"{row['epochs']}",
-                "" if row["seconds"] is None else f"{row['seconds']:.3g}",
+                *("" if row[key] is None else f"{row[key]:.3g}" for key in ("seconds", "processor_seconds")),
             )
             for row in rows
         ),
