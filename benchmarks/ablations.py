@@ -1,12 +1,15 @@
 """What each choice of the method is worth, all else and the file's bytes being equal.
 
 What it tells: whether measured magnitudes place layers better than the Laplace density; whether a step for every channel earns
-its bytes; masks made once against masks made in rounds; the dense network as teacher, without labels, against labels.
+its bytes; whether channels that share a codebook should use it each as far as its own weights reach (the paper's unified
+channel-wise quantization) or all alike (layer-wise); masks made once against masks made in rounds; the dense network as
+teacher, without labels, against labels.
 
     python benchmarks/ablations.py
 
-The first two without training: ResNet-20 on CIFAR-10 (JPEG). The others: LeNet-300-100 on MNIST, EPOCHS epochs after one dense
-training, without distortions.
+The first three without training: ResNet-20 on CIFAR-10 (JPEG), each weight rounded by itself, the third in paper mode with
+SPARSITY and as many bits as fill the file. The others: LeNet-300-100 on MNIST, EPOCHS epochs after one dense training, without
+distortions.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from torch import Tensor, nn
 
 import opq
 import opq.torch
-from opq.allocation import curve
+from opq.allocation import curve, paper
+from opq.allocation.layers import Layer
 from opq.codec.entropy import encode_codes
 from opq.codec.estimate import contextless_bits
 from opq.training.loop import Training
 
-RATIOS = (10, 15)
+RATIOS = (8, 10, 12, 15)
+SPARSITY = 0.4
 TRAINED_RATIOS = (20, 35, 60)
 DENSE_EPOCHS, EPOCHS = 8, 6
 SEED = 0
@@ -77,6 +82,8 @@ def _allocations() -> list[Row]:
             ("density", "measured"): lambda budget=budget: by_measured_magnitudes(state, budget),
             ("steps", "one a layer"): lambda budget=budget: _read(opq.compress(state, size=budget, rounding="plain")),
             ("steps", "one a channel"): lambda budget=budget: by_channel_steps(state, budget),
+            ("codebook", "layer-wise"): lambda budget=budget: by_paper(state, budget, channel_wise=False),
+            ("codebook", "unified channel-wise"): lambda budget=budget: by_paper(state, budget, channel_wise=True),
         }
         for (ablation, variant), make in variants.items():
             outcome = make()
@@ -135,9 +142,35 @@ def by_channel_steps(state: State, budget: int) -> Outcome:
     return made(_price(lambda price: made(price).file_bytes, budget))
 
 
-def _price(size: Callable[[float], int], budget: int) -> float:
+def by_paper(state: State, budget: int, *, channel_wise: bool) -> Outcome:
+    """Paper mode, one step a layer; each channel's largest code by its own scale, or by its layer's."""
+    layers = []
+    for name in opq.plan(state, size=budget).layers:
+        statistics = opq.measure(state[name], name)
+        if not channel_wise:
+            statistics = replace(statistics, channel_scales=np.full_like(statistics.channel_scales, statistics.laplace_scale))
+        layers.append(Layer(name, statistics))
+
+    def made(inverse_bits: float) -> opq.Compressed:
+        plan = opq.plan(state, sparsity=SPARSITY, bits=1.0 / inverse_bits)
+        points = paper.allocate(layers, SPARSITY, 1.0 / inverse_bits)
+        return opq.compress(
+            state,
+            plan=replace(
+                plan,
+                layers={
+                    layer.name: replace(plan.layers[layer.name], step=float(np.float32(point.step)), limits=point.limits)
+                    for layer, point in zip(layers, points, strict=True)
+                },
+            ),
+        )
+
+    return _read(made(_price(lambda inverse_bits: made(inverse_bits).file_bytes, budget, 1.0 / 16.0, 1.0 / 1.01)))
+
+
+def _price(size: Callable[[float], int], budget: int, lowest: float = 1e-8, highest: float = 10.0) -> float:
     """The lowest price at which `size` is within the budget."""
-    low, high = math.log(1e-8), math.log(10.0)
+    low, high = math.log(lowest), math.log(highest)
     for _ in range(18):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if size(math.exp(middle)) > budget else (low, middle)
