@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
-import os
-import subprocess
-import sys
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from allocation_networks import Arrays, network_of
+from numpy.typing import NDArray
+from peering import Peer
 
 import opq
 import opq.numpy
@@ -56,69 +57,73 @@ def _relative(name: str) -> Mapping[str, float]:
 
 
 def _fisher(name: str) -> Mapping[str, float]:
-    return _calibration(name, "unlabelled").sensitivity
+    return calibration_of(name, "unlabelled").sensitivity
 
 
 def _calibrated(data: str) -> Run:
     def run(name: str, ratio: float) -> tuple[int, Arrays]:
         dense = sum(tensor.nbytes for tensor in network_of(name).tensors.values())
-        return _read(_calibration(name, data).compress(size=int(dense / ratio)))
+        return _read(calibration_of(name, data).compress(size=int(dense / ratio)))
 
     return run
 
 
 @cache
-def _calibration(name: str, data: str) -> opq.Calibration:
+def calibration_of(name: str, data: str) -> opq.Calibration:
+    """The network calibrated with unlabelled images, or with drawn ones where `data` is "none"."""
     network = network_of(name)
     if data == "none":
         return opq.calibrate(network.model, shape=tuple(network.inputs.shape[1:]))
     return opq.calibrate(network.model, network.unlabelled)
 
 
-def _nncodec(dependent: int) -> Run:
+def _nncodec(dependent: bool) -> Run:
     def run(name: str, step: int) -> tuple[int, Arrays]:
-        python = os.environ.get("OPQ_PEERS_PYTHON")
-        if not python:
-            print("allocation.py: OPQ_PEERS_PYTHON must name a Python with nncodec 2.1.3", file=sys.stderr)
-            raise SystemExit(1)
-        script = Path(__file__).parent / "peers" / "nncodec_network.py"
-        with tempfile.TemporaryDirectory() as folder:
-            result = Path(folder) / "decoded.npz"
-            command = [python, str(script), str(network_of(name).path), str(step), str(dependent), str(result)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            with np.load(result) as arrays:
-                return int(printed.split()[0]), {key: arrays[key] for key in arrays.files}
+        stream, back = nncodec(name, step, dependent)
+        return len(stream), back
 
     return run
 
 
-def _pruned_integers(bits: int) -> Run:
-    """Global magnitude pruning, then symmetric integers with a scale a channel, as torch users do it; gzip of safetensors."""
-
-    def run(name: str, sparsity: float) -> tuple[int, Arrays]:
-        dense = network_of(name).tensors
-        threshold = _threshold(dense, sparsity)
-        stored: Arrays = {}
-        back: Arrays = {}
-        largest = 2 ** (bits - 1) - 1
-        for key, value in dense.items():
-            if value.ndim < 2:
-                stored[key] = back[key] = value
-                continue
-            rows = np.where(np.abs(value) > threshold, value, 0).reshape(len(value), -1)
-            scales = np.maximum(np.abs(rows).max(1, keepdims=True) / largest, 1e-12).astype(np.float32)
-            integers = np.clip(np.rint(rows / scales), -largest, largest).astype(np.int8)
-            flat = np.append(integers.ravel(), np.zeros(integers.size % 2, np.int8)).view(np.uint8)
-            stored[key] = integers if bits == 8 else (flat[::2] & 15) | (flat[1::2] << 4)
-            stored[f"{key}.scale"] = scales
-            back[key] = (integers * scales).reshape(value.shape).astype(np.float32)
-        return len(gzip.compress(safetensors.numpy.save(stored), 9)), back
-
-    return run
+def nncodec(name: str, step: int, dependent: bool, sparsity: float = 0.0) -> tuple[bytes, Arrays]:
+    """The stream and what comes back: dependent or uniform quantization, after NNCodec's own sparsification where asked."""
+    peer, folder = _nncodec_of(name)
+    peer.ask([step, dependent, sparsity])
+    with np.load(folder / "decoded.npz") as arrays:
+        return (folder / "network.nnc").read_bytes(), {key: arrays[key] for key in arrays.files}
 
 
-def _codebooks(name: str, sparsity: float) -> tuple[int, Arrays]:
-    """Deep Compression (S. Han et al., 2016): pruning, then 15 shared values a layer by k-means; gzip of safetensors."""
+@cache
+def _nncodec_of(name: str) -> tuple[Peer, Path]:
+    """NNCodec with this network, and the folder that it writes to."""
+    folder = Path(tempfile.mkdtemp(prefix="opq-peers-"))
+    atexit.register(shutil.rmtree, folder)
+    return Peer("nncodec_network.py", str(network_of(name).path), str(folder)), folder
+
+
+def pruned_integers(name: str, sparsity: float, bits: int) -> tuple[Arrays, Arrays]:
+    """Global magnitude pruning, then symmetric integers with a scale a channel: what is stored, what it means."""
+    dense = network_of(name).tensors
+    threshold = _threshold(dense, sparsity)
+    stored: Arrays = {}
+    back: Arrays = {}
+    largest = 2 ** (bits - 1) - 1
+    for key, value in dense.items():
+        if value.ndim < 2:
+            stored[key] = back[key] = value
+            continue
+        rows = np.where(np.abs(value) > threshold, value, 0).reshape(len(value), -1)
+        scales = np.maximum(np.abs(rows).max(1, keepdims=True) / largest, 1e-12).astype(np.float32)
+        integers = np.clip(np.rint(rows / scales), -largest, largest).astype(np.int8)
+        flat = np.append(integers.ravel(), np.zeros(integers.size % 2, np.int8)).view(np.uint8)
+        stored[key] = (flat[::2] & 15) | (flat[1::2] << 4) if bits == 4 else integers
+        stored[f"{key}.scale"] = scales
+        back[key] = (integers * scales).reshape(value.shape).astype(np.float32)
+    return stored, back
+
+
+def codebooks(name: str, sparsity: float, values: int) -> tuple[Arrays, Arrays]:
+    """Deep Compression (S. Han et al., 2016): pruning, then `values` shared values a layer by k-means: stored, meant."""
     dense = network_of(name).tensors
     threshold = _threshold(dense, sparsity)
     stored: Arrays = {}
@@ -129,16 +134,31 @@ def _codebooks(name: str, sparsity: float) -> tuple[int, Arrays]:
             continue
         flat = np.where(np.abs(value) > threshold, value, 0).ravel()
         kept = flat[flat != 0].astype(np.float64)
-        centres = np.linspace(kept.min(), kept.max(), 15) if kept.size else np.zeros(15)
+        centres = np.linspace(kept.min(), kept.max(), values) if kept.size else np.zeros(values)
         for _ in range(30):
-            near = np.abs(kept[:, None] - centres).argmin(1)
-            counts = np.bincount(near, minlength=15)
-            centres = np.where(counts, np.bincount(near, kept, 15) / np.maximum(counts, 1), centres)
+            near = _nearest(centres, kept)
+            counts = np.bincount(near, minlength=values)
+            centres = np.where(counts, np.bincount(near, kept, values) / np.maximum(counts, 1), centres)
         table = np.append(0.0, centres).astype(np.float32)
-        codes = np.where(flat == 0, 0, 1 + np.abs(flat[:, None] - centres).argmin(1)).astype(np.uint8)
+        codes = np.where(flat == 0, 0, 1 + _nearest(centres, flat)).astype(np.uint8)
         stored[key], stored[f"{key}.values"] = codes, table
         back[key] = table[codes].reshape(value.shape)
-    return len(gzip.compress(safetensors.numpy.save(stored), 9)), back
+    return stored, back
+
+
+def _nearest(centres: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.intp]:
+    """Which of the ascending centres is nearest to each value; of two as near, the lower one."""
+    return np.searchsorted(0.5 * (centres[1:] + centres[:-1]), values)
+
+
+def _gzipped(make: Callable[..., tuple[Arrays, Arrays]], *options: int) -> Run:
+    """What `make` stores, as gzip of a safetensors file."""
+
+    def run(name: str, sparsity: float) -> tuple[int, Arrays]:
+        stored, back = make(name, sparsity, *options)
+        return len(gzip.compress(safetensors.numpy.save(stored), 9)), back
+
+    return run
 
 
 def _threshold(tensors: Arrays, sparsity: float) -> float:
@@ -152,8 +172,8 @@ def _read(compressed: opq.Compressed) -> tuple[int, Arrays]:
 _ratios: Callable[[str], Any] = RATIOS.__getitem__
 _steps: Callable[[str], Any] = STEPS.__getitem__
 METHODS: dict[str, tuple[str, Callable[[str], Any], Run]] = {
-    "nncodec-uniform": ("none", _steps, _nncodec(0)),
-    "nncodec-dependent": ("none", _steps, _nncodec(1)),
+    "nncodec-uniform": ("none", _steps, _nncodec(dependent=False)),
+    "nncodec-dependent": ("none", _steps, _nncodec(dependent=True)),
     "opq-paper": ("none", lambda name: PAPER, _paper),
     "opq-joint": ("none", _ratios, _joint(_equal)),
     "opq-joint-plain": ("none", _ratios, _joint(_equal, "plain")),
@@ -161,8 +181,8 @@ METHODS: dict[str, tuple[str, Callable[[str], Any], Run]] = {
     "opq-joint-fisher": ("unlabelled", _ratios, _joint(_fisher)),
     "opq-drawn": ("none", _ratios, _calibrated("none")),
     "opq-calibrated": ("unlabelled", _ratios, _calibrated("unlabelled")),
-    "prune-int8-gzip": ("none", lambda name: PRUNED, _pruned_integers(8)),
-    "prune-int4-gzip": ("none", lambda name: PRUNED, _pruned_integers(4)),
-    "prune-kmeans-gzip": ("none", lambda name: PRUNED, _codebooks),
+    "prune-int8-gzip": ("none", lambda name: PRUNED, _gzipped(pruned_integers, 8)),
+    "prune-int4-gzip": ("none", lambda name: PRUNED, _gzipped(pruned_integers, 4)),
+    "prune-kmeans-gzip": ("none", lambda name: PRUNED, _gzipped(codebooks, 15)),
 }
 """{method: (data it needs, settings for a network, how to run it)}"""

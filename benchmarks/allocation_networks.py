@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import images
 import torch
 from harness import checkpoints, load
 from networks import mobilenet_v1, resnet_cifar
+from networks.makers import MAKERS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -59,12 +59,7 @@ def network_of(name: str) -> Network:
 
 def fresh(name: str) -> nn.Module:
     """Its module, untrained."""
-    makers: Mapping[str, Callable[[], nn.Module]] = {
-        "resnet20": resnet_cifar.resnet20,
-        "resnet56": resnet_cifar.resnet56,
-        "mobilenet": mobilenet_v1.MobileNetV1,
-    }
-    return makers[name]().to(memory_format=torch.channels_last)
+    return MAKERS[name]().to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

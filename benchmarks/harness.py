@@ -73,6 +73,15 @@ def data_file(relative: str) -> Path:
     return path
 
 
+def peers_python() -> str:
+    """The Python that OPQ_PEERS_PYTHON names, which has the peers (benchmarks/README.md); exits 1 when it is not set."""
+    python = os.environ.get("OPQ_PEERS_PYTHON")
+    if not python:
+        print(f"{Path(sys.argv[0]).name}: OPQ_PEERS_PYTHON must name a Python with the peers", file=sys.stderr)
+        raise SystemExit(1)
+    return python
+
+
 def checkpoints() -> dict[str, Path]:
     """{network: path of its checkpoint}; exits 1 when one is missing."""
     return {network: data_file(relative) for network, relative in NETWORKS.items()}

@@ -1,0 +1,135 @@
+"""The smallest file of each tool whose network is as good as the dense one, on the same images in one run, without training.
+
+What it tells: at most MAX_DROP points of top-1 under the dense network on the test images, what is the smallest file of opq,
+NNCodec with and without its own sparsification, NNCF's pruning with 8-bit integers, torchao, k-means codebooks, and pruning
+with integers as torch users do it?
+
+    OPQ_PEERS_PYTHON=... python benchmarks/peers.py [--network NAME]... [--way NAME]...
+
+Each tool's own knob is walked from where it is likely to end, then bisected: the file in the row is within, and the next
+coarser setting was seen to be beyond. Where a tool has two knobs, one is walked at each of a few values of the other.
+All test images count at every step: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,300 of ImageNet's validation set for MobileNet.
+
+file_bytes    what the tool writes, as its user saves it
+packed_bytes  the same after gzip, bzip2 or xz, whichever is smallest, or as it is where none makes it smaller
+data          "none": the weights, or inputs drawn at random; "unlabelled": calibrated with some training images
+drop, error   points of top-1 under dense, and the standard error of that difference, image by image
+
+With --network or --way other rows of results/peers.json stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from allocation_networks import fresh, logits_of, network_of
+from harness import RESULTS, Row, print_rows, save_result
+from peers_ways import WAYS, Saved, Way, packed
+from torch import Tensor
+
+NETWORKS = ("resnet20", "mobilenet")
+MAX_DROP = 1.0
+
+
+def main() -> int:
+    """Measure; the exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--way", choices=list(WAYS), action="append")
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    rows: list[Row] = []
+    if arguments.network or arguments.way:
+        rows = list(json.loads((RESULTS / "peers.json").read_text())["rows"]) if (RESULTS / "peers.json").exists() else []
+    for name in arguments.network or NETWORKS:
+        for way in arguments.way or WAYS:
+            row = smallest(name, way)
+            rows = [other for other in rows if (other["network"], other["way"]) != (name, way)] + [row]
+            rows.sort(key=lambda row: (NETWORKS.index(row["network"]), list(WAYS).index(row["way"])))
+            print_rows([row])
+            save_result("peers", rows, seed=0, libraries=("torch",))
+    print_rows(rows)
+    return 0
+
+
+def smallest(name: str, way: str) -> Row:
+    """The row of the smallest file within, or of the best one where none is."""
+    start = time.perf_counter()
+    found: list[Row] = []
+    for settings, first in WAYS[way].ladders(name):
+        rows: dict[int, Row] = {}
+
+        def within(rung: int, settings: list[Any] = settings, rows: dict[int, Row] = rows) -> bool:
+            rows[rung] = _row(name, way, WAYS[way], settings[rung])
+            print_rows([rows[rung]])
+            return bool(rows[rung]["drop"] <= MAX_DROP)
+
+        last_within(len(settings), first, within)
+        found += rows.values()
+    good = [row for row in found if row["drop"] <= MAX_DROP]
+    best = min(good, key=lambda row: row["packed_bytes"]) if good else min(found, key=lambda row: row["drop"])
+    return {**best, "within": bool(good), "tried": len(found), "seconds": time.perf_counter() - start}
+
+
+def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
+    """The last rung that is `within`, -1 where none is: from `first` in growing strides until it is between, then bisected."""
+    low, high, stride = -1, rungs, 1
+    place = first
+    while high - low > 1:
+        if within(place):
+            low = place
+        else:
+            high = place
+        if high == rungs:
+            place = min(low + stride, rungs - 1)
+        elif low == -1:
+            place = max(high - stride, 0)
+        else:
+            place = (low + high) // 2
+        stride *= 2
+    return low
+
+
+def _row(name: str, title: str, way: Way, setting: Any) -> Row:
+    network = network_of(name)
+    saved = way.run(name, setting)
+    logits = saved.logits if saved.logits is not None else _logits(name, saved)
+    dense_bytes = sum(tensor.nbytes for tensor in network.tensors.values())
+    dense_hits, hits = ((answer.argmax(1) == network.labels).double() for answer in (network.logits, logits))
+    packed_bytes = packed(saved.data)
+    return {
+        "network": name,
+        "way": title,
+        "tool": way.tool(),
+        "data": way.data,
+        "setting": "/".join(f"{value:g}" if isinstance(value, float) else f"{value}" for value in setting),
+        "saved_as": way.saved_as,
+        "file_bytes": len(saved.data),
+        "packed_bytes": packed_bytes,
+        "file_ratio": dense_bytes / len(saved.data),
+        "packed_ratio": dense_bytes / packed_bytes,
+        "dense_top1": 100.0 * float(dense_hits.mean()),
+        "top1": 100.0 * float(hits.mean()),
+        "drop": 100.0 * float((dense_hits - hits).sum()) / len(hits),
+        "error": 100.0 * float((dense_hits - hits).std()) / math.sqrt(len(hits)),
+        "agreement": 100.0 * float((logits.argmax(1) == network.logits.argmax(1)).double().mean()),
+        "images": len(hits),
+    }
+
+
+def _logits(name: str, saved: Saved) -> Tensor:
+    """Of the network with the weights that came back."""
+    model = fresh(name)
+    model.load_state_dict({key: torch.tensor(value) for key, value in saved.tensors.items()}, strict=False)
+    return logits_of(model.eval(), network_of(name).inputs)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

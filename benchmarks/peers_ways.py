@@ -1,0 +1,173 @@
+"""The ways to a file that `peers.py` compares, each with its knobs."""
+
+from __future__ import annotations
+
+import atexit
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from allocation_methods import calibration_of, codebooks, nncodec, pruned_integers
+from allocation_networks import Arrays, network_of
+from harness import peers_python
+from peering import Peer
+from torch import Tensor
+
+import opq
+import opq.numpy
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a tool wrote, all its files together, and the tensors that come back, or the logits where it is no state dict."""
+
+    data: bytes
+    tensors: Arrays = field(default_factory=dict)
+    logits: Tensor | None = None
+
+
+Ladder = tuple[list[Any], int]
+"""Settings from the finest to the coarsest, each a tuple, and which one to try first."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One tool's way to a file.
+
+    package   the peer's package, or opq, or None where it is written here
+    data      what it needs beside the weights
+    saved_as  what its user saves
+    ladders   network -> its knob's settings, once for each value of a second knob
+    run       (network, setting) -> what was saved
+    """
+
+    package: str | None
+    data: str
+    saved_as: str
+    ladders: Callable[[str], Sequence[Ladder]]
+    run: Callable[[str, Any], Saved]
+
+    def tool(self) -> str:
+        """The package and its version."""
+        if self.package is None:
+            return "NumPy"
+        return f"opq {opq.__version__}" if self.package == "opq" else f"{self.package} {_peer_versions()[self.package]}"
+
+
+def packed(data: bytes) -> int:
+    """The least bytes of `data` as it is and after gzip, bzip2 and xz."""
+    return min(map(len, (data, gzip.compress(data, 9), bz2.compress(data, 9), lzma.compress(data, preset=9))))
+
+
+@cache
+def _peer_versions() -> dict[str, str]:
+    script = "import json; from importlib.metadata import version; print(json.dumps({p: version(p) for p in %r}))"
+    command = [peers_python(), "-c", script % (["nncodec", "nncf", "torchao"],)]
+    versions: dict[str, str] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return versions
+
+
+def _one_knob(settings: Sequence[Any], **first: float) -> Callable[[str], Sequence[Ladder]]:
+    """One ladder, which begins where it is nearest to a network's number."""
+    rungs = [(value,) for value in settings]
+    return lambda name: [(rungs, int(np.abs(np.asarray(settings) - first[name]).argmin()))]
+
+
+def _two_knobs(settings: Sequence[Any], others: Sequence[Any], first: int) -> Callable[[str], Sequence[Ladder]]:
+    """A ladder of `settings`, which begins at the one numbered `first`, with each of `others`."""
+    return lambda name: [([(setting, other) for setting in settings], first) for other in others]
+
+
+RATIOS = [round(4.0 * 1.04**step, 2) for step in range(51)]
+STEPS = list(range(-44, -7))
+"""NNCodec's quantization parameters: a step is about 2^(qp / 4)."""
+
+SPARSITIES = [round(0.05 * step, 2) for step in range(17)]
+BITS = list(range(8, 0, -1))
+
+
+def _weights_alone(name: str, setting: tuple[float]) -> Saved:
+    return _opened(opq.compress(network_of(name).tensors, ratio=setting[0]))
+
+
+def _calibrated(data: str) -> Callable[[str, Any], Saved]:
+    def run(name: str, setting: tuple[float]) -> Saved:
+        dense_bytes = sum(tensor.nbytes for tensor in network_of(name).tensors.values())
+        return _opened(calibration_of(name, data).compress(size=int(dense_bytes / setting[0])))
+
+    return run
+
+
+def _opened(compressed: opq.Compressed) -> Saved:
+    return Saved(compressed.data, opq.numpy.load(compressed.data))
+
+
+def _nncodec(dependent: bool) -> Callable[[str, Any], Saved]:
+    return lambda name, setting: Saved(*nncodec(name, setting[0], dependent, *setting[1:]))
+
+
+def _stored(make: Callable[[str, float, int], tuple[Arrays, Arrays]]) -> Callable[[str, Any], Saved]:
+    def run(name: str, setting: tuple[float, int]) -> Saved:
+        stored, back = make(name, *setting)
+        return Saved(safetensors.numpy.save(stored), back)
+
+    return run
+
+
+def _module(script: str) -> Callable[[str, Any], Saved]:
+    def run(name: str, setting: Any) -> Saved:
+        answer = _peer(script, name).ask(setting)
+        data = b"".join(Path(file).read_bytes() for file in answer["files"])
+        return Saved(data, logits=torch.from_numpy(np.load(answer["logits"])))
+
+    return run
+
+
+@cache
+def _peer(script: str, name: str) -> Peer:
+    network, folder = network_of(name), Path(tempfile.mkdtemp(prefix="opq-peers-"))
+    atexit.register(shutil.rmtree, folder)
+    np.save(folder / "inputs.npy", network.inputs.contiguous().numpy())
+    np.save(folder / "calibration.npy", network.unlabelled.contiguous().numpy())
+    return Peer(script, name, str(network.path), str(folder))
+
+
+def _dense(name: str, setting: tuple[str]) -> Saved:
+    return Saved(network_of(name).path.read_bytes(), network_of(name).tensors)
+
+
+WAYS: dict[str, Way] = {
+    "dense": Way(None, "none", "safetensors, float32", lambda name: [([("float32",)], 0)], _dense),
+    "opq": Way("opq", "none", ".opq", _one_knob(RATIOS, resnet20=16.0, mobilenet=5.0), _weights_alone),
+    "opq, drawn inputs": Way("opq", "none", ".opq", _one_knob(RATIOS, resnet20=14.5, mobilenet=7.0), _calibrated("none")),
+    "opq, calibrated": Way(
+        "opq", "unlabelled", ".opq", _one_knob(RATIOS, resnet20=18.0, mobilenet=7.8), _calibrated("unlabelled")
+    ),
+    "nncodec, uniform": Way(
+        "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-18, mobilenet=-34), _nncodec(dependent=False)
+    ),
+    "nncodec, dependent": Way(
+        "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
+    ),
+    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS, (0.2, 0.35), 24), _nncodec(dependent=False)),
+    "NNCF, pruned, 8 bits": Way(
+        "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")
+    ),
+    "torchao, integers": Way(
+        "torchao", "none", "torch.save", _one_knob(BITS, resnet20=6, mobilenet=7), _module("torchao_network.py")
+    ),
+    "k-means, pruned": Way(None, "none", "safetensors, uint8", _two_knobs(SPARSITIES, (31, 127), 2), _stored(codebooks)),
+    "integers, pruned": Way(None, "none", "safetensors, int8", _two_knobs(SPARSITIES, (5, 6, 8), 3), _stored(pruned_integers)),
+}
