@@ -143,29 +143,29 @@ def by_channel_steps(state: State, budget: int) -> Outcome:
 
 
 def by_paper(state: State, budget: int, *, channel_wise: bool) -> Outcome:
-    """Paper mode, one step a layer; each channel's largest code by its own scale, or by its layer's."""
-    layers = []
-    for name in opq.plan(state, size=budget).layers:
-        statistics = opq.measure(state[name], name)
-        if not channel_wise:
-            statistics = replace(statistics, channel_scales=np.full_like(statistics.channel_scales, statistics.laplace_scale))
-        layers.append(Layer(name, statistics))
+    """Paper mode with SPARSITY, and as many bits as fill the budget."""
 
     def made(inverse_bits: float) -> opq.Compressed:
-        plan = opq.plan(state, sparsity=SPARSITY, bits=1.0 / inverse_bits)
-        points = paper.allocate(layers, SPARSITY, 1.0 / inverse_bits)
-        return opq.compress(
-            state,
-            plan=replace(
-                plan,
-                layers={
-                    layer.name: replace(plan.layers[layer.name], step=float(np.float32(point.step)), limits=point.limits)
-                    for layer, point in zip(layers, points, strict=True)
-                },
-            ),
-        )
+        return opq.compress(state, plan=paper_plan(state, 1.0 / inverse_bits, channel_wise=channel_wise))
 
     return _read(made(_price(lambda inverse_bits: made(inverse_bits).file_bytes, budget, 1.0 / 16.0, 1.0 / 1.01)))
+
+
+def paper_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan:
+    """Paper mode, one step a layer; each channel's largest code by its own scale, or by its layer's."""
+    plan = opq.plan(state, sparsity=SPARSITY, bits=bits)
+    if channel_wise:
+        return plan
+    alike = []
+    for name in plan.layers:
+        measured = opq.measure(state[name], name)
+        scales = np.full_like(measured.channel_scales, measured.laplace_scale)
+        alike.append(Layer(name, replace(measured, channel_scales=scales)))
+    layers = {
+        layer.name: replace(plan.layers[layer.name], step=float(np.float32(point.step)), limits=point.limits)
+        for layer, point in zip(alike, paper.allocate(alike, SPARSITY, bits), strict=True)
+    }
+    return replace(plan, layers=layers)
 
 
 def _price(size: Callable[[float], int], budget: int, lowest: float = 1e-8, highest: float = 10.0) -> float:

@@ -6,8 +6,9 @@ with integers as torch users do it?
 
     OPQ_PEERS_PYTHON=... python benchmarks/peers.py [--network NAME]... [--way NAME]...
 
-Each tool's own knob is walked from where it is likely to end, then bisected: the file in the row is within, and the next
-coarser setting was seen to be beyond. Where a tool has two knobs, one is walked at each of a few values of the other.
+Each tool's own knob is walked from where it is likely to end: the file in the row is within, and the PATIENCE next coarser
+settings were seen to be beyond. One would not do, as top-1 jumps by some tenths from one setting to the next. Where a tool has
+two knobs, one is walked at each of a few values of the other.
 All test images count at every step: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,300 of ImageNet's validation set for MobileNet.
 
 file_bytes    what the tool writes, as its user saves it
@@ -36,6 +37,7 @@ from torch import Tensor
 
 NETWORKS = ("resnet20", "mobilenet")
 MAX_DROP = 1.0
+PATIENCE = 3
 
 
 def main() -> int:
@@ -79,22 +81,28 @@ def smallest(name: str, way: str) -> Row:
 
 
 def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
-    """The last rung that is `within`, -1 where none is: from `first` in growing strides until it is between, then bisected."""
-    low, high, stride = -1, rungs, 1
-    place = first
-    while high - low > 1:
-        if within(place):
-            low = place
-        else:
-            high = place
-        if high == rungs:
-            place = min(low + stride, rungs - 1)
-        elif low == -1:
-            place = max(high - stride, 0)
-        else:
-            place = (low + high) // 2
-        stride *= 2
-    return low
+    """A rung that is `within` and has PATIENCE rungs after it, or all, that are not; -1 where none before `first` is either.
+
+    From `first` down in growing strides until one is within, then up one by one.
+    """
+    known: dict[int, bool] = {}
+
+    def ask(rung: int) -> bool:
+        if rung not in known:
+            known[rung] = within(rung)
+        return known[rung]
+
+    last, stride = first, 1
+    while not ask(last):
+        if last == 0:
+            return -1
+        last, stride = max(last - stride, 0), 2 * stride
+    place = last + 1
+    while place < min(last + PATIENCE + 1, rungs):
+        if ask(place):
+            last = place
+        place += 1
+    return last
 
 
 def _row(name: str, title: str, way: Way, setting: Any) -> Row:

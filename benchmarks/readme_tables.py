@@ -201,14 +201,14 @@ def efficiency(rows: list[Row]) -> list[str]:
         "prepared epoch": "an epoch of the prepared network",
     }
     return table(
-        ("", "file bytes", "top-1 %", "epochs", "seconds", "of the processor"),
+        ("", "file bytes", "top-1 %", "epochs", "seconds of the processor"),
         (
             (
                 names[row["way"]],
                 "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
                 "" if row["top1"] is None else f"{row['top1']:.2f}",
                 "" if row["epochs"] is None else f"{row['epochs']}",
-                *("" if row[key] is None else f"{row[key]:.3g}" for key in ("seconds", "processor_seconds")),
+                "" if row["processor_seconds"] is None else f"{row['processor_seconds']:.3g}",
             )
             for row in rows
         ),
@@ -251,6 +251,29 @@ def allocation(rows: list[Row]) -> list[str]:
                 f"{row['agreement']:.1f}",
             )
             for row in rows
+        ),
+    )
+
+
+def peers(rows: list[Row]) -> list[str]:
+    """The smallest file of each way, smallest first within a network; ways that no setting brought within come last."""
+    ordered = sorted(rows, key=lambda row: (list(NETWORKS).index(row["network"]), not row["within"], row["packed_bytes"]))
+    return table(
+        ("network", "way", "data", "setting", "saved as", "file bytes", "packed", "dense / packed", "top-1 %", "drop"),
+        (
+            (
+                NETWORKS[row["network"]],
+                f"{row['way']} ({row['tool']})",
+                row["data"],
+                row["setting"],
+                row["saved_as"],
+                f"{row['file_bytes']:,}",
+                f"{row['packed_bytes']:,}",
+                f"{row['packed_ratio']:.1f}",
+                f"{row['top1']:.2f}",
+                f"{row['drop']:.2f} ± {row['error']:.2f}" + ("" if row["within"] else ", none within"),
+            )
+            for row in ordered
         ),
     )
 
@@ -319,6 +342,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
             efficiency,
             ablations,
             allocation,
+            peers,
             finetune,
             finetune_cost,
         )

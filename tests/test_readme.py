@@ -1,6 +1,8 @@
 """The README tells the truth."""
 
 import importlib
+import re
+import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -12,6 +14,35 @@ def test_the_readmes_tables_are_the_results(monkeypatch):
     readme = importlib.import_module("readme")
     text = (ROOT / "README.md").read_text()
     assert readme.render(text) == text
+
+
+def test_a_changed_figure_is_written_anew(monkeypatch):
+    """No table in the README depends on what stands there: any body between its markers becomes what the result file says."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    readme, tables = importlib.import_module("readme"), importlib.import_module("readme_tables")
+    text = (ROOT / "README.md").read_text()
+    for name in tables.SECTIONS:
+        before, rest = text.split(f"<!-- {name} -->")
+        body, after = rest.split(f"<!-- /{name} -->")
+        last = max(place for place, letter in enumerate(body) if letter.isdigit() or letter == ".")
+        changed = body[:last] + "#" + body[last + 1 :]
+        assert readme.render(f"{before}<!-- {name} -->{changed}<!-- /{name} -->{after}") == text
+
+
+def test_every_result_comes_from_reproduce():
+    """The Makefile's two lists hold every benchmark, each in one; these write every result file and every table."""
+    makefile = (ROOT / "Makefile").read_text()
+    lists = [re.search(rf"^{name} := (.*)$", makefile, re.MULTILINE).group(1) for name in ("QUICK", "LONG")]
+    quick, long = ({command.split()[0] for command in shlex.split(text)} for text in lists)
+    folder = ROOT / "benchmarks"
+    texts = {path.name: path.read_text() for path in folder.glob("*.py")}
+    benchmarks = {name for name, text in texts.items() if '__name__ == "__main__"' in text} - {"readme.py"}
+    assert not quick & long
+    assert quick | long == benchmarks
+    written = {result for name in quick | long for result in re.findall(r'save_result\("(\w+)"', texts[name])}
+    assert {path.stem for path in (folder / "results").glob("*.json")} <= written
+    sections = re.findall(r"^<!-- (\w+) -->$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(sections) - {"example"} <= written
 
 
 def test_the_first_screen_has_the_two_commands():

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,3 +114,62 @@ def test_distorted_images_are_images():
     assert (distorted.shape, distorted.dtype) == (images.shape, torch.uint8)
     assert 0.8 < float(distorted.float().mean() / images.float().mean()) < 1.25
     assert (distorted != images).flatten(1).any(1).all()
+
+
+@given(good=st.lists(st.booleans(), min_size=1, max_size=40), first=st.integers(0, 39))
+def test_a_walk_ends_where_the_next_few_are_beyond(good, first):
+    """What is found is within, and the next rungs, as many as patience has, are not; no rung is tried twice."""
+    from peers import PATIENCE, last_within
+
+    first, tried = min(first, len(good) - 1), []
+
+    def within(rung):
+        tried.append(rung)
+        return good[rung]
+
+    last = last_within(len(good), first, within)
+    assert len(tried) == len(set(tried))
+    if last == -1:
+        assert not good[0]
+        assert not good[first]
+    else:
+        assert good[last]
+        assert not any(good[last + 1 : last + 1 + PATIENCE])
+        assert set(range(last + 1, min(last + 1 + PATIENCE, len(good)))) <= set(tried)
+
+
+def test_a_unified_codebook_is_paper_mode():
+    """Channel-wise, the ablation's file is paper mode's own; layer-wise, all channels of a layer have one largest code."""
+    from ablations import by_paper, paper_plan
+
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-1, 0, 16)[:, None]
+    state = {"weight": scales * torch.randn(16, 400, generator=generator)}
+    unified, flat = (paper_plan(state, 4.0, channel_wise=channel_wise) for channel_wise in (True, False))
+    assert unified.layers["weight"] == opq.plan(state, sparsity=0.4, bits=4.0).layers["weight"]
+    assert len(set(unified.layers["weight"].limits)) > 4
+    assert len(set(flat.layers["weight"].limits)) == 1
+    budget = 3000
+    assert 0.99 * budget <= by_paper(state, budget, channel_wise=True).file_bytes <= budget
+
+
+def test_stored_weights_are_what_comes_back():
+    """What is stored of pruned integers and codebooks says what comes back: few values, and the asked share of zeros."""
+    import allocation_methods
+
+    generator = np.random.default_rng(0)
+    tensors = {"weight": generator.laplace(size=(8, 500)).astype(np.float32), "bias": np.ones(8, np.float32)}
+    network = SimpleNamespace(tensors=tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation_methods, "network_of", lambda name: network)
+        stored, back = allocation_methods.pruned_integers("any", 0.5, 6)
+        np.testing.assert_allclose(stored["weight"] * stored["weight.scale"], back["weight"])
+        assert np.abs(stored["weight"]).max() == 31
+        coded, means = allocation_methods.codebooks("any", 0.5, 31)
+    np.testing.assert_array_equal(coded["weight.values"][coded["weight"]].reshape(8, 500), means["weight"])
+    assert len(np.unique(means["weight"])) <= 32
+    assert (means["weight"] == 0).mean() == pytest.approx(0.5, abs=0.01)
+    error, plain = (float(np.square(value["weight"] - tensors["weight"]).mean()) for value in (means, back))
+    assert error < 2.0 * plain
+    for result in (stored, back, coded, means):
+        np.testing.assert_array_equal(result["bias"], tensors["bias"])
