@@ -62,7 +62,8 @@ def test_a_held_run_resumed_gives_the_same_bytes(tmp_path, stop):
 
     def run(folder, watch=None):
         model, _ = make("convolutions")
-        return opq.finetune(model, images(), epochs=3, ratio=5.0, recipe=recipe, reserve=0.0, folder=folder, watch=watch)
+        fixed = {"reserve": 0.0, "open_epochs": 0}
+        return opq.finetune(model, images(), epochs=3, ratio=5.0, recipe=recipe, folder=folder, watch=watch, **fixed)
 
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):

@@ -76,6 +76,18 @@ def test_finetune_writes_the_file_and_goes_on_from_it(work, capsys):
                 np.testing.assert_array_equal(first[entry.name].codes != 0, second[entry.name].codes != 0)
 
 
+def test_open_epochs_are_asked_for_by_their_number(work, capsys):
+    """--open-epochs reaches the run; where the file's masks are kept it is refused, in one line."""
+    common = "finetune network.py:make --data images.npz --epochs 3 --batch 16"
+    assert main(f"{common} --ratio 4 --open-epochs 2 --run run -o a.opq".split()) == 0
+    assert json.loads((work / "run" / "arguments.json").read_text())["open_epochs"] == 2
+    capsys.readouterr()
+    assert main(f"{common} --from a.opq --open-epochs 1 -o b.opq".split()) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0
+    assert "the file's are kept" in error
+
+
 def test_finetune_begins_at_a_calibrated_file(work):
     """--calibrate gives the masks and steps that `opq compress --calibrate` has at the target less the reserve."""
     torch.save(open_model("network.py:make").network.state_dict(), "a.pt")

@@ -25,6 +25,12 @@ from opq.files import refuse_existing, refuse_same
 @click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
 @calibration_options
 @click.option(
+    "--open-epochs",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Leave open in the first N epochs which weights are pruned; by default half of them, none with --sparsity or --from.",
+)
+@click.option(
     "--labels",
     type=click.FloatRange(0.0, 1.0),
     default=0.0,
@@ -72,6 +78,7 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
         teacher="dense" if given["labels"] < 1.0 else None,
         recipe=recipe,
         calibration=calibration,
+        open_epochs=given["open_epochs"],
         folder=given["folder"],
         seed=given["seed"],
         accelerator=accelerator,

@@ -20,8 +20,9 @@ class Codebook(nn.Module):
     Values are bit-equal to `opq.fake_quantize` under the plan, but that the mask is fixed: a kept weight takes a code of at
     least 1 in magnitude however small it becomes, a pruned one is exactly zero however large. The gradient passes straight
     through to kept weights and is zero for pruned ones (Y. Bengio, N. Leonard, A. Courville, arXiv 1308.3432, 2013).
+    While it has a border, no mask is fixed yet: latent values of larger magnitude are kept, and the gradient passes to all.
 
-    mask    bool, shaped as the weight: True = kept
+    mask    bool, shaped as the weight: True = kept; of no effect beside a border
     step    float32 (): distance of neighbouring codebook values
     offset  (): rounding offset, in the dtype that rounding works in
     most    largest code, one for all channels or one each, shaped to broadcast with the weight
@@ -38,6 +39,7 @@ class Codebook(nn.Module):
         self.register_buffer("step", torch.tensor(step, dtype=torch.float32, device=mask.device))
         self.register_buffer("offset", torch.tensor(offset, dtype=most.dtype, device=mask.device))
         self.register_buffer("most", most)
+        self.border: float | None = None
 
     @classmethod
     def from_plan(cls, name: str, weight: Tensor, plan: LayerPlan) -> Self:
@@ -71,11 +73,17 @@ class Codebook(nn.Module):
         """Signed codes as floats, 0 where pruned, NaN where latent values are."""
         work = latent if latent.dtype == torch.float64 else latent.float()
         step, offset, most = (number.to(work.dtype) for number in (self.step, self.offset, self.most))
-        return cast(Tensor, signed_levels(work, uncut_levels(work, step, offset), most, self.mask))
+        kept = self.mask if self.border is None else ~(work.abs() <= self.border)  # NaN is kept, so that it is seen
+        return cast(Tensor, signed_levels(work, uncut_levels(work, step, offset), most, kept))
 
     def codes(self, latent: Tensor) -> Tensor:
         """Codes, int32."""
         return self.levels(latent.detach()).to(torch.int32)
+
+    def close(self, latent: Tensor) -> None:
+        """Keep from now on what the border leaves now."""
+        self.mask.copy_(self.codes(latent) != 0)
+        self.border = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A network cast to a narrow dtype keeps the very step of the plan.
@@ -94,7 +102,7 @@ def fixed_plan(shape: tuple[int, ...], step: float) -> LayerPlan:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, codebook: Codebook) -> Tensor:
-        ctx.save_for_backward(codebook.mask)
+        ctx.save_for_backward(codebook.mask if codebook.border is None else None)
         levels = codebook.levels(latent)
         return cast(Tensor, dequantize(levels, codebook.step.to(levels.dtype), latent.dtype))
 
@@ -103,4 +111,4 @@ class _StraightThrough(torch.autograd.Function):
         (gradient,) = gradients
         (mask,) = ctx.saved_tensors
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        return torch.where(mask, dense, 0.0), None  # no product: infinity times zero is NaN
+        return dense if mask is None else torch.where(mask, dense, 0.0), None  # no product: infinity times zero is NaN

@@ -32,7 +32,7 @@ from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of
 from opq.training.preparing import codebooks, convert, fixed_layers, plain_state
 from opq.training.recipe import Recipe
-from opq.training.starting import Start, begin, described
+from opq.training.starting import Start, begin, described, open_epochs_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,6 +82,7 @@ def finetune(
     recipe: Recipe | None = None,
     calibration: Calibration | None = None,
     reserve: float = 0.07,
+    open_epochs: int | None = None,
     budget: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -101,6 +102,9 @@ def finetune(
     calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
                for, a ratio or a size; the better start where few epochs or inputs follow. Without it they come from the weights
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
+    open_epochs  how many of the first epochs leave open which weights are pruned: those under a multiple of the plan's
+               thresholds that keeps the file within its bytes, so that some come back where training needs them. By default
+               half of them, and none in the paper's mode, whose masks come from the dense weights alone, or from a file
     budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
                asked for, or the size of the file
     folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there
@@ -115,6 +119,7 @@ def finetune(
     cannot be brought into the budget.
     """
     recipe = recipe or Recipe()
+    opened = open_epochs_of(open_epochs, epochs, model, start, budget, options)
     if codebooks(model) or start is not None:
         allowed = set() if isinstance(start, Plan) else _STORED
         if others := sorted(set(options) - allowed):
@@ -131,6 +136,7 @@ def finetune(
             "calibrated": calibration is not None,
             "options": {key: repr(value) for key, value in options.items()},
             "reserve": reserve,
+            "open_epochs": opened,
         }
         trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
         run.claim({**asked, "budget": budget, **trained}, write=leads)
@@ -143,7 +149,8 @@ def finetune(
         budget = Target(dict(plan.target)).budget(plan.dense_bytes)
     hold = None
     if budget is not None and isinstance(loader, Sized):
-        hold = Hold(model, _room(model, plan, budget, metadata or {}, accelerator), epochs * len(loader))
+        room = _room(model, plan, budget, metadata or {}, accelerator)
+        hold = Hold(model, room, epochs * len(loader), opened * len(loader))
     own = None if isinstance(progress, bool) else progress
     with progress_bar() if progress is True and leads else nullcontext(own) as report:
         history = Training(model, loader, epochs, recipe, teacher, seed, run, hold, watch, accelerator, report).run()

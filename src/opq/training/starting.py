@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from opq.allocation.layers import Override
 from opq.allocation.plans import Plan
 from opq.calibration.calibrating import Calibration
 from opq.codec.auxiliary import asked_storage
 from opq.codec.reading import OpqFile
 from opq.compression import Compressed, Options, compress
 from opq.compression import plan as make_plan
-from opq.compression.options import read_auxiliary, read_target
+from opq.compression.options import Target, read_auxiliary, read_target
 from opq.errors import PlanError, RecipeError, TargetError
 from opq.training.batch_norm import is_canonical
 from opq.training.checkpoints import RunFolder
@@ -68,6 +69,41 @@ def begin(
     plan = replace(plan, target=target.asked)
     prepare(model, plan)
     return plan
+
+
+def open_epochs_of(
+    asked: int | None, epochs: int, model: nn.Module, start: Start | None, budget: int | None, options: Options
+) -> int:
+    """How many of the first `epochs` leave masks open: as many as asked, by default half of them where masks can be open.
+
+    Raises RecipeError for a number out of range, PlanError where masks cannot be open.
+    """
+    fixed = _why_fixed(model, start, budget, options)
+    if asked is None:
+        return 0 if fixed else epochs // 2
+    if not 0 <= asked < epochs:
+        raise RecipeError(f"open_epochs must be 0 or more and less than the {epochs} epochs, got {asked}")
+    if asked and fixed:
+        raise PlanError(f"no epoch can leave masks open: {fixed}")
+    return asked
+
+
+def _why_fixed(model: nn.Module, start: Start | None, budget: int | None, options: Options) -> str | None:
+    """Why masks are fixed from the start; None where they need not be."""
+    if codebooks(model):
+        return "the network is prepared already"
+    if isinstance(start, Plan):
+        if start.mode == "paper":
+            return "the paper's mode fixes them"
+        asked = budget or Target(dict(start.target)).budget(start.dense_bytes)
+        return None if asked is not None else "the plan was asked for no bytes to hold them to; give a budget"
+    if start is not None:
+        return "the file's are kept"
+    if "sparsity" in read_target(options).asked:
+        return "the paper's mode fixes them"
+    overrides = [value if isinstance(value, Override) else Override(**value) for value in options.get("overrides", {}).values()]
+    told = any(override.sparsity is not None or override.bits is not None for override in overrides)
+    return "an override says how many weights of a layer to prune" if told else None
 
 
 def described(start: Start | None) -> str | None:

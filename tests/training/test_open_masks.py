@@ -1,0 +1,168 @@
+"""Masks that stay open over the first epochs, and close."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interruptions import InterruptionError, interrupting_after
+from small_networks import make
+from test_finetuning import check_invariants, fixed_facts, images, optimizers
+from test_holding import spread
+
+import opq
+from opq.training.checkpoints import RunFolder
+from opq.training.codebook import Codebook
+from opq.training.fitting import section_bytes
+from opq.training.holding import Hold
+from opq.training.preparing import codebooks
+
+STEEP = opq.Recipe(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
+
+
+@given(
+    values=st.lists(st.floats(-50.0, 50.0, width=32), min_size=1, max_size=20),
+    step=st.floats(0.015625, 4.0, width=32),
+    offset=st.floats(0.0, 1.0, width=32),
+    border=st.floats(0.0, 50.0, width=32),
+    most=st.integers(1, 30),
+)
+def test_a_border_decides_while_masks_are_open(values, step, offset, border, most):
+    """Beyond the border latent values have the codes they would have were they kept, others 0, whatever the mask says; closed,
+    just the former are kept from then on.
+    """
+    latent = torch.tensor(values)
+    beyond = latent.abs() > border
+    open_, kept = (
+        Codebook(mask, step, offset, torch.tensor(float(most))) for mask in (torch.zeros_like(beyond), torch.ones_like(beyond))
+    )
+    open_.border = border
+    codes = open_.codes(latent)
+    assert torch.equal(codes, kept.codes(latent) * beyond)
+    assert torch.equal(open_(latent), codes.float() * torch.tensor(step))
+    open_.close(latent)
+    assert torch.equal(open_.codes(latent), codes)
+    assert torch.equal(open_.codes(torch.zeros_like(latent)), beyond.int())
+
+
+def test_the_gradient_passes_to_all_while_masks_are_open():
+    """Pruned latent values learn too, so that they can come back; and NaN is not hidden by being pruned."""
+    codebook = Codebook(torch.tensor([False, True]), 0.5, 0.5, torch.tensor(100.0))
+    codebook.border = 0.25
+    latent = torch.tensor([0.1, 0.6], requires_grad=True)
+    values = codebook(latent)
+    assert values.tolist() == [0.0, 0.5]
+    values.backward(torch.tensor([3.0, -2.0]))
+    assert latent.grad.tolist() == [3.0, -2.0]
+    assert torch.isnan(codebook(torch.tensor([torch.nan, 1.0]))[0])
+
+
+@given(share=st.floats(0.3, 1.5), seed=st.integers(0, 5))
+@settings(max_examples=10)
+def test_open_masks_fill_the_budget(share, seed):
+    """Whatever codes would take: while masks are open, they fill the budget and no more, or each weight is rounded to nearest;
+    in every layer it is the largest that are kept.
+    """
+    model, before = spread(seed)
+    latent = [weight.latent.detach().abs().numpy() for weight in codebooks(model)]
+    room = int(share * section_bytes(before))
+    hold = Hold(model, room, 100, open_steps=100)
+    hold(0, 1.0)
+    after = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
+    steps = [float(weight.codebook.step) for weight in codebooks(model)]
+    assert section_bytes(after) <= room
+    for values, codes in zip(latent, after, strict=True):
+        assert values[codes != 0].min() > values[codes == 0].max(initial=0.0)
+    nearest = all(
+        ((values > 0.5 * step) == (codes != 0)).all() for values, step, codes in zip(latent, steps, after, strict=True)
+    )
+    assert section_bytes(after) >= 0.97 * room or nearest
+
+
+@given(optimizer=optimizers, open_steps=st.integers(1, 4))
+@settings(max_examples=15)
+def test_closed_masks_never_open_again(optimizer, open_steps):
+    """Whatever the optimizer does after masks were closed: pruned weights stay zero, kept ones kept, steps what they were."""
+    model, inputs = make("convolutions")
+    model.train()
+    opq.prepare(model, ratio=6.0)
+    steps = {weight.names: float(weight.codebook.step) for weight in codebooks(model)}
+    hold = Hold(model, 1500, 8, open_steps)
+    made = optimizer(model.parameters())
+    facts = None
+    for step in range(8):
+        made.zero_grad()
+        model(inputs).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        made.step()
+        if not all(torch.isfinite(weight.latent).all() for weight in codebooks(model)):
+            return
+        hold(step, 1.0)
+        facts = fixed_facts(model) if step == open_steps - 1 else facts
+    check_invariants(model, facts)
+    assert {names: step for names, (_, step) in facts.items()} == steps
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_resumed_run_with_open_masks_gives_the_same_bytes(tmp_path, stop):
+    """Interrupted while masks are open, or after, a run ends as one that was never interrupted."""
+
+    def run(folder, watch=None):
+        model, _ = make("convolutions")
+        return opq.finetune(
+            model, images(), epochs=4, open_epochs=2, ratio=6.0, teacher="dense", recipe=STEEP, folder=folder, watch=watch
+        )
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptionError):
+        run(tmp_path / "parts", interrupting_after(stop))
+    assert (RunFolder(tmp_path / "parts").load()["hold"]["widening"] is None) == (stop >= 2)
+    assert run(tmp_path / "parts").compressed.data == whole.compressed.data
+
+
+def test_weights_change_sides_while_masks_are_open():
+    """Other weights are pruned than the plan has, some that it prunes are kept, and the file is within its budget."""
+    model, _ = make("convolutions")
+    plan = opq.plan(model, ratio=6.0, rounding="plain")
+    planned = {name: opq.fake_quantize(model.state_dict()[name], layer) != 0 for name, layer in plan.layers.items()}
+    recipe = replace(STEEP, learning_rate=30.0)
+    finetuned = opq.finetune(model, images(), epochs=6, open_epochs=5, start=plan, teacher="dense", recipe=recipe)
+    assert finetuned.compressed.file_bytes <= finetuned.budget == math.floor(plan.dense_bytes / 6.0)
+    opq.verify(finetuned.compressed.data)
+    kept = {name: model.state_dict()[name] != 0 for name in planned}
+    assert any((planned[name] & ~kept[name]).any() for name in planned)
+    assert any((kept[name] & ~planned[name]).any() for name in planned)
+
+
+def test_masks_that_are_fixed_cannot_be_open():
+    """A file's, a prepared network's and the paper's masks are refused, and open epochs to the end, before anything trains."""
+    model, _ = make("convolutions")
+    with pytest.raises(opq.RecipeError, match="less than the 2 epochs, got 2"):
+        opq.finetune(model, images(), epochs=2, open_epochs=2, ratio=6.0)
+    file = opq.compress(model, ratio=6.0).data
+    paper = opq.plan(model, sparsity=0.5, bits=3.0)
+    boundless = opq.Plan("joint", {}, paper.auxiliary, None, paper.dense_bytes, paper.dense_bytes, paper.layers)
+    for start, options, reason in (
+        (file, {}, "the file's are kept"),
+        (paper, {}, "the paper's mode fixes them"),
+        (None, {"sparsity": 0.5, "bits": 3.0}, "the paper's mode fixes them"),
+        (boundless, {}, "give a budget"),
+        (None, {"ratio": 6.0, "overrides": {"head.*": {"sparsity": 0.5}}}, "an override says"),
+    ):
+        with pytest.raises(opq.PlanError, match=reason):
+            opq.finetune(model, images(), epochs=2, open_epochs=1, start=start, **options)
+    assert not codebooks(model)
+    opq.prepare(model, ratio=6.0)
+    with pytest.raises(opq.PlanError, match="prepared already"):
+        opq.finetune(model, images(), epochs=2, open_epochs=1)
+
+
+@pytest.mark.parametrize(("asked", "epochs", "opened"), [(None, 4, 2), (None, 1, 0), (0, 4, 0), (3, 4, 3)])
+def test_half_of_the_epochs_are_open(tmp_path, asked, epochs, opened):
+    """By default masks are open for half of the epochs, rounded down; the run's arguments tell for how many."""
+    model, _ = make("convolutions")
+    opq.finetune(model, images(), epochs=epochs, open_epochs=asked, ratio=6.0, folder=tmp_path)
+    assert json.loads((tmp_path / "arguments.json").read_text())["open_epochs"] == opened
