@@ -16,7 +16,6 @@ methods are gzip of a safetensors file with int8 (or packed int4) weights, scale
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from allocation_methods import METHODS, RATIOS, Run
 from allocation_networks import fresh, logits_of, network_of
-from harness import RESULTS, Row, print_rows, save_result
+from harness import RESULTS, Row, keep_row, kept_rows, print_rows
 from torch import Tensor
 
 
@@ -37,7 +36,7 @@ def main() -> int:
     parser.add_argument("--setting", type=float, action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    rows = _rows_so_far()
+    rows = kept_rows("allocation")
     for name in arguments.network or RATIOS:
         for method in arguments.method or METHODS:
             data, settings, run = METHODS[method]
@@ -46,11 +45,8 @@ def main() -> int:
                     continue
                 if any((row["network"], row["method"], row["setting"]) == (name, method, _label(setting)) for row in rows):
                     continue
-                row = _row(name, method, data, setting, run)
-                rows = [*_rows_so_far(), row]  # another run may have added some meanwhile
-                rows.sort(key=lambda row: (list(RATIOS).index(row["network"]), row["method"], -row["file_bytes"]))
-                print_rows([row])
-                save_result("allocation", rows, seed=0, libraries=("torch", "nncodec", "scikit-learn"))
+                row, case = _row(name, method, data, setting, run), ("network", "method", "setting")
+                rows = keep_row("allocation", row, case, _place, seed=0, libraries=("torch", "nncodec", "scikit-learn"))
     print_rows(rows)
     if rows:
         _draw(rows)
@@ -89,9 +85,8 @@ def _label(setting: Any) -> str:
     return "/".join(f"{value:g}" for value in setting) if isinstance(setting, tuple) else f"{setting:g}"
 
 
-def _rows_so_far() -> list[Row]:
-    path = RESULTS / "allocation.json"
-    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+def _place(row: Row) -> tuple[int, str, int]:
+    return list(RATIOS).index(row["network"]), row["method"], -row["file_bytes"]
 
 
 def _draw(rows: list[Row]) -> None:

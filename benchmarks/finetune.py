@@ -10,6 +10,7 @@ The dense network is the published one, adapted to these images with labels; tha
 either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
 
+In joint mode masks are open for half of the epochs; in paper mode they are those of the dense weights, as in the paper.
 The start of joint mode is planned from the weights alone or, where few epochs follow (CALIBRATED), calibrated on IMAGES of the
 training images without their labels; `start` tells which.
 
@@ -21,16 +22,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from harness import NETWORKS, RESULTS, ROOT, Row, data_file, print_rows, save_result
+from harness import NETWORKS, ROOT, Row, data_file, keep_row
 from images import Batches, Whole, cifar10
 from networks.resnet_cifar import preprocess, resnet20, resnet56
 from safetensors.torch import load_file
@@ -50,8 +49,8 @@ DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4)
 CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4)
 RECIPE = opq.Recipe(learning_rate=0.03)
 CASES = (
-    *(("joint", ratio) for ratio in (20, 30, 10, 40)),
-    *(("paper", ratio) for ratio in (20, 30, 10, 40)),
+    *(("joint", ratio) for ratio in (35, 25, 40, 30, 20, 10)),
+    *(("paper", ratio) for ratio in (30, 20, 40, 10)),
 )
 AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
 CALIBRATED = {"resnet56"}
@@ -118,6 +117,7 @@ class Series:
             model,
             self.train,
             epochs=self.epochs,
+            open_epochs=self.open_epochs(mode),
             start=None if joint else paper_plan(dense, ratio),
             calibration=opq.calibrate(dense, self.unlabelled()) if self.calibrates(mode) else None,
             reserve=RESERVE,
@@ -135,6 +135,10 @@ class Series:
     def calibrates(self, mode: str) -> bool:
         """Whether a row's start is calibrated."""
         return mode == "joint" and self.network in CALIBRATED
+
+    def open_epochs(self, mode: str) -> int:
+        """How many of a row's epochs leave masks open."""
+        return self.epochs // 2 if mode == "joint" else 0
 
     def unlabelled(self) -> Tensor:
         """Some training images, as they are."""
@@ -197,6 +201,7 @@ def main() -> None:
                 "dense_top1": dense_top1,
                 "top1": top1,
                 "epochs": series.epochs,
+                "open_epochs": series.open_epochs(mode),
                 "seconds": sum(row["seconds"] for row in finetuned.history),
                 "asked_ratio": float(ratio),
                 "teacher_top1": teacher_top1,
@@ -208,15 +213,10 @@ def main() -> None:
         print(finetuned, f"top1 {top1:.2f}", flush=True)
 
 
-def add_row(row: dict[str, Any]) -> None:
+def add_row(row: Row) -> None:
     """Put a row into the result file, in place of an earlier one of the same case."""
-    path = RESULTS / "finetune.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     case = ("network", "data", "mode", "asked_ratio")
-    rows = [other for other in rows if any(other[key] != row[key] for key in case)] + [row]
-    rows.sort(key=lambda other: tuple(str(other[key]) for key in case))
-    print_rows([row])
-    save_result("finetune", rows, seed=SEED, libraries=["torch"])
+    keep_row("finetune", row, case, lambda row: [str(row[key]) for key in case], seed=SEED, libraries=["torch"])
 
 
 if __name__ == "__main__":

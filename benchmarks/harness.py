@@ -142,6 +142,33 @@ def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, librar
     print(f"wrote {path.relative_to(ROOT)}")
 
 
+def kept_rows(benchmark: str) -> list[Row]:
+    """The rows of results/`benchmark`.json, none where there is no such file."""
+    path = RESULTS / f"{benchmark}.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
+
+
+def keep_row(
+    benchmark: str,
+    row: Row,
+    case: Sequence[str],
+    order: Callable[[Row], Any],
+    *,
+    seed: int | None,
+    libraries: Sequence[str] = (),
+) -> list[Row]:
+    """Print a row, and put it into a result file that is made row by row, with the commit and processor of its own.
+
+    case   columns that tell the row from others: an earlier one of the same case goes
+    order  by what the file's rows are sorted
+    """
+    print_rows([row])
+    others = [other for other in kept_rows(benchmark) if any(other[key] != row[key] for key in case)]
+    rows = sorted([*others, {**row, "commit": _commit(), "processor": _processor()}], key=order)
+    save_result(benchmark, rows, seed=seed, libraries=libraries)
+    return rows
+
+
 def _dump(document: Mapping[str, Any]) -> str:
     """JSON with one line a row, so that a changed figure is a changed line."""
     head = json.dumps({**document, "rows": []}, indent=1, allow_nan=False)

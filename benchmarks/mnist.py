@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 import time
@@ -30,7 +29,7 @@ from typing import Any, cast
 
 import torch
 from handwriting import Handwriting, TestImages
-from harness import RESULTS, ROOT, Row, print_rows, save_result
+from harness import ROOT, Row, keep_row
 from networks.lenet import lenet_5, lenet_300_100
 from sparsifying import Sparsifier, plan_sparse
 from torch import nn
@@ -168,21 +167,12 @@ def main() -> int:
             series = Series(network, seed, folder)
             for case in CASES[network]:
                 if not asked.ratios or case.ratio in asked.ratios:
-                    row = series.row(case)
-                    print_rows([row])
-                    save_result("mnist", merged(row), seed=None, libraries=["torch"])
+                    keep_row("mnist", series.row(case), ("network", "ratio", "seed"), _place, seed=None, libraries=["torch"])
     return 0
 
 
-def merged(new: Row) -> list[Row]:
-    """The rows of the result file with `new`, which replaces that of the same network, seed and ratio."""
-
-    def key(row: Row) -> tuple[Any, ...]:
-        return list(MAKERS).index(row["network"]), row["ratio"], row["seed"]
-
-    path = RESULTS / "mnist.json"
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for _, row in sorted({key(row): row for row in (*known, new)}.items())]
+def _place(row: Row) -> tuple[Any, ...]:
+    return list(MAKERS).index(row["network"]), row["ratio"], row["seed"]
 
 
 if __name__ == "__main__":

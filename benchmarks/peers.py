@@ -16,13 +16,12 @@ packed_bytes  the same after gzip, bzip2 or xz, whichever is smallest, or as it 
 data          "none": the weights, or inputs drawn at random; "unlabelled": calibrated with some training images
 drop, error   points of top-1 under dense, and the standard error of that difference, image by image
 
-With --network or --way other rows of results/peers.json stay as they are.
+A row is put into results/peers.json as soon as it is done, in place of an earlier one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -31,7 +30,7 @@ from typing import Any
 
 import torch
 from allocation_networks import fresh, logits_of, network_of
-from harness import RESULTS, Row, print_rows, save_result
+from harness import Row, keep_row, print_rows
 from peers_ways import WAYS, Saved, Way, packed
 from torch import Tensor
 
@@ -48,17 +47,15 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows: list[Row] = []
-    if arguments.network or arguments.way:
-        rows = list(json.loads((RESULTS / "peers.json").read_text())["rows"]) if (RESULTS / "peers.json").exists() else []
     for name in arguments.network or NETWORKS:
         for way in arguments.way or WAYS:
-            row = smallest(name, way)
-            rows = [other for other in rows if (other["network"], other["way"]) != (name, way)] + [row]
-            rows.sort(key=lambda row: (NETWORKS.index(row["network"]), list(WAYS).index(row["way"])))
-            print_rows([row])
-            save_result("peers", rows, seed=0, libraries=("torch",))
+            rows = keep_row("peers", smallest(name, way), ("network", "way"), _place, seed=0, libraries=("torch",))
     print_rows(rows)
     return 0
+
+
+def _place(row: Row) -> tuple[int, int]:
+    return NETWORKS.index(row["network"]), list(WAYS).index(row["way"])
 
 
 def smallest(name: str, way: str) -> Row:

@@ -33,9 +33,16 @@ def _lines(path: Path, section: Callable[[list[Row]], list[str]]) -> list[str]:
     result = json.loads(path.read_text())
     lines = section(result["rows"])
     if lines[0].startswith("|"):
-        machine = result["machine"]
-        lines += ["", f"<sub>{machine['processor']}, {machine['cores']} cores, {result['commit']}, {result['date']}</sub>"]
+        lines += ["", f"<sub>{_made(result)}</sub>"]
     return lines
+
+
+def _made(result: Row) -> str:
+    """Processors, commits and date of a result; those of its rows where they were made one by one."""
+    machine, rows = result["machine"], result["rows"]
+    own = {key: [row[key] for row in rows if key in row] for key in ("processor", "commit")}
+    processors, commits = (" and ".join(dict.fromkeys(own[key])) for key in own)
+    return f"{processors or machine['processor']}, {machine['cores']} cores, {commits or result['commit']}, {result['date']}"
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def efficiency(rows: list[Row]) -> list[str]:
         "dense": "dense network, where both begin",
         "iterative": "gradual pruning, then learned steps",
         "opq": "opq: one plan, then finetuning",
+        "opq, masks fixed": "the same, pruned as the dense weights say",
         "plan": "one plan",
         "plain epoch": "an epoch of the plain network",
         "prepared epoch": "an epoch of the prepared network",
@@ -292,6 +293,7 @@ def finetune(rows: list[Row]) -> list[str]:
             "top-1 %",
             "dense as long %",
             "teacher %",
+            "open epochs",
         ),
         (
             (
@@ -300,6 +302,7 @@ def finetune(rows: list[Row]) -> list[str]:
                 row["start"],
                 *_finetuned(row),
                 f"{row['teacher_top1']:.2f}",
+                f"{row['open_epochs']}",
             )
             for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"]))
             if row["network"] != "mobilenet"

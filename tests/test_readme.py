@@ -39,7 +39,7 @@ def test_every_result_comes_from_reproduce(monkeypatch):
     benchmarks = {name for name, text in texts.items() if '__name__ == "__main__"' in text} - {"readme.py"}
     assert not quick & long
     assert quick | long == benchmarks
-    written = {result for name in quick | long for result in re.findall(r'save_result\("(\w+)"', texts[name])}
+    written = {result for name in quick | long for result in re.findall(r'(?:save_result|keep_row)\(\s*"(\w+)"', texts[name])}
     assert {path.stem for path in (folder / "results").glob("*.json")} <= written
     sections = re.findall(r"^<!-- (\w+) -->$", (ROOT / "README.md").read_text(), re.MULTILINE)
     monkeypatch.syspath_prepend(folder)
