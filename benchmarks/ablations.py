@@ -2,8 +2,8 @@
 
 What it tells: whether measured magnitudes place layers better than the Laplace density; whether a step for every channel earns
 its bytes; whether channels that share a codebook should use it each as far as its own weights reach (the paper's unified
-channel-wise quantization) or all alike (layer-wise); masks made once against masks made in rounds; the dense network as
-teacher, without labels, against labels.
+channel-wise quantization) or all alike (layer-wise); masks made once against masks made in rounds and masks that are open for
+half of the epochs; the dense network as teacher, without labels, against labels.
 
     python benchmarks/ablations.py
 
@@ -200,27 +200,35 @@ def _trainings() -> list[Row]:
     dense_top1 = opq.evaluate(dense, test).top1
     dense_bytes = sum(tensor.nbytes for tensor in dense.state_dict().values())
 
-    def finetuned(ratios: tuple[int, ...], teacher: nn.Module | None) -> tuple[int, float | None]:
+    def finetuned(ratios: tuple[int, ...], opened: int | None, teacher: nn.Module | None) -> tuple[int, float | None]:
         model = copy.deepcopy(dense)
         for ratio in ratios:
             result = opq.finetune(
-                model, loader, epochs=EPOCHS // len(ratios), ratio=ratio, teacher=teacher, recipe=ADAM, seed=SEED
+                model,
+                loader,
+                epochs=EPOCHS // len(ratios),
+                open_epochs=opened,
+                ratio=ratio,
+                teacher=teacher,
+                recipe=ADAM,
+                seed=SEED,
             )
         return result.compressed.file_bytes, opq.evaluate(model, test).top1
 
     last = TRAINED_RATIOS[-1:]
-    variants: dict[tuple[str, str], tuple[tuple[int, ...], nn.Module | None]] = {
-        ("masks", "one-shot"): (last, dense),
-        ("masks", f"in {len(TRAINED_RATIOS)} rounds"): (TRAINED_RATIOS, dense),
-        ("teacher", "dense network, no labels"): (last, dense),
-        ("teacher", "labels"): (last, None),
+    variants: dict[tuple[str, str], tuple[tuple[int, ...], int | None, nn.Module | None]] = {
+        ("masks", "one-shot"): (last, 0, dense),
+        ("masks", f"in {len(TRAINED_RATIOS)} rounds"): (TRAINED_RATIOS, 0, dense),
+        ("masks", "open for half of the epochs"): (last, None, dense),
+        ("teacher", "dense network, no labels"): (last, None, dense),
+        ("teacher", "labels"): (last, None, None),
     }
     rows: list[Row] = []
-    done: dict[tuple[tuple[int, ...], bool], tuple[int, float | None]] = {}
-    for (ablation, variant), (ratios, teacher) in variants.items():
-        key = ratios, teacher is not None
+    done: dict[tuple[tuple[int, ...], int | None, bool], tuple[int, float | None]] = {}
+    for (ablation, variant), (ratios, opened, teacher) in variants.items():
+        key = ratios, opened, teacher is not None
         if key not in done:
-            done[key] = finetuned(ratios, teacher)
+            done[key] = finetuned(ratios, opened, teacher)
         size, top1 = done[key]
         rows.append(_row(ablation, variant, "lenet-300-100", size, dense_bytes, dense_top1, top1, EPOCHS))
     return rows
