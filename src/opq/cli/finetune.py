@@ -42,7 +42,7 @@ from opq.files import refuse_existing, refuse_same
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn at random.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def command(model: str, output: str, start: str | None, plan_file: str | None, force: bool, **given: Any) -> None:
-    """Train MODEL's weights with masks and steps fixed, and write a .opq file of the asked size.
+    """Train MODEL's weights with the steps of a plan, and write a .opq file of the asked size.
 
     MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Under `accelerate launch -m opq` it trains
     in as many processes as that starts.

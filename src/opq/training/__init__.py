@@ -1,4 +1,4 @@
-"""Training with the compression fixed: masks and steps stay, only weights move."""
+"""Training with the compression decided: steps stay, masks too once they are closed, and weights move."""
 
 from opq.errors import MissingExtraError
 

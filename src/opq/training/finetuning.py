@@ -45,7 +45,7 @@ _STORED = {"auxiliary", "batch_norm", "batch_norm_eps"}
 class Finetuned:
     """A finetuned network.
 
-    compressed     the file, and the plan whose masks and steps it has
+    compressed     the file, and the plan that it began with, whose steps it has
     budget         most bytes that the file was to have; None where nothing was asked
     trained_bytes  bytes that the file would have had as training left it
     fit            what it took to come from there into the budget
@@ -92,7 +92,7 @@ def finetune(
     metadata: Mapping[str, str] | None = None,
     **options: Unpack[Options],
 ) -> Finetuned:
-    """Train the weights of `model` with masks and steps fixed, and make the file of the asked size.
+    """Train the weights of `model` with the steps of a plan, and its masks or better ones, into a file of the asked size.
 
     model      on the device to train on; a dense one, or one that is prepared already. Afterwards it holds what the file holds
     loader     batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels"; it has a length
