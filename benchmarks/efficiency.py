@@ -8,9 +8,9 @@ bytes.
 
 LeNet-300-100 on MNIST, at each of SPARSITIES. The iterative way goes first; the bytes of its file, coded by opq, are what opq
 is then asked for, from the same dense network and for as many epochs as EPOCHS says, the last of them as many as the iterative
-way takes: with masks open for half of the epochs, as is the default, and with those of the dense weights. All learn from labels
-without distortions. `seconds` are those of the clock, `processor_seconds` those of the process in all its threads, which other
-work on the machine disturbs less.
+way takes: with masks open for two thirds of the epochs, as is the default, and with those of the dense weights. All learn from
+labels without distortions. `seconds` are those of the clock, `processor_seconds` those of the process in all its threads, which
+other work on the machine disturbs less.
 """
 
 from __future__ import annotations

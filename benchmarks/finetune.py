@@ -10,7 +10,7 @@ The dense network is the published one, adapted to these images with labels; tha
 either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
 
-In joint mode masks are open for half of the epochs; in paper mode they are those of the dense weights, as in the paper.
+In joint mode masks are open for two thirds of the epochs; in paper mode they are those of the dense weights, as in the paper.
 The start of joint mode is planned from the weights alone or, where few epochs follow (CALIBRATED), calibrated on IMAGES of the
 training images without their labels; `start` tells which.
 
@@ -138,7 +138,7 @@ class Series:
 
     def open_epochs(self, mode: str) -> int:
         """How many of a row's epochs leave masks open."""
-        return self.epochs // 2 if mode == "joint" else 0
+        return 2 * self.epochs // 3 if mode == "joint" else 0
 
     def unlabelled(self) -> Tensor:
         """Some training images, as they are."""
@@ -215,7 +215,7 @@ def main() -> None:
 
 def add_row(row: Row) -> None:
     """Put a row into the result file, in place of an earlier one of the same case."""
-    case = ("network", "data", "mode", "asked_ratio")
+    case = ("network", "data", "mode", "asked_ratio", "epochs")
     keep_row("finetune", row, case, lambda row: [str(row[key]) for key in case], seed=SEED, libraries=["torch"])
 
 

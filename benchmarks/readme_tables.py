@@ -331,7 +331,7 @@ def finetune_mobilenet(rows: list[Row]) -> list[str]:
                 *_finetuned(row),
                 f"{row['agreement']:.1f}",
             )
-            for row in sorted(rows, key=lambda row: row["asked_ratio"])
+            for row in sorted(rows, key=lambda row: (row["asked_ratio"], row["epochs"]))
             if row["network"] == "mobilenet"
         ),
     )

@@ -104,7 +104,7 @@ def finetune(
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
     open_epochs  how many of the first epochs leave open which weights are pruned: those under a multiple of the plan's
                thresholds that keeps the file within its bytes, so that some come back where training needs them. By default
-               half of them, and none in the paper's mode, whose masks come from the dense weights alone, or from a file
+               two thirds, and none in the paper's mode, whose masks come from the dense weights alone, or from a file
     budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
                asked for, or the size of the file
     folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there

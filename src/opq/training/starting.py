@@ -74,13 +74,13 @@ def begin(
 def open_epochs_of(
     asked: int | None, epochs: int, model: nn.Module, start: Start | None, budget: int | None, options: Options
 ) -> int:
-    """How many of the first `epochs` leave masks open: as many as asked, by default half of them where masks can be open.
+    """How many of the first `epochs` leave masks open: as many as asked, by default two thirds where masks can be open.
 
     Raises RecipeError for a number out of range, PlanError where masks cannot be open.
     """
     fixed = _why_fixed(model, start, budget, options)
     if asked is None:
-        return 0 if fixed else epochs // 2
+        return 0 if fixed else 2 * epochs // 3
     if not 0 <= asked < epochs:
         raise RecipeError(f"open_epochs must be 0 or more and less than the {epochs} epochs, got {asked}")
     if asked and fixed:
