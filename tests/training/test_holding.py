@@ -32,9 +32,9 @@ def test_codes_are_pulled_into_the_budget(share, seed):
     """Where nothing else moves latent values, they end within the budget; zeros, ones and signs stay, no code grows."""
     model, before = spread(seed)
     room = int(share * section_bytes(before))
-    hold = Hold(model, room, 2500)
+    hold = Hold(model, room)
     for step in range(2500):
-        hold(step, 1.0)
+        hold(step, 2500, 1.0)
     after = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
     assert section_bytes(after) <= room
     for old, new in zip(before, after, strict=True):
@@ -49,9 +49,9 @@ def test_codes_within_the_budget_are_left_alone(seed):
     """A network that is within the budget trains as if there were none."""
     model, before = spread(seed)
     values = [weight.latent.detach().clone() for weight in codebooks(model)]
-    hold = Hold(model, int(1.01 * section_bytes(before)), 100)
+    hold = Hold(model, int(1.01 * section_bytes(before)))
     for step in range(100):
-        hold(step, 1.0)
+        hold(step, 100, 1.0)
     assert all(torch.equal(value, weight.latent) for value, weight in zip(values, codebooks(model), strict=True))
 
 

@@ -69,8 +69,8 @@ def test_open_masks_fill_the_budget(share, seed):
     model, before = spread(seed)
     latent = [weight.latent.detach().abs().numpy() for weight in codebooks(model)]
     room = int(share * section_bytes(before))
-    hold = Hold(model, room, 100, open_steps=100)
-    hold(0, 1.0)
+    hold = Hold(model, room, open_share=1.0)
+    hold(0, 100, 1.0)
     after = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
     steps = [float(weight.codebook.step) for weight in codebooks(model)]
     assert section_bytes(after) <= room
@@ -90,7 +90,7 @@ def test_closed_masks_never_open_again(optimizer, open_steps):
     model.train()
     opq.prepare(model, ratio=6.0)
     steps = {weight.names: float(weight.codebook.step) for weight in codebooks(model)}
-    hold = Hold(model, 1500, 8, open_steps)
+    hold = Hold(model, 1500, open_steps / 8)
     made = optimizer(model.parameters())
     facts = None
     for step in range(8):
@@ -100,7 +100,7 @@ def test_closed_masks_never_open_again(optimizer, open_steps):
         made.step()
         if not all(torch.isfinite(weight.latent).all() for weight in codebooks(model)):
             return
-        hold(step, 1.0)
+        hold(step, 8, 1.0)
         facts = fixed_facts(model) if step == open_steps - 1 else facts
     check_invariants(model, facts)
     assert {names: step for names, (_, step) in facts.items()} == steps

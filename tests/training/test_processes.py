@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 
 
 def test_two_processes_make_one_file(tmp_path):
-    """Two gloo processes on the processor, begun with different weights, end with the same masks, values and bytes; one of
-    them writes the file.
+    """Two gloo processes on the processor, begun with different weights, end with the same masks, values and bytes, also where
+    masks were open at first; one of them writes the file.
     """
     pytest.importorskip("accelerate")
     # On processors alone `accelerate launch` wants MPI; torchrun sets the same environment.
@@ -28,11 +28,13 @@ def test_two_processes_make_one_file(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2))
     assert first["processes"] == 2
-    assert first["file"] == second["file"] == (tmp_path / "run" / "model.opq").read_bytes()
-    for name, value in first["values"].items():
-        assert torch.equal(value, second["values"][name]), name
-    opq.verify(first["file"])
-    with opq.OpqFile(first["file"]) as file:
-        assert first["masks"]
-        for name, mask in first["masks"].items():
-            np.testing.assert_array_equal(file[name].codes != 0, mask.numpy())
+    for name in ("prepared", "open"):
+        one, other = first[name], second[name]
+        assert one["file"] == other["file"] == (tmp_path / name / "model.opq").read_bytes()
+        for key, value in one["values"].items():
+            assert torch.equal(value, other["values"][key]), key
+        opq.verify(one["file"])
+        with opq.OpqFile(one["file"]) as file:
+            assert one["masks"]
+            for key, mask in one["masks"].items():
+                np.testing.assert_array_equal(file[key].codes != 0, mask.numpy(), err_msg=f"{name} {key}")

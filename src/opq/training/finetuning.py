@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -148,9 +148,8 @@ def finetune(
     if budget is None:
         budget = Target(dict(plan.target)).budget(plan.dense_bytes)
     hold = None
-    if budget is not None and isinstance(loader, Sized):
-        room = _room(model, plan, budget, metadata or {}, accelerator)
-        hold = Hold(model, room, epochs * len(loader), opened * len(loader))
+    if budget is not None:
+        hold = Hold(model, _room(model, plan, budget, metadata or {}, accelerator), opened / max(epochs, 1))
     own = None if isinstance(progress, bool) else progress
     with progress_bar() if progress is True and leads else nullcontext(own) as report:
         history = Training(model, loader, epochs, recipe, teacher, seed, run, hold, watch, accelerator, report).run()

@@ -41,29 +41,28 @@ class Hold:
     """Called after each step of a training.
 
     code_bytes  what the sections of all weights may take
-    steps       of the whole training
-    open_steps  the first of these, in which masks are open
+    open_share  share of the steps, the first ones, in which masks are open
     """
 
-    def __init__(self, model: nn.Module, code_bytes: int, steps: int, open_steps: int = 0) -> None:
-        self._weights, self._code_bytes, self._open_steps = codebooks(model), code_bytes, open_steps
-        self._between = max(_LEAST_BETWEEN, steps // _MEASUREMENTS)
+    def __init__(self, model: nn.Module, code_bytes: int, open_share: float = 0.0) -> None:
+        self._weights, self._code_bytes, self._open_share = codebooks(model), code_bytes, open_share
         self._sum = self._pull = 0.0
         self._saved: list[Tensor] = []
         self._widening: float | None = None
-        if open_steps:
+        if open_share > 0.0:
             self._open(1.0)
 
-    def __call__(self, step: int, share: float) -> None:
-        """After step number `step`, at `share` of the highest learning rate."""
-        last = step == self._open_steps - 1
+    def __call__(self, step: int, steps: int, share: float) -> None:
+        """After step number `step` of `steps`, at `share` of the highest learning rate."""
+        is_due = step % max(_LEAST_BETWEEN, steps // _MEASUREMENTS) == 0
         if self._widening is not None:
-            if last or step % self._between == 0:
+            is_last = step + 1 >= round(self._open_share * steps)
+            if is_due or is_last:
                 self._fit()
-            if last:
+            if is_last:
                 self._close()
             return
-        if step % self._between == 0:
+        if is_due:
             self._measure()
         if self._pull > 0.0 and step % _MOVE_EVERY == 0:
             self._move(_MOVE_EVERY * share * self._pull)

@@ -128,7 +128,7 @@ class Training:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
             optimizer.step()
             if self.hold is not None:
-                self.hold(epoch * batches + number, share)
+                self.hold(epoch * batches + number, self.epochs * batches, share)
             if average is not None:
                 average.update_parameters(self.model)
             total += loss.detach()
