@@ -141,8 +141,8 @@ def test_a_run_folder_says_what_was_done(tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2]
     assert set(rows[0]) == {"epoch", "loss", "seconds", "epochs_seen"}
     assert (tmp_path / "model.opq").read_bytes() == finetuned.compressed.data
-    with pytest.raises(opq.SourceError, match="a run with another epochs; choose another folder"):
-        opq.finetune(make("convolutions")[0], images(), epochs=3, ratio=6.0, folder=tmp_path)
+    with pytest.raises(opq.SourceError, match="a run with another seed; choose another folder"):
+        opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path, seed=1)
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
     with pytest.raises(opq.SourceError, match="not a checkpoint"):
         opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path)
