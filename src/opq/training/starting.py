@@ -101,9 +101,14 @@ def _why_fixed(model: nn.Module, start: Start | None, budget: int | None, option
         return "the file's are kept"
     if "sparsity" in read_target(options).asked:
         return "the paper's mode fixes them"
-    overrides = [value if isinstance(value, Override) else Override(**value) for value in options.get("overrides", {}).values()]
-    told = any(override.sparsity is not None or override.bits is not None for override in overrides)
+    overrides = options.get("overrides", {})
+    told = isinstance(overrides, Mapping) and any(map(_tells_zeros, overrides.values()))
     return "an override says how many weights of a layer to prune" if told else None
+
+
+def _tells_zeros(override: object) -> bool:
+    fields = vars(override) if isinstance(override, Override) else override  # what is neither is refused by the plan
+    return isinstance(fields, Mapping) and any(fields.get(key) is not None for key in ("sparsity", "bits"))
 
 
 def described(start: Start | None) -> str | None:
