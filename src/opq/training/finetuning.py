@@ -30,7 +30,7 @@ from opq.training.fitting import Fit, lower_codes, section_bytes
 from opq.training.holding import Hold
 from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of
-from opq.training.preparing import codebooks, convert, fixed_layers, plain_state
+from opq.training.preparing import codebooks, codes_of, convert, fixed_layers, plain_state
 from opq.training.recipe import Recipe
 from opq.training.starting import Start, begin, described, open_epochs_of
 
@@ -162,7 +162,7 @@ def finetune(
 
 def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str], accelerator: Accelerator | None) -> int:
     """Bytes of the budget that the sections of a prepared network's weights may take, the same in all processes."""
-    codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in codebooks(model)]
+    codes = codes_of(codebooks(model))
     room = budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes)
     if accelerator is None:
         return room
@@ -177,7 +177,7 @@ def _finish(
     """The file of a trained, prepared `model`, within the budget; the model converted, and as the file has it."""
     device = device_of(model)
     weights = codebooks(model)
-    codes = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in weights]
+    codes = codes_of(weights)
     compressed = _pack(model, plan, metadata)
     trained_bytes = compressed.file_bytes
     fit = Fit(0, sum(int(np.count_nonzero(array)) for array in codes))

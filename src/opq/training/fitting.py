@@ -19,7 +19,7 @@ from torch import nn
 from opq.codec.entropy import encode_codes
 from opq.errors import TargetError
 from opq.parallel import in_parallel
-from opq.training.preparing import PreparedWeight, codebooks
+from opq.training.preparing import PreparedWeight, codebooks, codes_of
 
 _SMALLEST_SAVING = 0.05
 _MANY = 1024
@@ -41,7 +41,7 @@ def lower_codes(model: nn.Module, code_bytes: float) -> Fit:
     more.
     """
     weights = codebooks(model)
-    before = [weight.codebook.codes(weight.latent).cpu().numpy() for weight in weights]
+    before = codes_of(weights)
     codes = before
     while (size := section_bytes(codes)) > code_bytes:
         order = _order(weights, codes)

@@ -9,23 +9,21 @@ moves towards zero by
 a step of the training, `share` being that of the learning rate; codes of 1 stay, since masks are fixed. The pull is zero while
 the codes are within the budget, and else follows the excess and its sum, as a thermostat does.
 
-In the first steps masks may be open still: then what keeps the codes within the budget is the border between pruned and kept
-weights, one multiple of all thresholds, and it is moved until they fill it.
+While masks are open (`opq.training.opening`) nothing is pulled, as borders keep the codes within the budget.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from opq.training.fitting import bits_saved, section_bytes
-from opq.training.preparing import codebooks
+from opq.training.opening import OpenMasks
+from opq.training.preparing import codebooks, codes_of
 
 _MEASUREMENTS = 60
 _LEAST_BETWEEN = 20
@@ -33,8 +31,6 @@ _MOVE_EVERY = 4
 _MARGIN = 0.002
 _PROPORTIONAL, _INTEGRAL = 0.05, 0.002
 _MOST_BITS = 6.0
-_CLOSE, _STRIDE = 0.001, 1.02
-_NARROWEST, _WIDEST = 0.5, 64.0
 
 
 class Hold:
@@ -48,19 +44,19 @@ class Hold:
         self._weights, self._code_bytes, self._open_share = codebooks(model), code_bytes, open_share
         self._sum = self._pull = 0.0
         self._saved: list[Tensor] = []
-        self._widening: float | None = None
+        self._masks = OpenMasks(self._weights)
         if open_share > 0.0:
-            self._open(1.0)
+            self._masks.open()
 
     def __call__(self, step: int, steps: int, share: float) -> None:
         """After step number `step` of `steps`, at `share` of the highest learning rate."""
         is_due = step % max(_LEAST_BETWEEN, steps // _MEASUREMENTS) == 0
-        if self._widening is not None:
+        if self._masks.are_open:
             is_last = step + 1 >= round(self._open_share * steps)
             if is_due or is_last:
-                self._fit()
+                self._masks.fit(self._code_bytes)
             if is_last:
-                self._close()
+                self._masks.close()
             return
         if is_due:
             self._measure()
@@ -69,49 +65,16 @@ class Hold:
 
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on."""
-        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "widening": self._widening}
+        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "widening": self._masks.widening}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._sum, self._pull = state["sum"], state["pull"]
         self._saved = [saved.to(weight.latent) for saved, weight in zip(state["saved"], self._weights, strict=False)]
-        self._open(state["widening"])
-
-    def _open(self, widening: float | None) -> None:
-        """Put all borders at so many times their thresholds, or half a step if that is more; None to have none."""
-        self._widening = widening
-        for weight in self._weights:
-            codebook = weight.codebook
-            threshold, step = 1.0 - float(codebook.offset), float(codebook.step)
-            codebook.border = None if widening is None else max(widening * threshold, 0.5) * step
-
-    def _close(self) -> None:
-        for weight in self._weights:
-            weight.codebook.close(weight.latent)
-        self._widening = None
-
-    def _fit(self) -> None:
-        """Move the borders to the nearest place where the codes fit in."""
-        low, high = _NARROWEST, _WIDEST
-        widening, stride = self._widening or 1.0, _STRIDE
-        while high > (1.0 + _CLOSE) * low:
-            self._open(widening)
-            if section_bytes(self._codes()) > self._code_bytes:
-                low, seen = widening, high < _WIDEST
-            else:
-                high, seen = widening, low > _NARROWEST
-            if seen:
-                widening = math.sqrt(low * high)
-            else:  # in growing strides to where it is otherwise
-                widening = min(low * stride, high) if high == _WIDEST else max(high / stride, low)
-                stride *= stride
-        self._open(high)
-
-    def _codes(self) -> list[NDArray[np.int32]]:
-        return [weight.codebook.codes(weight.latent).cpu().numpy() for weight in self._weights]
+        self._masks.open(state["widening"])
 
     def _measure(self) -> None:
-        codes = self._codes()
+        codes = codes_of(self._weights)
         excess = section_bytes(codes) / self._code_bytes - 1.0 + _MARGIN
         self._sum = max(self._sum + _INTEGRAL * excess, 0.0)
         self._pull = max(self._sum + _PROPORTIONAL * excess, 0.0)

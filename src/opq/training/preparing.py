@@ -7,12 +7,14 @@ of the network sees, which is always in its codebook. `torch.nn.utils.parametriz
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -108,6 +110,11 @@ def codebooks(model: nn.Module) -> list[PreparedWeight]:
                 found.setdefault(id(chain.original), ([], chain.original, chain[0]))[0].append(name)
     weights = [PreparedWeight(tuple(sorted(names)), latent, codebook) for names, latent, codebook in found.values()]
     return sorted(weights, key=lambda weight: weight.names[0].encode())
+
+
+def codes_of(weights: Iterable[PreparedWeight]) -> list[NDArray[np.int32]]:
+    """Codes of prepared weights as they are now."""
+    return [weight.codebook.codes(weight.latent).cpu().numpy() for weight in weights]
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
