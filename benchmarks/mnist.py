@@ -7,8 +7,8 @@ Claim: with a 150th of its bytes LeNet-300-100 makes fewer errors than Deep Comp
     python benchmarks/mnist.py lenet-5 --ratios 400 --seeds 0 1 2
 
 The dense network is trained on distorted images until it gets no better; it is the teacher of all that follows, and each ratio
-begins at it: `opq.finetune`, half of every batch distorted, half as it is. `epochs` and `seconds` are those of that training,
-after `dense_epochs`.
+begins at it: a training towards few weights (sparsifying.py), one plan, a training with the masks and steps of that plan. Half
+of every batch is distorted, half is as it is. `epochs` and `seconds` are those of both trainings, after `dense_epochs`.
 
 Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row
 is put into results/mnist.json as soon as it is done. OPQ_CACHE names the folder for distorted images.
@@ -18,8 +18,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +31,7 @@ import torch
 from handwriting import Handwriting, TestImages
 from harness import ROOT, Row, keep_row
 from networks.lenet import lenet_5, lenet_300_100
+from sparsifying import Sparsifier, plan_sparse
 from torch import nn
 
 import opq
@@ -37,16 +42,30 @@ from opq.training.loop import Training
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"lenet-300-100": lenet_300_100, "lenet-5": lenet_5}
 
 
-CASES: Mapping[str, Mapping[int, int]] = {
-    "lenet-300-100": {40: 18, 80: 24, 150: 36, 200: 36},
-    "lenet-5": {40: 8, 108: 12, 200: 16, 400: 20},
+@dataclass(frozen=True)
+class Case:
+    """A file ratio, and the epochs of its two trainings."""
+
+    ratio: int
+    sparsifying: int
+    finetuning: int
+
+
+CASES: Mapping[str, tuple[Case, ...]] = {
+    "lenet-300-100": (Case(40, 12, 10), Case(80, 16, 12), Case(150, 20, 15), Case(200, 20, 15)),
+    "lenet-5": (Case(40, 6, 4), Case(108, 8, 5), Case(200, 10, 6), Case(400, 12, 8)),
 }
-"""{network: {file ratio: epochs}}"""
 DENSE_EPOCHS: Mapping[str, int] = {"lenet-300-100": 60, "lenet-5": 24}
 DENSE_RECIPE = opq.Recipe(learning_rate=1.5e-3, weight_decay=0.01, warm_up=0.01, optimizer=torch.optim.AdamW)
 RECIPE = opq.Recipe(learning_rate=1e-3, weight_decay=0.0, warm_up=0.02, labels=0.3, temperature=2.0, optimizer=torch.optim.Adam)
+BITS_A_WEIGHT, FIXED_BYTES = 8.5, 350
+"""What a kept weight takes, its place included, and what a file takes beside: so many weights are worth keeping."""
+
+RESERVE = 0.035
+"""Share of the budget that is left to codes, which spread while they train."""
+
 GRID = 16
-"""Biases are multiples of 1/16, and rest."""
+"""Biases are multiples of 1/16, and rest while masks and steps are fixed."""
 
 
 class Series:
@@ -59,14 +78,14 @@ class Series:
         self.dense_top1 = self._top1(self.dense)
         self.loader = Handwriting(distorted=0.5)
 
-    def row(self, ratio: int) -> Row:
+    def row(self, case: Case) -> Row:
         """Train at one file ratio."""
-        finetuned = self._compressed(ratio)
+        finetuned, seconds = self._compressed(case)
         facts = opq.inspect(finetuned.compressed.data)
         return {
             "network": self.network,
             "seed": self.seed,
-            "ratio": ratio,
+            "ratio": case.ratio,
             "file_ratio": facts.file_ratio,
             "file_bytes": facts.file_bytes,
             "nominal_ratio": facts.nominal_ratio,
@@ -74,8 +93,8 @@ class Series:
             "dense_top1": self.dense_top1,
             "top1": self._top1(opened(self.network, finetuned.compressed.data)),
             "dense_epochs": DENSE_EPOCHS[self.network],
-            "epochs": len(finetuned.history),
-            "seconds": sum(row["seconds"] for row in finetuned.history),
+            "epochs": case.sparsifying + case.finetuning,
+            "seconds": seconds,
         }
 
     def _dense(self) -> nn.Module:
@@ -86,26 +105,39 @@ class Series:
         Training(model, loader, DENSE_EPOCHS[self.network], DENSE_RECIPE, seed=self.seed, folder=folder).run()
         return model
 
-    def _compressed(self, ratio: int) -> opq.Finetuned:
-        model = copy.deepcopy(self.dense)
+    def _compressed(self, case: Case) -> tuple[opq.Finetuned, float]:
+        """Sparsify, plan, finetune; also the seconds it took."""
+        model, loader = copy.deepcopy(self.dense), self.loader
+        folder = self.folder / f"ratio_{case.ratio}"
+        budget = math.floor(sum(tensor.nbytes for tensor in model.state_dict().values()) / case.ratio)
+        kept = round(8 * (budget - FIXED_BYTES) / BITS_A_WEIGHT)
+        sparsifier = partial(Sparsifier, steps=case.sparsifying * len(loader), kept=kept)
+        recipe = replace(RECIPE, optimizer=sparsifier)
+        sparse = Training(
+            model, loader, case.sparsifying, recipe, self.dense, self.seed, RunFolder(folder / "sparse"), watch=self._watch
+        ).run()
+        start = time.perf_counter()
         with torch.no_grad():
             for tensor in model.parameters():
                 if tensor.ndim < 2:
                     tensor.copy_((tensor * GRID).round() / GRID).requires_grad_(False)
+        plan = plan_sparse(model, loader.images[:300].float() / 255.0, round(budget * (1.0 - RESERVE)))
+        planning = time.perf_counter() - start
         finetuned = opq.finetune(
             model,
-            self.loader,
-            epochs=CASES[self.network][ratio],
+            loader,
+            epochs=case.finetuning,
+            open_epochs=0,
+            start=plan,
+            budget=budget,
             teacher=self.dense,
             recipe=RECIPE,
             seed=self.seed,
-            folder=self.folder / f"ratio_{ratio}",
+            folder=folder / "finetuned",
             watch=self._watch,
-            ratio=ratio,
-            auxiliary="half",
         )
         opq.verify(finetuned.compressed.data)
-        return finetuned
+        return finetuned, planning + sum(row["seconds"] for row in (*sparse, *finetuned.history))
 
     def _top1(self, model: nn.Module) -> float:
         return cast(float, opq.evaluate(model, self.test).top1)
@@ -134,9 +166,9 @@ def main() -> int:
     for network in asked.networks or MAKERS:
         for seed in asked.seeds:
             series = Series(network, seed, folder)
-            for ratio in CASES[network]:
-                if not asked.ratios or ratio in asked.ratios:
-                    keep_row("mnist", series.row(ratio), ("network", "ratio", "seed"), _place, seed=None, libraries=["torch"])
+            for case in CASES[network]:
+                if not asked.ratios or case.ratio in asked.ratios:
+                    keep_row("mnist", series.row(case), ("network", "ratio", "seed"), _place, seed=None, libraries=["torch"])
     return 0
 
 
