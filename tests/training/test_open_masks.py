@@ -83,7 +83,7 @@ def test_open_masks_fill_the_budget(share, seed):
 
 
 @given(optimizer=optimizers, open_steps=st.integers(1, 4))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_closed_masks_never_open_again(optimizer, open_steps):
     """Whatever the optimizer does after masks were closed: pruned weights stay zero, kept ones kept, steps what they were."""
     model, inputs = make("convolutions")
@@ -106,7 +106,7 @@ def test_closed_masks_never_open_again(optimizer, open_steps):
     assert {names: step for names, (_, step) in facts.items()} == steps
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_run_with_open_masks_gives_the_same_bytes(tmp_path, stop):
     """Interrupted while masks are open, or after, a run ends as one that was never interrupted."""
 
