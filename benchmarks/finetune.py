@@ -1,6 +1,6 @@
 """OPQ finetuned against the dense network trained as long, at the bytes of the real file.
 
-Claim: on CIFAR-10 (JPEG), a ResNet whose masks and steps were solved once and whose weights were then trained for a few epochs
+Claim: on CIFAR-10 (JPEG), a ResNet whose steps were solved once and whose weights were then trained for a few epochs
 comes close to the dense network at file ratios from 10 to 40, in joint mode and, at the same bytes, in paper mode.
 
     python benchmarks/finetune.py resnet20
@@ -10,7 +10,7 @@ The dense network is the published one, adapted to these images with labels; tha
 either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
 
-In joint mode masks are open for two thirds of the epochs; in paper mode they are those of the dense weights, as in the paper.
+In joint mode masks are open for two thirds of the epochs, but for calibrated starts; in paper mode they are the dense weights'.
 The start of joint mode is planned from the weights alone or, where few epochs follow (CALIBRATED), calibrated on IMAGES of the
 training images without their labels; `start` tells which.
 
@@ -138,7 +138,7 @@ class Series:
 
     def open_epochs(self, mode: str) -> int:
         """How many of a row's epochs leave masks open."""
-        return 2 * self.epochs // 3 if mode == "joint" else 0
+        return 2 * self.epochs // 3 if mode == "joint" and not self.calibrates(mode) else 0
 
     def unlabelled(self) -> Tensor:
         """Some training images, as they are."""

@@ -132,7 +132,7 @@ def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, librar
         "machine": _machine(),
         "versions": _versions([*_LIBRARIES, *libraries]),
         "seed": seed,
-        "commit": _commit(),
+        "commit": COMMIT,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
     }
@@ -164,7 +164,7 @@ def keep_row(
     """
     print_rows([row])
     others = [other for other in kept_rows(benchmark) if any(other[key] != row[key] for key in case)]
-    rows = sorted([*others, {**row, "commit": _commit(), "processor": _processor()}], key=order)
+    rows = sorted([*others, {**row, "commit": COMMIT, "processor": _processor()}], key=order)
     save_result(benchmark, rows, seed=seed, libraries=libraries)
     return rows
 
@@ -221,10 +221,10 @@ def _memory_bytes() -> int:
 
 
 def _commit() -> str:
-    """Short name of the commit, with "+changes" where src/ is not as committed; "unknown" outside of a repository."""
+    """Short name of the commit, with "+changes" where code is not as committed; "unknown" outside of a repository."""
     try:
         commit = _git("rev-parse", "--short", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--", "src") else "")
+        return commit + ("+changes" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -232,3 +232,7 @@ def _commit() -> str:
 def _git(*arguments: str) -> str:
     command = ["git", "--no-optional-locks", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+COMMIT = _commit()
+"""As the process began: that is the code which runs, whatever is committed meanwhile."""

@@ -12,6 +12,7 @@ from interruptions import InterruptionError, interrupting_after
 from small_networks import make
 from test_finetuning import check_invariants, fixed_facts, images, optimizers
 from test_holding import spread
+from torch import nn
 
 import opq
 from opq.training.checkpoints import RunFolder
@@ -144,11 +145,16 @@ def test_masks_that_are_fixed_cannot_be_open():
         opq.finetune(model, images(), epochs=2, open_epochs=2, ratio=6.0)
     file = opq.compress(model, ratio=6.0).data
     paper = opq.plan(model, sparsity=0.5, bits=3.0)
-    boundless = opq.Plan("joint", {}, paper.auxiliary, None, paper.dense_bytes, paper.dense_bytes, paper.layers)
+    boundless = replace(opq.plan(model, ratio=6.0, rounding="plain"), target={})
+    counted = replace(boundless, layers={name: replace(layer, kept=3) for name, layer in boundless.layers.items()})
     for start, options, reason in (
         (file, {}, "the file's are kept"),
+        (None, {"ratio": 6.0, "calibration": opq.calibrate(model, torch.randn(4, 2, 8, 8))}, "the file's are kept"),
         (paper, {}, "the paper's mode fixes them"),
         (None, {"sparsity": 0.5, "bits": 3.0}, "the paper's mode fixes them"),
+        (opq.plan(model, ratio=6.0), {}, "rounding is shaped"),
+        (None, {"ratio": 6.0, "rounding": "shaped"}, "rounding is shaped"),
+        (counted, {"budget": 4000}, "how many weights of a layer to keep"),
         (boundless, {}, "give a budget"),
         (None, {"ratio": 6.0, "overrides": {"head.*": {"sparsity": 0.5}}}, "an override says"),
     ):
@@ -160,9 +166,48 @@ def test_masks_that_are_fixed_cannot_be_open():
         opq.finetune(model, images(), epochs=2, open_epochs=1)
 
 
-@pytest.mark.parametrize(("asked", "epochs", "opened"), [(None, 6, 4), (None, 1, 0), (0, 4, 0), (3, 4, 3)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.5, "bits": 3.0},
+        {"ratio": 6.0, "rounding": "shaped"},
+        {"ratio": 6.0, "overrides": {"head.*": {"sparsity": 0.5}}},
+    ],
+    ids=["paper", "shaped", "override"],
+)
+def test_masks_are_fixed_where_something_else_decides_them(tmp_path, options):
+    """Without being asked, no epoch is open in the paper's mode, under shaped rounding, or beside an override of zeros."""
+    model, _ = make("convolutions")
+    opq.finetune(model, images(), epochs=3, folder=tmp_path, **options)
+    assert "open_epochs" not in json.loads((tmp_path / "arguments.json").read_text())
+
+
+def test_a_given_plan_keeps_its_masks(tmp_path):
+    """A plan's zeros stay zeros unless epochs are asked to be open."""
+    model, _ = make("convolutions")
+    plan = opq.plan(model, ratio=6.0, rounding="plain")
+    zeros = {name: opq.fake_quantize(model.state_dict()[name], layer) == 0 for name, layer in plan.layers.items()}
+    opq.finetune(model, images(), epochs=3, start=plan, recipe=STEEP)
+    assert all(((model.state_dict()[name] == 0) == pruned).all() for name, pruned in zeros.items())
+
+
+def test_a_layer_of_zeros_stays_zero_while_masks_are_open():
+    """Its step means nothing: nothing comes back in it, whatever the gradient does."""
+    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    nn.init.zeros_(model[1].weight)
+    opq.prepare(model, ratio=8.0)
+    hold = Hold(model, 10_000, open_share=1.0)
+    with torch.no_grad():
+        for weight in codebooks(model):
+            weight.latent.add_(3.0)
+    hold(0, 100, 1.0)
+    assert (model[0].weight != 0).any()
+    assert (model[1].weight == 0).all()
+
+
+@pytest.mark.parametrize(("asked", "epochs", "opened"), [(None, 6, 4), (None, 1, 0), (0, 0, 0), (0, 4, 0), (3, 4, 3)])
 def test_two_thirds_of_the_epochs_are_open(tmp_path, asked, epochs, opened):
     """By default masks are open for two thirds of the epochs, rounded down; the run's arguments tell for how many."""
     model, _ = make("convolutions")
     opq.finetune(model, images(), epochs=epochs, open_epochs=asked, ratio=6.0, folder=tmp_path)
-    assert json.loads((tmp_path / "arguments.json").read_text())["open_epochs"] == opened
+    assert json.loads((tmp_path / "arguments.json").read_text()).get("open_epochs", 0) == opened

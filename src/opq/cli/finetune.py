@@ -28,7 +28,7 @@ from opq.files import refuse_existing, refuse_same
     "--open-epochs",
     type=click.IntRange(0),
     metavar="N",
-    help="Leave open in the first N epochs which weights are pruned; by default two thirds, none with --sparsity or --from.",
+    help="Leave open in the first N epochs which weights are pruned; by default two thirds, where a ratio or size plans them.",
 )
 @click.option(
     "--labels",

@@ -15,7 +15,7 @@ from opq.version import __version__
 _VERBS = {
     "compress": "Compress a checkpoint to a .opq file.",
     "plan": "Show what compressing would do, without doing it.",
-    "finetune": "Train a network's weights with masks and steps fixed, to a .opq file.",
+    "finetune": "Train a network's weights in the codebooks of a plan, to a .opq file.",
     "evaluate": "Show how well a network does, and what a .opq file makes of it.",
     "expand": "Turn a .opq file back into a .safetensors checkpoint.",
     "inspect": "Show what is in a .opq file, and where its bytes went.",

@@ -102,9 +102,10 @@ def finetune(
     calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
                for, a ratio or a size; the better start where few epochs or inputs follow. Without it they come from the weights
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
-    open_epochs  how many of the first epochs leave open which weights are pruned: those under a multiple of the plan's
-               thresholds that keeps the file within its bytes, so that some come back where training needs them. By default
-               two thirds, and none in the paper's mode, whose masks come from the dense weights alone, or from a file
+    open_epochs  how many of the first epochs leave open which weights are pruned: those under a multiple of the plan's rounding
+               borders that keeps the file within its bytes, so that some come back where training needs them. By default two
+               thirds where a plan for bytes is made here; a given plan opens only when asked. Never open are masks of a
+               file, a calibration, a prepared network, the paper's mode, shaped rounding, or overrides of sparsity or bits
     budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
                asked for, or the size of the file
     folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there
@@ -119,7 +120,7 @@ def finetune(
     cannot be brought into the budget.
     """
     recipe = recipe or Recipe()
-    opened = open_epochs_of(open_epochs, epochs, model, start, budget, options)
+    opened = open_epochs_of(open_epochs, epochs, model, start, calibration, budget, options)
     if codebooks(model) or start is not None:
         allowed = set() if isinstance(start, Plan) else _STORED
         if others := sorted(set(options) - allowed):
@@ -136,7 +137,7 @@ def finetune(
             "calibrated": calibration is not None,
             "options": {key: repr(value) for key, value in options.items()},
             "reserve": reserve,
-            "open_epochs": opened,
+            **({"open_epochs": opened} if opened else {}),
         }
         trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
         run.claim({**asked, "budget": budget, **trained}, write=leads)

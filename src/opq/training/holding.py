@@ -71,7 +71,7 @@ class Hold:
         """Go on from what `state` gave."""
         self._sum, self._pull = state["sum"], state["pull"]
         self._saved = [saved.to(weight.latent) for saved, weight in zip(state["saved"], self._weights, strict=False)]
-        self._masks.open(state["widening"])
+        self._masks.open(state.get("widening"))
 
     def _measure(self) -> None:
         codes = codes_of(self._weights)

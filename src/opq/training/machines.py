@@ -17,7 +17,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def autocast(device: torch.device, *, enabled: bool | None = None) -> AbstractContextManager[None]:
-    """Bfloat16 autocast on `device`; by default where its hardware computes in bfloat16, which about halves the time."""
+    """Bfloat16 autocast on `device`; by default where that is faster than float32."""
     if enabled is None:
         enabled = pays_bfloat16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

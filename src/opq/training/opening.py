@@ -1,7 +1,8 @@
 """Masks that are open for the first part of a training, held to a byte budget by the border between pruned and kept.
 
-The border of weight i lies at c t_i, or at half a step if that is more: t_i is the threshold of its plan, and c, the widening,
-one number for the whole network, as large as it takes for the codes to fit into the budget. As latent values move, so does it.
+The border of weight i lies at c (1 - offset_i) step_i, at c = 1 where codes of 1 begin, or at half a step if that is more; c,
+the widening, is one number for the whole network, as small as the budget allows. As latent values move, so does it. A weight
+whose mask prunes all of it stays pruned: its step means nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from opq.training.fitting import section_bytes
 from opq.training.preparing import PreparedWeight, codes_of
 
 _CLOSE_ENOUGH = 1.001
-_STRIDE = 1.02
 _NARROWEST, _WIDEST = 0.5, 64.0
 
 
@@ -38,23 +38,16 @@ class OpenMasks:
         for weight in self._weights:
             codebook = weight.codebook
             threshold, step = 1.0 - float(codebook.offset), float(codebook.step)
-            codebook.border = None if widening is None else max(widening * threshold, 0.5) * step
+            border = max(widening * threshold, 0.5) * step if widening is not None else None
+            codebook.border = math.inf if border is not None and not codebook.mask.any() else border
 
     def fit(self, code_bytes: int) -> None:
-        """Move open borders to the nearest place where the sections of all weights take at most `code_bytes`."""
+        """Move open borders to the narrowest place where the sections of all weights take at most `code_bytes`."""
         low, high = _NARROWEST, _WIDEST
-        widening, stride = self.widening or 1.0, _STRIDE
         while high > _CLOSE_ENOUGH * low:
-            self.open(widening)
-            if section_bytes(codes_of(self._weights)) > code_bytes:
-                low, is_between = widening, high < _WIDEST
-            else:
-                high, is_between = widening, low > _NARROWEST
-            if is_between:
-                widening = math.sqrt(low * high)
-            else:  # in growing strides to where it is otherwise
-                widening = min(low * stride, high) if high == _WIDEST else max(high / stride, low)
-                stride *= stride
+            middle = math.sqrt(low * high)
+            self.open(middle)
+            low, high = (middle, high) if section_bytes(codes_of(self._weights)) > code_bytes else (low, middle)
         self.open(high)
 
     def close(self) -> None:

@@ -72,38 +72,59 @@ def begin(
 
 
 def open_epochs_of(
-    asked: int | None, epochs: int, model: nn.Module, start: Start | None, budget: int | None, options: Options
+    asked: int | None,
+    epochs: int,
+    model: nn.Module,
+    start: Start | None,
+    calibration: Calibration | None,
+    budget: int | None,
+    options: Options,
 ) -> int:
-    """How many of the first `epochs` leave masks open: as many as asked, by default two thirds where masks can be open.
+    """How many of the first `epochs` leave masks open: as many as asked, by default two thirds where the plan is made here.
 
     Raises RecipeError for a number out of range, PlanError where masks cannot be open.
     """
-    fixed = _why_fixed(model, start, budget, options)
+    fixed = _why_fixed(model, start, calibration, budget, options)
     if asked is None:
-        return 0 if fixed else 2 * epochs // 3
-    if not 0 <= asked < epochs:
+        return 0 if fixed or start is not None else 2 * epochs // 3
+    if asked and not 0 < asked < epochs:
         raise RecipeError(f"open_epochs must be 0 or more and less than the {epochs} epochs, got {asked}")
     if asked and fixed:
         raise PlanError(f"no epoch can leave masks open: {fixed}")
     return asked
 
 
-def _why_fixed(model: nn.Module, start: Start | None, budget: int | None, options: Options) -> str | None:
-    """Why masks are fixed from the start; None where they need not be."""
+def _why_fixed(
+    model: nn.Module, start: Start | None, calibration: Calibration | None, budget: int | None, options: Options
+) -> str | None:
+    """Why masks are fixed from the start; None where they need not be.
+
+    Values that are rounded already leave nothing for a border to part: all codes of 1 would go together.
+    """
     if codebooks(model):
         return "the network is prepared already"
     if isinstance(start, Plan):
-        if start.mode == "paper":
-            return "the paper's mode fixes them"
-        asked = budget or Target(dict(start.target)).budget(start.dense_bytes)
-        return None if asked is not None else "the plan was asked for no bytes to hold them to; give a budget"
-    if start is not None:
+        return _why_plan_is_fixed(start, budget)
+    if start is not None or calibration is not None:
         return "the file's are kept"
     if "sparsity" in read_target(options).asked:
         return "the paper's mode fixes them"
+    if options.get("rounding") == "shaped":
+        return "rounding is shaped, and leaves no weight between its codes"
     overrides = options.get("overrides", {})
     told = isinstance(overrides, Mapping) and any(map(_tells_zeros, overrides.values()))
     return "an override says how many weights of a layer to prune" if told else None
+
+
+def _why_plan_is_fixed(plan: Plan, budget: int | None) -> str | None:
+    if plan.mode == "paper":
+        return "the paper's mode fixes them"
+    if any(layer.shaped for layer in plan.layers.values()):
+        return "the plan's rounding is shaped, and leaves no weight between its codes"
+    if any(layer.kept is not None for layer in plan.layers.values()):
+        return "the plan says how many weights of a layer to keep"
+    asked = budget or Target(dict(plan.target)).budget(plan.dense_bytes)
+    return None if asked is not None else "the plan was asked for no bytes to hold them to; give a budget"
 
 
 def _tells_zeros(override: object) -> bool:
