@@ -8,38 +8,38 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-from readme_tables import SECTIONS, Row
+from readme_tables import SECTIONS, Row, Section
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def render(text: str) -> str:
     """`text` with every marked table written anew."""
-    for name, (source, section) in SECTIONS.items():
-        lines = _lines(ROOT / "benchmarks" / "results" / f"{source}.json", section)
-        body = "\n".join(lines)
+    for name, section in SECTIONS.items():
+        body = "\n".join(_lines(section))
         pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
         text = pattern.sub(lambda _, name=name, body=body: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)
     return text
 
 
-def _lines(path: Path, section: Callable[[list[Row]], list[str]]) -> list[str]:
+def _lines(section: Section) -> list[str]:
     """What stands between a marker and its end: what a section makes of a result, and where a table was measured."""
+    path = ROOT / "benchmarks" / "results" / f"{section.source}.json"
     if not path.is_file():
         return [f"Not run yet: `python benchmarks/{path.stem}.py`."]
     result = json.loads(path.read_text())
-    lines = section(result["rows"])
+    rows = [row for row in result["rows"] if section.has(row)]
+    lines = section.lines(rows)
     if lines[0].startswith("|"):
-        lines += ["", f"<sub>{_made(result)}</sub>"]
+        lines += ["", f"<sub>{_made(result, rows)}</sub>"]
     return lines
 
 
-def _made(result: Row) -> str:
-    """Processors, commits and date of a result; those of its rows where they were made one by one."""
-    machine, rows = result["machine"], result["rows"]
+def _made(result: Row, rows: list[Row]) -> str:
+    """Processors, commits and date of a result; those of `rows` where they were made one by one."""
+    machine = result["machine"]
     own = {key: [row[key] for row in rows if key in row] for key in ("processor", "commit")}
     processors, commits = (" and ".join(dict.fromkeys(own[key])) for key in own)
     return f"{processors or machine['processor']}, {machine['cores']} cores, {commits or result['commit']}, {result['date']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
@@ -56,7 +57,6 @@ def laplace_fit(rows: list[Row]) -> list[str]:
                 f"{row['predicted_error']:+.2%}",
             )
             for row in rows
-            if row["layer"] == "(total)"
         ),
     )
 
@@ -305,7 +305,6 @@ def finetune(rows: list[Row]) -> list[str]:
                 f"{row['open_epochs']}",
             )
             for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"]))
-            if row["network"] != "mobilenet"
         ),
     )
 
@@ -332,7 +331,6 @@ def finetune_mobilenet(rows: list[Row]) -> list[str]:
                 f"{row['agreement']:.1f}",
             )
             for row in sorted(rows, key=lambda row: (row["asked_ratio"], row["epochs"]))
-            if row["network"] == "mobilenet"
         ),
     )
 
@@ -365,14 +363,29 @@ def example(rows: list[Row]) -> list[str]:
     ]
 
 
-SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
-    "example": ("main_job", example),
-    "finetune_mobilenet": ("finetune", finetune_mobilenet),
+@dataclass(frozen=True)
+class Section:
+    """What stands between two markers of the README.
+
+    source  name of the result file
+    lines   what it makes of the rows
+    has     whether a row belongs here
+    """
+
+    source: str
+    lines: Callable[[list[Row]], list[str]]
+    has: Callable[[Row], bool] = lambda row: True
+
+
+SECTIONS: dict[str, Section] = {
+    "example": Section("main_job", example),
+    "laplace_fit": Section("laplace_fit", laplace_fit, lambda row: row["layer"] == "(total)"),
+    "finetune": Section("finetune", finetune, lambda row: row["network"] != "mobilenet"),
+    "finetune_mobilenet": Section("finetune", finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
     **{
-        section.__name__: (section.__name__, section)
+        section.__name__: Section(section.__name__, section)
         for section in (
             main_job,
-            laplace_fit,
             plan_cost,
             codec,
             squeezenet,
@@ -382,12 +395,11 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], list[str]]]] = {
             ablations,
             allocation,
             peers,
-            finetune,
             finetune_cost,
         )
     },
 }
-"""{marker in the README: (result file, what to make of its rows)}"""
+"""{marker in the README: what stands there}"""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

@@ -44,7 +44,7 @@ def test_every_result_comes_from_reproduce(monkeypatch):
     sections = re.findall(r"^<!-- (\w+) -->$", (ROOT / "README.md").read_text(), re.MULTILINE)
     monkeypatch.syspath_prepend(folder)
     tables = importlib.import_module("readme_tables")
-    assert {tables.SECTIONS[section][0] for section in sections} <= written
+    assert {tables.SECTIONS[section].source for section in sections} <= written
 
 
 def test_the_first_screen_has_the_two_commands():
