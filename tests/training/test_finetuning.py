@@ -1,6 +1,7 @@
 """Finetuning: what never changes, what a run leaves, and that the file is as small as asked."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -315,6 +316,23 @@ def test_agreement_is_with_the_dense_network():
         opq.evaluate(model, [(inputs[:2], torch.tensor([3, 10]))])
     with pytest.raises(opq.RecipeError, match="no inputs"):
         opq.evaluate(model, [])
+
+
+def test_a_budget_without_room_for_codes_is_refused_before_anything_trains():
+    """Fewer bytes than the file takes beside its codes cannot be met: an error says how many those are, and no step is done."""
+    model, _ = make("convolutions")
+    plan = opq.plan(model, ratio=4)
+    done = []
+
+    def asked(budget):
+        with pytest.raises(opq.TargetError, match="beside its codes") as caught:
+            opq.finetune(model, images(), epochs=1, start=plan, budget=budget, progress=lambda *step: done.append(step))
+        opq.convert(model)
+        return int(re.search("takes ([0-9,]+) beside", str(caught.value)).group(1).replace(",", ""))
+
+    beside = asked(500)
+    assert asked(beside) == beside > 500
+    assert not done
 
 
 def test_options_that_come_too_late_are_refused():

@@ -116,8 +116,8 @@ def finetune(
                it are finished, and how many there are
     metadata   {text: text} to keep in the file
     options    a target and what is fixed, as for `opq.plan`
-    Raises what `opq.prepare` and `opq.compress` raise, RecipeError when training fails, and TargetError when the trained codes
-    cannot be brought into the budget.
+    Raises what `opq.prepare` and `opq.compress` raise, RecipeError when training fails, and TargetError when the budget leaves
+    no byte to codes, or the trained codes cannot be brought into it.
     """
     recipe = recipe or Recipe()
     opened = open_epochs_of(open_epochs, epochs, model, start, calibration, budget, options)
@@ -165,11 +165,14 @@ def _room(model: nn.Module, plan: Plan, budget: int, metadata: Mapping[str, str]
     """Bytes of the budget that the sections of a prepared network's weights may take, the same in all processes."""
     codes = codes_of(codebooks(model))
     room = budget - _pack(model, plan, metadata).file_bytes + section_bytes(codes)
-    if accelerator is None:
-        return room
-    from accelerate.utils import broadcast
+    if accelerator is not None:
+        from accelerate.utils import broadcast
 
-    return int(broadcast(torch.tensor(room, device=accelerator.device), from_process=0))
+        room = int(broadcast(torch.tensor(room, device=accelerator.device), from_process=0))
+    if room <= 0:
+        beside = budget - room
+        raise TargetError(f"a file of {budget:,} bytes was asked for; it takes {beside:,} beside its codes: ask for more")
+    return room
 
 
 def _finish(
