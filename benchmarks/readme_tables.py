@@ -12,6 +12,7 @@ NETWORKS = {
     "resnet20": "ResNet-20",
     "resnet56": "ResNet-56",
     "mobilenet": "MobileNet-V1 0.75",
+    "resnet50": "ResNet-50",
     "lenet-300-100": "LeNet-300-100",
     "lenet-5": "LeNet-5",
 }
