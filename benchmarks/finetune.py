@@ -10,9 +10,7 @@ The dense network is the published one, adapted to these images with labels; tha
 either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
 
-In joint mode masks are open for two thirds of the epochs, but for calibrated starts; in paper mode they are the dense weights'.
-The start of joint mode is planned from the weights alone or, where few epochs follow (CALIBRATED), calibrated on IMAGES of the
-training images without their labels; `start` tells which.
+In joint mode masks are open for two thirds of the epochs; in paper mode they are the dense weights'.
 
 Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row is
 added to results/finetune.json as soon as it is done. OPQ_CACHE names the folder for decoded images.
@@ -53,8 +51,6 @@ CASES = (
     *(("paper", ratio) for ratio in (30, 20, 40, 10)),
 )
 AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
-CALIBRATED = {"resnet56"}
-IMAGES = 512
 RESERVE = 0.07
 """Share of the budget that a start leaves to codes, which spread while they train; finetune's own default."""
 
@@ -119,7 +115,6 @@ class Series:
             epochs=self.epochs,
             open_epochs=self.open_epochs(mode),
             start=None if joint else paper_plan(dense, ratio),
-            calibration=opq.calibrate(dense, self.unlabelled()) if self.calibrates(mode) else None,
             reserve=RESERVE,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
@@ -132,19 +127,9 @@ class Series:
         opq.verify(finetuned.compressed.data)
         return finetuned, self.top1(model)
 
-    def calibrates(self, mode: str) -> bool:
-        """Whether a row's start is calibrated."""
-        return mode == "joint" and self.network in CALIBRATED
-
     def open_epochs(self, mode: str) -> int:
         """How many of a row's epochs leave masks open."""
-        return 2 * self.epochs // 3 if mode == "joint" and not self.calibrates(mode) else 0
-
-    def unlabelled(self) -> Tensor:
-        """Some training images, as they are."""
-        images, labels = cifar10("train")
-        picked = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[:IMAGES]
-        return preprocess(images[picked])
+        return 2 * self.epochs // 3 if mode == "joint" else 0
 
     def top1(self, model: nn.Module) -> float:
         """Percent of the test images."""
@@ -194,7 +179,7 @@ def main() -> None:
                 "network": arguments.network,
                 "data": DATA,
                 "mode": mode,
-                "start": "calibrated" if series.calibrates(mode) else "weights",
+                "start": "weights",
                 "file_ratio": finetuned.compressed.file_ratio,
                 "file_bytes": finetuned.compressed.file_bytes,
                 "nominal_ratio": inspection.nominal_ratio,
