@@ -43,9 +43,9 @@ DATA = "CIFAR-10 (JPEG)"
 EPOCHS = {"resnet20": (8, 6), "resnet56": (4, 3)}
 """{network: epochs with labels that adapt it to these images, epochs after that}"""
 PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
-DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4)
-CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4)
-RECIPE = opq.Recipe(learning_rate=0.03)
+DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4, clip=None)
+CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4, clip=None)
+RECIPE = opq.Recipe(learning_rate=0.03, clip=None)
 CASES = (
     *(("joint", ratio) for ratio in (35, 25, 40, 30, 20, 10)),
     *(("paper", ratio) for ratio in (30, 20, 40, 10)),

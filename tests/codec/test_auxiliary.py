@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from opq import dtypes
-from opq.codec.auxiliary import LARGEST_RELATIVE_ERROR, STORAGES, largest_error, restore, store
+from opq.codec.auxiliary import LARGEST_LINEAR_ERROR, LARGEST_RELATIVE_ERROR, STORAGES, largest_error, restore, store
 from opq.codec.header import Entry
 from opq.codec.reading import OpqFile
 from opq.codec.verification import verify
@@ -52,7 +52,9 @@ def test_no_value_errs_more_than_stated(array, asked):
 @settings(max_examples=400)
 @given(vectors(VALUES) | vectors(POSITIVE))
 def test_what_is_stated_is_what_was_promised(array):
-    """In 8 bits: 1/500 of the span and float32's rounding, or 2^-6 of each value where none is negative, or 2^-11."""
+    """In 8 bits: 1/500 of the span and float32's rounding, which is at most 2^-4 of the median magnitude; or 2^-6 of each value
+    where none is negative; or 2^-11.
+    """
     entry, back = stored(array, "8bit")
     absolute, relative = largest_error(entry)
     largest = float(np.abs(array).max())
@@ -60,6 +62,7 @@ def test_what_is_stated_is_what_was_promised(array):
         assert array.min() < 0
         span = float(array.max()) - float(array.min())
         assert absolute <= span / 500 + 2.0**-22 * largest
+        assert span / 510 <= LARGEST_LINEAR_ERROR * np.median(np.abs(array[array != 0].astype(np.float64)))
     elif entry.storage == "relative8":
         assert array.min() >= 0
         assert relative <= LARGEST_RELATIVE_ERROR == 2.0**-6
@@ -77,6 +80,8 @@ def test_where_eight_bits_serve():
     assert stored(random.uniform(0.01, 1.0, 64).astype(np.float32), "8bit")[0].storage == "relative8"
     wide = np.geomspace(1e-4, 1e4, 64)
     assert stored(wide, "8bit")[0].storage == "half"
+    outlying = np.append(random.normal(size=64), 200.0)  # a channel that died
+    assert stored(outlying, "8bit")[0].storage == "half"
     for array in (
         random.normal(size=15).astype(np.float32) * 1e-20,
         np.full(64, 1.0 / 3.0),

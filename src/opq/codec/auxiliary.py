@@ -2,7 +2,8 @@
 
 exact      nothing is lost
 half       every value rounded to float16: a relative error of at most 2^-11
-linear8    codes 0 to 255 stand for evenly spaced values from the lowest to the highest: an error of at most 1/500 of the span
+linear8    codes 0 to 255 stand for evenly spaced values from the lowest to the highest: an error of at most 1/500 of the span;
+           not for tensors that one far value would make coarse for all others
 relative8  for tensors without negative values, such as variances: code 0 stands for zero, 1 to 255 for values whose float32
            words are evenly spaced from the lowest to the highest, and so nearly their logarithms; no value becomes zero that
            was not
@@ -27,6 +28,9 @@ STORAGES = ("exact", "half", "8bit")
 LARGEST_RELATIVE_ERROR = 2.0**-6
 """Of relative8; a tensor of too wide a range is stored otherwise."""
 
+LARGEST_LINEAR_ERROR = 2.0**-4
+"""Of linear8, over the median magnitude of what is not zero; a tensor with values too far from the others is stored otherwise."""
+
 HALF_ERROR = 2.0**-11
 _FEWEST = 16  # with fewer elements the grid's bounds outweigh what it saves
 _WIDENING = 1.01
@@ -39,7 +43,8 @@ def store(array: NDArray[np.generic], asked: str) -> tuple[str, Bounds | None, N
     """The storage of `array`, its grid's bounds, and the array to store, of float16 or uint8 where that is not exact.
 
     Asked for "8bit", a float32 or float64 tensor of one dimension and at least 16 elements, all finite, is put on a grid:
-    relative8 where no value is negative and that errs by at most 2^-6, linear8 where one is. All others go as for "half": as
+    relative8 where no value is negative and that errs by at most 2^-6, linear8 where one is and that errs by at most 2^-4 of
+    the median magnitude (a channel that died can have a scale two hundred times the others'). All others go as for "half": as
     float16 where that keeps every value to 2^-11, and exactly where it does not, or where all values are the same.
     """
     if asked == "exact" or array.dtype not in (np.float32, np.float64) or _is_constant(array):
@@ -111,7 +116,9 @@ def _bounds(array: NDArray[np.generic]) -> Bounds | None:
     if not (np.abs(values) <= _LARGEST).all():  # NaN among them
         return None
     if values.min() < 0.0:
-        return _outward(float(values.min()), float(values.max()), lambda low, high: high - low)
+        low, high = _outward(float(values.min()), float(values.max()), lambda low, high: high - low)
+        typical = float(np.median(np.abs(values[values != 0.0])))
+        return (low, high) if (high - low) / 510.0 <= LARGEST_LINEAR_ERROR * typical else None
     positive = values[values > 0.0]
     if positive.min() < _SMALLEST:
         return None
