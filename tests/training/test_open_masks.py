@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from opq.training.checkpoints import RunFolder
 from opq.training.codebook import Codebook
 from opq.training.fitting import section_bytes
 from opq.training.holding import Hold
+from opq.training.opening import OpenMasks
 from opq.training.preparing import codebooks
 
 STEEP = opq.Recipe(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
@@ -61,26 +63,49 @@ def test_the_gradient_passes_to_all_while_masks_are_open():
     assert torch.isnan(codebook(torch.tensor([torch.nan, 1.0]))[0])
 
 
-@given(share=st.floats(0.3, 1.5), seed=st.integers(0, 5))
+@given(share=st.floats(0.1, 1.5), seed=st.integers(0, 5))
 @settings(max_examples=10)
 def test_open_masks_fill_the_budget(share, seed):
-    """Whatever codes would take: while masks are open, they fill the budget and no more, or each weight is rounded to nearest;
-    in every layer it is the largest that are kept.
+    """Whatever codes would take: while masks are open, they fill the budget and no more, or each weight is rounded to nearest,
+    or each layer keeps a quarter of what its plan keeps, which it keeps in any case; it is always the largest that are kept.
     """
     model, before = spread(seed)
+    least = [math.ceil(0.25 * np.count_nonzero(codes)) for codes in before]
     latent = [weight.latent.detach().abs().numpy() for weight in codebooks(model)]
     room = int(share * section_bytes(before))
-    hold = Hold(model, room, open_share=1.0)
-    hold(0, 100, 1.0)
+    masks = OpenMasks(codebooks(model))
+    masks.open()
+    fits = masks.fit(room)
     after = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
     steps = [float(weight.codebook.step) for weight in codebooks(model)]
-    assert section_bytes(after) <= room
+    kept = [np.count_nonzero(codes) for codes in after]
+    assert fits == (section_bytes(after) <= room)
+    assert fits or kept == least
+    assert all(count >= fewest for count, fewest in zip(kept, least, strict=True))
     for values, codes in zip(latent, after, strict=True):
         assert values[codes != 0].min() > values[codes == 0].max(initial=0.0)
     nearest = all(
         ((values > 0.5 * step) == (codes != 0)).all() for values, step, codes in zip(latent, steps, after, strict=True)
     )
     assert section_bytes(after) >= 0.97 * room or nearest
+
+
+@given(growth=st.floats(1.0, 100.0), share=st.floats(0.2, 1.0), seed=st.integers(0, 5))
+@settings(max_examples=10)
+def test_no_layer_is_emptied_while_masks_are_open(growth, share, seed):
+    """However much larger one layer has grown than another, each keeps a quarter of what its plan keeps: an empty layer passes
+    no gradient, and nothing would come back.
+    """
+    model, before = spread(seed)
+    weights = codebooks(model)
+    with torch.no_grad():
+        weights[0].latent.mul_(growth)
+    masks = OpenMasks(weights)
+    masks.open()
+    masks.fit(int(share * section_bytes(before)))
+    masks.close()
+    for weight, codes in zip(weights, before, strict=True):
+        assert int(weight.codebook.mask.sum()) >= 0.25 * np.count_nonzero(codes)
 
 
 @given(optimizer=optimizers, open_steps=st.integers(1, 4))
@@ -120,7 +145,7 @@ def test_a_resumed_run_with_open_masks_gives_the_same_bytes(tmp_path, stop):
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
         run(tmp_path / "parts", interrupting_after(stop))
-    assert (RunFolder(tmp_path / "parts").load()["hold"]["widening"] is None) == (stop >= 2)
+    assert (RunFolder(tmp_path / "parts").load()["hold"]["borders"][0] is None) == (stop >= 2)
     assert run(tmp_path / "parts").compressed.data == whole.compressed.data
 
 

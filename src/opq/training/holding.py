@@ -9,7 +9,7 @@ moves towards zero by
 a step of the training, `share` being that of the learning rate; codes of 1 stay, since masks are fixed. The pull is zero while
 the codes are within the budget, and else follows the excess and its sum, as a thermostat does.
 
-While masks are open (`opq.training.opening`) nothing is pulled, as borders keep the codes within the budget.
+While masks are open (`opq.training.opening`) nothing is pulled where borders keep the codes within the budget.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opq.errors import RecipeError
 from opq.training.fitting import bits_saved, section_bytes
 from opq.training.opening import OpenMasks
 from opq.training.preparing import codebooks, codes_of
@@ -51,27 +52,34 @@ class Hold:
     def __call__(self, step: int, steps: int, share: float) -> None:
         """After step number `step` of `steps`, at `share` of the highest learning rate."""
         is_due = step % max(_LEAST_BETWEEN, steps // _MEASUREMENTS) == 0
-        if self._masks.are_open:
-            is_last = step + 1 >= round(self._open_share * steps)
-            if is_due or is_last:
-                self._masks.fit(self._code_bytes)
-            if is_last:
-                self._masks.close()
-            return
-        if is_due:
-            self._measure()
+        is_open = self._masks.are_open
+        closes = is_open and step + 1 >= round(self._open_share * steps)
+        if is_due or closes:
+            self._check(step)
+            if is_open and self._masks.fit(self._code_bytes):
+                self._sum = self._pull = 0.0
+            else:
+                self._measure()
+        if closes:
+            self._masks.close()
         if self._pull > 0.0 and step % _MOVE_EVERY == 0:
             self._move(_MOVE_EVERY * share * self._pull)
 
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on."""
-        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "widening": self._masks.widening}
+        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "borders": self._masks.borders}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._sum, self._pull = state["sum"], state["pull"]
         self._saved = [saved.to(weight.latent) for saved, weight in zip(state["saved"], self._weights, strict=False)]
-        self._masks.open(state.get("widening"))
+        self._masks.borders = state["borders"]
+
+    def _check(self, step: int) -> None:
+        for weight in self._weights:
+            if not torch.isfinite(weight.latent).all():
+                name = weight.names[0]
+                raise RecipeError(f"{name} is no number after {step + 1:,} steps; lower the learning rate, or clip gradients")
 
     def _measure(self) -> None:
         codes = codes_of(self._weights)
@@ -88,6 +96,6 @@ class Hold:
     def _move(self, strength: float) -> None:
         with torch.no_grad():
             for weight, saved in zip(self._weights, self._saved, strict=True):
-                codes = weight.codebook.codes(weight.latent).abs().clamp_(max=len(saved) - 1)
+                codes = weight.codebook.codes(weight.latent).abs().clamp_(0, len(saved) - 1)
                 step = weight.codebook.step.to(weight.latent.dtype)
                 weight.latent.sub_(strength * step * saved[codes.long()] * weight.latent.sign())

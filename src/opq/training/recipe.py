@@ -24,7 +24,7 @@ class Recipe:
     momentum       of stochastic gradient descent, in Nesterov's form
     weight_decay   of tensors of two or more dimensions; biases and batch-norm have none
     warm_up        share of all steps over which the rate rises from zero; then it falls to zero as a cosine
-    clip           largest norm of the gradient, or None
+    clip           largest norm of the gradient; None for any. Pruned weights that learn unseen can make it enormous
     labels         share of cross-entropy with the labels in the loss, 0..1, where a teacher gives the rest
     temperature    of the softmax under which teacher and network are compared
     average        decay a step of a moving average of the weights, which then is the result; or None
@@ -36,7 +36,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warm_up: float = 0.05
-    clip: float | None = None
+    clip: float | None = 10.0
     labels: float = 0.0
     temperature: float = 4.0
     average: float | None = None
