@@ -192,6 +192,48 @@ def test_what_cannot_be_prepared_is_refused():
     assert is_prepared(model)
 
 
+def test_a_refused_network_is_as_it_was():
+    """Whatever is wrong with a plan or a file, not one weight is touched before that is found."""
+    model, _ = make("dense")
+    plan = opq.plan(model, ratio=4.0)
+    wrong = replace(plan, layers={**plan.layers, "absent.weight": next(iter(plan.layers.values()))})
+    clustered = make("dense", seed=1)[0]
+    with torch.no_grad():
+        clustered[0].weight.copy_(torch.tensor([-0.3, 0.1, 0.7, 1.0])[torch.randint(4, (24, 12))])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for start, error in ((wrong, opq.PlanError), (opq.compress(clustered, lossless=True).data, opq.WeightError)):
+        with pytest.raises(error):
+            opq.prepare(model, start)
+        assert not is_prepared(model)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_weights_that_others_rewrite_are_refused():
+    """A weight that is parametrized already, or that its embedding rescales as it runs, would not be in its codebook."""
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(12, 24)))
+    with pytest.raises(opq.PlanError, match="parametrized already"):
+        opq.prepare(normed, ratio=4.0)
+    with pytest.raises(opq.PlanError, match="max_norm"):
+        opq.prepare(nn.Sequential(nn.Embedding(30, 16, max_norm=1.0)), ratio=4.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prepared_network_can_be_copied_at_any_time(kind):
+    """Before and after it has run, a copy computes the same, and trains on its own."""
+    model, inputs = make(kind)
+    opq.prepare(model, ratio=6.0)
+    for _ in range(2):
+        copied = copy.deepcopy(model)
+        copied.eval(), model.eval()
+        outputs = copied(inputs)
+        assert torch.equal(outputs, model(inputs))
+    outputs.square().mean().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    opq.convert(copied)
+    assert is_prepared(model)
+
+
 def test_a_shaped_plan_is_trained_from_what_it_rounds_to():
     """Prepared under a shaped plan, a network computes with the values of that plan's file; its own plans are plain."""
     model, _ = make("convolutions")

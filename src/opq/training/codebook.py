@@ -40,30 +40,34 @@ class Codebook(nn.Module):
         self.register_buffer("offset", torch.tensor(offset, dtype=most.dtype, device=mask.device))
         self.register_buffer("most", most)
         self.border: float | None = None
+        self._settled: Tensor | None = None
 
     @classmethod
     def from_plan(cls, name: str, weight: Tensor, plan: LayerPlan) -> Self:
         """The codebook of `weight`, with the mask that `plan` gives it now.
 
-        Where the plan is shaped, `weight` itself becomes what it is rounded to: rounded by itself it would be something else.
+        Where the plan is shaped, `settle` makes the weight what it is rounded to: rounded by itself it would be something else.
         """
         try:
             codes = cast(Tensor, quantize(weight, plan))
             found = cls(codes != 0, plan.step, plan.offset, cast(Tensor, largest_codes(weight, plan)))
-            if plan.shaped:
-                weight.copy_(dequantize(codes, plan.step, weight.dtype))
+            found._settled = dequantize(codes, plan.step, weight.dtype) if plan.shaped else None
             return found
         except WeightError as error:
             raise WeightError(name, weight.shape, error.problem) from None
 
     @classmethod
-    def from_file(cls, name: str, weight: Tensor, tensor: CompressedTensor) -> Self:
-        """The codebook of a weight of a file, whose values `weight` already has: its zeros are the mask."""
-        if tensor.step is None:
-            raise WeightError(name, tensor.shape, "it has a table of levels, and training needs a step; compress it to a size")
-        plan = fixed_plan(tensor.shape, tensor.step)
+    def from_file(cls, weight: Tensor, tensor: CompressedTensor) -> Self:
+        """The codebook of a weight of a file with a step, whose values `weight` already has: its zeros are the mask."""
+        plan = fixed_plan(tensor.shape, cast(float, tensor.step))
         mask = torch.from_numpy(tensor.codes != 0).to(weight.device)
         return cls(mask, plan.step, plan.offset, cast(Tensor, largest_codes(weight, plan)))
+
+    def settle(self, weight: Tensor) -> None:
+        """Give `weight` the values that training begins at, where they are others than its own."""
+        if self._settled is not None:
+            weight.copy_(self._settled)
+            self._settled = None
 
     def forward(self, latent: Tensor) -> Tensor:
         """The values that latent ones round to, in their dtype."""

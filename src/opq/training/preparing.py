@@ -150,8 +150,12 @@ def _start_from(model: nn.Module, file: OpqFile) -> None:
         if tuple(own[name].shape) != contents[name].shape:
             raise SourceError("the file", f"{name!r} is {contents[name].shape} in it, {tuple(own[name].shape)} in the network")
     weights = {name: content for name, content in contents.items() if isinstance(content, CompressedTensor)}
+    for name, content in weights.items():
+        _tensor(model, name)
+        if content.step is None:
+            raise WeightError(name, content.shape, "it has a table of levels, and training needs a step; compress it to a size")
     model.load_state_dict({name: face.to_tensor(file.array(name)) for name in file})
-    _attach(model, {name: partial(Codebook.from_file, name, tensor=tensor) for name, tensor in weights.items()})
+    _attach(model, {name: partial(Codebook.from_file, tensor=tensor) for name, tensor in weights.items()})
 
 
 def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]) -> None:
@@ -161,6 +165,8 @@ def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]
         tensor = _tensor(model, name)
         if id(tensor) not in made:
             made[id(tensor)] = maker(tensor.detach())
+    for name in makers:
+        made[id(_tensor(model, name))].settle(_tensor(model, name).detach())
     for module in list(model.modules()):
         own: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
         found = {attribute: made[id(tensor)] for attribute, tensor in own.items() if id(tensor) in made}
@@ -170,6 +176,7 @@ def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]
             parametrize.register_parametrization(module, attribute, codebook)
         if found and isinstance(module, nn.RNNBase):
             module.register_forward_pre_hook(_refresh_flat_weights)
+            module.register_forward_hook(_forget_flat_weights)
 
 
 def _detach(module: nn.Module, attribute: str) -> None:
@@ -184,8 +191,9 @@ def _detach(module: nn.Module, attribute: str) -> None:
         return
     delattr(module, _ORDER)
     if isinstance(module, nn.RNNBase):
-        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _refresh_flat_weights]:
-            del module._forward_pre_hooks[key]
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_refresh_flat_weights, _forget_flat_weights)]:
+                del hooks[key]
         _refresh_flat_weights(module)
 
 
@@ -193,6 +201,11 @@ def _refresh_flat_weights(module: nn.Module, inputs: object = None) -> None:
     """Recurrent layers keep their weights in a list of their own, which must hold the present values."""
     names: list[str] = module._flat_weights_names  # type: ignore[assignment]
     module._flat_weights = [getattr(module, name) for name in names]  # type: ignore[assignment]
+
+
+def _forget_flat_weights(module: nn.Module, inputs: object, outputs: object) -> None:
+    """Values that were computed hang on a graph, which cannot be copied with the network."""
+    module._flat_weights = [weight.detach() for weight in module._flat_weights]  # type: ignore[union-attr,assignment]
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -205,6 +218,10 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
         module, attribute = _owner(model, name)
     except AttributeError:
         module, attribute = nn.Module(), ""
+    if isinstance(module, parametrize.ParametrizationList):
+        raise PlanError(f"{name!r} is part of a weight that is parametrized already, as weight_norm does; make it plain first")
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        raise PlanError(f"{name!r} is rewritten by its embedding as it runs; set max_norm to None first")
     tensor = module._parameters.get(attribute, module._buffers.get(attribute))
     if tensor is None:
         raise PlanError(f"it has a layer {name!r}, which the network lacks")
@@ -221,5 +238,5 @@ def _finite_value(weight: PreparedWeight) -> Tensor:
 
 def _plain_name(key: str) -> str:
     """a.weight for a.parametrizations.weight.original, a.parametrizations.weight.0.mask and the like."""
-    path, marker, rest = f".{key}".partition(".parametrizations.")
+    path, marker, rest = f".{key}".rpartition(".parametrizations.")
     return f"{path}.{rest.partition('.')[0]}".removeprefix(".") if marker else key
