@@ -26,6 +26,22 @@ def text():
     return "no network"
 """
 
+DATACLASS = """
+from __future__ import annotations
+import dataclasses
+from torch import nn
+
+@dataclasses.dataclass
+class Width:
+    value: int = 4
+
+def make():
+    return nn.Linear(Width().value, 2)
+
+def broken():
+    return nn.absent
+"""
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
@@ -35,6 +51,11 @@ def work(tmp_path, monkeypatch):
     arrays = {f"x_{part}": rng.integers(0, 256, (40, 12, 12), dtype=np.uint8) for part in ("train", "test")}
     arrays |= {f"y_{part}": rng.integers(0, 10, 40) for part in ("train", "test")}
     np.savez(tmp_path / "images.npz", **arrays)
+    np.savez(tmp_path / "many.npz", **{key: value if key[0] == "x" else value + 10 for key, value in arrays.items()})
+    np.savez(
+        tmp_path / "colours.npz",
+        **{key: value if key[0] == "y" else value[..., None].repeat(3, 3) for key, value in arrays.items()},
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -119,6 +140,14 @@ def test_evaluate_compares_with_the_dense_network(work, capsys):
     assert "agreement %" in capsys.readouterr().out
 
 
+def test_a_file_of_code_is_run_as_python_runs_it(work):
+    """Dataclasses find their module; an error of the user's own code is not taken for a missing factory."""
+    (work / "other.py").write_text(DATACLASS)
+    assert open_model("other.py:make").network.in_features == 4
+    with pytest.raises(AttributeError, match="absent"):
+        open_model("other.py:broken")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -144,6 +173,10 @@ def test_evaluate_compares_with_the_dense_network(work, capsys):
             2,
             "and so do --from and --plan",
         ),
+        ("evaluate network.py:make --data colours.npz", 1, "the network fails on a batch of (40, 3, 12, 12)"),
+        ("finetune network.py:make --data colours.npz --epochs 1 --ratio 4 -o a.opq", 1, "the network fails on a batch"),
+        ("finetune network.py:make --data many.npz --epochs 1 --ratio 4 --labels 0.5 -o a.opq", 1, "labels go from"),
+        ("finetune network.py:make --data images.npz --epochs 1 --plan images.npz -o a.opq", 1, "images.npz is not text"),
     ],
 )
 def test_mistakes_end_in_one_line(work, capsys, arguments, status, message):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from opq.allocation.plans import Plan
 from opq.compression.options import Options
+from opq.errors import PlanError
 
 _FIELDS = ("sensitivity", "sparsity", "bits", "step")
 
@@ -122,3 +125,13 @@ def _overrides(texts: Sequence[str]) -> dict[str, dict[str, float]]:
             raise click.UsageError(f"--override {text!r}: expected GLOB:KEY=X[,KEY=X] with keys {', '.join(_FIELDS)}.")
         overrides.setdefault(pattern, {}).update(values)
     return overrides
+
+
+def read_plan(path: str) -> Plan:
+    """The plan that `opq plan -o` wrote; PlanError where there is none."""
+    try:
+        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise PlanError(f"{path} is not text") from None
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 import opq
-from opq.cli.asking import is_given, read_options, target_options
+from opq.cli.asking import is_given, read_options, read_plan, target_options
 from opq.cli.informed import compress_informed
 from opq.cli.networks import INFORMED, informed_options
 from opq.compression import work_path
@@ -55,15 +54,6 @@ def command(source: str, output: str, plan_file: str | None, force: bool, as_jso
 
 def _compress(source: str, output: str, plan_file: str | None, given: dict[str, Any]) -> opq.Compressed:
     options = read_options(given, required=plan_file is None)
-    plan = _read_plan(plan_file) if plan_file is not None else None
+    plan = read_plan(plan_file) if plan_file is not None else None
     with progress_bar() as progress:
         return opq.compress(source, plan=plan, progress=progress, work_file=work_path(output), **options)
-
-
-def _read_plan(path: str) -> opq.Plan:
-    try:
-        return opq.Plan.from_json(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise opq.PlanError(f"{path} is not text") from None
-    except OSError as error:
-        raise opq.PlanError(f"cannot read {path}: {error.strerror}") from None

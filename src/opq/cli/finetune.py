@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 
 import opq
-from opq.cli.asking import is_given, read_options, target_options
+from opq.cli.asking import is_given, read_options, read_plan, target_options
 from opq.cli.informed import calibrate
 from opq.cli.networks import calibration_options, make_network, network_options, place, read_preprocessing
 from opq.files import refuse_existing, refuse_same
@@ -74,7 +73,7 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
         named.network,
         loader,
         epochs=given["epochs"],
-        start=opq.Plan.from_json(Path(plan_file).read_text(encoding="utf-8")) if plan_file else start,
+        start=read_plan(plan_file) if plan_file else start,
         teacher="dense" if given["labels"] < 1.0 else None,
         recipe=recipe,
         calibration=calibration,

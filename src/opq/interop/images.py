@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from opq.errors import MissingExtraError, SourceError
+from opq.errors import MissingExtraError, RecipeError, SourceError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 TRAINING, TESTING = ("train",), ("val", "test", "validation")
@@ -105,7 +105,15 @@ def open_images(
         read, count, labels = _files(path, training)
     images = Images(read, count, labels, preprocessing, varied=training)
     batch = min(batch, count)
-    return DataLoader(images, batch, shuffle=training, drop_last=training, num_workers=workers)
+    return DataLoader(images, batch, shuffle=training, drop_last=training, num_workers=workers, collate_fn=_together)
+
+
+def _together(images: list[Any]) -> Any:
+    """A batch; what the network takes must be of one size."""
+    shapes = {tuple((image[0] if isinstance(image, tuple) else image).shape) for image in images}
+    if len(shapes) > 1:
+        raise RecipeError("images are of different sizes, and the network does not tell its own; give --input-size")
+    return default_collate(images)
 
 
 def _arrays(path: Path, training: bool) -> tuple[Callable[[int], NDArray[np.uint8]], int, list[int] | None]:

@@ -113,22 +113,24 @@ def _attribute(name: str, module: str, attribute: str) -> Any:
                 loaded = importlib.import_module(module)
             finally:
                 sys.path.remove(os.getcwd())
-        return getattr(loaded, attribute)
     except ImportError as error:
         raise ModelError(name, str(error)) from None
-    except AttributeError:
-        raise ModelError(name, f"there is no {attribute!r} in {module}") from None
+    if not hasattr(loaded, attribute):
+        raise ModelError(name, f"there is no {attribute!r} in {module}")
+    return getattr(loaded, attribute)
 
 
 def _load_file(name: str, path: Path) -> Any:
     if not path.is_file():
         raise ModelError(name, f"there is no file {path}")
-    description = importlib.util.spec_from_file_location(path.stem, path)
+    own_name = f"_opq_network_{path.stem}"
+    description = importlib.util.spec_from_file_location(own_name, path)
     if description is None or description.loader is None:
         raise ModelError(name, f"{path} is no Python file")
     module = importlib.util.module_from_spec(description)
     folder = str(path.parent.resolve())
     sys.path.insert(0, folder)
+    sys.modules[own_name] = module  # where dataclasses look for it
     try:
         description.loader.exec_module(module)
     finally:

@@ -37,11 +37,16 @@ def labels_of(batch: Batch) -> Tensor | None:
 
 
 def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
-    """The logits that `model` gives for a batch; RecipeError when it gives none."""
-    if isinstance(batch, Mapping):
-        outputs = model(**{key: value for key, value in batch.items() if key != _LABELS})
-    else:
-        outputs = model(batch if isinstance(batch, Tensor) else batch[0])
+    """The logits that `model` gives for a batch; RecipeError when it gives none, or does not take such inputs."""
+    inputs = batch if isinstance(batch, (Mapping, Tensor)) else batch[0]
+    try:
+        if isinstance(inputs, Mapping):
+            outputs = model(**{key: value for key, value in inputs.items() if key != _LABELS})
+        else:
+            outputs = model(inputs)
+    except RuntimeError as error:
+        shape = f" of {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
+        raise RecipeError(f"the network fails on a batch{shape}: {str(error).splitlines()[0]}") from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise RecipeError(f"expected the network to give logits, as a tensor or under .logits, got {type(outputs).__name__}")
@@ -52,3 +57,10 @@ def count(batch: Batch) -> int:
     """How many inputs a batch holds."""
     first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch if isinstance(batch, Tensor) else batch[0]
     return len(first)
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """RecipeError for labels that are none of so many classes."""
+    lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if lowest < 0 or highest >= classes:
+        raise RecipeError(f"labels go from {lowest} to {highest}, and the network tells {classes} classes, 0 to {classes - 1}")

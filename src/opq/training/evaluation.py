@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from opq.errors import RecipeError
-from opq.training.batches import Loader, call, count, labels_of, to_device
+from opq.training.batches import Loader, call, check_labels, count, labels_of, to_device
 from opq.training.machines import autocast, device_of
 
 
@@ -37,11 +37,11 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
 
     loader  gives inputs, (inputs, labels), or mappings of keyword arguments with "labels"; logits are (n, classes)
     dense   the network to compare classes with
-    The network is left in the mode, training or evaluation, in which it was. Raises RecipeError when there are no inputs, and
+    Each module is left in the mode, training or evaluation, in which it was. Raises RecipeError when there are no inputs, and
     for labels that are none of the network's classes.
     """
     networks = [network for network in (model, dense) if network is not None]
-    modes = [network.training for network in networks]
+    modes = {module: module.training for network in networks for module in network.modules()}
     device = device_of(model)
     total = labelled = hits = near = same = 0
     loss, classes = 0.0, 0
@@ -60,13 +60,13 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
             if (labels := labels_of(batch)) is not None:
                 labelled += len(labels)
                 classes = outputs.shape[-1]
-                _check_labels(labels, classes)
+                check_labels(labels, classes)
                 hits += int((best == labels).sum())
                 near += int((outputs.topk(min(5, classes)).indices == labels[:, None]).sum())
                 loss += float(functional.cross_entropy(outputs, labels, reduction="sum"))
     finally:
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
     if not total:
         raise RecipeError("there are no inputs to evaluate on")
     return Evaluation(
@@ -76,9 +76,3 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
         loss=loss / labelled if labelled else None,
         agreement=100.0 * same / total if dense is not None else None,
     )
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
-    if lowest < 0 or highest >= classes:
-        raise RecipeError(f"labels go from {lowest} to {highest}, and the network tells {classes} classes, 0 to {classes - 1}")
