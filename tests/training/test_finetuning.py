@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interruptions import InterruptionError, interrupting_after
+from safetensors.torch import save_file
 from small_networks import make
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import opq
 import opq.torch
@@ -42,6 +44,12 @@ def images(count=48, labelled=True, seed=0):
     labels = torch.randint(10, (count,), generator=generator)
     data = TensorDataset(inputs, labels) if labelled else inputs
     return DataLoader(data, batch_size=16, shuffle=True)
+
+
+def flat():
+    """Batches for the network of dense layers."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 12, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(3)]
 
 
 def fixed_facts(model):
@@ -129,6 +137,79 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, average):
     assert again.compressed.data == whole.compressed.data
 
 
+def test_a_batch_samplers_own_generator_is_begun_anew(tmp_path):
+    """However deep in a loader what draws at random lies, a resumed run draws what it would have drawn."""
+
+    def run(folder, watch=None):
+        data = images().dataset
+        order = RandomSampler(data, generator=torch.Generator().manual_seed(5))
+        loader = DataLoader(data, batch_sampler=BatchSampler(order, 16, drop_last=False))
+        return opq.finetune(make("convolutions")[0], loader, epochs=3, ratio=6.0, folder=folder, watch=watch)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptionError):
+        run(tmp_path / "parts", interrupting_after(1))
+    assert run(tmp_path / "parts").compressed.data == whole.compressed.data
+
+
+def test_what_watch_returns_is_kept_as_json_has_it(tmp_path):
+    """NumPy's and torch's numbers become Python's, so that the run can be resumed; what JSON has no form for is refused."""
+    found = {"top1": np.float64(1.5), "count": torch.tensor(3), "name": "a"}
+    finetuned = opq.finetune(make("dense")[0], flat(), epochs=1, ratio=6.0, folder=tmp_path, watch=lambda model: found)
+    assert {key: finetuned.history[0][key] for key in found} == {"top1": 1.5, "count": 3, "name": "a"}
+    assert RunFolder(tmp_path).load()["history"] == list(finetuned.history)
+    with pytest.raises(opq.RecipeError, match="watch must return"):
+        opq.finetune(make("dense")[0], flat(), epochs=1, ratio=6.0, watch=lambda model: {"weights": object()})
+
+
+def test_a_folder_is_of_one_start(tmp_path):
+    """A run's folder refuses another plan or file; the same one, however it is given, goes on."""
+    model, _ = make("dense")
+    data = opq.compress(model, ratio=4.0).data
+    (tmp_path / "a.opq").write_bytes(data)
+    with opq.OpqFile(data) as file:
+        for start in (data, tmp_path / "a.opq", file):
+            opq.finetune(make("dense")[0], flat(), epochs=1, start=start, folder=tmp_path / "file")
+        assert file.entries[0].name in file
+        file[file.entries[0].name]  # still open
+    with pytest.raises(opq.SourceError, match="another start"):
+        opq.finetune(make("dense")[0], flat(), epochs=1, start=opq.compress(model, ratio=5.0).data, folder=tmp_path / "file")
+    for rounding, refused in (("plain", False), ("plain", False), ("shaped", True)):
+        plan = opq.plan(model, ratio=4.0, rounding=rounding)
+        with pytest.raises(opq.SourceError, match="another start") if refused else nullcontext():
+            opq.finetune(make("dense")[0], flat(), epochs=1, start=plan, folder=tmp_path / "plan")
+
+
+def test_a_finetuned_network_can_be_saved(tmp_path):
+    """Its tensors are contiguous, as safetensors and views want them."""
+    model, _ = make("convolutions")
+    opq.finetune(model, images(), epochs=1, ratio=6.0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
+
+
+def test_evaluation_leaves_every_module_in_its_mode():
+    """A batch-norm that was frozen stays so."""
+    model, inputs = make("convolutions")
+    model.train()
+    model.norm.eval()
+    opq.evaluate(model, [inputs])
+    assert model.training
+    assert model.head.training
+    assert not model.norm.training
+
+
+def test_what_a_network_cannot_take_is_told_in_a_line():
+    """Inputs of the wrong shape, labels beyond the classes, epochs under 0."""
+    inputs = torch.randn(16, 3, 8, 8)
+    with pytest.raises(opq.RecipeError, match=r"fails on a batch of \(16, 3, 8, 8\)"):
+        opq.finetune(make("convolutions")[0], [inputs], epochs=1, ratio=6.0, teacher="dense")
+    with pytest.raises(opq.RecipeError, match="labels go from 13 to 13"):
+        opq.finetune(make("dense")[0], [(torch.randn(4, 12), torch.full((4,), 13))], epochs=1, ratio=6.0)
+    with pytest.raises(opq.RecipeError, match="epochs must be 0 or more, got -1"):
+        opq.finetune(make("dense")[0], flat(), epochs=-1, ratio=6.0)
+
+
 def test_a_run_folder_says_what_was_done(tmp_path):
     """Arguments, plan, history and file lie in the folder; another run is not let in."""
     model, _ = make("convolutions")
@@ -190,6 +271,23 @@ def test_lowering_codes_meets_any_size_in_reach(share, seed):
         assert (torch.sign(old) == torch.sign(new)).all()
         assert (new.abs() <= old.abs()).all()
         assert torch.equal(weight.latent[old == new], value[old == new])
+
+
+@given(share=st.floats(0.1, 0.9), scale=st.sampled_from([10.0, 1e3, 1e6]), seed=st.integers(0, 5))
+@settings(max_examples=8)
+def test_lowering_far_codes_takes_no_more_than_it_must(share, scale, seed):
+    """Codes of any size, however much too many bytes they take: what is left fills nine tenths of the bytes asked for."""
+    torch.manual_seed(seed)
+    model = opq.prepare(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)), ratio=6.0)
+    with torch.no_grad():
+        for weight in codebooks(model):
+            weight.latent.mul_(scale)
+    codes = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
+    fewest, most = section_bytes([np.sign(array) for array in codes]), section_bytes(codes)
+    room = fewest + share * (most - fewest)
+    lower_codes(model, room)
+    size = section_bytes([weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)])
+    assert 0.9 * room <= size <= room
 
 
 def test_a_teacher_needs_no_labels():
@@ -266,11 +364,14 @@ def test_batches_come_as_loaders_give_them(where):
     assert evaluation.top1 == pytest.approx(100.0 * float((model(inputs).logits.argmax(1) == labels).float().mean()))
 
 
-def test_a_diverged_training_says_so():
-    """A loss that is no number ends the run with one line."""
+@pytest.mark.parametrize("open_epochs", [0, 2])
+@pytest.mark.parametrize("count", [48, 480])
+def test_a_diverged_training_says_so(open_epochs, count):
+    """A loss or weights that are no numbers end the run with one line, in the middle of an epoch or at its end."""
     model, _ = make("convolutions")
+    recipe = opq.Recipe(learning_rate=1e20, warm_up=0.0, clip=None)
     with pytest.raises(opq.RecipeError, match="lower the learning rate"):
-        opq.finetune(model, images(), epochs=3, ratio=6.0, recipe=opq.Recipe(learning_rate=1e20, warm_up=0.0))
+        opq.finetune(model, images(count), epochs=3, open_epochs=open_epochs, ratio=6.0, recipe=recipe)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ LARGEST_RELATIVE_ERROR = 2.0**-6
 """Of relative8; a tensor of too wide a range is stored otherwise."""
 
 LARGEST_LINEAR_ERROR = 2.0**-4
-"""Of linear8, over the median magnitude of what is not zero; a tensor with values too far from the others is stored otherwise."""
+"""Of linear8, over the median magnitude of what is not zero; a tensor with values far from all others is stored otherwise."""
 
 HALF_ERROR = 2.0**-11
 _FEWEST = 16  # with fewer elements the grid's bounds outweigh what it saves

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from opq.allocation.plans import Plan
-from opq.errors import OutputError, SourceError
+from opq.errors import OutputError, RecipeError, SourceError
 from opq.files import write_file
 
 ARGUMENTS, START, PLAN, HISTORY, CHECKPOINT = "arguments.json", "start.opq", "plan.json", "history.jsonl", "checkpoint.pt"
@@ -85,3 +85,14 @@ class RunFolder:
         except Exception as error:  # torch raises whatever its readers do
             raise SourceError(path, f"not a checkpoint: {error!r}") from None
         return state
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a history as JSON and checkpoints hold it: NumPy's and torch's numbers as Python's."""
+    plain = {
+        key: value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value for key, value in row.items()
+    }
+    try:
+        return dict(json.loads(json.dumps(plain)))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"watch must return what JSON holds, numbers and text by name: {error}") from None

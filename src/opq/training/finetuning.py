@@ -29,7 +29,7 @@ from opq.training.checkpoints import FILE, RunFolder
 from opq.training.fitting import Fit, lower_codes, section_bytes
 from opq.training.holding import Hold
 from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
-from opq.training.machines import device_of
+from opq.training.machines import device_of, use_plain_layout
 from opq.training.preparing import codebooks, codes_of, convert, fixed_layers, plain_state
 from opq.training.recipe import Recipe
 from opq.training.starting import Start, begin, described, open_epochs_of
@@ -119,6 +119,8 @@ def finetune(
     Raises what `opq.prepare` and `opq.compress` raise, RecipeError when training fails, and TargetError when the budget leaves
     no byte to codes, or the trained codes cannot be brought into it.
     """
+    if epochs < 0:
+        raise RecipeError(f"epochs must be 0 or more, got {epochs}")
     recipe = recipe or Recipe()
     opened = open_epochs_of(open_epochs, epochs, model, start, calibration, budget, options)
     if codebooks(model) or start is not None:
@@ -200,6 +202,7 @@ def _finish(
     if budget is not None and compressed.file_bytes > budget:
         raise TargetError(f"the file takes {compressed.file_bytes:,} bytes, {budget:,} were asked for; leave a larger reserve")
     convert(model)
+    use_plain_layout(model)
     model.load_state_dict(face.load(compressed.data, device))
     return Finetuned(compressed, budget, trained_bytes, fit, history)
 

@@ -3,11 +3,12 @@
 Codes spread while a network trains, and the file grows. What still can give is magnitudes. Lowering the code k of a latent
 value v costs (|v| - (k-1) step)^2 - (|v| - k step)^2 of squared error, little where v lies near the border to the next lower
 cell, and saves about log2(n_(k-1) / n_k) bits, n_k counting the codes of magnitude k in the weight. The codes that save most
-for their error go first, as many as it takes.
+for their error go first, as many as it takes. Where one step down for all would not do, all are scaled down first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from opq.parallel import in_parallel
 from opq.training.preparing import PreparedWeight, codebooks, codes_of
 
 _SMALLEST_SAVING = 0.05
+_CLOSE_ENOUGH = 1.002
 _MANY = 1024
 """Codes from here on are counted as one: they are rare, and cost about alike."""
 
@@ -42,13 +44,13 @@ def lower_codes(model: nn.Module, code_bytes: float) -> Fit:
     """
     weights = codebooks(model)
     before = codes_of(weights)
-    codes = before
+    codes = _scaled_down(before, code_bytes)
     while (size := section_bytes(codes)) > code_bytes:
         order = _order(weights, codes)
         if not len(order):
             raise TargetError(
                 f"the codes take {size:,} bytes, {code_bytes:,.0f} are left for them, and all kept codes are 1 already; "
-                "plan for a smaller file"
+                "ask for more, or begin with fewer kept weights"
             )
         low, high = 0, len(order)  # of the codes in this order, `high` are enough, or all there are
         while high - low > 1:
@@ -63,6 +65,19 @@ def lower_codes(model: nn.Module, code_bytes: float) -> Fit:
     kept = sum(int(np.count_nonzero(array)) for array in before)
     lowered = sum(int(np.count_nonzero(old != new)) for old, new in zip(before, codes, strict=True))
     return Fit(lowered, kept)
+
+
+def _scaled_down(codes: Sequence[NDArray[np.int32]], code_bytes: float) -> Sequence[NDArray[np.int32]]:
+    """The codes; where they take more than `code_bytes` even after one step down, times the smallest share that still does."""
+    ones = [np.sign(array) for array in codes]
+    if section_bytes([array - one * (np.abs(array) > 1) for array, one in zip(codes, ones, strict=True)]) <= code_bytes:
+        return codes
+    low, high = 1.0 / max(int(np.abs(array).max(initial=1)) for array in codes), 1.0
+    while high > _CLOSE_ENOUGH * low:
+        middle = math.sqrt(low * high)
+        scaled = [np.ceil(np.abs(array) * middle).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
+        low, high = (low, middle) if section_bytes(scaled) > code_bytes else (middle, high)
+    return [np.ceil(np.abs(array) * high).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
 
 
 def section_bytes(codes: Sequence[NDArray[np.int32]]) -> int:

@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opq.errors import RecipeError
 from opq.training.batch_norm import refresh_batch_norm
-from opq.training.batches import Loader, call, labels_of, to_device
-from opq.training.checkpoints import RunFolder
+from opq.training.batches import Loader, call, check_labels, labels_of, to_device
+from opq.training.checkpoints import RunFolder, plain_row
 from opq.training.holding import Hold
 from opq.training.machines import autocast, device_of, use_fast_layout
 from opq.training.recipe import Recipe
@@ -76,6 +76,8 @@ class Training:
         network, loader = self.model, self.loader
         if self.accelerator:
             network, optimizer, loader = self.accelerator.prepare(self.model, optimizer, self.loader)
+            if not len(loader):
+                raise RecipeError(f"{len(self.loader)} batches do not suffice for {self.accelerator.num_processes} processes")
         average = self._average()
         history: list[Row] = []
         if self.folder and (state := self.folder.load()):
@@ -86,7 +88,7 @@ class Training:
             loss = self._epoch(epoch, network, loader, optimizer, average, device)
             row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
             leads = self.accelerator is None or self.accelerator.is_main_process
-            history.append({**row, **(self.watch(self.model) if self.watch and leads else {})})
+            history.append({**row, **(plain_row(self.watch(self.model)) if self.watch and leads else {})})
             if self.folder and leads:
                 self._save(self.folder, history, optimizer, average)
         if self.accelerator:
@@ -146,7 +148,13 @@ class Training:
                 with torch.no_grad():
                     taught = call(self.teacher, batch)
             outputs = call(network, batch)
-        return self.recipe.loss(outputs, labels_of(batch), taught)
+        labels = labels_of(batch)
+        try:
+            return self.recipe.loss(outputs, labels, taught)
+        except IndexError:
+            if labels is not None:
+                check_labels(labels, outputs.shape[-1])
+            raise
 
     def _agree(self) -> None:
         """Batch-norm statistics of the first process for all: each has seen the last batches of its own."""
@@ -193,8 +201,21 @@ def seed_everything(seed: int, epoch: int, loader: Any) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
-    for holder in (loader, getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
-        if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
-            generator.manual_seed(mixed)
+    for holder in _holders(loader):
+        for name in ("generator", "synchronized_generator"):  # the latter is Accelerate's
+            if isinstance(generator := getattr(holder, name, None), torch.Generator):
+                generator.manual_seed(mixed)
         if callable(begin := getattr(holder, "set_epoch", None)):
             begin(epoch)
+
+
+def _holders(loader: Any) -> list[Any]:
+    """A loader, and all within it that may draw at random."""
+    found: list[Any] = []
+    waiting = [loader]
+    while waiting:
+        holder = waiting.pop()
+        if holder is not None and all(holder is not other for other in found):
+            found.append(holder)
+            waiting += [getattr(holder, name, None) for name in ("dataset", "sampler", "batch_sampler")]
+    return found

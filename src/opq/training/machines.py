@@ -36,6 +36,13 @@ def pays_bfloat16(device: torch.device) -> bool:
     return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and not found.get("avx512_fp16")))
 
 
+def use_plain_layout(model: nn.Module) -> None:
+    """Contiguous memory again for what `use_fast_layout` laid otherwise, as savers and views want it."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 def use_fast_layout(model: nn.Module) -> None:
     """Channels-last memory for the convolutions of `model`, whose kernels are faster so; values do not change."""
     for module in model.modules():

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def begin(
         prepare(model, known)
         return known
     if start is not None and not isinstance(start, Plan):
-        with start if isinstance(start, OpqFile) else OpqFile(start) as file:
+        with _opened(start) as file:
             prepare(model, file)
             stored = Options(auxiliary=asked_storage(file.entries))
             return _plan_of(model, {**stored, **options}, {"bytes": file.file_bytes})
@@ -133,12 +134,21 @@ def _tells_zeros(override: object) -> bool:
 
 
 def described(start: Start | None) -> str | None:
-    """What tells a start from another."""
-    if start is None or isinstance(start, Plan):
-        return None if start is None else f"a {start.mode} plan for {dict(start.target)}"
-    if isinstance(start, bytes):
-        return hashlib.sha256(start).hexdigest()
-    return f"a file of {start.file_bytes} bytes" if isinstance(start, OpqFile) else os.fspath(start)
+    """What tells a start from another: the digest of a plan, or of what a file holds."""
+    if start is None:
+        return None
+    if isinstance(start, Plan):
+        return f"a plan, sha256 {hashlib.sha256(start.to_json().encode()).hexdigest()}"
+    with _opened(start) as file:
+        digest = hashlib.sha256(repr(file.entries).encode())
+        for section in sorted({entry.section for entry in file.entries}):
+            digest.update(file.section(section))
+    return f"a file, sha256 {digest.hexdigest()}"
+
+
+def _opened(start: OpqFile | str | os.PathLike[str] | bytes) -> AbstractContextManager[OpqFile]:
+    """A file to read from; one that the caller opened stays open."""
+    return nullcontext(start) if isinstance(start, OpqFile) else OpqFile(start)
 
 
 def _from_calibration(
