@@ -15,7 +15,7 @@ import opq
 
 
 def main(epochs: int = 6) -> None:
-    """Train, prepare, train on, convert; then the file holds exactly what the network computes with."""
+    """Train, prepare, train on; then the file holds exactly what the network computes with."""
     torch.manual_seed(0)
     x, y, test_x, test_y = load_data()
     network = make_network()
@@ -34,9 +34,8 @@ def main(epochs: int = 6) -> None:
             optimizer.step()
 
     # A prepared network goes on to be finetuned for no epochs at all: what is left is the file, within its budget.
-    dense_bytes = sum(tensor.nbytes for tensor in make_network().state_dict().values())
     batches = list(zip(x.split(50), y.split(50), strict=True))
-    finetuned = opq.finetune(network, batches, epochs=0, budget=dense_bytes // 30)
+    finetuned = opq.finetune(network, batches, epochs=0, budget=plan.dense_bytes // 30)
     print(f"finetuned: top-1 {top1(network, test_x, test_y):.2f}; {finetuned}")
 
 

@@ -4,10 +4,12 @@ Each begins with weights of its own, as if the user had forgotten to seed; what 
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from interruptions import InterruptionError
 from small_networks import make
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,7 +29,7 @@ def train(name, prepare, **options):
     masks = {}
 
     def remember(network):
-        """The masks of this process after the epoch."""
+        """The masks of the first process, which alone watches, after the epoch."""
         masks.update({weight.names[0]: weight.codebook.mask.clone() for weight in codebooks(network)})
         return {}
 
@@ -39,6 +41,16 @@ def train(name, prepare, **options):
     return {"masks": masks, "values": values, "file": finetuned.compressed.data}
 
 
+def interrupt(text, number, steps):
+    """End both processes in the middle of the second epoch."""
+    if text.startswith("epoch 2") and number == 1:
+        raise InterruptionError
+
+
 ends = {"prepared": train("prepared", True, epochs=2), "open": train("open", False, epochs=3, open_epochs=2, ratio=6.0)}
+parts = {"epochs": 3, "open_epochs": 2, "ratio": 6.0}
+with suppress(InterruptionError):
+    train("parts", False, progress=interrupt, **parts)
+ends["parts"] = train("parts", False, **parts)
 torch.save({"processes": accelerator.num_processes, **ends}, folder / f"rank_{accelerator.process_index}.pt")
 accelerator.end_training()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from small_networks import KINDS, make
 from torch import nn
 
@@ -190,6 +191,26 @@ def test_what_cannot_be_prepared_is_refused():
     with pytest.raises(opq.WeightError, match="training has led to NaN"):
         opq.convert(model)
     assert is_prepared(model)
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    """A prepared network's state dict has a shared weight under one name, so that safetensors writes it; it loads into one
+    prepared alike, on its own or inside of another, and in its copies; converted, the network has all of its names.
+    """
+    (model, inputs), (other, _) = make("sequences"), make("sequences", seed=1)
+    names = list(model.state_dict())
+    plan = opq.plan(model, ratio=6.0)
+    opq.prepare(model, plan)
+    opq.prepare(other, replace(plan, layers=fixed_layers(model)))
+    save_file(model.state_dict(), tmp_path / "prepared.safetensors")
+    for loaded in (copy.deepcopy(other), nn.Sequential(copy.deepcopy(other)), other):
+        prefix = "0." if isinstance(loaded, nn.Sequential) else ""
+        state = load_file(tmp_path / "prepared.safetensors")
+        loaded.load_state_dict({prefix + name: tensor for name, tensor in state.items()})
+        assert torch.equal(loaded.eval()(inputs), model.eval()(inputs))
+    for network in (model, other):
+        assert list(opq.convert(network).state_dict()) == names
+        network.load_state_dict(network.state_dict())
 
 
 def test_a_refused_network_is_as_it_was():

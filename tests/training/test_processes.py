@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 def test_two_processes_make_one_file(tmp_path):
     """Two gloo processes on the processor, begun with different weights, end with the same masks, values and bytes, also where
-    masks were open at first; one of them writes the file.
+    masks were open at first; one of them writes the file. Interrupted and resumed, they end with the same bytes.
     """
     pytest.importorskip("accelerate")
     # On processors alone `accelerate launch` wants MPI; torchrun sets the same environment.
@@ -28,7 +28,8 @@ def test_two_processes_make_one_file(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2))
     assert first["processes"] == 2
-    for name in ("prepared", "open"):
+    assert first["parts"]["file"] == first["open"]["file"]
+    for name in ("prepared", "open", "parts"):
         one, other = first[name], second[name]
         assert one["file"] == other["file"] == (tmp_path / name / "model.opq").read_bytes()
         for key, value in one["values"].items():

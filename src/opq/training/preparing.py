@@ -26,6 +26,7 @@ from opq.compression import plan as make_plan
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.compressed import CompressedTensor
 from opq.training.codebook import Codebook, fixed_plan
+from opq.training.tying import tie, untie
 
 _ORDER = "_opq_order"
 """Where a prepared module notes the order of its own tensors."""
@@ -87,6 +88,7 @@ def convert(model: nn.Module) -> nn.Module:
     """
     weights = codebooks(model)
     values = {id(weight.latent): _finite_value(weight) for weight in weights}
+    untie(model)
     for weight in weights:
         with torch.no_grad():
             weight.latent.copy_(values[id(weight.latent)])
@@ -128,7 +130,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
             state[key] = tensor
         elif key.endswith(".original"):
             state[name] = values[id(weights[name].latent)]
-    return state
+    return state | {name: values[id(weight.latent)] for name, weight in weights.items()}
 
 
 def fixed_layers(model: nn.Module) -> dict[str, LayerPlan]:
@@ -177,6 +179,7 @@ def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]
         if found and isinstance(module, nn.RNNBase):
             module.register_forward_pre_hook(_refresh_flat_weights)
             module.register_forward_hook(_forget_flat_weights)
+    tie(model, [weight.names for weight in codebooks(model)])
 
 
 def _detach(module: nn.Module, attribute: str) -> None:
