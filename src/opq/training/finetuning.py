@@ -97,7 +97,8 @@ def finetune(
     model      on the device to train on; a dense one, or one that is prepared already. Afterwards it holds what the file holds
     loader     batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels"; it has a length
     start      a plan, or a .opq file, whose masks and steps are kept; or None, to plan with `options`
-    teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes
+    teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes; another
+               is put onto the device, and into evaluation mode
     recipe     how to train; by default `Recipe()`
     calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
                for, a ratio or a size; the better start where few epochs or inputs follow. Without it they come from the weights
