@@ -286,7 +286,6 @@ def finetune(rows: list[Row]) -> list[str]:
         (
             "network",
             "mode",
-            "start",
             "file bytes",
             "file ratio",
             "nominal ratio",
@@ -300,7 +299,6 @@ def finetune(rows: list[Row]) -> list[str]:
             (
                 NETWORKS[row["network"]],
                 row["mode"],
-                row["start"],
                 *_finetuned(row),
                 f"{row['teacher_top1']:.2f}",
                 f"{row['open_epochs']}",
