@@ -337,13 +337,14 @@ def finetune_mobilenet(rows: list[Row]) -> list[str]:
 def finetune_cost(rows: list[Row]) -> list[str]:
     """A step of a prepared network against a plain one's."""
     return table(
-        ("network", "device", "plain s", "prepared s", "time", "peak memory"),
+        ("network", "device", "plain s", "prepared s", "masks open s", "time", "peak memory"),
         (
             (
                 NETWORKS[row["network"]],
                 row["device"],
                 f"{row['plain_seconds']:.3f}",
                 f"{row['prepared_seconds']:.3f}",
+                f"{row['open_seconds']:.3f}",
                 f"{row['time_ratio']:.2f}x",
                 f"{row['memory_ratio']:.2f}x",
             )
