@@ -52,5 +52,11 @@ parts = {"epochs": 3, "open_epochs": 2, "ratio": 6.0}
 with suppress(InterruptionError):
     train("parts", False, progress=interrupt, **parts)
 ends["parts"] = train("parts", False, **parts)
+try:
+    alone = DataLoader(torch.randn(32, 2, 8, 8), 32, drop_last=True)
+    opq.finetune(make("convolutions")[0], alone, epochs=1, ratio=6.0, teacher="dense", accelerator=accelerator)
+    ends["few"] = ""
+except opq.RecipeError as error:
+    ends["few"] = str(error)
 torch.save({"processes": accelerator.num_processes, **ends}, folder / f"rank_{accelerator.process_index}.pt")
 accelerator.end_training()

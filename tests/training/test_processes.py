@@ -28,6 +28,8 @@ def test_two_processes_make_one_file(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2))
     assert first["processes"] == 2
+    assert "do not suffice for 2 processes" in first["few"]
+    assert "do not suffice for 2 processes" in second["few"]
     assert first["parts"]["file"] == first["open"]["file"]
     for name in ("prepared", "open", "parts"):
         one, other = first[name], second[name]

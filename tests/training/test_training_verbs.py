@@ -140,6 +140,16 @@ def test_evaluate_compares_with_the_dense_network(work, capsys):
     assert "agreement %" in capsys.readouterr().out
 
 
+def test_images_of_different_sizes_are_told_in_a_line(work, capsys):
+    """A network that does not tell how large its images are needs them alike, or --input-size."""
+    image = pytest.importorskip("PIL.Image")
+    (work / "mixed").mkdir()
+    for width in (12, 14):
+        image.new("L", (width, 12)).save(work / "mixed" / f"{width}.png")
+    assert main(["evaluate", "network.py:make", "--data", "mixed"]) == 1
+    assert "give --input-size" in capsys.readouterr().err
+
+
 def test_a_file_of_code_is_run_as_python_runs_it(work):
     """Dataclasses find their module; an error of the user's own code is not taken for a missing factory."""
     (work / "other.py").write_text(DATACLASS)

@@ -46,7 +46,8 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
             outputs = model(inputs)
     except RuntimeError as error:
         shape = f" of {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
-        raise RecipeError(f"the network fails on a batch{shape}: {str(error).splitlines()[0]}") from error
+        told = str(error).partition("\n")[0]
+        raise RecipeError(f"the network fails on a batch{shape}: {told}") from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise RecipeError(f"expected the network to give logits, as a tensor or under .logits, got {type(outputs).__name__}")

@@ -101,7 +101,7 @@ def finetune(
                is put onto the device, and into evaluation mode
     recipe     how to train; by default `Recipe()`
     calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
-               for, a ratio or a size; the better start where few epochs or inputs follow. Without it they come from the weights
+               for, a ratio or a size; the better start where few inputs follow. Without it they come from the weights
     reserve    share of the budget that a plan made here leaves to codes, which spread while they train
     open_epochs  how many of the first epochs leave open which weights are pruned: those under a multiple of the plan's rounding
                borders that keeps the file within its bytes, so that some come back where training needs them. By default two
