@@ -4,10 +4,10 @@ Claim: on CIFAR-10 (JPEG), a ResNet whose steps were solved once and whose weigh
 comes close to the dense network at file ratios from 10 to 40, in joint mode and, at the same bytes, in paper mode.
 
     python benchmarks/finetune.py resnet20
-    python benchmarks/finetune.py resnet20 --only joint:20 joint:30
+    python benchmarks/finetune.py resnet20 --only joint:20:6 joint:30:6
 
 The dense network is the published one, adapted to these images with labels; that is the teacher, and where OPQ starts. Then
-either is trained for some epochs (EPOCHS) more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
+either is trained for as many epochs more: the dense one goes on with labels, OPQ learns from the teacher. `dense_top1` is
 the dense network after all of its epochs.
 
 In joint mode masks are open for two thirds of the epochs; in paper mode they are the dense weights'.
@@ -40,16 +40,21 @@ from opq.training.loop import Training
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 DATA = "CIFAR-10 (JPEG)"
-EPOCHS = {"resnet20": (8, 6), "resnet56": (4, 3)}
-"""{network: epochs with labels that adapt it to these images, epochs after that}"""
+ADAPTING = {"resnet20": 8, "resnet56": 4}
+"""{network: epochs with labels that adapt it to these images}"""
 PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
 DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4, clip=None)
 CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4, clip=None)
 RECIPE = opq.Recipe(learning_rate=0.03, clip=None)
-CASES = (
+SHORT = (
     *(("joint", ratio) for ratio in (35, 25, 40, 30, 20, 10)),
     *(("paper", ratio) for ratio in (30, 20, 40, 10)),
 )
+CASES = {
+    "resnet20": (*((*case, 6) for case in SHORT), ("joint", 35, 12), ("joint", 25, 12)),
+    "resnet56": tuple((*case, 3) for case in SHORT if case[1] not in (25, 35)),
+}
+"""{network: (mode, asked file ratio, epochs)}"""
 AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
 RESERVE = 0.07
 """Share of the budget that a start leaves to codes, which spread while they train; finetune's own default."""
@@ -90,20 +95,20 @@ class Series:
 
     def __init__(self, network: str, folder: Path) -> None:
         self.network, self.folder = network, folder / network
-        self.dense_epochs, self.epochs = EPOCHS[network]
         self.train = Batches(*cifar10("train"), preprocess)
         self.test = Whole(*cifar10("test"), preprocess)
 
-    def dense(self) -> tuple[nn.Module, float, float]:
-        """The adapted network, its top-1, and the top-1 of what it becomes in as many more as OPQ trains."""
+    def dense(self) -> nn.Module:
+        """The adapted network."""
         model = MAKERS[self.network]()
         model.load_state_dict(load_file(data_file(NETWORKS[self.network])))
-        self._train(model, "dense", self.dense_epochs, DENSE_RECIPE)
-        longer = copy.deepcopy(model)
-        self._train(longer, "dense_longer", self.epochs, CONTINUED_RECIPE)
-        return model, self.top1(model), self.top1(longer)
+        return self._trained(model, "dense", ADAPTING[self.network], DENSE_RECIPE)
 
-    def compressed(self, dense: nn.Module, mode: str, ratio: float) -> tuple[opq.Finetuned, float]:
+    def longer_top1(self, dense: nn.Module, epochs: int) -> float:
+        """Top-1 of what the adapted network becomes in so many epochs more."""
+        return self.top1(self._trained(copy.deepcopy(dense), f"dense_longer_{epochs}", epochs, CONTINUED_RECIPE))
+
+    def compressed(self, dense: nn.Module, mode: str, ratio: int, epochs: int) -> tuple[opq.Finetuned, float]:
         """The network finetuned at a file ratio, and its top-1 as the file has it."""
         model = copy.deepcopy(dense)
         teacher = RememberedTeacher(copy.deepcopy(dense), self.train, self.folder / "teacher")
@@ -112,14 +117,14 @@ class Series:
         finetuned = opq.finetune(
             model,
             self.train,
-            epochs=self.epochs,
-            open_epochs=self.open_epochs(mode),
+            epochs=epochs,
+            open_epochs=open_epochs(mode, epochs),
             start=None if joint else paper_plan(dense, ratio),
             reserve=RESERVE,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
             recipe=RECIPE,
-            folder=self.folder / f"{mode}_{ratio:g}",
+            folder=self.folder / f"{mode}_{ratio}_{epochs}",
             seed=SEED,
             watch=self._watch,
             **(Options(ratio=ratio, **AUXILIARY) if joint else Options()),
@@ -127,22 +132,24 @@ class Series:
         opq.verify(finetuned.compressed.data)
         return finetuned, self.top1(model)
 
-    def open_epochs(self, mode: str) -> int:
-        """How many of a row's epochs leave masks open."""
-        return 2 * self.epochs // 3 if mode == "joint" else 0
-
     def top1(self, model: nn.Module) -> float:
         """Percent of the test images."""
         return opq.evaluate(model, self.test).top1 or 0.0
 
-    def _train(self, model: nn.Module, name: str, epochs: int, recipe: opq.Recipe) -> None:
+    def _trained(self, model: nn.Module, name: str, epochs: int, recipe: opq.Recipe) -> nn.Module:
         folder = RunFolder(self.folder / name)
         Training(model, self.train, epochs, recipe, seed=SEED, folder=folder, watch=self._watch).run()
+        return model
 
     def _watch(self, model: nn.Module) -> Row:
         top1 = self.top1(model)
         print(f"{self.network}: {top1:.2f}", flush=True)
         return {"top1": top1}
+
+
+def open_epochs(mode: str, epochs: int) -> int:
+    """How many of a row's epochs leave masks open."""
+    return 2 * epochs // 3 if mode == "joint" else 0
 
 
 def paper_plan(dense: nn.Module, ratio: float) -> opq.Plan:
@@ -163,16 +170,18 @@ def main() -> None:
     """Train what is not trained yet, a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=MAKERS)
-    parser.add_argument("--only", nargs="*", metavar="MODE:RATIO", help="these rows alone")
+    parser.add_argument("--only", nargs="*", metavar="MODE:RATIO:EPOCHS", help="these rows alone")
     arguments = parser.parse_args()
-    wanted = [tuple(case.split(":")) for case in arguments.only or ()]
+    cases = {f"{mode}:{ratio}:{epochs}": (mode, ratio, epochs) for mode, ratio, epochs in CASES[arguments.network]}
+    if unknown := set(arguments.only or ()) - set(cases):
+        parser.error(f"no row {min(unknown)}; there are {', '.join(cases)}")
     folder = Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out")
     series = Series(arguments.network, folder)
-    dense, teacher_top1, dense_top1 = series.dense()
-    for mode, ratio in CASES:
-        if wanted and (mode, str(ratio)) not in wanted:
-            continue
-        finetuned, top1 = series.compressed(dense, mode, ratio)
+    dense = series.dense()
+    teacher_top1 = series.top1(dense)
+    for mode, ratio, epochs in (cases[name] for name in arguments.only or cases):
+        dense_top1 = series.longer_top1(dense, epochs)
+        finetuned, top1 = series.compressed(dense, mode, ratio, epochs)
         inspection = opq.inspect(finetuned.compressed.data)
         add_row(
             {
@@ -185,12 +194,12 @@ def main() -> None:
                 "nominal_ratio": inspection.nominal_ratio,
                 "dense_top1": dense_top1,
                 "top1": top1,
-                "epochs": series.epochs,
-                "open_epochs": series.open_epochs(mode),
+                "epochs": epochs,
+                "open_epochs": open_epochs(mode, epochs),
                 "seconds": sum(row["seconds"] for row in finetuned.history),
                 "asked_ratio": float(ratio),
                 "teacher_top1": teacher_top1,
-                "dense_epochs": series.dense_epochs + series.epochs,
+                "dense_epochs": ADAPTING[arguments.network] + epochs,
                 "trained_bytes": finetuned.trained_bytes,
                 "lowered": finetuned.fit.lowered,
             }
@@ -201,7 +210,7 @@ def main() -> None:
 def add_row(row: Row) -> None:
     """Put a row into the result file, in place of an earlier one of the same case."""
     case = ("network", "data", "mode", "asked_ratio", "epochs")
-    keep_row("finetune", row, case, lambda row: [str(row[key]) for key in case], seed=SEED, libraries=["torch"])
+    keep_row("finetune", row, case, lambda row: [row[key] for key in case], seed=SEED, libraries=["torch"])
 
 
 if __name__ == "__main__":
