@@ -23,7 +23,10 @@ CALIBRATION = {"resnet20": 1000, "resnet56": 256, "mobilenet": 128}
 
 @dataclass(frozen=True)
 class Network:
-    """A dense network, its test images as it takes them, labels, its logits on them, and images to calibrate with."""
+    """A dense network, its test images as it takes them, labels, its logits on them, and images to calibrate with.
+
+    known  labels of the images to calibrate with, where there are any
+    """
 
     path: Path
     model: nn.Module
@@ -31,6 +34,7 @@ class Network:
     labels: Tensor
     logits: Tensor
     unlabelled: Tensor
+    known: Tensor | None
 
     @property
     def tensors(self) -> Arrays:
@@ -46,15 +50,15 @@ def network_of(name: str) -> Network:
     model.load_state_dict({key: torch.from_numpy(value) for key, value in load(path).items()}, strict=False)
     if name == "mobilenet":
         pixels, labels = imagenet.evaluation()
-        preprocess, unlabelled = mobilenet_v1.preprocess, imagenet.calibration()
+        preprocess, unlabelled, known = mobilenet_v1.preprocess, imagenet.calibration()[: CALIBRATION[name]], None
     else:
         pixels, labels = images.cifar10("test")
-        train = images.cifar10("train")[0]
-        unlabelled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1000]]
-        preprocess = resnet_cifar.preprocess
+        train, train_labels = images.cifar10("train")
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: CALIBRATION[name]]
+        preprocess, unlabelled, known = resnet_cifar.preprocess, train[chosen], train_labels[chosen]
     model = model.eval()
     inputs = preprocess(pixels)
-    return Network(path, model, inputs, labels, logits_of(model, inputs), preprocess(unlabelled[: CALIBRATION[name]]))
+    return Network(path, model, inputs, labels, logits_of(model, inputs), preprocess(unlabelled), known)
 
 
 def fresh(name: str) -> nn.Module:

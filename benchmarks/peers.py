@@ -1,8 +1,8 @@
-"""The smallest file of each tool whose network is as good as the dense one, on the same images in one run, without training.
+"""The smallest file of each tool whose network is as good as the dense one, on the same images in one run.
 
 What it tells: at most MAX_DROP points of top-1 under the dense network on the test images, what is the smallest file of opq,
-NNCodec with and without its own sparsification, NNCF's pruning with 8-bit integers, torchao, k-means codebooks, and pruning
-with integers as torch users do it?
+NNCodec with and without its own sparsification and tuning, NNCF's pruning with 8-bit integers, torchao, k-means codebooks, and
+pruning with integers as torch users do it?
 
     OPQ_PEERS_PYTHON=... python benchmarks/peers.py [--network NAME]... [--way NAME]...
 
@@ -13,7 +13,8 @@ All test images count at every step: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,
 
 file_bytes    what the tool writes, as its user saves it
 packed_bytes  the same after gzip, bzip2 or xz, whichever is smallest, or as it is where none makes it smaller
-data          "none": the weights, or inputs drawn at random; "unlabelled": calibrated with some training images
+data          "none": the weights, or inputs drawn at random; "unlabelled": calibrated with some training images; "labelled":
+              trained with as many. What sees training images gets used to them: the dense network was trained on others
 drop, error   points of top-1 under dense, and the standard error of that difference, image by image
 
 A row is put into results/peers.json as soon as it is done, in place of an earlier one.
@@ -48,7 +49,7 @@ def main() -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows: list[Row] = []
     for name in arguments.network or NETWORKS:
-        for way in arguments.way or WAYS:
+        for way in (way for way in arguments.way or WAYS if WAYS[way].ladders(name)):
             rows = keep_row("peers", smallest(name, way), ("network", "way"), _place, seed=0, libraries=("torch",))
     print_rows(rows)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import bz2
+import copy
 import gzip
 import json
 import lzma
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.numpy
@@ -24,6 +25,7 @@ from allocation_networks import Arrays, network_of
 from harness import peers_python
 from peering import Peer
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import opq
 import opq.numpy
@@ -90,12 +92,21 @@ def _two_knobs(settings: Sequence[Any], others: Sequence[Any], first: int) -> Ca
     return lambda name: [([(setting, other) for setting in settings], first) for other in others]
 
 
+def _labelled(ladders: Callable[[str], Sequence[Ladder]]) -> Callable[[str], Sequence[Ladder]]:
+    """No ladder for a network whose images have no labels."""
+    return lambda name: ladders(name) if network_of(name).known is not None else []
+
+
 RATIOS = [round(4.0 * 1.04**step, 2) for step in range(51)]
 STEPS = list(range(-44, -7))
 """NNCodec's quantization parameters: a step is about 2^(qp / 4)."""
 
 SPARSITIES = [round(0.05 * step, 2) for step in range(17)]
 BITS = list(range(8, 0, -1))
+EPOCHS, BATCH = 15, 64
+"""Of the ways that train with the labels of the images to calibrate with."""
+
+RECIPE = opq.Recipe(labels=0.5)
 
 
 def _weights_alone(name: str, setting: tuple[float]) -> Saved:
@@ -108,6 +119,22 @@ def _calibrated(data: str) -> Callable[[str, Any], Saved]:
         return _opened(calibration_of(name, data).compress(size=int(dense_bytes / setting[0])))
 
     return run
+
+
+def _finetuned(name: str, setting: tuple[float]) -> Saved:
+    network = network_of(name)
+    images = TensorDataset(network.unlabelled, cast(Tensor, network.known))
+    finetuned = opq.finetune(
+        copy.deepcopy(network.model),
+        DataLoader(images, batch_size=BATCH, shuffle=True),
+        epochs=EPOCHS,
+        teacher="dense",
+        recipe=RECIPE,
+        calibration=calibration_of(name, "unlabelled"),
+        progress=False,
+        ratio=setting[0],
+    )
+    return _opened(finetuned.compressed)
 
 
 def _opened(compressed: opq.Compressed) -> Saved:
@@ -141,7 +168,14 @@ def _peer(script: str, name: str) -> Peer:
     atexit.register(shutil.rmtree, folder)
     np.save(folder / "inputs.npy", network.inputs.contiguous().numpy())
     np.save(folder / "calibration.npy", network.unlabelled.contiguous().numpy())
+    if network.known is not None:
+        np.save(folder / "labels.npy", network.known.numpy())
     return Peer(script, name, str(network.path), str(folder))
+
+
+def _tuned(name: str) -> Sequence[Ladder]:
+    """Two knobs, and the same epochs for all."""
+    return [([(step, sparsity, EPOCHS) for step in STEPS], STEPS.index(-14)) for sparsity in (0.0, 0.35)]
 
 
 def _dense(name: str, setting: tuple[str]) -> Saved:
@@ -155,6 +189,7 @@ WAYS: dict[str, Way] = {
     "opq, calibrated": Way(
         "opq", "unlabelled", ".opq", _one_knob(RATIOS, resnet20=18.0, mobilenet=7.8), _calibrated("unlabelled")
     ),
+    "opq, finetuned": Way("opq", "labelled", ".opq", _labelled(_one_knob(RATIOS, resnet20=25.0, mobilenet=8.0)), _finetuned),
     "nncodec, uniform": Way(
         "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-18, mobilenet=-34), _nncodec(dependent=False)
     ),
@@ -162,6 +197,7 @@ WAYS: dict[str, Way] = {
         "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
     "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS, (0.2, 0.35), 24), _nncodec(dependent=False)),
+    "nncodec, sparsified and tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
     "NNCF, pruned, 8 bits": Way(
         "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")
     ),

@@ -258,8 +258,11 @@ def allocation(rows: list[Row]) -> list[str]:
 
 
 def peers(rows: list[Row]) -> list[str]:
-    """The smallest file of each way, smallest first within a network; ways that no setting brought within come last."""
-    ordered = sorted(rows, key=lambda row: (list(NETWORKS).index(row["network"]), not row["within"], row["packed_bytes"]))
+    """The smallest file of each way, smallest first; of a network, those that saw no labels first, those not within last."""
+    order = list(NETWORKS).index
+    ordered = sorted(
+        rows, key=lambda row: (order(row["network"]), row["data"] == "labelled", not row["within"], row["packed_bytes"])
+    )
     return table(
         ("network", "way", "data", "setting", "saved as", "file bytes", "packed", "dense / packed", "top-1 %", "drop"),
         (
