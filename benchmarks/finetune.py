@@ -23,6 +23,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,10 @@ ADAPTING = {"resnet20": 8, "resnet56": 4}
 PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
 DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4, clip=None)
 CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4, clip=None)
-RECIPE = opq.Recipe(learning_rate=0.03, clip=None)
+RECIPE = opq.Recipe(learning_rate=0.03)
+RECIPES = {3: replace(RECIPE, clip=None), 6: replace(RECIPE, clip=None), 12: RECIPE}
+"""{epochs: recipe}; the shorter trainings were begun before clipping gradients became the default."""
+
 SHORT = (
     *(("joint", ratio) for ratio in (35, 25, 40, 30, 20, 10)),
     *(("paper", ratio) for ratio in (30, 20, 40, 10)),
@@ -123,7 +127,7 @@ class Series:
             reserve=RESERVE,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
-            recipe=RECIPE,
+            recipe=RECIPES[epochs],
             folder=self.folder / f"{mode}_{ratio}_{epochs}",
             seed=SEED,
             watch=self._watch,
