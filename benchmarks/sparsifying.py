@@ -95,11 +95,13 @@ def _plan_at(state: dict[str, Tensor], step: float, sensitivity: dict[str, float
 
 
 def _sensitivity(model: nn.Module, images: Tensor) -> dict[str, float]:
+    # A generator of its own, so that a run which is taken up again comes to the same plan.
+    generator = torch.Generator().manual_seed(0)
     weights = {name: tensor for name, tensor in model.named_parameters() if tensor.ndim >= 2}
     squares = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     for image in images:
         logits = model(image[None])
-        drawn = torch.distributions.Categorical(logits=logits.detach()).sample()
+        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
         gradients = torch.autograd.grad(functional.cross_entropy(logits, drawn), list(weights.values()))
         for square, gradient in zip(squares.values(), gradients, strict=True):
             square += gradient**2
