@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -128,12 +129,12 @@ def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, librar
     """
     document = {
         "benchmark": benchmark,
-        "command": " ".join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
         "machine": _machine(),
         "versions": _versions([*_LIBRARIES, *libraries]),
         "seed": seed,
         "commit": COMMIT,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": _today(),
         "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
     }
     RESULTS.mkdir(exist_ok=True)
@@ -157,14 +158,14 @@ def keep_row(
     seed: int | None,
     libraries: Sequence[str] = (),
 ) -> list[Row]:
-    """Print a row, and put it into a result file that is made row by row, with the commit and processor of its own.
+    """Print a row, and put it into a result file that is made row by row, with commit, processor and date of its own.
 
     case   columns that tell the row from others: an earlier one of the same case goes
     order  by what the file's rows are sorted
     """
     print_rows([row])
     others = [other for other in kept_rows(benchmark) if any(other[key] != row[key] for key in case)]
-    rows = sorted([*others, {**row, "commit": COMMIT, "processor": _processor()}], key=order)
+    rows = sorted([*others, {**row, "commit": COMMIT, "processor": _processor(), "date": _today()}], key=order)
     save_result(benchmark, rows, seed=seed, libraries=libraries)
     return rows
 
@@ -218,6 +219,10 @@ def _processor() -> str:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _commit() -> str:
