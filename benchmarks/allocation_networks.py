@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ CALIBRATION = {"resnet20": 1000, "resnet56": 256, "mobilenet": 128}
 
 @dataclass(frozen=True)
 class Network:
-    """A dense network, its test images as it takes them, labels, its logits on them, and images to calibrate with.
+    """A dense network, its test images as it takes them, their labels, and images to calibrate with.
 
     known  labels of the images to calibrate with, where there are any
     """
@@ -32,7 +32,6 @@ class Network:
     model: nn.Module
     inputs: Tensor
     labels: Tensor
-    logits: Tensor
     unlabelled: Tensor
     known: Tensor | None
 
@@ -40,6 +39,11 @@ class Network:
     def tensors(self) -> Arrays:
         """The checkpoint's tensors."""
         return load(self.path)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Of the dense network on its test images, in bfloat16."""
+        return logits_of(self.model, self.inputs)
 
 
 @cache
@@ -57,8 +61,7 @@ def network_of(name: str) -> Network:
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: CALIBRATION[name]]
         preprocess, unlabelled, known = resnet_cifar.preprocess, train[chosen], train_labels[chosen]
     model = model.eval()
-    inputs = preprocess(pixels)
-    return Network(path, model, inputs, labels, logits_of(model, inputs), preprocess(unlabelled), known)
+    return Network(path, model, preprocess(pixels), labels, preprocess(unlabelled), known)
 
 
 def fresh(name: str) -> nn.Module:
@@ -67,7 +70,7 @@ def fresh(name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits of `model` on `inputs`, bfloat16 autocast, for dense and compressed networks alike."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def logits_of(model: nn.Module, inputs: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Logits of `model` on `inputs`, for dense and compressed networks alike."""
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         return torch.cat([model(batch.to(memory_format=torch.channels_last)).float() for batch in inputs.split(100)])

@@ -1,4 +1,4 @@
-"""The smallest file of each tool whose network is as good as the dense one, on the same images in one run.
+"""A small file of each tool whose network is as good as the dense one, on the same images.
 
 What it tells: at most MAX_DROP points of top-1 under the dense network on the test images, what is the smallest file of opq,
 NNCodec with and without its own sparsification and tuning, NNCF's pruning with 8-bit integers, torchao, k-means codebooks, and
@@ -7,8 +7,8 @@ pruning with integers as torch users do it?
     OPQ_PEERS_PYTHON=... python benchmarks/peers.py [--network NAME]... [--way NAME]...
 
 Each tool's own knob is walked from where it is likely to end: the file in the row is within, and the PATIENCE next coarser
-settings were seen to be beyond. One would not do, as top-1 jumps by some tenths from one setting to the next. Where a tool has
-two knobs, one is walked at each of a few values of the other.
+settings were seen to be beyond. One would not do, as top-1 jumps by some tenths from one setting to the next; a file beyond
+those three may be within again. Where a tool has two knobs, one is walked at each of a few values of the other.
 All test images count at every step: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,300 of ImageNet's validation set for MobileNet.
 
 file_bytes    what the tool writes, as its user saves it
@@ -27,6 +27,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,11 +105,11 @@ def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
 
 
 def _row(name: str, title: str, way: Way, setting: Any) -> Row:
-    network = network_of(name)
+    network, dense = network_of(name), _dense_logits(name)
     saved = way.run(name, setting)
     logits = saved.logits if saved.logits is not None else _logits(name, saved)
     dense_bytes = sum(tensor.nbytes for tensor in network.tensors.values())
-    dense_hits, hits = ((answer.argmax(1) == network.labels).double() for answer in (network.logits, logits))
+    dense_hits, hits = ((answer.argmax(1) == network.labels).double() for answer in (dense, logits))
     packed_bytes = packed(saved.data)
     return {
         "network": name,
@@ -125,16 +126,21 @@ def _row(name: str, title: str, way: Way, setting: Any) -> Row:
         "top1": 100.0 * float(hits.mean()),
         "drop": 100.0 * float((dense_hits - hits).sum()) / len(hits),
         "error": 100.0 * float((dense_hits - hits).std()) / math.sqrt(len(hits)),
-        "agreement": 100.0 * float((logits.argmax(1) == network.logits.argmax(1)).double().mean()),
+        "agreement": 100.0 * float((logits.argmax(1) == dense.argmax(1)).double().mean()),
         "images": len(hits),
     }
 
 
+@cache
+def _dense_logits(name: str) -> Tensor:
+    return logits_of(network_of(name).model, network_of(name).inputs, torch.float32)
+
+
 def _logits(name: str, saved: Saved) -> Tensor:
-    """Of the network with the weights that came back."""
+    """Of the network with the weights that came back, in float32 as those of the peers that bring their own."""
     model = fresh(name)
     model.load_state_dict({key: torch.tensor(value) for key, value in saved.tensors.items()}, strict=False)
-    return logits_of(model.eval(), network_of(name).inputs)
+    return logits_of(model.eval(), network_of(name).inputs, torch.float32)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def compress(
     converted = openvino.convert_model(model, example_input=calibration[:1])
     converted.reshape([-1, *calibration.shape[1:]])
     openvino.save_model(converted, path)
-    compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.compile_model(openvino.Core().read_model(path), "CPU", settings)
     return [path, path.with_suffix(".bin")], lambda inputs: torch.from_numpy(compiled(inputs.numpy())[0])
 
 
