@@ -1,4 +1,4 @@
-"""Write the README's tables from the result files: `python benchmarks/readme.py`.
+"""Write the tables of the README and of docs/results.md from the result files: `python benchmarks/readme.py`.
 
 Each table stands between <!-- name --> and <!-- /name -->, and comes from benchmarks/results/name.json.
 tests/test_readme.py fails when they disagree.
@@ -13,6 +13,7 @@ from pathlib import Path
 from readme_tables import SECTIONS, Row, Section
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
 
 def render(text: str) -> str:
@@ -38,13 +39,16 @@ def _lines(section: Section) -> list[str]:
 
 
 def _made(result: Row, rows: list[Row]) -> str:
-    """Processors, commits and date of a result; those of `rows` where they were made one by one."""
+    """Processors, commits and dates of a result; those of `rows` where they were made one by one."""
     machine = result["machine"]
-    own = {key: [row[key] for row in rows if key in row] for key in ("processor", "commit")}
-    processors, commits = (" and ".join(dict.fromkeys(own[key])) for key in own)
-    return f"{processors or machine['processor']}, {machine['cores']} cores, {commits or result['commit']}, {result['date']}"
+    processors, commits = (
+        " and ".join(dict.fromkeys(row[key] for row in rows if key in row)) or other
+        for key, other in (("processor", machine["processor"]), ("commit", result["commit"]))
+    )
+    dates = {row.get("date", result["date"]) for row in rows}
+    return f"{processors}, {machine['cores']} cores, {commits}, {' to '.join(sorted({min(dates), max(dates)}))}"
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text()))
+    for page in PAGES:
+        page.write_text(render(page.read_text()))

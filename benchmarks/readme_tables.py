@@ -1,4 +1,4 @@
-"""What the README makes of the rows of each result."""
+"""What the README and docs/results.md make of the rows of each result."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def plan_cost(rows: list[Row]) -> list[str]:
         "curve": "the curve, eleven ratios",
         "compress": "compress, ratio 20",
     }
-    names |= {row["case"]: f"plan, ratio 20, {row['weights'] / 1e6:,.0f} million" for row in rows if row["over_load"] is None}
+    names |= {row["case"]: f"plan, ratio 20, {row['weights'] / 1e6:,.0f} million*" for row in rows if row["over_load"] is None}
     return table(
         ("", "seconds", "over warm load", "over cold load"),
         (
@@ -92,13 +92,14 @@ def _times(value: float | None) -> str:
 def codec(rows: list[Row]) -> list[str]:
     """Bytes and speed-ups of every case."""
     return table(
-        ("codes", "weights", "entropy", "nncodec 2.1.3", "opq", "opq / nncodec", "encoding", "decoding"),
+        ("codes", "weights", "entropy", "nncodec's stream", "its payload", "opq", "opq / stream", "encoding", "decoding"),
         (
             (
                 row["case"],
                 f"{row['weights']:,}",
                 f"{row['entropy_bytes']:,}",
                 f"{row['nncodec_bytes']:,}",
+                f"{row['nncodec_payload_bytes']:,}",
                 f"{row['opq_bytes']:,}",
                 f"{row['opq_over_nncodec']:.3f}",
                 f"{row['encode_speedup']:.1f}x",
@@ -173,7 +174,7 @@ def mnist(rows: list[Row]) -> list[str]:
                 f"{_mean(group, 'sparsity'):.1%}",
                 _errors(group, "dense_top1"),
                 _errors(group, "top1"),
-                f"{group[0]['epochs']}",
+                f"{group[0]['dense_epochs']} + {group[0]['epochs']}",
                 f"{len(group)}",
             )
             for group in groups
@@ -202,12 +203,14 @@ def efficiency(rows: list[Row]) -> list[str]:
         "plain epoch": "an epoch of the plain network",
         "prepared epoch": "an epoch of the prepared network",
     }
+    dense = next(row["file_bytes"] for row in rows if row["way"] == "dense")
     return table(
-        ("", "file bytes", "top-1 %", "epochs", "seconds of the processor"),
+        ("", "file bytes", "file ratio", "top-1 %", "epochs", "seconds of the processor"),
         (
             (
                 names[row["way"]],
                 "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
+                "" if row["file_bytes"] is None else f"{dense / row['file_bytes']:.1f}",
                 "" if row["top1"] is None else f"{row['top1']:.2f}",
                 "" if row["epochs"] is None else f"{row['epochs']}",
                 "" if row["processor_seconds"] is None else f"{row['processor_seconds']:.3g}",
@@ -289,6 +292,7 @@ def finetune(rows: list[Row]) -> list[str]:
         (
             "network",
             "mode",
+            "asked",
             "file bytes",
             "file ratio",
             "nominal ratio",
@@ -302,11 +306,12 @@ def finetune(rows: list[Row]) -> list[str]:
             (
                 NETWORKS[row["network"]],
                 row["mode"],
+                f"{row['asked_ratio']:g}",
                 *_finetuned(row),
                 f"{row['teacher_top1']:.2f}",
                 f"{row['open_epochs']}",
             )
-            for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"]))
+            for row in sorted(rows, key=lambda row: (row["network"], row["mode"], row["asked_ratio"], row["epochs"]))
         ),
     )
 
@@ -368,7 +373,7 @@ def example(rows: list[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class Section:
-    """What stands between two markers of the README.
+    """What stands between two markers of a page.
 
     source  name of the result file
     lines   what it makes of the rows
@@ -402,7 +407,7 @@ SECTIONS: dict[str, Section] = {
         )
     },
 }
-"""{marker in the README: what stands there}"""
+"""{marker: what stands there}"""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

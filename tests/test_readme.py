@@ -1,27 +1,38 @@
-"""The README tells the truth."""
+"""The README and docs/results.md tell the truth."""
 
 import importlib
 import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readmes_tables_are_the_results(monkeypatch):
-    """Every table in the README is what its result file says; `python benchmarks/readme.py` writes them."""
+@pytest.fixture
+def readme(monkeypatch):
+    """benchmarks/readme.py."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    readme = importlib.import_module("readme")
-    text = (ROOT / "README.md").read_text()
-    assert readme.render(text) == text
+    return importlib.import_module("readme")
 
 
-def test_a_changed_figure_is_written_anew(monkeypatch):
-    """No table in the README depends on what stands there: any body between its markers becomes what the result file says."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    readme, tables = importlib.import_module("readme"), importlib.import_module("readme_tables")
-    text = (ROOT / "README.md").read_text()
-    for name in tables.SECTIONS:
+def test_all_tables_are_the_results(readme):
+    """Every table is what its result file says; `python benchmarks/readme.py` writes them."""
+    for page in readme.PAGES:
+        assert readme.render(page.read_text()) == page.read_text()
+
+
+def test_every_table_stands_somewhere(readme):
+    """Each section has its markers on one page, and no page has markers of another."""
+    marked = [name for page in readme.PAGES for name in re.findall(r"^<!-- (\w+) -->$", page.read_text(), re.MULTILINE)]
+    assert sorted(marked) == sorted(readme.SECTIONS)
+
+
+def test_a_changed_figure_is_written_anew(readme):
+    """No table depends on what stands there: any body between its markers becomes what the result file says."""
+    text = "\n".join(page.read_text() for page in readme.PAGES)
+    for name in readme.SECTIONS:
         before, rest = text.split(f"<!-- {name} -->")
         body, after = rest.split(f"<!-- /{name} -->")
         last = max(place for place, letter in enumerate(body) if letter.isdigit() or letter == ".")
@@ -29,7 +40,7 @@ def test_a_changed_figure_is_written_anew(monkeypatch):
         assert readme.render(f"{before}<!-- {name} -->{changed}<!-- /{name} -->{after}") == text
 
 
-def test_every_result_comes_from_reproduce(monkeypatch):
+def test_every_result_comes_from_reproduce(readme):
     """The Makefile's two lists hold every benchmark, each in one; these write every result file and every table."""
     makefile = (ROOT / "Makefile").read_text()
     lists = [re.search(rf"^{name} := (.*)$", makefile, re.MULTILINE).group(1) for name in ("QUICK", "LONG")]
@@ -41,10 +52,7 @@ def test_every_result_comes_from_reproduce(monkeypatch):
     assert quick | long == benchmarks
     written = {result for name in quick | long for result in re.findall(r'(?:save_result|keep_row)\(\s*"(\w+)"', texts[name])}
     assert {path.stem for path in (folder / "results").glob("*.json")} <= written
-    sections = re.findall(r"^<!-- (\w+) -->$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    monkeypatch.syspath_prepend(folder)
-    tables = importlib.import_module("readme_tables")
-    assert {tables.SECTIONS[section].source for section in sections} <= written
+    assert {section.source for section in readme.SECTIONS.values()} <= written
 
 
 def test_the_first_screen_has_the_two_commands():
