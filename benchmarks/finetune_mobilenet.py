@@ -14,21 +14,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import os
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import imagenet
 import torch
 from finetune import SEED, add_row
 from harness import NETWORKS, ROOT, data_file
-from images import Whole, cache_folder
+from images import Whole
 from networks.mobilenet_v1 import MobileNetV1, preprocess
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -74,38 +70,13 @@ def calibrating() -> Tensor:
 
 
 def _unlabelled(varied: bool) -> Images:
-    pictures = _pictures("imagenet/train1000_256.tar")
-    return Images(list(pictures.values()).__getitem__, len(pictures), None, WANTED, varied=varied)
+    pictures = imagenet.unlabelled().numpy()
+    return Images(pictures.__getitem__, len(pictures), None, WANTED, varied=varied)
 
 
 def validation() -> Whole:
     """val1300 with its labels."""
-    pictures = _pictures("imagenet/val1300.tar")
-    with tarfile.open(data_file("imagenet/val1300.tar")) as archive:
-        names = [member for member in archive.getmembers() if member.name.endswith("dataset.txt")]
-        file = archive.extractfile(names[0])
-        lines = (file.read() if file is not None else b"").decode().split("\n")
-    labels = {Path(parts[0]).name: int(parts[1]) for line in lines if len(parts := line.split(",")) == 2}
-    chosen = [name for name in pictures if name in labels]
-    images = torch.from_numpy(np.stack([pictures[name] for name in chosen]))
-    return Whole(images, torch.tensor([labels[name] for name in chosen]), preprocess, 50)
-
-
-def _pictures(relative: str) -> dict[str, NDArray[np.uint8]]:
-    """{file name: uint8 (height, width, 3)} of an archive, decoded once, in order of names."""
-    path = cache_folder() / f"{Path(relative).stem}.npz"
-    if not path.exists():
-        found = {}
-        with tarfile.open(data_file(relative)) as archive:
-            for member in archive:
-                file = archive.extractfile(member)
-                if file is not None and member.name.lower().endswith((".jpg", ".jpeg")):
-                    found[Path(member.name).name] = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **found)
-        temporary.replace(path)
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in sorted(arrays)}
+    return Whole(*imagenet.evaluation(), preprocess, 50)
 
 
 def main() -> None:

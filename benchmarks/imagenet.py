@@ -1,4 +1,4 @@
-"""The ImageNet images of the benchmarks: 1,300 to evaluate on, one of each class to calibrate with; uint8 arrays, cached."""
+"""The ImageNet images of the benchmarks: 1,300 to evaluate on, one of each class without labels; uint8 arrays, cached."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-EVALUATION, CALIBRATION = "imagenet/val1300.tar", "imagenet/train1000_256.tar"
+EVALUATION, UNLABELLED = "imagenet/val1300.tar", "imagenet/train1000_256.tar"
 
 
 def evaluation() -> tuple[Tensor, Tensor]:
     """uint8 images (1300, 227, 227, 3) and int64 labels."""
-    return _cached("val1300", EVALUATION)
+    return _cached("imagenet_val1300", EVALUATION)
+
+
+def unlabelled() -> Tensor:
+    """uint8 images (1000, 256, 256, 3), one of each class, in order of the files' names."""
+    return _cached("imagenet_train1000", UNLABELLED)[0]
 
 
 def calibration() -> Tensor:
-    """uint8 images (1000, 256, 256, 3), in no order of classes."""
-    images = _cached("train1000", CALIBRATION)[0]
+    """The same, in no order of classes."""
+    images = unlabelled()
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
 
 
