@@ -23,7 +23,7 @@ class Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # The benchmarks' networks are all that it needs from here; opq is not in its environment.
+            # It needs networks and turns.py from here; opq is not in its environment.
             env={**os.environ, "PYTHONPATH": str(_FOLDER)},
         )
 

@@ -2,10 +2,8 @@
 
     PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz
 
-benchmarks/codec.py runs this with the Python that OPQ_PEERS_PYTHON names, whose environment has NNCodec 2.1.3; it needs
-neither opq nor what the other benchmarks use. For every line of its input, "encode", "decode" or "report", it does that and
-answers with a line of JSON: the seconds of each of some runs, or what the codes take.
-So the two coders take turns, and a processor's clock that wanders hits both alike.
+benchmarks/codec.py runs this (peering.py). A line says "encode", "decode" or "report"; the answer is the seconds of each of
+some runs, or what the codes take. So the two coders take turns, and a processor's clock that wanders hits both alike.
 
 The codes go to the coder's own interface as they are: no quantization of its own, dependent quantization off, and otherwise
 what `nncodec.tensor.encode` takes by default (parameter optimization and row skipping on, 11 unary decisions). One thread: the
@@ -14,20 +12,18 @@ coder holds Python's lock.
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from answering import answer_lines
 from nncodec import nnc
 from nncodec.extensions.deepCABAC import Decoder, Encoder, HdspMode
+from turns import seconds_of_turn
 
 UNARY = 11
-WARM_UP, TURN, LEAST_RUNS = 0.2, 0.5, 3
 PROFILE, SCAN, DEPENDENT, PARENT = 1, 0, 0, 0
 NO_HISTORY = (HdspMode.AlwaysOff, np.zeros(2, dtype=np.int8))
 NO_CODEBOOK = (0, 0)
@@ -47,23 +43,7 @@ def main() -> int:
         "encode": lambda: [encode(codes) for codes in tensors.values()],
         "decode": lambda: [decode(payload, codes.shape) for payload, codes in zip(payloads, tensors.values(), strict=True)],
     }
-    for line in map(str.strip, sys.stdin):
-        answer = seconds(work[line]) if line in work else report(tensors, payloads)
-        print(json.dumps(answer), flush=True)
-    return 0
-
-
-def seconds(run: Callable[[], object]) -> list[float]:
-    """Seconds of each run within a TURN, after WARM_UP seconds of runs that are not counted."""
-    measured: list[float] = []
-    begin = time.perf_counter()
-    while len(measured) < LEAST_RUNS or time.perf_counter() < begin + WARM_UP + TURN:
-        start = time.perf_counter()
-        run()
-        end = time.perf_counter()
-        if start > begin + WARM_UP:
-            measured.append(end - start)
-    return measured
+    return answer_lines(lambda line: seconds_of_turn(work[line]) if line in work else report(tensors, payloads))
 
 
 def report(tensors: dict[str, Codes], payloads: list[Codes]) -> dict[str, Any]:
