@@ -11,9 +11,9 @@ PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_pyt
 FUZZ_SECONDS ?= 600
 # The memory is for atheris, which keeps most of a kilobyte of each execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
-# Of the README's results: those that take minutes, and those that take longer (all night on two cores) or want a peer.
+# Of all results: those that take minutes, and those that take longer (a night or more on two cores) or want a peer.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
-LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py allocation.py peers.py large.py
+LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py 'allocation.py --anew' peers.py large.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -36,11 +36,13 @@ check: .venv/ready  ## Lint, formatting and types
 base: .venv-base/ready  ## The tests that hold for the base install, as a wheel and without PyTorch
 	$(BASE)/python -m pytest tests/cli tests/base
 
-reproduce: reproduce-quick  ## Every result anew, then the README's tables; needs the data that OPQ_DATA points to
+reproduce:  ## Every result anew, then the tables; needs OPQ_DATA (the data) and OPQ_PEERS_PYTHON (the peers)
+	@command -v "$$OPQ_PEERS_PYTHON" > /dev/null || { echo "OPQ_PEERS_PYTHON must name a Python with the peers: benchmarks/README.md tells how to make one" >&2; exit 1; }
+	$(MAKE) reproduce-quick
 	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
-reproduce-quick: .venv/ready  ## The results that take minutes, then the README's tables
+reproduce-quick: .venv/ready  ## The results that take minutes, then the tables
 	for script in $(QUICK); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 

@@ -73,23 +73,24 @@ def _allocations() -> list[Row]:
         model.load_state_dict(dict(values))
         return opq.evaluate(model, test).top1
 
+    def figures(outcome: Outcome) -> tuple[int, float | None]:
+        return outcome.file_bytes, top1(outcome.state)
+
     dense_top1 = top1(state)
     rows: list[Row] = []
     for ratio in RATIOS:
         budget = dense_bytes // ratio
-        variants: dict[tuple[str, str], Callable[[], Outcome]] = {
-            ("density", "laplace"): lambda budget=budget: _read(opq.compress(state, size=budget, rounding="plain")),
-            ("density", "measured"): lambda budget=budget: by_measured_magnitudes(state, budget),
-            ("steps", "one a layer"): lambda budget=budget: _read(opq.compress(state, size=budget, rounding="plain")),
-            ("steps", "one a channel"): lambda budget=budget: by_channel_steps(state, budget),
-            ("codebook", "layer-wise"): lambda budget=budget: by_paper(state, budget, channel_wise=False),
-            ("codebook", "unified channel-wise"): lambda budget=budget: by_paper(state, budget, channel_wise=True),
+        plain = figures(_read(opq.compress(state, size=budget, rounding="plain")))
+        variants = {
+            ("density", "laplace"): plain,
+            ("density", "measured"): figures(by_measured_magnitudes(state, budget)),
+            ("steps", "one a layer"): plain,
+            ("steps", "one a channel"): figures(by_channel_steps(state, budget)),
+            ("codebook", "layer-wise"): figures(by_paper(state, budget, channel_wise=False)),
+            ("codebook", "unified channel-wise"): figures(by_paper(state, budget, channel_wise=True)),
         }
-        for (ablation, variant), make in variants.items():
-            outcome = make()
-            rows.append(
-                _row(ablation, variant, "resnet20", outcome.file_bytes, dense_bytes, dense_top1, top1(outcome.state), 0)
-            )
+        for (ablation, variant), (size, accuracy) in variants.items():
+            rows.append(_row(ablation, variant, "resnet20", size, dense_bytes, dense_top1, accuracy, 0))
     return rows
 
 

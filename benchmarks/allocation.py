@@ -3,10 +3,10 @@
 Claim: at equal file bytes, networks compressed by opq lose fewer points of top-1 than by NNCodec 2.1.3 and than by what torch
 users do, with data and without.
 
-    OPQ_PEERS_PYTHON=... python benchmarks/allocation.py [--network NAME]... [--method NAME]... [--setting X]...
+    OPQ_PEERS_PYTHON=... python benchmarks/allocation.py [--network NAME]... [--method NAME]... [--setting X]... [--anew]
 
-A row that benchmarks/results/allocation.json has already is not measured again: the run may be stopped, and go on. Without
---network and --method all are run. The picture is benchmarks/results/allocation.png.
+A row that benchmarks/results/allocation.json has already is not measured again, so that a run that was stopped goes on; with
+--anew it is. Without --network and --method all are run. The picture is benchmarks/results/allocation.png.
 
 Networks: CIFAR-10 (JPEG) test images for the ResNets, 1,300 ImageNet validation images for MobileNet (benchmarks/README.md);
 every accuracy is read from the file written, and stands beside the dense network's on the same images. Files of torch users'
@@ -34,19 +34,21 @@ def main() -> int:
     parser.add_argument("--network", choices=list(RATIOS), action="append")
     parser.add_argument("--method", choices=list(METHODS), action="append")
     parser.add_argument("--setting", type=float, action="append")
+    parser.add_argument("--anew", action="store_true", help="measure again what the result file has already")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows = kept_rows("allocation")
+    done = set() if arguments.anew else {(row["network"], row["method"], row["setting"]) for row in rows}
     for name in arguments.network or RATIOS:
         for method in arguments.method or METHODS:
             data, settings, run = METHODS[method]
             for setting in settings(name):
                 if arguments.setting is not None and setting not in arguments.setting:
                     continue
-                if any((row["network"], row["method"], row["setting"]) == (name, method, _label(setting)) for row in rows):
+                if (name, method, _label(setting)) in done:
                     continue
                 row, case = _row(name, method, data, setting, run), ("network", "method", "setting")
-                rows = keep_row("allocation", row, case, _place, seed=0, libraries=("torch", "nncodec", "scikit-learn"))
+                rows = keep_row("allocation", row, case, _place, seed=0, libraries=("torch",))
     print_rows(rows)
     if rows:
         _draw(rows)

@@ -28,7 +28,11 @@ RATIOS = {
     "resnet56": (12.3, 16.0, 20.9, 26.4),
     "mobilenet": (5.1, 6.1, 7.5, 8.0, 9.8),
 }
-STEPS = {"resnet20": range(-20, -11, 2), "resnet56": range(-20, -11, 2), "mobilenet": range(-32, -19, 4)}
+STEPS = {
+    "resnet20": (-20, -19, -18, -17, -16, -14, -12),
+    "resnet56": (-20, -18, -16, -14, -12),
+    "mobilenet": (-32, -28, -24, -20),
+}
 """NNCodec's quantization parameters: a step is about 2^(qp / 4)."""
 PAPER = ((0.3, 4.0), (0.5, 4.0), (0.6, 3.0))
 PRUNED = (0.3, 0.5, 0.7)

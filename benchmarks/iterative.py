@@ -60,7 +60,7 @@ def compress_iteratively(
     """Prune `model` gradually, by one threshold for all weights, then quantize it, in place; {weight name: its step}.
 
     The sparsity follows 1 - (1 - t)^3 over the first three quarters of the pruning epochs (M. Zhu, S. Gupta, arXiv 1710.01878,
-    2017); the last one trains what is left.
+    2017); in the last quarter no more is pruned, and what is left trains on.
     """
     weights = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     for module in weights.values():

@@ -8,8 +8,7 @@ second; and the time grows in proportion to the weights, up to 1,000 million.
 
 The tensors are those of ResNet-50 by name and shape (25.56 million parameters); weights are drawn from a Laplace density of
 scale 1/sqrt(fan in), float32. Seven rounds, every round runs every case once; medians. Imports are not counted: a round that
-is not counted goes first. Beyond ResNet-50 the networks are
-of matrices 4096 x 4096, normal, float32, and planned three times.
+is not counted goes first. Beyond ResNet-50 the networks are of matrices 4096 x 4096, normal, float32, and planned three times.
 
 load        safetensors.numpy.load_file, the file in the system's page cache
 load_cold   the same after the file was dropped from that cache
