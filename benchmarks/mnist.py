@@ -52,8 +52,8 @@ class Case:
 
 
 CASES: Mapping[str, tuple[Case, ...]] = {
-    "lenet-300-100": (Case(40, 12, 10), Case(80, 16, 12), Case(150, 60, 45), Case(200, 60, 45)),
-    "lenet-5": (Case(40, 6, 4), Case(108, 8, 5), Case(200, 10, 6), Case(400, 30, 20)),
+    "lenet-300-100": (Case(40, 12, 10), Case(80, 16, 12), Case(150, 60, 45)),
+    "lenet-5": (Case(40, 6, 4), Case(108, 8, 5), Case(400, 12, 8)),
 }
 DENSE_EPOCHS: Mapping[str, int] = {"lenet-300-100": 60, "lenet-5": 24}
 DENSE_RECIPE = opq.Recipe(learning_rate=1.5e-3, weight_decay=0.01, warm_up=0.01, optimizer=torch.optim.AdamW)
