@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import before_nncodec  # noqa: F401
 import numpy as np
 from answering import answer_lines
 from nncodec import nnc

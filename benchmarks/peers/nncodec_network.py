@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import before_nncodec  # noqa: F401
 import numpy as np
 from answering import answer_lines
 from nncodec import nn, nnc

@@ -13,25 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import before_nncodec  # noqa: F401
 import numpy as np
 import torch
 from modules import Reopened, answer_settings
+from nncodec import nnc
+from nncodec.framework.applications.utils import evaluation, train
+from nncodec.framework.applications.utils.sparsification import apply_unstruct_spars_v2
+from nncodec.framework.pytorch_model import np_to_torch, torch_to_numpy
+from nncodec.framework.use_case_init import ModelSetting, use_cases
+from nncodec.nn import nncargs
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-
-# NNCodec imports torchvision, which some builds leave without its operators, and takes torch's version for three numbers.
-torch.__version__ = torch.__version__.split("+")[0]
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-from nncodec import nnc  # noqa: E402
-from nncodec.framework.applications.utils import evaluation, train  # noqa: E402
-from nncodec.framework.applications.utils.sparsification import apply_unstruct_spars_v2  # noqa: E402
-from nncodec.framework.pytorch_model import np_to_torch, torch_to_numpy  # noqa: E402
-from nncodec.framework.use_case_init import ModelSetting, use_cases  # noqa: E402
-from nncodec.nn import nncargs  # noqa: E402
 
 BATCH, HELD_BACK = 64, 5
 
