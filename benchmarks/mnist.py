@@ -52,7 +52,7 @@ class Case:
 
 
 CASES: Mapping[str, tuple[Case, ...]] = {
-    "lenet-300-100": (Case(40, 12, 10), Case(80, 16, 12), Case(150, 150, 100)),
+    "lenet-300-100": (Case(40, 12, 10), Case(80, 16, 12), Case(150, 60, 45)),
     "lenet-5": (Case(40, 6, 4), Case(108, 8, 5), Case(400, 12, 8)),
 }
 DENSE_EPOCHS: Mapping[str, int] = {"lenet-300-100": 60, "lenet-5": 24}
