@@ -27,7 +27,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -105,7 +104,8 @@ def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
 
 
 def _row(name: str, title: str, way: Way, setting: Any) -> Row:
-    network, dense = network_of(name), _dense_logits(name)
+    network = network_of(name)
+    dense = network.logits
     saved = way.run(name, setting)
     logits = saved.logits if saved.logits is not None else _logits(name, saved)
     dense_bytes = sum(tensor.nbytes for tensor in network.tensors.values())
@@ -131,16 +131,11 @@ def _row(name: str, title: str, way: Way, setting: Any) -> Row:
     }
 
 
-@cache
-def _dense_logits(name: str) -> Tensor:
-    return logits_of(network_of(name).model, network_of(name).inputs, torch.float32)
-
-
 def _logits(name: str, saved: Saved) -> Tensor:
-    """Of the network with the weights that came back, in float32 as those of the peers that bring their own."""
+    """Of the network with the weights that came back; in float32, as those of the peers that bring their own."""
     model = fresh(name)
     model.load_state_dict({key: torch.tensor(value) for key, value in saved.tensors.items()}, strict=False)
-    return logits_of(model.eval(), network_of(name).inputs, torch.float32)
+    return logits_of(model.eval(), network_of(name).inputs)
 
 
 if __name__ == "__main__":
