@@ -11,13 +11,13 @@ PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_pyt
 FUZZ_SECONDS ?= 600
 # The memory is for atheris, which keeps most of a kilobyte of each execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
-# Of all results: those that take minutes, and those that take longer (a night or more on two cores) or want a peer.
+# Of all results: those that take minutes, and those that take longer (a night or more on two cores) or want the peers.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
 LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py 'allocation.py --anew' peers.py large.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check base reproduce reproduce-quick fuzz corpus sanitize clean
+.PHONY: help demo test check base reproduce reproduce-quick peers fuzz corpus sanitize clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -36,8 +36,7 @@ check: .venv/ready  ## Lint, formatting and types
 base: .venv-base/ready  ## The tests that hold for the base install, as a wheel and without PyTorch
 	$(BASE)/python -m pytest tests/cli tests/base
 
-reproduce:  ## Every result anew, then the tables; needs OPQ_DATA (the data) and OPQ_PEERS_PYTHON (the peers)
-	@command -v "$$OPQ_PEERS_PYTHON" > /dev/null || { echo "OPQ_PEERS_PYTHON must name a Python with the peers: benchmarks/README.md tells how to make one" >&2; exit 1; }
+reproduce: .venv/ready .venv-peers/ready  ## Every result anew, then the tables; needs OPQ_DATA (the data)
 	$(MAKE) reproduce-quick
 	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
@@ -45,6 +44,8 @@ reproduce:  ## Every result anew, then the tables; needs OPQ_DATA (the data) and
 reproduce-quick: .venv/ready  ## The results that take minutes, then the tables
 	for script in $(QUICK); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
+
+peers: .venv-peers/ready  ## The environment of the tools that benchmarks compare with
 
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds
@@ -69,7 +70,7 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 		tests/codec/test_entropy.py tests/codec/test_planes.py tests/codec/test_golden.py tests/attacks/test_corpus.py
 
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base .venv-fuzz build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-peers .venv-fuzz build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -83,6 +84,11 @@ clean:  ## Remove environments and caches
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BASE)/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	touch $@
+
+.venv-peers/ready: requirements/peers.lock
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r requirements/peers.lock
 	touch $@
 
 .venv-fuzz/ready: requirements/fuzz.lock .venv/ready

@@ -3,7 +3,7 @@
 Claim: at equal file bytes, networks compressed by opq lose fewer points of top-1 than by NNCodec 2.1.3 and than by what torch
 users do, with data and without.
 
-    OPQ_PEERS_PYTHON=... python benchmarks/allocation.py [--network NAME]... [--method NAME]... [--setting X]... [--anew]
+    python benchmarks/allocation.py [--network NAME]... [--method NAME]... [--setting X]... [--anew]
 
 A row that benchmarks/results/allocation.json has already is not measured again, so that a run that was stopped goes on; with
 --anew it is. Without --network and --method all are run. The picture is benchmarks/results/allocation.png.

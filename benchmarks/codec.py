@@ -3,12 +3,12 @@
 Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode and to
 decode them.
 
-    OPQ_PEERS_PYTHON=... python benchmarks/codec.py
+    python benchmarks/codec.py
 
 The codes are sign(w) floor(|w| / step + 1/2) of all tensors of two or more dimensions. "80%" zeroes the smallest 80 in a
 hundred of the network's weights first. "laplace" is one tensor of 5000 x 5000 weights drawn from a Laplace density of scale 1,
 its smallest 90 or 97 in a hundred zeroed, the rest quantized with step 1. Every round trip is checked, with both coders.
-benchmarks/README.md tells how to make the environment of OPQ_PEERS_PYTHON.
+`make peers` makes the environment that nncodec runs in.
 
 opq_bytes      the sections of all tensors, and 9 bytes a tensor for its share of the file's header and its checksum
 nncodec_bytes  the package's stream of these tensors, as it writes them; dependent quantization off

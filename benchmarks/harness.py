@@ -75,12 +75,12 @@ def data_file(relative: str) -> Path:
 
 
 def peers_python() -> str:
-    """The Python that OPQ_PEERS_PYTHON names, which has the peers (benchmarks/README.md); exits 1 when it is not set."""
-    python = os.environ.get("OPQ_PEERS_PYTHON")
-    if not python:
-        print(f"{Path(sys.argv[0]).name}: OPQ_PEERS_PYTHON must name a Python with the peers", file=sys.stderr)
+    """The Python of the environment that has the peers, without opq; exits 1 when it is missing."""
+    python = ROOT / ".venv-peers" / "bin" / "python"
+    if not python.exists():
+        print(f"{Path(sys.argv[0]).name}: the peers are not here; make their environment: make peers", file=sys.stderr)
         raise SystemExit(1)
-    return python
+    return str(python)
 
 
 def checkpoints() -> dict[str, Path]:

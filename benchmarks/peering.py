@@ -1,4 +1,4 @@
-"""Peers, each in a process of the Python that OPQ_PEERS_PYTHON names, which answers a line of JSON for a line of JSON."""
+"""Peers, each in a process of their own environment, which answers a line of JSON for a line of JSON."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ What it tells: at most MAX_DROP points of top-1 under the dense network on the t
 NNCodec with and without its own sparsification and tuning, NNCF's pruning with 8-bit integers, torchao, k-means codebooks, and
 pruning with integers as torch users do it?
 
-    OPQ_PEERS_PYTHON=... python benchmarks/peers.py [--network NAME]... [--way NAME]...
+    python benchmarks/peers.py [--network NAME]... [--way NAME]...
 
 Each tool's own knob is walked from where it is likely to end: the file in the row is within, and the PATIENCE next coarser
 settings were seen to be beyond. One would not do, as top-1 jumps by some tenths from one setting to the next; a file beyond
