@@ -204,6 +204,6 @@ WAYS: dict[str, Way] = {
     "torchao, integers": Way(
         "torchao", "none", "torch.save", _one_knob(BITS, resnet20=6, mobilenet=7), _module("torchao_network.py")
     ),
-    "k-means, pruned": Way(None, "none", "safetensors, uint8", _two_knobs(SPARSITIES, (31, 127), 2), _stored(codebooks)),
+    "k-means, pruned": Way(None, "none", "safetensors, uint8", _two_knobs(SPARSITIES, (31, 127, 255), 2), _stored(codebooks)),
     "integers, pruned": Way(None, "none", "safetensors, int8", _two_knobs(SPARSITIES, (5, 6, 8), 3), _stored(pruned_integers)),
 }
