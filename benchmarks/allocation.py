@@ -45,7 +45,7 @@ def main() -> int:
             for setting in settings(name):
                 if arguments.setting is not None and setting not in arguments.setting:
                     continue
-                if (name, method, _label(setting)) in done:
+                if (name, method, label(setting)) in done:
                     continue
                 row, case = _row(name, method, data, setting, run), ("network", "method", "setting")
                 rows = keep_row("allocation", row, case, _place, seed=0, libraries=("torch",))
@@ -68,7 +68,7 @@ def _row(name: str, method: str, data: str, setting: Any, run: Run) -> Row:
         "network": name,
         "method": method,
         "data": data,
-        "setting": _label(setting),
+        "setting": label(setting),
         "file_bytes": file_bytes,
         "file_ratio": dense_bytes / file_bytes,
         "dense_top1": _share(network.logits.argmax(1) == network.labels),
@@ -83,7 +83,8 @@ def _share(hits: Tensor) -> float:
     return 100.0 * float(hits.float().mean())
 
 
-def _label(setting: Any) -> str:
+def label(setting: Any) -> str:
+    """How the result file names a method's setting."""
     return "/".join(f"{value:g}" for value in setting) if isinstance(setting, tuple) else f"{setting:g}"
 
 

@@ -196,7 +196,7 @@ WAYS: dict[str, Way] = {
     "nncodec, dependent": Way(
         "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
-    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS, (0.2, 0.35), 24), _nncodec(dependent=False)),
+    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS, (0.05, 0.2, 0.35), 24), _nncodec(dependent=False)),
     "nncodec, tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
     "NNCF, pruned, 8 bits": Way(
         "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")
