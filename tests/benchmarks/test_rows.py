@@ -1,0 +1,57 @@
+"""Result files that are made row by row have the rows that their scripts make, no fewer and no others."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A script of benchmarks/, by its name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def cases_of(result, *columns):
+    """What these columns say, a row each, in order."""
+    rows = json.loads((BENCHMARKS / "results" / f"{result}.json").read_text())["rows"]
+    return sorted(tuple(row[column] for column in columns) for row in rows)
+
+
+def test_every_finetuned_row_has_its_case(script):
+    """finetune.json: each network's modes, file ratios and epochs, once."""
+    resnets = [(name, *case) for name, cases in script("finetune").CASES.items() for case in cases]
+    mobilenet = [("mobilenet", "joint", *case) for case in script("finetune_mobilenet").CASES]
+    assert cases_of("finetune", "network", "mode", "asked_ratio", "epochs") == sorted(resnets + mobilenet)
+
+
+def test_every_mnist_row_has_its_case(script):
+    """mnist.json: each network's file ratios with their epochs, once."""
+    cases = script("mnist").CASES
+    made = [(name, case.ratio, case.sparsifying + case.finetuning) for name in cases for case in cases[name]]
+    assert cases_of("mnist", "network", "ratio", "epochs") == sorted(made)
+
+
+def test_every_allocation_row_has_its_case(script):
+    """allocation.json: each network, method and setting, once."""
+    methods, label = script("allocation_methods"), script("allocation").label
+    made = [
+        (name, method, label(setting))
+        for name in methods.RATIOS
+        for method, (_, settings, _) in methods.METHODS.items()
+        for setting in settings(name)
+    ]
+    assert cases_of("allocation", "network", "method", "setting") == sorted(made)
+
+
+def test_every_row_of_the_peers_has_its_case(script):
+    """peers.json: each network and way, once; MobileNet's images to train with have no labels."""
+    peers = script("peers")
+    made = [(name, way) for name in peers.NETWORKS for way in peers.WAYS]
+    made = [(name, way) for name, way in made if (name, peers.WAYS[way].data) != ("mobilenet", "labelled")]
+    assert cases_of("peers", "network", "way") == sorted(made)
