@@ -20,6 +20,9 @@ Arrays = dict[str, NDArray[Any]]
 CALIBRATION = {"resnet20": 1000, "resnet56": 256, "mobilenet": 128}
 """How many unlabelled images each network is calibrated with."""
 
+LABELLED = ("resnet20", "resnet56")
+"""Those for which these images have labels as well, for what trains with them."""
+
 
 @dataclass(frozen=True)
 class Network:

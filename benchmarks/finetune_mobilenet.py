@@ -83,10 +83,8 @@ def main() -> None:
     """Make what is asked for, a row at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = {f"{ratio}:{epochs}": (ratio, epochs) for ratio, epochs in CASES}
-    parser.add_argument("--only", nargs="*", metavar="RATIO:EPOCHS", help="these rows alone; 0 epochs for no training")
+    parser.add_argument("--only", nargs="*", choices=list(cases), help="these rows alone, RATIO:EPOCHS, 0 epochs for none")
     arguments = parser.parse_args()
-    if unknown := set(arguments.only or ()) - set(cases):
-        parser.error(f"no row {min(unknown)}; there are {', '.join(cases)}")
     dense = MobileNetV1()
     dense.load_state_dict(load_file(data_file(NETWORKS["mobilenet"])))
     held_out = validation()

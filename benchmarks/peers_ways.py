@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from allocation_methods import calibration_of, codebooks, nncodec, pruned_integers
-from allocation_networks import Arrays, network_of
+from allocation_networks import LABELLED, Arrays, network_of
 from harness import peers_python
 from peering import Peer
 from torch import Tensor
@@ -94,7 +94,7 @@ def _two_knobs(settings: Sequence[Any], others: Sequence[Any], first: int) -> Ca
 
 def _labelled(ladders: Callable[[str], Sequence[Ladder]]) -> Callable[[str], Sequence[Ladder]]:
     """No ladder for a network whose images have no labels."""
-    return lambda name: ladders(name) if network_of(name).known is not None else []
+    return lambda name: ladders(name) if name in LABELLED else []
 
 
 RATIOS = [round(4.0 * 1.04**step, 2) for step in range(51)]
