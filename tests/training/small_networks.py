@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Convolutions(nn.Module):
@@ -60,3 +61,18 @@ def make(kind, seed=0):
 
 
 KINDS = ("convolutions", "sequences", "dense")
+
+
+def images(count=48, labelled=True, seed=0):
+    """A loader of small images that shuffles."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 2, 8, 8, generator=generator)
+    labels = torch.randint(10, (count,), generator=generator)
+    data = TensorDataset(inputs, labels) if labelled else inputs
+    return DataLoader(data, batch_size=16, shuffle=True)
+
+
+def flat():
+    """Batches for the network of dense layers."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 12, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(3)]

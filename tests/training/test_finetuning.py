@@ -1,8 +1,6 @@
 """Finetuning: what never changes, what a run leaves, and that the file is as small as asked."""
 
-import json
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -11,15 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interruptions import InterruptionError, interrupting_after
 from safetensors.torch import save_file
-from small_networks import make
+from small_networks import flat, images, make
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import opq
 import opq.torch
-from opq.training.checkpoints import CHECKPOINT, RunFolder
 from opq.training.fitting import lower_codes, section_bytes
 from opq.training.loop import Training
 from opq.training.preparing import codebooks, fixed_layers, plain_state
@@ -35,21 +31,6 @@ optimizers = st.one_of(
         lambda lr, decay: partial(torch.optim.AdamW, lr=lr, weight_decay=decay), st.floats(1e-5, 0.5), st.floats(0.0, 0.5)
     ),
 )
-
-
-def images(count=48, labelled=True, seed=0):
-    """A loader of small images that shuffles."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 2, 8, 8, generator=generator)
-    labels = torch.randint(10, (count,), generator=generator)
-    data = TensorDataset(inputs, labels) if labelled else inputs
-    return DataLoader(data, batch_size=16, shuffle=True)
-
-
-def flat():
-    """Batches for the network of dense layers."""
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(8, 12, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(3)]
 
 
 def fixed_facts(model):
@@ -115,71 +96,6 @@ def _file_of(state, layers):
     return data
 
 
-@pytest.mark.parametrize("average", [None, 0.9], ids=["plain", "averaged"])
-@pytest.mark.parametrize("stop", [1, 2])
-def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, average):
-    """Interrupted after any epoch and started again, a run gives the file of one that was never interrupted."""
-    recipe = opq.Recipe(average=average, labels=0.5)
-
-    def run(folder, watch=None):
-        model, _ = make("convolutions")
-        return opq.finetune(model, images(), epochs=3, ratio=6.0, teacher="dense", recipe=recipe, folder=folder, watch=watch)
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting_after(stop))
-    assert len(RunFolder(tmp_path / "parts").load()["history"]) == stop
-    torch.manual_seed(1234)  # whatever happened in between
-    resumed = run(tmp_path / "parts")
-    assert resumed.compressed.data == whole.compressed.data
-    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
-    again = run(tmp_path / "parts")  # a finished run is only finished again
-    assert again.compressed.data == whole.compressed.data
-
-
-def test_a_batch_samplers_own_generator_is_begun_anew(tmp_path):
-    """However deep in a loader what draws at random lies, a resumed run draws what it would have drawn."""
-
-    def run(folder, watch=None):
-        data = images().dataset
-        order = RandomSampler(data, generator=torch.Generator().manual_seed(5))
-        loader = DataLoader(data, batch_sampler=BatchSampler(order, 16, drop_last=False))
-        return opq.finetune(make("convolutions")[0], loader, epochs=3, ratio=6.0, folder=folder, watch=watch)
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting_after(1))
-    assert run(tmp_path / "parts").compressed.data == whole.compressed.data
-
-
-def test_what_watch_returns_is_kept_as_json_has_it(tmp_path):
-    """NumPy's and torch's numbers become Python's, so that the run can be resumed; what JSON has no form for is refused."""
-    found = {"top1": np.float64(1.5), "count": torch.tensor(3), "name": "a"}
-    finetuned = opq.finetune(make("dense")[0], flat(), epochs=1, ratio=6.0, folder=tmp_path, watch=lambda model: found)
-    assert {key: finetuned.history[0][key] for key in found} == {"top1": 1.5, "count": 3, "name": "a"}
-    assert RunFolder(tmp_path).load()["history"] == list(finetuned.history)
-    with pytest.raises(opq.RecipeError, match="watch must return"):
-        opq.finetune(make("dense")[0], flat(), epochs=1, ratio=6.0, watch=lambda model: {"weights": object()})
-
-
-def test_a_folder_is_of_one_start(tmp_path):
-    """A run's folder refuses another plan or file; the same one, however it is given, goes on."""
-    model, _ = make("dense")
-    data = opq.compress(model, ratio=4.0).data
-    (tmp_path / "a.opq").write_bytes(data)
-    with opq.OpqFile(data) as file:
-        for start in (data, tmp_path / "a.opq", file):
-            opq.finetune(make("dense")[0], flat(), epochs=1, start=start, folder=tmp_path / "file")
-        assert file.entries[0].name in file
-        file[file.entries[0].name]  # still open
-    with pytest.raises(opq.SourceError, match="another start"):
-        opq.finetune(make("dense")[0], flat(), epochs=1, start=opq.compress(model, ratio=5.0).data, folder=tmp_path / "file")
-    for rounding, refused in (("plain", False), ("plain", False), ("shaped", True)):
-        plan = opq.plan(model, ratio=4.0, rounding=rounding)
-        with pytest.raises(opq.SourceError, match="another start") if refused else nullcontext():
-            opq.finetune(make("dense")[0], flat(), epochs=1, start=plan, folder=tmp_path / "plan")
-
-
 def test_a_finetuned_network_can_be_saved(tmp_path):
     """Its tensors are contiguous, as safetensors and views want them."""
     model, _ = make("convolutions")
@@ -208,26 +124,6 @@ def test_what_a_network_cannot_take_is_told_in_a_line():
         opq.finetune(make("dense")[0], [(torch.randn(4, 12), torch.full((4,), 13))], epochs=1, ratio=6.0)
     with pytest.raises(opq.RecipeError, match="epochs must be 0 or more, got -1"):
         opq.finetune(make("dense")[0], flat(), epochs=-1, ratio=6.0)
-
-
-def test_a_run_folder_says_what_was_done(tmp_path):
-    """Arguments, plan, history and file lie in the folder; another run is not let in."""
-    model, _ = make("convolutions")
-    finetuned = opq.finetune(model, images(), epochs=2, ratio=6.0, folder=tmp_path, watch=lambda model: {"epochs_seen": 1})
-    arguments = json.loads((tmp_path / "arguments.json").read_text())
-    assert arguments["epochs"] == 2
-    assert arguments["recipe"]["learning_rate"] == opq.Recipe().learning_rate
-    assert opq.Plan.from_json((tmp_path / "plan.json").read_text()) == finetuned.compressed.plan
-    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert rows == list(finetuned.history)
-    assert [row["epoch"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {"epoch", "loss", "seconds", "epochs_seen"}
-    assert (tmp_path / "model.opq").read_bytes() == finetuned.compressed.data
-    with pytest.raises(opq.SourceError, match="a run with another seed; choose another folder"):
-        opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path, seed=1)
-    (tmp_path / CHECKPOINT).write_bytes(b"nothing")
-    with pytest.raises(opq.SourceError, match="not a checkpoint"):
-        opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path)
 
 
 @pytest.mark.parametrize("ratio", [4.0, 6.0])

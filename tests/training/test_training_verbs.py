@@ -109,6 +109,17 @@ def test_open_epochs_are_asked_for_by_their_number(work, capsys):
     assert "the file's are kept" in error
 
 
+def test_a_network_without_weights_is_the_same_each_time(work):
+    """Random weights are the same ones in each process, so that the same command goes on from its folder."""
+    command = "finetune network.py:make --data images.npz --ratio 4 --epochs 1 --batch 16 --run run --force -o a.opq"
+    torch.manual_seed(1)
+    assert main(command.split()) == 0
+    first = (work / "a.opq").read_bytes()
+    torch.manual_seed(2)
+    assert main(command.split()) == 0
+    assert (work / "a.opq").read_bytes() == first
+
+
 def test_finetune_begins_at_a_calibrated_file(work):
     """--calibrate gives the masks and steps that `opq compress --calibrate` has at the target less the reserve."""
     torch.save(open_model("network.py:make").network.state_dict(), "a.pt")

@@ -81,10 +81,10 @@ def _add(command: Callable[..., Any], data: Callable[..., Any]) -> Callable[...,
 
 
 def make_network(model: str, weights: str | None, device: str | None) -> NamedModel:
-    """The network of a command, on its device."""
+    """The network of a command, on its device; one without weights has the same random ones in each process and each time."""
     from opq.interop.models import open_model
 
-    named = open_model(model, weights)
+    named = open_model(model, weights, seed=0)
     place(named, device)
     return named
 

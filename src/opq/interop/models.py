@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from opq import torch as face
@@ -29,7 +30,7 @@ class NamedModel:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
-def open_model(name: str, weights: str | None = None) -> NamedModel:
+def open_model(name: str, weights: str | None = None, *, seed: int | None = None) -> NamedModel:
     """The network of this name, with these weights.
 
     name     torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory; a factory takes no arguments and
@@ -37,8 +38,11 @@ def open_model(name: str, weights: str | None = None) -> NamedModel:
     weights  a checkpoint as `opq.compress` takes it, or a .opq file; or for torchvision and timm the name of published
              weights, which these libraries fetch, such as DEFAULT or IMAGENET1K_V2 for torchvision, and for timm a tag or
              "pretrained"; None for those that the factory makes
+    seed     of what the factory draws; None leaves the generator as it is
     Raises ModelError when there is no such network or its weights do not fit, SourceError when they cannot be read.
     """
+    if seed is not None:
+        torch.manual_seed(seed)
     library, separator, attribute = name.rpartition(":")
     if not separator or not library or not attribute:
         raise ModelError(name, "expected torchvision:NAME, timm:NAME, package.module:factory or file.py:factory")

@@ -32,7 +32,7 @@ from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of, use_plain_layout
 from opq.training.preparing import codebooks, codes_of, convert, fixed_layers, plain_state
 from opq.training.recipe import Recipe
-from opq.training.starting import Start, begin, described, open_epochs_of
+from opq.training.starting import Start, begin, described, fingerprint, open_epochs_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -109,7 +109,8 @@ def finetune(
                file, a calibration, a prepared network, the paper's mode, shaped rounding, or overrides of sparsity or bits
     budget     most bytes of the file; by default what `options` ask for where they make a plan, what the given plan was
                asked for, or the size of the file
-    folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there
+    folder     where arguments, plan, history and checkpoints go; a run that was interrupted goes on from there, and a run of
+               other arguments or of another network is refused (SourceError)
     seed       of everything drawn at random: the same seed, device and folder give the same bytes
     watch      called with the network after each epoch; what it returns goes into the history
     accelerator  of Hugging Face Accelerate, to train in many processes
@@ -128,6 +129,7 @@ def finetune(
         allowed = set() if isinstance(start, Plan) else _STORED
         if others := sorted(set(options) - allowed):
             raise TargetError(f"masks and steps are fixed already: leave {others[0]} out, and say the bytes as budget")
+    only_file = start is not None and not isinstance(start, Plan) and teacher != "dense"
     if teacher == "dense":
         if codebooks(model):
             raise RecipeError("the network is prepared already; give its dense form as the teacher")
@@ -136,6 +138,7 @@ def finetune(
     run = RunFolder(folder) if folder is not None else None
     if run is not None:
         asked = {
+            "network": None if only_file else fingerprint(model, accelerator),
             "start": described(start),
             "calibrated": calibration is not None,
             "options": {key: repr(value) for key, value in options.items()},

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from opq.allocation.layers import Override
 from opq.allocation.plans import Plan
@@ -144,6 +145,26 @@ def described(start: Start | None) -> str | None:
         for section in sorted({entry.section for entry in file.entries}):
             digest.update(file.section(section))
     return f"a file, sha256 {digest.hexdigest()}"
+
+
+def fingerprint(model: nn.Module, accelerator: Accelerator | None = None) -> str:
+    """What tells a network from another that runs of the same arguments may begin with: the first process's, for all.
+
+    It is made of its tensors; of a prepared one's, whose values an interrupted run has moved, of its steps alone.
+    """
+    weights = codebooks(model)
+    state = {weight.names[0]: weight.codebook.step for weight in weights} if weights else model.state_dict()
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor):  # a module may keep anything as its extra state
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    told = [digest.hexdigest()]
+    if accelerator is not None:
+        from accelerate.utils import broadcast_object_list
+
+        told = broadcast_object_list(told)
+    return f"sha256 {told[0]}"
 
 
 def _opened(start: OpqFile | str | os.PathLike[str] | bytes) -> AbstractContextManager[OpqFile]:
