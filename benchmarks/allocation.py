@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--network", choices=list(RATIOS), action="append")
     parser.add_argument("--method", choices=list(METHODS), action="append")
-    parser.add_argument("--setting", type=float, action="append")
+    parser.add_argument("--setting", action="append", help="as the result file names it")
     parser.add_argument("--anew", action="store_true", help="measure again what the result file has already")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -43,12 +43,18 @@ def main() -> int:
         for method in arguments.method or METHODS:
             data, settings, run = METHODS[method]
             for setting in settings(name):
-                if arguments.setting is not None and setting not in arguments.setting:
+                told = label(setting)
+                if (arguments.setting is not None and told not in arguments.setting) or (name, method, told) in done:
                     continue
-                if (name, method, label(setting)) in done:
-                    continue
-                row, case = _row(name, method, data, setting, run), ("network", "method", "setting")
-                rows = keep_row("allocation", row, case, _place, seed=0, libraries=("torch",))
+                rows = keep_row(
+                    "allocation",
+                    _row(name, method, data, setting, run),
+                    ("network", "method", "setting"),
+                    _place,
+                    command=["allocation.py", "--anew", "--network", name, "--method", method, f"--setting={told}"],
+                    seed=0,
+                    libraries=("torch",),
+                )
     print_rows(rows)
     if rows:
         _draw(rows)

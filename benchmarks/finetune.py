@@ -1,7 +1,7 @@
 """OPQ finetuned against the dense network trained as long, at the bytes of the real file.
 
 Claim: on CIFAR-10 (JPEG), a ResNet whose steps were solved once and whose weights were then trained for a few epochs
-comes close to the dense network at file ratios from 10 to 40, in joint mode and, at the same bytes, in paper mode.
+comes close to the dense network at file ratios from 10 to 40, in joint mode and in paper mode, both within the asked bytes.
 
     python benchmarks/finetune.py resnet20
     python benchmarks/finetune.py resnet20 --only joint:20:6 joint:30:6
@@ -22,22 +22,22 @@ import argparse
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from harness import NETWORKS, ROOT, Row, data_file, keep_row
+from harness import NETWORKS, Row, commit_of_run, data_file, keep_row, runs_folder
 from images import Batches, Whole, cifar10
 from networks.resnet_cifar import preprocess, resnet20, resnet56
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from trainings import train
 
 import opq
 from opq.compression import Options
-from opq.training.checkpoints import RunFolder
-from opq.training.loop import Training
+from opq.training.starting import fingerprint
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 DATA = "CIFAR-10 (JPEG)"
@@ -115,7 +115,10 @@ class Series:
     def compressed(self, dense: nn.Module, mode: str, ratio: int, epochs: int) -> tuple[opq.Finetuned, float]:
         """The network finetuned at a file ratio, and its top-1 as the file has it."""
         model = copy.deepcopy(dense)
-        teacher = RememberedTeacher(copy.deepcopy(dense), self.train, self.folder / "teacher")
+        folder = self.folder_of(mode, ratio, epochs)
+        commit_of_run(folder)
+        remembered = self.folder / f"teacher_{fingerprint(dense).removeprefix('sha256 ')[:12]}"
+        teacher = RememberedTeacher(copy.deepcopy(dense), self.train, remembered)
         dense_bytes = sum(tensor.nbytes for tensor in dense.state_dict().values())
         joint = mode == "joint"
         finetuned = opq.finetune(
@@ -128,7 +131,7 @@ class Series:
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
             recipe=RECIPES[epochs],
-            folder=self.folder / f"{mode}_{ratio}_{epochs}",
+            folder=folder,
             seed=SEED,
             watch=self._watch,
             **(Options(ratio=ratio, **AUXILIARY) if joint else Options()),
@@ -136,13 +139,16 @@ class Series:
         opq.verify(finetuned.compressed.data)
         return finetuned, self.top1(model)
 
+    def folder_of(self, mode: str, ratio: int, epochs: int) -> Path:
+        """Where the training of a row is kept."""
+        return self.folder / f"{mode}_{ratio}_{epochs}"
+
     def top1(self, model: nn.Module) -> float:
         """Percent of the test images."""
         return opq.evaluate(model, self.test).top1 or 0.0
 
     def _trained(self, model: nn.Module, name: str, epochs: int, recipe: opq.Recipe) -> nn.Module:
-        folder = RunFolder(self.folder / name)
-        Training(model, self.train, epochs, recipe, seed=SEED, folder=folder, watch=self._watch).run()
+        train(model, self.train, epochs, recipe, self.folder / name, seed=SEED, watch=self._watch)
         return model
 
     def _watch(self, model: nn.Module) -> Row:
@@ -179,11 +185,11 @@ def main() -> None:
     cases = {f"{mode}:{ratio}:{epochs}": (mode, ratio, epochs) for mode, ratio, epochs in CASES[arguments.network]}
     if unknown := set(arguments.only or ()) - set(cases):
         parser.error(f"no row {min(unknown)}; there are {', '.join(cases)}")
-    folder = Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out")
-    series = Series(arguments.network, folder)
+    series = Series(arguments.network, runs_folder())
     dense = series.dense()
     teacher_top1 = series.top1(dense)
-    for mode, ratio, epochs in (cases[name] for name in arguments.only or cases):
+    for name in arguments.only or cases:
+        mode, ratio, epochs = cases[name]
         dense_top1 = series.longer_top1(dense, epochs)
         finetuned, top1 = series.compressed(dense, mode, ratio, epochs)
         inspection = opq.inspect(finetuned.compressed.data)
@@ -206,15 +212,26 @@ def main() -> None:
                 "dense_epochs": ADAPTING[arguments.network] + epochs,
                 "trained_bytes": finetuned.trained_bytes,
                 "lowered": finetuned.fit.lowered,
-            }
+            },
+            ["finetune.py", arguments.network, "--only", name],
+            commit_of_run(series.folder_of(mode, ratio, epochs)),
         )
         print(finetuned, f"top1 {top1:.2f}", flush=True)
 
 
-def add_row(row: Row) -> None:
+def add_row(row: Row, command: Sequence[str], commit: str | None = None) -> None:
     """Put a row into the result file, in place of an earlier one of the same case."""
     case = ("network", "data", "mode", "asked_ratio", "epochs")
-    keep_row("finetune", row, case, lambda row: [row[key] for key in case], seed=SEED, libraries=["torch"])
+    keep_row(
+        "finetune",
+        row,
+        case,
+        lambda row: [row[key] for key in case],
+        command=command,
+        commit=commit,
+        seed=SEED,
+        libraries=["torch"],
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import imagenet
 import torch
 from finetune import SEED, add_row
-from harness import NETWORKS, ROOT, data_file
+from harness import NETWORKS, commit_of_run, data_file, runs_folder
 from images import Whole
 from networks.mobilenet_v1 import MobileNetV1, preprocess
 from safetensors.torch import load_file
@@ -91,7 +90,9 @@ def main() -> None:
     calibration = opq.calibrate(dense.eval(), calibrating())
     dense_top1 = opq.evaluate(dense, held_out).top1
     print(f"dense: {dense_top1:.2f}", flush=True)
-    for ratio, epochs in (cases[name] for name in arguments.only or cases):
+    for name in arguments.only or cases:
+        ratio, epochs = cases[name]
+        commit = commit_of_run(folder_of(ratio, epochs)) if epochs else None
         start = time.perf_counter()
         made = trained(dense, calibration, ratio, epochs) if epochs else calibration.compress(ratio=ratio, **OPTIONS)
         seconds = time.perf_counter() - start
@@ -115,8 +116,15 @@ def main() -> None:
                 "seconds": seconds,
                 "asked_ratio": float(ratio),
                 "agreement": result.agreement,
-            }
+            },
+            ["finetune_mobilenet.py", "--only", name],
+            commit,
         )
+
+
+def folder_of(ratio: int, epochs: int) -> Path:
+    """Where the training of a row is kept."""
+    return runs_folder() / "mobilenet" / f"joint_{ratio}_{epochs}"
 
 
 def trained(dense: nn.Module, calibration: opq.Calibration, ratio: int, epochs: int) -> opq.Compressed:
@@ -130,7 +138,7 @@ def trained(dense: nn.Module, calibration: opq.Calibration, ratio: int, epochs: 
         recipe=RECIPE,
         calibration=calibration,
         reserve=RESERVE,
-        folder=Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out") / "mobilenet" / f"joint_{ratio}_{epochs}",
+        folder=folder_of(ratio, epochs),
         seed=SEED,
         ratio=ratio,
         **OPTIONS,

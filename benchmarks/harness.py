@@ -1,7 +1,8 @@
 """What the benchmarks share: where the data are, how a time is measured, and how a result is kept.
 
 Every benchmark is one script with one claim and one command. It prints its rows as a table and writes
-`benchmarks/results/NAME.json`: the rows, and what they depend on (command, machine, versions, seed, commit, date).
+`benchmarks/results/NAME.json`: the rows, and what they depend on (command, machine, versions, seed, commit, date). Where rows
+take long they are kept one by one; then each has the command that makes it alone, commit, processor and date of its own.
 """
 
 from __future__ import annotations
@@ -74,6 +75,20 @@ def data_file(relative: str) -> Path:
     return path
 
 
+def runs_folder() -> Path:
+    """The folder for checkpoints of trainings, which OPQ_RUNS names, by default runs/out."""
+    return Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out")
+
+
+def commit_of_run(folder: Path) -> str:
+    """The commit whose code began the training that `folder` keeps; this process's, noted there, where there is none yet."""
+    note = folder / "commit"
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(COMMIT + "\n", encoding="utf-8")
+    return note.read_text(encoding="utf-8").strip()
+
+
 def peers_python() -> str:
     """The Python of the environment that has the peers, without opq; exits 1 when it is missing."""
     python = ROOT / ".venv-peers" / "bin" / "python"
@@ -127,20 +142,8 @@ def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, librar
     seed       seed of what the benchmark draws at random, None where it draws nothing
     libraries  what it uses beside the base install
     """
-    document = {
-        "benchmark": benchmark,
-        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
-        "machine": _machine(),
-        "versions": _versions([*_LIBRARIES, *libraries]),
-        "seed": seed,
-        "commit": COMMIT,
-        "date": _today(),
-        "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{benchmark}.json"
-    path.write_text(_dump(document), encoding="utf-8")
-    print(f"wrote {path.relative_to(ROOT)}")
+    command = shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]])
+    _write(benchmark, rows, seed, libraries, {"command": command, "commit": COMMIT, "date": _today()})
 
 
 def kept_rows(benchmark: str) -> list[Row]:
@@ -155,19 +158,45 @@ def keep_row(
     case: Sequence[str],
     order: Callable[[Row], Any],
     *,
+    command: Sequence[str],
     seed: int | None,
     libraries: Sequence[str] = (),
+    commit: str | None = None,
 ) -> list[Row]:
-    """Print a row, and put it into a result file that is made row by row, with commit, processor and date of its own.
+    """Print a row, and put it into a result file that is made row by row.
 
-    case   columns that tell the row from others: an earlier one of the same case goes
-    order  by what the file's rows are sorted
+    case     columns that tell the row from others: an earlier one of the same case goes
+    order    by what the file's rows are sorted
+    command  script and arguments that make this row alone
+    commit   of the code that made it, this process's unless told; machine and versions are those of the last row
     """
     print_rows([row])
     others = [other for other in kept_rows(benchmark) if any(other[key] != row[key] for key in case)]
-    rows = sorted([*others, {**row, "commit": COMMIT, "processor": _processor(), "date": _today()}], key=order)
-    save_result(benchmark, rows, seed=seed, libraries=libraries)
+    script, *arguments = command
+    made = {
+        "command": shlex.join(["python", f"benchmarks/{script}", *arguments]),
+        "commit": commit or COMMIT,
+        "processor": _processor(),
+        "date": _today(),
+    }
+    rows = sorted([*others, {**row, **made}], key=order)
+    _write(benchmark, rows, seed, libraries, {})
     return rows
+
+
+def _write(benchmark: str, rows: Sequence[Row], seed: int | None, libraries: Sequence[str], made: Mapping[str, str]) -> None:
+    document = {
+        "benchmark": benchmark,
+        "machine": _machine(),
+        "versions": _versions([*_LIBRARIES, *libraries]),
+        "seed": seed,
+        **made,
+        "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{benchmark}.json"
+    path.write_text(_dump(document), encoding="utf-8")
+    print(f"wrote {path.name}")
 
 
 def _dump(document: Mapping[str, Any]) -> str:

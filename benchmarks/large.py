@@ -3,11 +3,11 @@
 Claim: 4 GB of weights in shards are compressed in less than 2 GB of memory; a run killed half way and started again takes over
 what was done, and gives the same bytes.
 
-    python benchmarks/large.py [--folder DIR]
+    python benchmarks/large.py
 
-The checkpoint is made on the spot: the shapes of a language model (hidden size 2,048, 13 layers, vocabulary 128,256), Laplace
-weights, float32, in shards of about 500 MB with their index. Every row is a process of its own, run once: `plan` measures all
-weights and solves, `compress` does that too, and encodes. 9 GB of disk go.
+The checkpoint is made on the spot, in a temporary folder (TMPDIR says where; 9 GB of disk go): the shapes of a language model
+(hidden size 2,048, 13 layers, vocabulary 128,256), Laplace weights, float32, in shards of about 500 MB with their index. Every
+row is a process of its own, run once: `plan` measures all weights and solves, `compress` does that too, and encodes.
 
 peak_bytes  most memory the process had resident at once, as the system counts it (ru_maxrss): all of it, libraries and mapped
             pages included. The checkpoint is read, not mapped, so the system's page cache holds it, and that is not counted
@@ -17,7 +17,6 @@ resumed     encoded weights taken over from it
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -44,9 +43,7 @@ _SHARD = 500 * 10**6
 
 def main() -> int:
     """Make the checkpoint, compress it twice, once with a stop; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where to put checkpoint and results; a temporary folder by default")
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # A process's peak counts what its parent had when it began, so that this one must stay small.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:

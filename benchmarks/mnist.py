@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,15 +28,14 @@ from typing import Any, cast
 
 import torch
 from handwriting import Handwriting, TestImages
-from harness import ROOT, Row, keep_row
+from harness import Row, commit_of_run, keep_row, runs_folder
 from networks.lenet import lenet_5, lenet_300_100
 from sparsifying import Sparsifier, plan_sparse
 from torch import nn
+from trainings import train
 
 import opq
 import opq.torch
-from opq.training.checkpoints import RunFolder
-from opq.training.loop import Training
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"lenet-300-100": lenet_300_100, "lenet-5": lenet_5}
 
@@ -97,25 +95,36 @@ class Series:
             "seconds": seconds,
         }
 
+    def folder_of(self, case: Case) -> Path:
+        """Where the trainings of a row are kept."""
+        return self.folder / f"ratio_{case.ratio}_{case.sparsifying}_{case.finetuning}"
+
     def _dense(self) -> nn.Module:
         torch.manual_seed(self.seed)
         model = MAKERS[self.network]()
         loader = Handwriting(distorted=1.0)
-        folder = RunFolder(self.folder / "dense")
-        Training(model, loader, DENSE_EPOCHS[self.network], DENSE_RECIPE, seed=self.seed, folder=folder).run()
+        train(model, loader, DENSE_EPOCHS[self.network], DENSE_RECIPE, self.folder / "dense", seed=self.seed)
         return model
 
     def _compressed(self, case: Case) -> tuple[opq.Finetuned, float]:
         """Sparsify, plan, finetune; also the seconds it took."""
         model, loader = copy.deepcopy(self.dense), self.loader
-        folder = self.folder / f"ratio_{case.ratio}_{case.sparsifying}_{case.finetuning}"
+        folder = self.folder_of(case)
+        commit_of_run(folder)
         budget = math.floor(sum(tensor.nbytes for tensor in model.state_dict().values()) / case.ratio)
         kept = round(8 * (budget - FIXED_BYTES) / BITS_A_WEIGHT)
         sparsifier = partial(Sparsifier, steps=case.sparsifying * len(loader), kept=kept)
         recipe = replace(RECIPE, optimizer=sparsifier)
-        sparse = Training(
-            model, loader, case.sparsifying, recipe, self.dense, self.seed, RunFolder(folder / "sparse"), watch=self._watch
-        ).run()
+        sparse = train(
+            model,
+            loader,
+            case.sparsifying,
+            recipe,
+            folder / "sparse",
+            seed=self.seed,
+            teacher=self.dense,
+            watch=self._watch,
+        )
         start = time.perf_counter()
         with torch.no_grad():
             for tensor in model.parameters():
@@ -162,13 +171,21 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.networks) - set(MAKERS):
         parser.error(f"unknown network {min(unknown)}; there are {', '.join(MAKERS)}")
-    folder = Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out") / "mnist"
     for network in asked.networks or MAKERS:
         for seed in asked.seeds:
-            series = Series(network, seed, folder)
+            series = Series(network, seed, runs_folder() / "mnist")
             for case in CASES[network]:
                 if not asked.ratios or case.ratio in asked.ratios:
-                    keep_row("mnist", series.row(case), ("network", "ratio", "seed"), _place, seed=None, libraries=["torch"])
+                    keep_row(
+                        "mnist",
+                        series.row(case),
+                        ("network", "ratio", "seed"),
+                        _place,
+                        command=["mnist.py", network, "--ratios", str(case.ratio), "--seeds", str(seed)],
+                        commit=commit_of_run(series.folder_of(case)),
+                        seed=None,
+                        libraries=["torch"],
+                    )
     return 0
 
 

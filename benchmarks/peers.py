@@ -50,7 +50,15 @@ def main() -> int:
     rows: list[Row] = []
     for name in arguments.network or NETWORKS:
         for way in (way for way in arguments.way or WAYS if WAYS[way].ladders(name)):
-            rows = keep_row("peers", smallest(name, way), ("network", "way"), _place, seed=0, libraries=("torch",))
+            rows = keep_row(
+                "peers",
+                smallest(name, way),
+                ("network", "way"),
+                _place,
+                command=["peers.py", "--network", name, "--way", way],
+                seed=0,
+                libraries=("torch",),
+            )
     print_rows(rows)
     return 0
 

@@ -43,9 +43,9 @@ def _made(result: Row, rows: list[Row]) -> str:
     machine = result["machine"]
     processors, commits = (
         " and ".join(dict.fromkeys(row[key] for row in rows if key in row)) or other
-        for key, other in (("processor", machine["processor"]), ("commit", result["commit"]))
+        for key, other in (("processor", machine["processor"]), ("commit", result.get("commit")))
     )
-    dates = {row.get("date", result["date"]) for row in rows}
+    dates = {row.get("date") or result["date"] for row in rows}
     return f"{processors}, {machine['cores']} cores, {commits}, {' to '.join(sorted({min(dates), max(dates)}))}"
 
 

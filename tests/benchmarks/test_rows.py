@@ -1,19 +1,9 @@
 """Result files that are made row by row have the rows that their scripts make, no fewer and no others."""
 
-import importlib
 import json
 from pathlib import Path
 
-import pytest
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A script of benchmarks/, by its name."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 def cases_of(result, *columns):

@@ -1,0 +1,73 @@
+"""A result tells what made it: command, commit, processor and date, of the file or of each of its rows."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import opq
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_says_what_made_it(path):
+    """Commands call a script that is there, with arguments that are no paths; commits are named and without changes."""
+    result = json.loads(path.read_text())
+    for made in [result] if "command" in result else result["rows"]:
+        python, file, *arguments = shlex.split(made["command"])
+        assert python == "python"
+        assert Path(file).parts == ("benchmarks", Path(file).name)
+        assert (BENCHMARKS / Path(file).name).is_file()
+        assert not [argument for argument in arguments if argument.startswith(("/", ".", "~"))]
+        assert set(made["commit"]) <= set("0123456789abcdef")
+        assert made["date"]
+    assert result["machine"]["processor"]
+    assert result["versions"]["python"]
+
+
+def test_a_row_takes_the_place_of_the_one_of_its_case(script, monkeypatch, tmp_path):
+    """Rows kept one by one are sorted, one a case, each with its command, and the commit it was told or the process's."""
+    harness = script("harness")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+
+    def keep(name, top1, **more):
+        harness.keep_row("any", {"name": name, "top1": top1}, ["name"], lambda row: row["name"], seed=0, **more)
+
+    keep("b", 1.0, command=["any.py", "--way", "b c"], commit="abc1234")
+    keep("a", 2.0, command=["any.py"])
+    keep("b", 3.0, command=["any.py", "--way", "b c"], commit="def5678")
+    rows = harness.kept_rows("any")
+    assert [(row["name"], row["top1"]) for row in rows] == [("a", 2.0), ("b", 3.0)]
+    assert [row["command"] for row in rows] == ["python benchmarks/any.py", "python benchmarks/any.py --way 'b c'"]
+    assert [row["commit"] for row in rows] == [harness.COMMIT, "def5678"]
+
+
+def test_a_run_keeps_the_commit_that_began_it(script, monkeypatch, tmp_path):
+    """Taken up by later code, it still says which code it was begun by."""
+    harness = script("harness")
+    began = harness.commit_of_run(tmp_path / "run")
+    monkeypatch.setattr(harness, "COMMIT", "another")
+    assert harness.commit_of_run(tmp_path / "run") == began != "another"
+
+
+def test_a_training_is_of_one_network_and_recipe(script, tmp_path):
+    """Trained further only with the same beginning; with it, what the folder has is taken and not trained again."""
+    train = script("trainings").train
+    loader = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
+
+    def run(seed, rate, epochs=1):
+        torch.manual_seed(seed)
+        model = nn.Linear(3, 2)
+        return model, train(model, loader, epochs, opq.Recipe(learning_rate=rate), tmp_path, seed=0)
+
+    first, history = run(0, 0.1)
+    again, same = run(0, 0.1)
+    assert same == history
+    assert torch.equal(again.weight, first.weight)
+    for changed, arguments in (("network", (1, 0.1)), ("recipe", (0, 0.2)), ("epochs", (0, 0.1, 2))):
+        with pytest.raises(opq.SourceError, match=f"another {changed};"):
+            run(*arguments)
