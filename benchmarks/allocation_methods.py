@@ -83,18 +83,21 @@ def calibration_of(name: str, data: str) -> opq.Calibration:
 
 def _nncodec(dependent: bool) -> Run:
     def run(name: str, step: int) -> tuple[int, Arrays]:
-        stream, back = nncodec(name, step, dependent)
+        stream, back, _ = nncodec(name, step, dependent)
         return len(stream), back
 
     return run
 
 
-def nncodec(name: str, step: int, dependent: bool, sparsity: float = 0.0) -> tuple[bytes, Arrays]:
-    """The stream and what comes back: dependent or uniform quantization, after NNCodec's own sparsification where asked."""
+def nncodec(name: str, step: int, dependent: bool, sparsity: float = 0.0) -> tuple[bytes, Arrays, bool]:
+    """Dependent or uniform quantization, after NNCodec's own sparsification where asked.
+
+    The stream, what comes back, and whether the sparsification did something.
+    """
     peer, folder = _nncodec_of(name)
-    peer.ask([step, dependent, sparsity])
+    sparsified = peer.ask([step, dependent, sparsity])
     with np.load(folder / "decoded.npz") as arrays:
-        return (folder / "network.nnc").read_bytes(), {key: arrays[key] for key in arrays.files}
+        return (folder / "network.nnc").read_bytes(), {key: arrays[key] for key in arrays.files}, sparsified
 
 
 @cache

@@ -8,7 +8,8 @@ pruning with integers as torch users do it?
 
 Each tool's own knob is walked from where it is likely to end: the file in the row is within, and the PATIENCE next coarser
 settings were seen to be beyond. One would not do, as top-1 jumps by some tenths from one setting to the next; a file beyond
-those three may be within again. Where a tool has two knobs, one is walked at each of a few values of the other.
+those three may be within again. Where none is within, all up to where the walk began were tried, and the row is the nearest.
+Where a tool has two knobs, one is walked at each of a few values of the other.
 All test images count at every step: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,300 of ImageNet's validation set for MobileNet.
 
 file_bytes    what the tool writes, as its user saves it
@@ -75,9 +76,12 @@ def smallest(name: str, way: str) -> Row:
         rows: dict[int, Row] = {}
 
         def within(rung: int, settings: list[Any] = settings, rows: dict[int, Row] = rows) -> bool:
-            rows[rung] = _row(name, way, WAYS[way], settings[rung])
-            print_rows([rows[rung]])
-            return bool(rows[rung]["drop"] <= MAX_DROP)
+            row = _row(name, way, WAYS[way], settings[rung])
+            if row is None:
+                return False
+            print_rows([row])
+            rows[rung] = row
+            return bool(row["drop"] <= MAX_DROP)
 
         last_within(len(settings), first, within)
         found += rows.values()
@@ -87,9 +91,9 @@ def smallest(name: str, way: str) -> Row:
 
 
 def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
-    """A rung that is `within` and has PATIENCE rungs after it, or all, that are not; -1 where none before `first` is either.
+    """A rung that is `within` and has PATIENCE rungs after it, or all, that are not; -1 where none up to `first` is.
 
-    From `first` down in growing strides until one is within, then up one by one.
+    From `first` down in growing strides until one is within, and where none is, one by one over what they left out; then up.
     """
     known: dict[int, bool] = {}
 
@@ -98,11 +102,10 @@ def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
             known[rung] = within(rung)
         return known[rung]
 
-    last, stride = first, 1
-    while not ask(last):
-        if last == 0:
-            return -1
-        last, stride = max(last - stride, 0), 2 * stride
+    strides = [first + 1 - (1 << turn) for turn in range((first + 1).bit_length())]
+    last = next((rung for rung in [*strides, 0, *range(first, 0, -1)] if ask(rung)), -1)
+    if last < 0:
+        return -1
     place = last + 1
     while place < min(last + PATIENCE + 1, rungs):
         if ask(place):
@@ -111,10 +114,12 @@ def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
     return last
 
 
-def _row(name: str, title: str, way: Way, setting: Any) -> Row:
+def _row(name: str, title: str, way: Way, setting: Any) -> Row | None:
     network = network_of(name)
     dense = network.logits
     saved = way.run(name, setting)
+    if saved is None:
+        return None
     logits = saved.logits if saved.logits is not None else _logits(name, saved)
     dense_bytes = sum(tensor.nbytes for tensor in network.tensors.values())
     dense_hits, hits = ((answer.argmax(1) == network.labels).double() for answer in (dense, logits))

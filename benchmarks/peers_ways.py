@@ -52,14 +52,14 @@ class Way:
     data      what it needs beside the weights
     saved_as  what its user saves
     ladders   network -> its knob's settings, once for each value of a second knob
-    run       (network, setting) -> what was saved
+    run       (network, setting) -> what was saved; None where the setting makes it another way
     """
 
     package: str | None
     data: str
     saved_as: str
     ladders: Callable[[str], Sequence[Ladder]]
-    run: Callable[[str, Any], Saved]
+    run: Callable[[str, Any], Saved | None]
 
     def tool(self) -> str:
         """The package and its version."""
@@ -142,7 +142,12 @@ def _opened(compressed: opq.Compressed) -> Saved:
 
 
 def _nncodec(dependent: bool) -> Callable[[str, Any], Saved]:
-    return lambda name, setting: Saved(*nncodec(name, setting[0], dependent, *setting[1:]))
+    return lambda name, setting: Saved(*nncodec(name, setting[0], dependent)[:2])
+
+
+def _sparsified(name: str, setting: tuple[int, float]) -> Saved | None:
+    stream, back, sparsified = nncodec(name, setting[0], False, setting[1])
+    return Saved(stream, back) if sparsified else None
 
 
 def _stored(make: Callable[[str, float, int], tuple[Arrays, Arrays]]) -> Callable[[str, Any], Saved]:
@@ -196,7 +201,7 @@ WAYS: dict[str, Way] = {
     "nncodec, dependent": Way(
         "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
-    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS, (0.05, 0.2, 0.35), 24), _nncodec(dependent=False)),
+    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS[::2], (0.3, 0.4), 12), _sparsified),
     "nncodec, tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
     "NNCF, pruned, 8 bits": Way(
         "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")

@@ -4,9 +4,10 @@
 
 benchmarks/allocation.py and benchmarks/peers.py run this (peering.py). A line says [QP, dependent, sparsity]: dependent
 (trellis) or uniform quantization; all else is the package's default, which codes tensors that are no weights at a fine step.
-With a sparsity other than 0 the package's own sparsification goes first: thresholds by each tensor's deviation until that
-share of all parameters is zero (`nncodec.nn.encode`, whose structured sparsification, meant for networks that train on, is
-off). The answer is null; the stream is FOLDER/network.nnc, what comes back FOLDER/decoded.npz.
+With a sparsity other than 0 the package's own sparsification goes first (`nncodec.nn.encode`, whose structured sparsification,
+meant for networks that train on, is off): it does nothing where quantization alone leaves that share of all parameters at zero,
+and else raises a threshold, from 0.26 deviations of each tensor on, which is a quarter of it, until the share is reached. The
+answer says whether it did something; the stream is FOLDER/network.nnc, what comes back FOLDER/decoded.npz.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import before_nncodec  # noqa: F401
 import numpy as np
 from answering import answer_lines
 from nncodec import nn, nnc
+from nncodec.framework.applications.utils.sparsification import apply_unstruct_spars_v2, get_sparsity
 from safetensors.numpy import load_file
 
 
@@ -28,9 +30,13 @@ def main() -> int:
     dense = {name: np.asarray(tensor, dtype=np.float32) for name, tensor in load_file(checkpoint).items()}
     file = Path(folder) / "network.nnc"
 
-    def answer(question: tuple[int, bool, float]) -> None:
-        file.write_bytes(compress({name: tensor.copy() for name, tensor in dense.items()}, *question, folder))
+    def answer(question: tuple[int, bool, float]) -> bool:
+        step, dependent, sparsity = question
+        own = {name: tensor.copy() for name, tensor in dense.items()}
+        alone = get_sparsity(apply_unstruct_spars_v2(step, own, 0.0, np.int32(nn.nncargs["qp_density"])))
+        file.write_bytes(compress(own, step, dependent, sparsity, folder))
         np.savez(Path(folder) / "decoded.npz", **nnc.decompress(str(file)))
+        return bool(alone < sparsity)
 
     return answer_lines(answer)
 

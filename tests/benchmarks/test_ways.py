@@ -142,8 +142,8 @@ def test_a_walk_ends_where_the_next_few_are_beyond(good, first):
     last = last_within(len(good), first, within)
     assert len(tried) == len(set(tried))
     if last == -1:
-        assert not good[0]
-        assert not good[first]
+        assert not any(good[: first + 1])
+        assert set(tried) == set(range(first + 1))
     else:
         assert good[last]
         assert not any(good[last + 1 : last + 1 + PATIENCE])
