@@ -36,12 +36,12 @@ check: .venv/ready  ## Lint, formatting and types
 base: .venv-base/ready  ## The tests that hold for the base install, as a wheel and without PyTorch
 	$(BASE)/python -m pytest tests/cli tests/base
 
-reproduce: .venv/ready .venv-peers/ready  ## Every result anew, then the tables; needs OPQ_DATA (the data)
+reproduce: .venv/ready .venv-peers/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; goes on from checkpoints
 	$(MAKE) reproduce-quick
 	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
-reproduce-quick: .venv/ready  ## The results that take minutes, then the tables
+reproduce-quick: .venv/ready  ## The results that take minutes, then the tables; needs the data
 	for script in $(QUICK); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Row, checkpoints, load, print_rows, save_result
+from harness import Row, checkpoints, entropy_bytes, load, print_rows, save_result
 from numpy.typing import NDArray
 from peering import Peer
 from turns import seconds_of_turn
@@ -62,7 +61,7 @@ class Input:
 
 def main() -> int:
     """Code every case with both coders; the exit status."""
-    rows = [measure(case) for case in inputs() if not sys.argv[1:] or any(part in case.name for part in sys.argv[1:])]
+    rows = [measure(case) for case in inputs()]
     print_rows(rows)
     save_result("codec", rows, seed=SEED)
     return 0
@@ -126,11 +125,6 @@ def _decode(sections: Sequence[bytes], codes: Sequence[Codes]) -> list[Codes]:
     return decode_batch((section, tensor.shape) for section, tensor in zip(sections, codes, strict=True))
 
 
-def _entropy_bytes(codes: Codes) -> float:
-    counts = np.unique(codes, return_counts=True)[1]
-    return float((counts * np.log2(codes.size / counts)).sum()) / 8.0
-
-
 def _row(case: Input, sections: int, seconds: Mapping[str, float], peer: Mapping[str, Any]) -> Row:
     size = sections + HEADER_BYTES * len(case.codes)
     return {
@@ -138,7 +132,7 @@ def _row(case: Input, sections: int, seconds: Mapping[str, float], peer: Mapping
         "weights": sum(codes.size for codes in case.codes.values()),
         "opq_bytes": size,
         "nncodec_bytes": peer["stream_bytes"],
-        "entropy_bytes": round(sum(_entropy_bytes(codes) for codes in case.codes.values())),
+        "entropy_bytes": round(sum(entropy_bytes(codes) for codes in case.codes.values())),
         **{f"{name}_seconds": median for name, median in seconds.items()},
         "opq_over_nncodec": size / peer["stream_bytes"],
         "encode_speedup": seconds["nncodec_encode"] / seconds["opq_encode"],

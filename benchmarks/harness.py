@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -107,6 +108,12 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
     """The tensors of a safetensors file."""
     tensors: dict[str, NDArray[Any]] = safetensors.numpy.load_file(path)
     return tensors
+
+
+def entropy_bytes(codes: NDArray[Any]) -> float:
+    """Zero-order entropy of all values of an array, in bytes."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return float(counts @ (np.log2(codes.size) - np.log2(counts))) / 8.0
 
 
 def measure_seconds(cases: Mapping[str, Case], repeats: int, *, warm_up: bool = True) -> dict[str, Timing]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 
 import numpy as np
 import torch
 from harness import data_file
-from images import cache_folder
-from numpy.typing import NDArray
+from images import Decoded, cached
 from PIL import Image
 from torch import Tensor
 
@@ -19,12 +17,12 @@ EVALUATION, UNLABELLED = "imagenet/val1300.tar", "imagenet/train1000_256.tar"
 
 def evaluation() -> tuple[Tensor, Tensor]:
     """uint8 images (1300, 227, 227, 3) and int64 labels."""
-    return _cached("imagenet_val1300", EVALUATION)
+    return cached("imagenet_val1300", lambda: _decode(EVALUATION))
 
 
 def unlabelled() -> Tensor:
     """uint8 images (1000, 256, 256, 3), one of each class, in order of the files' names."""
-    return _cached("imagenet_train1000", UNLABELLED)[0]
+    return cached("imagenet_train1000", lambda: _decode(UNLABELLED))[0]
 
 
 def calibration() -> Tensor:
@@ -33,18 +31,7 @@ def calibration() -> Tensor:
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
 
 
-def _cached(name: str, archive: str) -> tuple[Tensor, Tensor]:
-    path = cache_folder() / f"{name}.npz"
-    if not path.exists():
-        images, labels = _decode(archive)
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, images=images, labels=labels)
-        temporary.replace(path)
-    with np.load(path) as arrays:
-        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-
-
-def _decode(relative: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _decode(relative: str) -> Decoded:
     with tarfile.open(data_file(relative)) as archive:
         files = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
         contents = {name: file.read() for name, file in files.items() if file is not None}

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+Decoded = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images and their labels."""
+
 CIFAR = "cifar10_jpeg/cifar10_jpeg.tar.gz"
 
 
@@ -30,9 +33,14 @@ def cache_folder() -> Path:
 
 def cifar10(part: str) -> tuple[Tensor, Tensor]:
     """CIFAR-10 (JPEG), "train" or "test": uint8 images (n, 32, 32, 3) and int64 labels (n,), by class and file name."""
-    path = cache_folder() / f"cifar10_jpeg_{part}.npz"
+    return cached(f"cifar10_jpeg_{part}", lambda: _decode_cifar(part))
+
+
+def cached(name: str, decode: Callable[[], Decoded]) -> tuple[Tensor, Tensor]:
+    """What `decode` gives, images and labels, kept in the cache folder under this name."""
+    path = cache_folder() / f"{name}.npz"
     if not path.exists():
-        images, labels = _decode_cifar(part)
+        images, labels = decode()
         temporary = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, images=images, labels=labels)
         temporary.replace(path)
@@ -40,7 +48,7 @@ def cifar10(part: str) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
 
 
-def _decode_cifar(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _decode_cifar(part: str) -> Decoded:
     found: list[tuple[str, str, NDArray[np.uint8]]] = []
     with tarfile.open(data_file(CIFAR)) as archive:
         for member in archive:

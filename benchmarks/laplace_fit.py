@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from harness import RATIOS, Row, checkpoints, load, print_rows, save_result
+from harness import RATIOS, Row, checkpoints, entropy_bytes, load, print_rows, save_result
 from numpy.typing import NDArray
 
 import opq
@@ -53,19 +53,13 @@ def _compare(network: str, ratio: float, tensors: dict[str, NDArray[Any]], compr
     rows = []
     with opq.OpqFile(compressed.data) as file:
         measured = {entry.name: file.section_bytes(entry.section) for entry in file.entries}
-        entropy = {name: _entropy_bytes(file[name].codes) for name in compressed.plan.layers}
+        entropy = {name: entropy_bytes(file[name].codes) for name in compressed.plan.layers}
     for name, layer in compressed.plan.layers.items():
         laplace, predicted = layer.laplace_bits * layer.count / 8.0, layer.bits * layer.count / 8.0
         scale, shape = _fit(tensors[name])
         rows.append(_row(network, ratio, name, layer.count, scale, shape, laplace, entropy[name], predicted, measured[name]))
     totals = (sum(row[key] for row in rows) for key in ("laplace_bytes", "entropy_bytes", "predicted_bytes", "measured_bytes"))
     return [*rows, _row(network, ratio, TOTAL, sum(row["weights"] for row in rows), None, None, *totals)]
-
-
-def _entropy_bytes(codes: NDArray[np.int32]) -> float:
-    """Zero-order entropy of `codes`, in bytes."""
-    counts = np.unique(codes, return_counts=True)[1]
-    return float(counts @ (np.log2(codes.size) - np.log2(counts))) / 8.0
 
 
 def _fit(weight: NDArray[Any]) -> tuple[float, float]:

@@ -149,6 +149,23 @@ def loading(rows: list[Row]) -> list[str]:
     )
 
 
+def large(rows: list[Row]) -> list[str]:
+    """Seconds and peak memory of each process."""
+    return table(
+        ("", "seconds", "peak memory", "file bytes", "weights taken over"),
+        (
+            (
+                f"`opq {row['case']}`" if " " not in row["case"] else row["case"],
+                f"{row['seconds']:.1f}",
+                f"{row['peak_bytes'] / 1e9:.2f} GB",
+                "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
+                "" if row["resumed"] is None else f"{row['resumed']}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def mnist(rows: list[Row]) -> list[str]:
     """A row a network and file ratio; errors are means over seeds, with the range where there are several."""
     cases = dict.fromkeys((row["network"], row["ratio"]) for row in rows)
@@ -398,6 +415,7 @@ SECTIONS: dict[str, Section] = {
             codec,
             squeezenet,
             loading,
+            large,
             mnist,
             efficiency,
             ablations,

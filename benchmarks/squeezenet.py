@@ -18,7 +18,7 @@ encode_seconds, decode_seconds  `opq.numpy.save` and `opq.numpy.load`
 from __future__ import annotations
 
 import numpy as np
-from harness import Case, Row, data_file, measure_seconds, print_rows, save_result
+from harness import Case, Row, data_file, entropy_bytes, measure_seconds, print_rows, save_result
 from numpy.typing import NDArray
 
 import opq
@@ -59,7 +59,7 @@ def _row(state: State, data: bytes, published: int) -> Row:
         REPEATS,
     )
     spent = opq.inspect(data).ledger
-    entropy = sum(_entropy_bytes(array) if array.ndim > 1 else array.nbytes for array in state.values())
+    entropy = sum(_coded_bytes(array) if array.ndim > 1 else array.nbytes for array in state.values())
     return {
         "case": "SqueezeNet 1.0",
         "weights": sum(array.size for array in state.values() if array.ndim > 1),
@@ -77,9 +77,9 @@ def _row(state: State, data: bytes, published: int) -> Row:
     }
 
 
-def _entropy_bytes(weight: NDArray[np.float32]) -> float:
-    levels, counts = np.unique(weight, return_counts=True)
-    return float(counts @ (np.log2(weight.size) - np.log2(counts))) / 8.0 + 4.0 * np.count_nonzero(levels)
+def _coded_bytes(weight: NDArray[np.float32]) -> float:
+    """Entropy of the indices of its levels, and the levels but zero."""
+    return entropy_bytes(weight) + 4.0 * np.count_nonzero(np.unique(weight))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-from pathlib import Path
 
 import torch
-from harness import ROOT
+from harness import runs_folder
 from images import Batches, Whole, cifar10
 from networks.cifar_shapes import MAKERS
 from networks.resnet_cifar import preprocess
+from trainings import train
 
 import opq
-from opq.training.checkpoints import RunFolder
-from opq.training.loop import Training
 
 RATIOS = {"alexnet": 139.0, "vgg16": 196.0, "mobilenet-v1": 23.0, "resnet50": 38.0}
 DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4, warm_up=0.02)
@@ -40,7 +37,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--images", type=int, default=50_000, help="fewer, to try it out")
     asked = parser.parse_args()
-    folder = Path(os.environ.get("OPQ_RUNS") or ROOT / "runs" / "out") / f"cifar_{asked.network}"
+    folder = runs_folder() / f"cifar_{asked.network}_{asked.images}_{asked.dense_epochs}"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = cifar10("train")
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[: asked.images]
@@ -50,10 +47,11 @@ def main() -> int:
 
     torch.manual_seed(SEED)
     dense = MAKERS[asked.network]().to(device)
-    Training(dense, loader, asked.dense_epochs, DENSE_RECIPE, seed=SEED, folder=RunFolder(folder / "dense")).run()
+    train(dense, loader, asked.dense_epochs, DENSE_RECIPE, folder / "dense", seed=SEED)
     print(f"{asked.network}: dense {opq.evaluate(dense, test)}", flush=True)
     model = copy.deepcopy(dense)
     ratio = asked.ratio or RATIOS[asked.network]
+    name = f"ratio_{ratio:g}_{asked.epochs}"
     finetuned = opq.finetune(
         model,
         loader,
@@ -64,9 +62,9 @@ def main() -> int:
         auxiliary="8bit",
         batch_norm="canonical",
         seed=SEED,
-        folder=folder / f"ratio_{ratio:g}",
+        folder=folder / name,
     )
-    finetuned.save(folder / f"ratio_{ratio:g}.opq")
+    finetuned.save(folder / f"{name}.opq")
     print(finetuned)
     print(f"{asked.network}: {opq.evaluate(model, test)}")
     return 0

@@ -23,7 +23,7 @@ from opq.tables import render
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for `opq compress --plan`.")
 @click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--curve", is_flag=True, help="In place of a target: what every ratio from 4 to 50 would cost.")
+@click.option("--curve", is_flag=True, help="In place of a target: what eleven ratios from 4 to 50 would cost.")
 @click.option("--plot", metavar="PICTURE", help="With --curve: draw it, as .png, .svg or .pdf (needs the extra opq[plot]).")
 def command(source: str, output: str | None, force: bool, as_json: bool, curve: bool, plot: str | None, **given: Any) -> None:
     """Show what compressing SOURCE would do: each weight's zeros, step and bytes. Nothing is compressed.
