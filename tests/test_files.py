@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -93,3 +94,26 @@ def test_a_link_is_not_replaced_without_leave(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputError, match="it exists"):
         write_file(tmp_path / "link", b"new", overwrite=False)
+
+
+def test_writers_side_by_side_all_succeed(tmp_path):
+    """Many at a time, of one path and of another whose name begins alike: each writes, and in the end no litter is left."""
+
+    def write(number):
+        for _ in range(15):
+            write_file(tmp_path / ("f" if number % 2 else "f.more"), bytes([number]) * 1000, overwrite=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert {path.name for path in tmp_path.iterdir()} == {"f", "f.more"}
+    for path in tmp_path.iterdir():
+        data = path.read_bytes()
+        assert data == data[:1] * 1000
+
+
+def test_what_killed_writers_left_is_swept_up(tmp_path):
+    """A temporary file that nobody holds goes with the next writing of its path; those of other paths stay."""
+    (tmp_path / ".f.abcd_123.tmp").write_bytes(b"left")
+    (tmp_path / ".f.more.abcd_123.tmp").write_bytes(b"another's")
+    write_file(tmp_path / "f", b"data", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"f", ".f.more.abcd_123.tmp"}

@@ -12,6 +12,10 @@ from pathlib import Path
 from opq.errors import OutputError
 
 
+_RENAMES_OPEN_FILES = os.name == "posix"
+"""Whether an open file, and with it a held one, can be renamed."""
+
+
 def refuse_existing(path: str | os.PathLike[str]) -> None:
     """Raise OutputError when something stands at `path`, or when its folder is missing."""
     path = Path(path)
@@ -42,14 +46,15 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
     temporary = None
     _sweep_up(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, temporary = _make_temporary(path)
         with os.fdopen(handle, "wb") as file:
-            lock_file(handle)
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
-        _give_usual_mode(temporary, path)
-        os.replace(temporary, path)
+            if not _RENAMES_OPEN_FILES:
+                file.close()
+            _give_usual_mode(temporary, path)
+            os.replace(temporary, path)  # held until it has its name, so that no other writer sweeps it up
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
@@ -60,17 +65,35 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
                 os.unlink(temporary)
 
 
-def lock_file(handle: int) -> None:
-    """Hold a file for this process until it is closed, however the process ends; BlockingIOError when another one holds it."""
+def lock_file(handle: int, *, wait: bool = False) -> None:
+    """Hold a file for this process until it is closed, however the process ends.
+
+    When another one holds it, wait, or raise BlockingIOError.
+    """
     with suppress(ImportError):  # not every system has such locks
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _make_temporary(path: Path) -> tuple[int, str]:
+    """An empty file beside `path`, held by this process: its handle and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            lock_file(handle, wait=True)
+            if os.fstat(handle).st_nlink:
+                return handle, name
+        except BaseException:
+            os.close(handle)
+            os.unlink(name)
+            raise
+        os.close(handle)  # another writer swept it up before it was held
 
 
 def _sweep_up(path: Path) -> None:
     """Remove the temporary files that writers of `path` left who were killed; one at work holds its own."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}.tmp"):  # as tempfile names them
         with suppress(OSError):
             handle = os.open(left, os.O_RDWR)
             try:

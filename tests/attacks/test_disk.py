@@ -37,12 +37,12 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path):
     """Temporary files of writers that are dead go with the next write; that of a writer at work stays."""
     import fcntl
 
-    (tmp_path / ".f.opq.dead.tmp").write_bytes(b"half")
-    (tmp_path / ".g.opq.dead.tmp").write_bytes(b"another's")
-    with (tmp_path / ".f.opq.live.tmp").open("wb") as live:
+    (tmp_path / ".f.opq.dead0000.tmp").write_bytes(b"half")
+    (tmp_path / ".g.opq.dead0000.tmp").write_bytes(b"another's")
+    with (tmp_path / ".f.opq.live0000.tmp").open("wb") as live:
         fcntl.flock(live, fcntl.LOCK_EX)
         write_file(tmp_path / "f.opq", b"new", overwrite=True)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".f.opq.live.tmp", ".g.opq.dead.tmp", "f.opq"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".f.opq.live0000.tmp", ".g.opq.dead0000.tmp", "f.opq"]
 
 
 def run_compress(source: Path, output: Path, *, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:

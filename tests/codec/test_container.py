@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -337,3 +340,30 @@ def test_threads_share_a_file(tmp_path):
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(read, range(16)))
+
+
+FORKED_READERS = """
+import os, sys
+from opq import OpqFile
+with OpqFile(sys.argv[1]) as file:
+    expected = {name: file.array(name).tobytes() for name in file}
+    children = []
+    for _ in range(4):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                status = int(any(file.array(name).tobytes() != expected[name] for _ in range(40) for name in expected))
+            finally:
+                os._exit(status)
+        children.append(child)
+    sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_processes_share_a_file(tmp_path):
+    """An open file may be read from processes forked since, as the workers of a data loader are."""
+    rng = np.random.default_rng(4)
+    weights = {f"w{i}": CompressedTensor(rng.integers(-3, 4, (40, 90)).astype(np.int32), 0.5, "float32") for i in range(6)}
+    (tmp_path / "model.opq").write_bytes(encode_file(weights, {}))
+    subprocess.run([sys.executable, "-c", FORKED_READERS, str(tmp_path / "model.opq")], check=True)

@@ -35,7 +35,8 @@ _GROUP = 4 * CHUNK
 class OpqFile(Mapping[str, Content]):
     """A .opq file as a mapping from names to a CompressedTensor (weights) or an array (auxiliary tensors).
 
-    Opening reads the header alone; each look-up reads, checks and decodes one section. Safe to use from several threads.
+    Opening reads the header alone; each look-up reads, checks and decodes one section. Safe to use from several threads, and
+    from processes that are forked while it is open.
     Close it, or use it as a context manager.
     """
 
@@ -252,12 +253,24 @@ class OpqFile(Mapping[str, Content]):
         return {member.name: array for member, array in zip(members, arrays, strict=True)}
 
     def _read(self, offset: int, count: int) -> bytes:
-        with self._lock:
-            self._file.seek(offset)
-            data = self._file.read(count)
+        if isinstance(self._file, io.BytesIO) or not hasattr(os, "pread"):
+            with self._lock:
+                self._file.seek(offset)
+                data = self._file.read(count)
+        else:
+            data = _read_at(self._file.fileno(), offset, count)
         if len(data) != count:
             raise FormatError("sections", f"{count:,} bytes expected at {offset:,}, {len(data):,} read: cut off?")
         return data
+
+
+def _read_at(handle: int, offset: int, count: int) -> bytes:
+    """Bytes of a file from a place on, fewer where it ends; its position, which processes share after a fork, stays."""
+    parts = []
+    while count and (part := os.pread(handle, count, offset)):  # no system call reads 2 GB or more at once
+        parts.append(part)
+        offset, count = offset + len(part), count - len(part)
+    return b"".join(parts)
 
 
 class TensorReader(Generic[Tensor]):
