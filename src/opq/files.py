@@ -11,7 +11,6 @@ from pathlib import Path
 
 from opq.errors import OutputError
 
-
 _RENAMES_OPEN_FILES = os.name == "posix"
 """Whether an open file, and with it a held one, can be renamed."""
 

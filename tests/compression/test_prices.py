@@ -28,13 +28,15 @@ def test_on_a_line_the_third_price_meets_the_aim(slope, price, share):
 
 @given(st.lists(st.tuples(st.floats(1e-6, 1e3), st.floats(10.0, 1e6)), min_size=2, max_size=6), st.floats(20.0, 1e5))
 def test_the_next_price_lies_between(tried, budget):
-    """Wherever one price was too low and a higher one was not, the next lies between the nearest such."""
+    """Wherever one price was too low and a higher one was not, the next lies between the nearest such; else beyond all."""
     low = max((price for price, size in tried if size > budget), default=0.0)
     high = min((price for price, size in tried if size <= budget), default=math.inf)
     found, _ = next_price(tried, budget, 0.99 * budget)
     assert found > 0.0
     if 0.0 < low < high < math.inf:
         assert low <= found <= high
+    elif low == 0.0 or high == math.inf:
+        assert low < found < high
 
 
 def test_one_file_is_gone_on_from_with_the_usual_slope():

@@ -50,7 +50,8 @@ class Calibration:
     model        the dense network, a copy in evaluation mode
     stand_in     the same, or with the batch-norm statistics that drawn inputs have
     inputs       (samples, ...) the inputs
-    sensitivity  {weight: what a unit of squared error costs there}, for `opq.plan(..., sensitivity=...)`
+    sensitivity  {weight: what a unit of squared error costs there}, for `opq.plan(..., sensitivity=...)`; of weights that the
+                 inputs do not reach, the least that others cost
     importance   {layer: (channels,) what a unit of squared error of its output costs}
     norms        {layer: the batch-norm that alone takes its output}
     """
@@ -103,7 +104,7 @@ class Calibration:
         def round_one(name: str, dense: Tensor, own: Tensor) -> None:
             norm = self.norms.get(name)
             # A sensitivity that the user gives is told by the weight; what was measured, by the output channel.
-            asked = free[f"{name}.weight"].sensitivity / self.sensitivity.get(f"{name}.weight", 1.0)
+            asked = free[f"{name}.weight"].sensitivity / self.sensitivity[f"{name}.weight"]
             found = round_layer(layers[name], norm is not None, dense, own, asked * self.importance[name], price)
             for network in (model, walked):
                 found.place(layers_of(network)[name], norms_of(network)[norm] if norm else None)
@@ -114,7 +115,7 @@ class Calibration:
 
     def _informed(self, options: Options) -> Options:
         weights = [name for name, tensor in self.model.state_dict().items() if tensor.ndim > 1 and tensor.is_floating_point()]
-        measured = {name: self.sensitivity[name] for name in select(weights, options) if name in self.sensitivity}
+        measured = {name: self.sensitivity[name] for name in select(weights, options)}
         return Options(**{**options, "sensitivity": {**measured, **options.get("sensitivity", {})}})
 
     def _search(
@@ -138,14 +139,18 @@ class Calibration:
 
 
 def calibrate(
-    model: nn.Module, inputs: Tensor | Iterable[Tensor] | None = None, *, shape: Sequence[int] | None = None, seed: int = 0
+    model: nn.Module,
+    inputs: Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Learn what errors in each layer of `model` cost, from a few inputs without labels, or from none at all.
 
-    inputs  (samples, ...) or batches of them, as the network takes them; 100 to 1,000 serve
+    inputs  (samples, ...) or batches of them, as the network takes them, labels beside them or not; 100 to 1,000 serve
     shape   in place of `inputs`: (channels, height, width) of an image; the images are then drawn (`opq.calibration.images`),
             and the network's batch-norms say what the statistics of real ones are
-    Memory: the activations of all inputs at the widest place of the network, twice.
+    It runs on the processor, wherever `model` is. Memory: the activations of all inputs at the network's widest place, twice.
     Raises CalibrationError when the network cannot run on them.
     """
     if (inputs is None) == (shape is None):
@@ -153,20 +158,31 @@ def calibrate(
     if shape is not None:
         taken = draw_images(DRAWN, shape, seed=seed)
     else:
-        taken = inputs if isinstance(inputs, Tensor) else torch.cat(list(inputs or ()))
+        taken = (inputs if isinstance(inputs, Tensor) else _joined(inputs or ())).cpu()
     if not len(taken) or not taken.is_floating_point():
         raise CalibrationError("inputs must hold at least one sample of floating-point numbers")
-    dense = copy.deepcopy(model).eval()
+    dense = copy.deepcopy(model).cpu().eval()
     stand_in = dense
     try:
         norms = pairs_of(dense, taken[:2])
         if shape is not None:
             stand_in = settle(copy.deepcopy(dense), taken)
+        importance, costs = importances(stand_in, layers_of(stand_in), torch.split(taken, BATCH), seed=seed)
     except (RuntimeError, ValueError, TypeError) as error:
         raise CalibrationError(f"the network does not run on inputs of shape {tuple(taken.shape)}: {error}") from error
-    importance, costs = importances(stand_in, layers_of(stand_in), torch.split(taken, BATCH), seed=seed)
-    sensitivity = {name: cost for name, cost in costs.items() if cost > 0.0 and dense.get_parameter(name).ndim > 1}
+    weights = [name for name, tensor in dense.state_dict().items() if tensor.ndim > 1 and tensor.is_floating_point()]
+    least = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
+    sensitivity = {name: costs.get(name, 0.0) or least for name in weights}
     return Calibration(dense, stand_in, taken, sensitivity, importance, norms)
+
+
+def _joined(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
+    """All inputs of some batches, which may hold labels behind them."""
+    try:
+        inputs = [batch if isinstance(batch, Tensor) else batch[0] for batch in batches]
+        return torch.cat(inputs) if inputs else torch.zeros(0)
+    except (RuntimeError, TypeError, LookupError) as error:
+        raise CalibrationError(f"batches must hold inputs of one shape: {error}") from None
 
 
 def _on_grid(before: LayerPlan, grid: Rounded) -> LayerPlan:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from opq.calibration.pairing import outputs_of
+
 _LEAST_SHARE = 1e-3
 
 
@@ -26,9 +28,12 @@ def importances(
     generator = torch.Generator().manual_seed(seed)
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> None:
+    def keep(name: str, output: Tensor) -> Tensor:
+        if not output.requires_grad:  # computed without gradients
+            return output
         output.retain_grad()
         outputs[name] = output
+        return output.clone()  # what follows may change its input in place
 
     handles = [
         layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output)) for name, layer in layers.items()
@@ -42,14 +47,14 @@ def importances(
             parameter.requires_grad_(parameter.is_floating_point())
         for batch in batches:
             with torch.enable_grad():
-                logits = model(batch)
+                logits = outputs_of(model, batch)
             model.zero_grad(set_to_none=True)
-            logits.backward(_direction(logits.detach(), generator))
+            logits.backward(_direction(logits.detach(), generator))  # type: ignore[no-untyped-call]
             for name, output in outputs.items():
                 if output.grad is not None:
                     channels = _by_channel(output.grad, layers[name])
                     squares[name] = squares.get(name, torch.zeros(1)) + channels.square().mean(1).double() * len(batch) / seen
-            for name, parameter in model.named_parameters():
+            for name, parameter in model.named_parameters(remove_duplicate=False):
                 if parameter.grad is not None:
                     weights[name] = weights.get(name, 0.0) + float(parameter.grad.square().mean()) / seen
             outputs.clear()

@@ -61,6 +61,13 @@ class _DensePass(Thread):
             ) from self._problem
         return offer[1]
 
+    def end(self) -> None:
+        """Wait for the end of the pass; CalibrationError when it comes to another layer first."""
+        if (offer := self._offers.get()) is not None:
+            self.go_on(False)
+            raise CalibrationError(f"the network does not take the same way twice: expected its end, got layer {offer[0]!r}")
+        self.join()
+
     def go_on(self, onward: bool = True) -> None:
         self._answers.put(onward)
 
@@ -102,4 +109,4 @@ def walk(dense: nn.Module, rounded: nn.Module, names: Mapping[str, nn.Module], i
     finally:
         for handle in handles:
             handle.remove()
-    other.join()
+    other.end()

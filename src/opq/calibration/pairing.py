@@ -51,6 +51,15 @@ def statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What `model` gives, as a tensor or under `.logits`; CalibrationError where it is neither."""
+    outputs = model(inputs)
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise CalibrationError(f"expected the network to give a tensor, itself or under .logits, got {type(outputs).__name__}")
+    return outputs
+
+
 def pairs_of(model: nn.Module, example: Tensor) -> dict[str, str]:
     """{name of a layer: name of the batch-norm that alone takes its output}; `model` is in evaluation mode."""
     candidates = _followers(model, example)
@@ -60,18 +69,19 @@ def pairs_of(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 def _followers(model: nn.Module, example: Tensor) -> dict[str, str]:
-    outputs: dict[int, str] = {}
+    outputs: dict[int, tuple[str, int]] = {}
     kept: list[Tensor] = []  # so that no address is used twice
     pairs: dict[str, list[str]] = {}
     handles = []
 
     def note_output(name: str, output: Tensor) -> None:
         kept.append(output)
-        outputs[id(output)] = name
+        outputs[id(output)] = name, output._version
 
     def note_input(name: str, taken: Tensor) -> None:
-        if id(taken) in outputs:
-            pairs.setdefault(outputs[id(taken)], []).append(name)
+        layer, version = outputs.get(id(taken), ("", -1))
+        if version == taken._version:  # else an activation has changed it in place
+            pairs.setdefault(layer, []).append(name)
 
     for name, layer in layers_of(model).items():
         handles.append(layer.register_forward_hook(lambda _, __, out, name=name: note_output(name, out)))
@@ -94,7 +104,7 @@ def _scales_are_free(model: nn.Module, example: Tensor, pairs: Mapping[str, str]
     generator = torch.Generator().manual_seed(0)
     layers, norms = layers_of(model), norms_of(model)
     with torch.no_grad():
-        before = model(example)
+        before = outputs_of(model, example)
         try:
             for name, norm in pairs.items():
                 layer, batch_norm = layers[name], norms[norm]
@@ -104,7 +114,7 @@ def _scales_are_free(model: nn.Module, example: Tensor, pairs: Mapping[str, str]
                     layer.bias.mul_(scale)
                 statistics(batch_norm)[0].mul_(scale)
                 batch_norm.weight.div_(scale)
-            after = model(example)
+            after = outputs_of(model, example)
         finally:
             model.load_state_dict(state)
     return bool(torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE * float(before.abs().max())))

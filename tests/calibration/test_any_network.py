@@ -1,0 +1,146 @@
+"""Calibration of networks as people write them: in place, with aliases, with parts that rest, on loaders with labels."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import opq
+import opq.torch
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def convolutions(inplace):
+    """An activation between a convolution and its batch-norm, and one between two convolutions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1),
+        nn.ReLU(inplace=inplace),
+        nn.BatchNorm2d(24),
+        nn.Conv2d(24, 24, 3, padding=1),
+        nn.ReLU(inplace=inplace),
+        nn.Conv2d(24, 24, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
+    with torch.no_grad():
+        model[2].running_mean.uniform_(0.0, 0.5)
+        model[2].running_var.uniform_(0.2, 1.0)
+    return model.eval()
+
+
+def test_what_happens_in_place_makes_no_difference(inputs):
+    """An activation that overwrites its input is no reason for another file."""
+    plain, inplace = (opq.calibrate(convolutions(inplace), inputs) for inplace in (False, True))
+    assert plain.norms == inplace.norms == {}
+    assert plain.sensitivity == inplace.sensitivity
+    for name, importance in plain.importance.items():
+        assert torch.equal(importance, inplace.importance[name])
+    assert plain.compress(ratio=5).data == inplace.compress(ratio=5).data
+
+
+class Aliased(nn.Module):
+    """Two layers under two names each, a third that evaluation does not run."""
+
+    def __init__(self, aliased=True):
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 64), nn.Linear(64, 10)
+        if aliased:
+            self.stages = nn.ModuleList([self.first, self.second])
+        self.spare = nn.Linear(64, 40)
+
+    def forward(self, x):
+        """Logits."""
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_aliases_cost_what_their_weights_cost():
+    """A weight under two names has one sensitivity, one step, and one place in the file; the function stays close."""
+    torch.manual_seed(0)
+    model, inputs = Aliased().eval(), torch.randn(200, 24)
+    calibration = opq.calibrate(model, inputs)
+    made = calibration.compress(ratio=5)
+    for name, alias in (("first.weight", "stages.0.weight"), ("second.weight", "stages.1.weight")):
+        assert calibration.sensitivity[name] == calibration.sensitivity[alias]
+        assert made.plan.layers[name].step == made.plan.layers[alias].step
+    with opq.OpqFile(made.data) as file:
+        assert len({entry.section for entry in file.entries if entry.is_weight}) == 3
+    again = Aliased().eval()
+    again.load_state_dict(opq.torch.load(made.data))
+    with torch.no_grad():
+        before, after = model(inputs), again(inputs)
+    assert float((before - after).square().mean() / before.square().mean()) < 0.02
+
+
+def test_weights_at_rest_cost_the_least():
+    """A part that evaluation does not run takes no finer step than the parts that it does."""
+    torch.manual_seed(0)
+    model = Aliased(aliased=False).eval()
+    calibration = opq.calibrate(model, torch.randn(200, 24))
+    assert calibration.sensitivity["spare.weight"] == min(calibration.sensitivity.values())
+    layers = calibration.compress(ratio=6).plan.layers
+    assert layers["spare.weight"].step >= min(layer.step for layer in layers.values())
+
+
+class Wrapped(nn.Module):
+    """Gives its logits as many libraries do."""
+
+    def __init__(self, inner, wrap):
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+
+    def forward(self, x):
+        """Whatever `wrap` makes of the logits."""
+        return self.wrap(self.inner(x))
+
+
+def test_loaders_and_outputs_are_taken_as_they_come(inputs):
+    """Batches with labels beside them, and logits under .logits, are what tensors are."""
+    plain = opq.calibrate(convolutions(False), inputs)
+    loader = DataLoader(TensorDataset(inputs, torch.zeros(len(inputs))), batch_size=20)
+    wrapped = opq.calibrate(Wrapped(convolutions(False), lambda x: SimpleNamespace(logits=x)), loader)
+    assert {f"inner.{name}": cost for name, cost in plain.sensitivity.items()} == wrapped.sensitivity
+
+
+def test_features_without_gradients_are_calibrated(inputs):
+    """A backbone that runs without gradients is rounded; its weights cost the least."""
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(192, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = torch.relu(self.body(x.flatten(1)))
+            return self.head(x)
+
+    calibration = opq.calibrate(Frozen(), inputs)
+    assert calibration.sensitivity["body.weight"] == calibration.sensitivity["head.weight"]
+    opq.verify(calibration.compress(ratio=5).data)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x: [x[:2], x[2:, :, :4]], "batches must hold inputs of one shape"),
+        (lambda x: [{"pixels": x}], "batches must hold"),
+    ],
+)
+def test_batches_that_do_not_go_together_end_in_one_line(inputs, given, message):
+    """Inputs of several shapes, or none that can be told."""
+    with pytest.raises(opq.CalibrationError, match=message):
+        opq.calibrate(convolutions(False), given(inputs))
+
+
+def test_a_network_without_logits_is_refused(inputs):
+    """A tuple of outputs does not say which of them counts."""
+    with pytest.raises(opq.CalibrationError, match="expected the network to give a tensor"):
+        opq.calibrate(Wrapped(convolutions(False), lambda x: (x, x)), inputs)
