@@ -37,7 +37,7 @@ from trainings import train
 
 import opq
 from opq.compression import Options
-from opq.training.starting import fingerprint
+from opq.training.claims import fingerprint
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 DATA = "CIFAR-10 (JPEG)"

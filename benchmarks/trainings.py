@@ -11,8 +11,8 @@ from torch import nn
 import opq
 from opq.training.batches import Loader
 from opq.training.checkpoints import RunFolder
+from opq.training.claims import fingerprint
 from opq.training.loop import Teacher, Training
-from opq.training.starting import fingerprint
 
 
 def train(

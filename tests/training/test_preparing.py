@@ -272,3 +272,36 @@ def test_a_shaped_plan_is_trained_from_what_it_rounds_to():
     opq.convert(other)
     for name in wanted.layers:
         assert torch.equal(other.state_dict()[name], rounded[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finetuning_that_fails_leaves_the_network_as_it_was(kind):
+    """Values, names, modes and their order are those of before, and the network can be finetuned at once."""
+    model, inputs = make(kind)
+    model.eval()
+    next(iter(model.children())).train()
+    before = copy.deepcopy(model)
+    with pytest.raises(opq.RecipeError, match="no labels"):
+        opq.finetune(model, [inputs], epochs=1, ratio=4.0)
+    assert list(model.state_dict()) == list(before.state_dict())
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in before.named_parameters()]
+    opq.finetune(model, [inputs], epochs=1, ratio=4.0, teacher="dense")
+
+
+def test_the_network_may_be_its_own_teacher():
+    """`teacher=model` is what "dense" is: the network as it comes, not as it becomes."""
+    (first, inputs), (second, _) = make("dense"), make("dense")
+    named = opq.finetune(first, [inputs], epochs=2, ratio=4.0, teacher="dense")
+    itself = opq.finetune(second, [inputs], epochs=2, ratio=4.0, teacher=second)
+    assert itself.compressed.data == named.compressed.data
+    assert itself.history[0]["loss"] > 0.0
+
+
+def test_the_calibration_of_another_network_is_refused():
+    """Its values would take the place of this one's."""
+    (model, inputs), (other, _) = make("dense"), make("dense", seed=1)
+    with pytest.raises(opq.PlanError, match="the calibration is of another network"):
+        opq.finetune(model, [inputs], epochs=0, ratio=3.0, calibration=opq.calibrate(other, inputs))

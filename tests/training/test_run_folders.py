@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import opq
 import opq.torch
+from opq import Recipe
 from opq.training.checkpoints import CHECKPOINT, RunFolder
 
 
@@ -116,7 +118,7 @@ def test_a_file_brings_the_values_that_a_run_begins_with(tmp_path):
     for seed in (0, 1):
         opq.finetune(make("dense", seed)[0], flat(), epochs=1, start=data, folder=tmp_path / "alone")
     opq.finetune(make("dense")[0], flat(), epochs=1, start=data, teacher="dense", folder=tmp_path / "taught")
-    with pytest.raises(opq.SourceError, match="another network"):
+    with pytest.raises(opq.SourceError, match="another teacher"):
         opq.finetune(make("dense", 1)[0], flat(), epochs=1, start=data, teacher="dense", folder=tmp_path / "taught")
 
 
@@ -133,3 +135,44 @@ def test_a_prepared_network_goes_on_where_a_run_left_it(tmp_path):
     assert opq.finetune(model, flat(), epochs=2, folder=tmp_path / "parts").compressed.data == whole.compressed.data
     with pytest.raises(opq.SourceError, match="another network"):
         opq.finetune(prepared(3.0), flat(), epochs=2, folder=tmp_path / "parts")
+
+
+def teachers():
+    """Networks, functions and none, which teach differently."""
+    first, second = make("dense", seed=3)[0].eval(), make("dense", seed=4)[0].eval()
+
+    def function(inputs):
+        return first(inputs) + 1.0
+
+    return {"none": None, "dense": "dense", "first": first, "second": second, "function": function}
+
+
+def test_a_folder_is_of_one_teacher_calibration_optimizer_and_loader(tmp_path):
+    """Whatever else a run may learn from differently makes it another run."""
+    batches = flat()
+    adams = [Recipe(optimizer=partial(torch.optim.AdamW, betas=betas)) for betas in ((0.9, 0.99), (0.2, 0.5))]
+    variants = {
+        "teacher": [{"teacher": teacher} for teacher in teachers().values()],
+        "calibrated": [{}, {"calibration": opq.calibrate(make("dense")[0], batches[0][0])}],
+        "recipe": [{"recipe": recipe} for recipe in adams],
+    }
+    for key, options in variants.items():
+        for place, option in enumerate(options):
+            folder = tmp_path / f"{key}_{place}"
+            opq.finetune(make("dense")[0], batches, epochs=1, ratio=3.0, folder=folder, open_epochs=0, **option)
+            other = options[place - 1]
+            with pytest.raises(opq.SourceError, match=f"another {key}"):
+                opq.finetune(make("dense")[0], batches, epochs=1, ratio=3.0, folder=folder, open_epochs=0, **other)
+    opq.finetune(make("dense")[0], batches, epochs=1, ratio=3.0, folder=tmp_path)
+    with pytest.raises(opq.SourceError, match="another batches"):
+        opq.finetune(make("dense")[0], batches[:2], epochs=1, ratio=3.0, folder=tmp_path)
+
+
+def test_an_interrupted_network_goes_on_in_the_same_process(tmp_path):
+    """Interrupted, a dense network is what it was, so that the same call takes the run up again and ends with its bytes."""
+    model, _ = make("convolutions")
+    whole = opq.finetune(make("convolutions")[0], images(), epochs=3, ratio=6.0, folder=tmp_path / "whole")
+    with pytest.raises(InterruptionError):
+        opq.finetune(model, images(), epochs=3, ratio=6.0, folder=tmp_path / "parts", watch=interrupting_after(1))
+    resumed = opq.finetune(model, images(), epochs=3, ratio=6.0, folder=tmp_path / "parts")
+    assert resumed.compressed.data == whole.compressed.data

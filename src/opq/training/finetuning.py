@@ -19,20 +19,21 @@ from opq.allocation.plans import Plan
 from opq.calibration.calibrating import Calibration
 from opq.compression import Compressed, Options, compress
 from opq.compression.options import Target
-from opq.errors import RecipeError, TargetError
+from opq.errors import PlanError, RecipeError, TargetError
 from opq.progress import progress_bar
 from opq.sources.opening import epsilons_of
 from opq.sources.state import TensorState
 from opq.training.batch_norm import refresh_batch_norm, restore_statistics
 from opq.training.batches import Loader
 from opq.training.checkpoints import FILE, RunFolder
+from opq.training.claims import arguments_of, fingerprint
 from opq.training.fitting import Fit, lower_codes, section_bytes
 from opq.training.holding import Hold
 from opq.training.loop import Progress, Row, Teacher, Training, seed_everything
 from opq.training.machines import device_of, use_plain_layout
-from opq.training.preparing import codebooks, codes_of, convert, fixed_layers, plain_state
+from opq.training.preparing import codebooks, codes_of, convert, fixed_layers, plain_state, put_back_on_failure
 from opq.training.recipe import Recipe
-from opq.training.starting import Start, begin, described, fingerprint, open_epochs_of
+from opq.training.starting import Start, begin, open_epochs_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,8 +98,8 @@ def finetune(
     model      on the device to train on; a dense one, or one that is prepared already. Afterwards it holds what the file holds
     loader     batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels"; it has a length
     start      a plan, or a .opq file, whose masks and steps are kept; or None, to plan with `options`
-    teacher    gives logits to learn from; then labels are not needed. "dense" stands for the network as it comes; another
-               is put onto the device, and into evaluation mode
+    teacher    gives logits to learn from; then labels are not needed. "dense", or `model` itself, stands for the network as it
+               comes; another is put onto the device, and into evaluation mode
     recipe     how to train; by default `Recipe()`
     calibration  of `model`: masks, steps and first values are those of `Calibration.compress` at the target that `options` ask
                for, a ratio or a size; the better start where few inputs follow. Without it they come from the weights
@@ -119,7 +120,8 @@ def finetune(
     metadata   {text: text} to keep in the file
     options    a target and what is fixed, as for `opq.plan`
     Raises what `opq.prepare` and `opq.compress` raise, RecipeError when training fails, and TargetError when the budget leaves
-    no byte to codes, or the trained codes cannot be brought into it.
+    no byte to codes, or the trained codes cannot be brought into it. A dense network that fails, or is interrupted, is dense
+    again, with the values that it came with.
     """
     if epochs < 0:
         raise RecipeError(f"epochs must be 0 or more, got {epochs}")
@@ -129,39 +131,33 @@ def finetune(
         allowed = set() if isinstance(start, Plan) else _STORED
         if others := sorted(set(options) - allowed):
             raise TargetError(f"masks and steps are fixed already: leave {others[0]} out, and say the bytes as budget")
-    only_file = start is not None and not isinstance(start, Plan) and teacher != "dense"
-    if teacher == "dense":
+    if teacher == "dense" or teacher is model:
         if codebooks(model):
             raise RecipeError("the network is prepared already; give its dense form as the teacher")
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    if calibration is not None and not codebooks(model) and fingerprint(calibration.model) != fingerprint(model):
+        raise PlanError("the calibration is of another network, or of this one with other values; calibrate it as it is now")
     leads = accelerator is None or accelerator.is_main_process
     run = RunFolder(folder) if folder is not None else None
     if run is not None:
-        asked = {
-            "network": None if only_file else fingerprint(model, accelerator),
-            "start": described(start),
-            "calibrated": calibration is not None,
-            "options": {key: repr(value) for key, value in options.items()},
-            "reserve": reserve,
-            **({"open_epochs": opened} if opened else {}),
-        }
-        trained = {"epochs": epochs, "seed": seed, "teacher": teacher is not None, "recipe": recipe.described()}
-        run.claim({**asked, "budget": budget, **trained}, write=leads)
-    plan = begin(model, start, calibration, reserve, run, accelerator, options)
-    seed_everything(seed, epochs, loader)
-    restore_statistics(model, loader, device_of(model))
-    if run is not None and leads:
-        run.write_plan(plan)
-    if budget is None:
-        budget = Target(dict(plan.target)).budget(plan.dense_bytes)
-    hold = None
-    if budget is not None:
-        hold = Hold(model, _room(model, plan, budget, metadata or {}, accelerator), opened / max(epochs, 1))
+        plain = {"epochs": epochs, "open_epochs": opened, "budget": budget, "reserve": reserve, "seed": seed}
+        told = {**plain, "recipe": recipe.described()}
+        run.claim(arguments_of(model, loader, start, teacher, calibration is not None, options, told, accelerator), write=leads)
     own = None if isinstance(progress, bool) else progress
-    with progress_bar() if progress is True and leads else nullcontext(own) as report:
+    with put_back_on_failure(model), progress_bar() if progress is True and leads else nullcontext(own) as report:
+        plan = begin(model, start, calibration, reserve, run, accelerator, options)
+        seed_everything(seed, epochs, loader)
+        restore_statistics(model, loader, device_of(model))
+        if run is not None and leads:
+            run.write_plan(plan)
+        if budget is None:
+            budget = Target(dict(plan.target)).budget(plan.dense_bytes)
+        hold = None
+        if budget is not None:
+            hold = Hold(model, _room(model, plan, budget, metadata or {}, accelerator), opened / max(epochs, 1))
         history = Training(model, loader, epochs, recipe, teacher, seed, run, hold, watch, accelerator, report).run()
-    seed_everything(seed, epochs, loader)
-    finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
+        seed_everything(seed, epochs, loader)
+        finetuned = _finish(model, loader, plan, budget, metadata or {}, tuple(history))
     if run is not None and leads:
         finetuned.save(run.path / FILE)
     return finetuned

@@ -7,7 +7,8 @@ of the network sees, which is always in its codebook. `torch.nn.utils.parametriz
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Unpack
@@ -26,6 +27,7 @@ from opq.compression import plan as make_plan
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.compressed import CompressedTensor
 from opq.training.codebook import Codebook, fixed_plan
+from opq.training.machines import use_plain_layout
 from opq.training.tying import tie, untie
 
 _ORDER = "_opq_order"
@@ -88,13 +90,41 @@ def convert(model: nn.Module) -> nn.Module:
     """
     weights = codebooks(model)
     values = {id(weight.latent): _finite_value(weight) for weight in weights}
+    with torch.no_grad():
+        for weight in weights:
+            weight.latent.copy_(values[id(weight.latent)])
+    _strip(model, weights)
+    return model
+
+
+@contextmanager
+def put_back_on_failure(model: nn.Module) -> Iterator[None]:
+    """Where the block fails or is interrupted, make `model` what it was before: dense, its values and modes its own.
+
+    A network that is prepared already stays prepared, as far as it has come.
+    """
+    if codebooks(model):
+        yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    try:
+        yield
+    except BaseException:
+        _strip(model, codebooks(model))
+        use_plain_layout(model)
+        model.load_state_dict(state, strict=False)
+        for module, training in modes.items():
+            module.training = training
+        raise
+
+
+def _strip(model: nn.Module, weights: Iterable[PreparedWeight]) -> None:
+    """Make prepared weights plain parameters again, holding their latent values."""
     untie(model)
     for weight in weights:
-        with torch.no_grad():
-            weight.latent.copy_(values[id(weight.latent)])
         for name in weight.names:
             _detach(*_owner(model, name))
-    return model
 
 
 def is_prepared(model: nn.Module) -> bool:

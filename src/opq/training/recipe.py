@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,12 @@ class Recipe:
                 raise RecipeError(f"{key} must {rule}, got {getattr(self, key)}")
 
     def described(self) -> dict[str, object]:
-        """The numbers, and the name of another optimizer, as JSON has them."""
+        """The numbers, and another optimizer's name and what it is given, as JSON has them."""
+        told = asdict(replace(self, optimizer=None))
+        if isinstance(self.optimizer, partial):
+            told["given"] = [repr(self.optimizer.args), repr(self.optimizer.keywords)]
         maker = getattr(self.optimizer, "func", self.optimizer)
-        return {**asdict(replace(self, optimizer=None)), "optimizer": getattr(maker, "__name__", None)}
+        return {**told, "optimizer": getattr(maker, "__name__", None)}
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of the parameters of `model` that want gradients."""

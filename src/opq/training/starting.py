@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -10,8 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opq.allocation.layers import Override
 from opq.allocation.plans import Plan
@@ -61,7 +59,7 @@ def begin(
         prepare(model, known)
         return known
     if start is not None and not isinstance(start, Plan):
-        with _opened(start) as file:
+        with opened(start) as file:
             prepare(model, file)
             stored = Options(auxiliary=asked_storage(file.entries))
             return _plan_of(model, {**stored, **options}, {"bytes": file.file_bytes})
@@ -134,40 +132,7 @@ def _tells_zeros(override: object) -> bool:
     return isinstance(fields, Mapping) and any(fields.get(key) is not None for key in ("sparsity", "bits"))
 
 
-def described(start: Start | None) -> str | None:
-    """What tells a start from another: the digest of a plan, or of what a file holds."""
-    if start is None:
-        return None
-    if isinstance(start, Plan):
-        return f"a plan, sha256 {hashlib.sha256(start.to_json().encode()).hexdigest()}"
-    with _opened(start) as file:
-        digest = hashlib.sha256(repr(file.entries).encode())
-        for section in sorted({entry.section for entry in file.entries}):
-            digest.update(file.section(section))
-    return f"a file, sha256 {digest.hexdigest()}"
-
-
-def fingerprint(model: nn.Module, accelerator: Accelerator | None = None) -> str:
-    """What tells a network from another that runs of the same arguments may begin with: the first process's, for all.
-
-    It is made of its tensors; of a prepared one's, whose values an interrupted run has moved, of its steps alone.
-    """
-    weights = codebooks(model)
-    state = {weight.names[0]: weight.codebook.step for weight in weights} if weights else model.state_dict()
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor):  # a module may keep anything as its extra state
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    told = [digest.hexdigest()]
-    if accelerator is not None:
-        from accelerate.utils import broadcast_object_list
-
-        told = broadcast_object_list(told)
-    return f"sha256 {told[0]}"
-
-
-def _opened(start: OpqFile | str | os.PathLike[str] | bytes) -> AbstractContextManager[OpqFile]:
+def opened(start: OpqFile | str | os.PathLike[str] | bytes) -> AbstractContextManager[OpqFile]:
     """A file to read from; one that the caller opened stays open."""
     return nullcontext(start) if isinstance(start, OpqFile) else OpqFile(start)
 
