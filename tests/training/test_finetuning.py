@@ -115,13 +115,33 @@ def test_evaluation_leaves_every_module_in_its_mode():
     assert not model.norm.training
 
 
+class Bilinear(nn.Module):
+    """Wants two inputs."""
+
+    def forward(self, x, y):
+        """Their product."""
+        return x @ y.T
+
+
+def test_labels_of_any_integers_are_labels():
+    """32 bits do as well as 64."""
+    (first, inputs), (second, _) = make("dense"), make("dense")
+    labels = torch.arange(6)
+    made = [opq.finetune(m, [(inputs, to)], epochs=1, ratio=4.0) for m, to in ((first, labels), (second, labels.int()))]
+    assert made[0].compressed.data == made[1].compressed.data
+
+
 def test_what_a_network_cannot_take_is_told_in_a_line():
-    """Inputs of the wrong shape, labels beyond the classes, epochs under 0."""
+    """Inputs of the wrong shape or number, labels beyond the classes, nothing to train, epochs under 0."""
     inputs = torch.randn(16, 3, 8, 8)
     with pytest.raises(opq.RecipeError, match=r"fails on a batch of \(16, 3, 8, 8\)"):
         opq.finetune(make("convolutions")[0], [inputs], epochs=1, ratio=6.0, teacher="dense")
     with pytest.raises(opq.RecipeError, match="labels go from 13 to 13"):
         opq.finetune(make("dense")[0], [(torch.randn(4, 12), torch.full((4,), 13))], epochs=1, ratio=6.0)
+    with pytest.raises(opq.RecipeError, match="fails on a batch"):
+        opq.evaluate(Bilinear(), [torch.randn(4, 12)])
+    with pytest.raises(opq.RecipeError, match="nothing to train"):
+        opq.finetune(make("dense")[0].requires_grad_(False), flat(), epochs=1, ratio=4.0)
     with pytest.raises(opq.RecipeError, match="epochs must be 0 or more, got -1"):
         opq.finetune(make("dense")[0], flat(), epochs=-1, ratio=6.0)
 

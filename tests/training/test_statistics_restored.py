@@ -7,7 +7,7 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.training.batch_norm import is_canonical, restore_statistics
+from opq.training.batch_norm import is_canonical, refresh_batch_norm, restore_statistics
 
 
 def canonical_network(eps):
@@ -65,3 +65,25 @@ def test_other_batch_norms_stay():
     restore_statistics(model, [torch.randn(8, 4)], torch.device("cpu"))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[name])
+
+
+def test_statistics_of_what_does_not_run_stay():
+    """Estimated anew are those of batch-norms that the inputs reach; the others keep what they have."""
+
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.rests = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = TwoHeads()
+    for norm in (model.used, model.rests):
+        norm(torch.randn(8, 4) + 3.0)
+    before = {name: buffer.clone() for name, buffer in model.rests.named_buffers()}
+    inputs = torch.randn(64, 4)
+    refresh_batch_norm(model, [inputs], torch.device("cpu"))
+    torch.testing.assert_close(model.used.running_mean, inputs.mean(0))
+    for name, buffer in model.rests.named_buffers():
+        assert torch.equal(buffer, before[name])

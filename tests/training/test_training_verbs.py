@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -169,6 +170,17 @@ def test_a_file_of_code_is_run_as_python_runs_it(work):
         open_model("other.py:broken")
 
 
+def test_a_factory_may_import_what_lies_beside_it(work):
+    """While it runs as well as while its file is loaded; what is not there is told in one line."""
+    (work / "code").mkdir()
+    (work / "code" / "beside.py").write_text("width = 5")
+    code = "from torch import nn\ndef make():\n    from beside import width\n    return nn.Linear(width, 2)\n"
+    (work / "code" / "late.py").write_text(code + "def missing():\n    import no_such_module_at_all\n")
+    assert open_model("code/late.py:make").network.in_features == 5
+    with pytest.raises(opq.ModelError, match="no_such_module_at_all"):
+        open_model("code/late.py:missing")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -240,3 +252,16 @@ def test_folders_of_images(tmp_path):
     (inputs, *rest), *_ = [[batch] for batch in open_images(tmp_path / "train" / "cat", want, training=False)]
     assert inputs.shape == (2, 3, 32, 32)
     assert not rest
+    (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "ant" / "._3.png").write_bytes(b"what a file system keeps beside an image")
+    (_, labels), *_ = loader = open_images(tmp_path / "train", want, training=False)
+    assert labels.tolist() == [0, 1, 1, 2]
+    assert len(pickle.loads(pickle.dumps(loader.dataset))) == 4  # as workers that are not forked get it
+
+
+def test_arrays_of_images_have_one_channel_or_three(tmp_path):
+    """Channels stand last; an array that has them elsewhere is refused in one line."""
+    for shape in ((4, 3, 16, 16), (4, 16, 16, 4)):
+        np.savez(tmp_path / "images.npz", x_test=np.zeros(shape, np.uint8), y_test=np.zeros(4, np.int64))
+        with pytest.raises(opq.SourceError, match="expected 1 or 3 channels behind height and width"):
+            open_images(tmp_path / "images.npz", Preprocessing(), training=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def open_images(
 
     path  a .npz file with x_train, y_train, x_test, y_test, images uint8 (n, height, width) or (n, height, width, channels);
           or a folder: of a folder a class, whose labels are their places in order of names; or of images without labels;
-          or with such folders "train" and "val" or "test" in it
+          or with such folders "train" and "val" or "test" in it; names that begin with a dot are left out
     Raises SourceError when there are no images, MissingExtraError when image files cannot be read for want of Pillow.
     """
     path = Path(path)
@@ -129,6 +130,8 @@ def _arrays(path: Path, training: bool) -> tuple[Callable[[int], NDArray[np.uint
             path, f"x_{part}: expected uint8 (n, height, width) or with channels, got {images.dtype} {images.shape}"
         )
     images = images[..., None] if images.ndim == 3 else images
+    if images.shape[3] not in (1, 3):
+        raise SourceError(path, f"x_{part}: expected 1 or 3 channels behind height and width, got {images.shape}")
     return images.__getitem__, len(images), labels
 
 
@@ -137,27 +140,30 @@ def _files(folder: Path, training: bool) -> tuple[Callable[[int], NDArray[np.uin
         raise SourceError(folder, "no such folder")
     parts = [folder / part for part in (TRAINING if training else TESTING) if (folder / part).is_dir()]
     root = parts[0] if parts else folder
-    classes = sorted(child for child in root.iterdir() if child.is_dir())
+    classes = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
     labels: list[int] = []
     files: list[Path] = []
     for label, source in enumerate(classes or [root]):
-        found = sorted(file for file in source.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in source.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
         files += found
         labels += [label] * len(found)
     if not files:
         raise SourceError(root, f"there are no images ({', '.join(SUFFIXES)}) in it, nor in the folders in it")
     try:
-        from PIL import Image
+        import PIL.Image  # noqa: F401 - missing here, not in the midst of an epoch
     except ImportError:
         raise MissingExtraError("reading image files", "models") from None
+    # No closure: where the processes that read are not forked, it is pickled for them.
+    return partial(_read_file, files), len(files), labels if classes else None
 
-    def read(index: int) -> NDArray[np.uint8]:
-        try:
-            return np.asarray(Image.open(files[index]).convert("RGB"))
-        except OSError as error:
-            raise SourceError(files[index], f"not an image: {error}") from None
 
-    return read, len(files), labels if classes else None
+def _read_file(files: Sequence[Path], index: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        return np.asarray(Image.open(files[index]).convert("RGB"))
+    except OSError as error:
+        raise SourceError(files[index], f"not an image: {error}") from None
 
 
 def _shifted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

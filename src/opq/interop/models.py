@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def open_model(name: str, weights: str | None = None, *, seed: int | None = None
     elif published is not None:
         raise ModelError(name, f"there is no file {published!r} with its weights")
     else:
-        model = NamedModel(_call(name, _attribute(name, library, attribute)))
+        model = NamedModel(_made(name, library, attribute))
     if checkpoint is not None:
         load_weights(name, model.network, checkpoint)
     return model
@@ -107,21 +106,24 @@ def _library(name: str) -> Any:
         raise MissingExtraError(f"{name}'s networks", "models") from None
 
 
-def _attribute(name: str, module: str, attribute: str) -> Any:
+def _made(name: str, module: str, attribute: str) -> nn.Module:
+    """What a factory gives; as it is loaded, and as it runs, it may import what lies beside it."""
+    path = Path(module) if module.endswith(".py") else None
+    folder = str(path.parent.resolve()) if path else os.getcwd()
+    sys.path.insert(0, folder)
     try:
-        if module.endswith(".py"):
-            loaded = _load_file(name, Path(module))
-        else:
-            sys.path.insert(0, os.getcwd())
-            try:
-                loaded = importlib.import_module(module)
-            finally:
-                sys.path.remove(os.getcwd())
+        loaded = _load_file(name, path) if path else importlib.import_module(module)
+        if not hasattr(loaded, attribute):
+            raise ModelError(name, f"there is no {attribute!r} in {module}")
+        factory = getattr(loaded, attribute)
+        network = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
     except ImportError as error:
         raise ModelError(name, str(error)) from None
-    if not hasattr(loaded, attribute):
-        raise ModelError(name, f"there is no {attribute!r} in {module}")
-    return getattr(loaded, attribute)
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(network, nn.Module):
+        raise ModelError(name, f"expected it to give a torch module, got {type(network).__name__}")
+    return network
 
 
 def _load_file(name: str, path: Path) -> Any:
@@ -132,18 +134,6 @@ def _load_file(name: str, path: Path) -> Any:
     if description is None or description.loader is None:
         raise ModelError(name, f"{path} is no Python file")
     module = importlib.util.module_from_spec(description)
-    folder = str(path.parent.resolve())
-    sys.path.insert(0, folder)
     sys.modules[own_name] = module  # where dataclasses look for it
-    try:
-        description.loader.exec_module(module)
-    finally:
-        sys.path.remove(folder)
+    description.loader.exec_module(module)
     return module
-
-
-def _call(name: str, factory: Callable[[], Any]) -> nn.Module:
-    network = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
-    if not isinstance(network, nn.Module):
-        raise ModelError(name, f"expected it to give a torch module, got {type(network).__name__}")
-    return network

@@ -18,11 +18,15 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @torch.no_grad()
 def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -> None:
-    """Estimate the statistics of all batch-norm layers anew, as plain means over up to REFRESHING batches of `loader`."""
+    """Estimate the statistics of all batch-norm layers anew, as plain means over up to REFRESHING batches of `loader`.
+
+    A layer that does not run on these batches keeps those that it has.
+    """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
+    before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
     training = model.training
     for layer in layers:
         layer.reset_running_stats()
@@ -32,8 +36,11 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
         _run(model, loader, device)
     finally:
         model.train(training)
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum, buffers in zip(layers, momenta, before, strict=True):
             layer.momentum = momentum
+            if not layer.num_batches_tracked:
+                for name, buffer in buffers.items():
+                    getattr(layer, name).copy_(buffer)
 
 
 @torch.no_grad()

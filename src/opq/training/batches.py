@@ -44,7 +44,7 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
             outputs = model(**{key: value for key, value in inputs.items() if key != _LABELS})
         else:
             outputs = model(inputs)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         shape = f" of {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
         told = str(error).partition("\n")[0]
         raise RecipeError(f"the network fails on a batch{shape}: {told}") from error

@@ -69,6 +69,8 @@ class Recipe:
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of the parameters of `model` that want gradients."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise RecipeError("no parameter of the network wants a gradient: there is nothing to train")
         groups: list[dict[str, object]] = [
             {
                 "params": [parameter for parameter in trained if (parameter.ndim >= 2) is decays],
@@ -90,7 +92,9 @@ class Recipe:
         return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
     def loss(self, outputs: Tensor, labels: Tensor | None, taught: Tensor | None) -> Tensor:
-        """The loss of logits (n, classes), given labels (n,) and the teacher's logits where there are any.
+        """The loss of logits (n, classes), given labels and the teacher's logits where there are any.
+
+        Labels are integers (n,) or probabilities (n, classes).
 
         Against the teacher it is the divergence of the softened distributions times the square of the temperature
         (G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531, 2015).
@@ -101,7 +105,7 @@ class Recipe:
         if share > 0.0:
             if labels is None:
                 raise RecipeError("there are no labels to learn from; give a teacher, and a share of 0 to labels")
-            loss = share * functional.cross_entropy(outputs, labels)
+            loss = share * functional.cross_entropy(outputs, labels if labels.is_floating_point() else labels.long())
         if taught is not None and share < 1.0:
             soft, target = (functional.log_softmax(x.float() / self.temperature, dim=-1) for x in (outputs, taught))
             divergence = functional.kl_div(soft, target, reduction="batchmean", log_target=True)
