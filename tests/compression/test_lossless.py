@@ -155,3 +155,11 @@ def test_deep_compression_keeps_its_codebooks(data_folder):
     found = opq.numpy.load(data)
     assert all(same_bits(found[name], array) for name, array in state.items())
     assert len(data) <= 0.78 * 675_763
+
+
+def test_codes_that_no_file_may_hold_are_refused():
+    """Values beyond their dtype, and dtypes that no weight has."""
+    with pytest.raises(opq.WeightError, match=r"step 1000\.0 times its largest code is beyond float16"):
+        opq.compress({"w": CompressedTensor(np.full((4, 4), 100, np.int32), 1000.0, "float16")}, lossless=True)
+    with pytest.raises(opq.WeightError, match=r"dtype must be one of bfloat16, .*, got 'int8'"):
+        CompressedTensor(np.ones((4, 4), np.int32), 1.0, "int8")

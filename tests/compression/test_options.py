@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opq.allocation.layers import Override
-from opq.compression.options import parse_size, read_overrides, read_target, select
+from opq.compression.options import Options, parse_size, read_overrides, read_target, select
 from opq.errors import SelectionError, TargetError
 
 NAMES = ["conv1.weight", "layer1.conv.weight", "layer2.conv.weight", "fc.weight"]
@@ -66,6 +66,7 @@ def test_a_ratio_is_a_positive_number(ratio):
         ({"overrides": {"fc.weight": 3}}, "expected an Override or a mapping"),
         ({"overrides": ["fc.weight"]}, "overrides must map"),
         ({"sensitivity": [1.0]}, "sensitivity must map"),
+        ({"sensitivity": {3: 1.0}}, "sensitivity must map names or globs, got 3"),
     ],
 )
 def test_options_of_the_wrong_kind_are_refused(options, message):
@@ -132,3 +133,12 @@ def test_overrides_out_of_range_are_refused(override, joint, message):
     """Values out of range, unknown and contradicting ones are TargetErrors that name the weight or the glob."""
     with pytest.raises(TargetError, match=message):
         read_overrides(NAMES, {"overrides": {"fc.weight": override}}, joint=joint)
+
+
+def test_selections_hold_globs_or_nothing():
+    """None selects as an empty list does; what is no text is refused."""
+    assert select(NAMES, Options(include=None, exclude=None)) == NAMES
+    for option in ("include", "exclude"):
+        for value in (3, [3]):
+            with pytest.raises(TargetError, match=f"{option} must hold globs, got"):
+                select(NAMES, Options(**{option: value}))

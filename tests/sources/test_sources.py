@@ -46,11 +46,19 @@ def test_a_safetensors_file_is_read_as_it_is(state, tmp_path):
     assert all(found.describe(name) == (array.dtype.name, array.shape) for name, array in state.items())
 
 
-@pytest.mark.parametrize("name", sorted(name for name in dtypes.NUMPY if not name.startswith("float8")))
+@pytest.mark.parametrize("name", sorted(dtypes.NUMPY))
 def test_every_dtype_of_safetensors_is_read(name, tmp_path):
-    """Described and read with the same dtype, bfloat16 included; float8 is beyond safetensors' NumPy reader."""
+    """Described and read with the same dtype, bfloat16 and float8 included."""
     array = np.arange(6).reshape(2, 3).astype(dtypes.NUMPY[name])
-    save_file({"x": array}, tmp_path / "m.safetensors")
+    if name.startswith("float8"):  # beyond safetensors' NumPy writer
+        torch = pytest.importorskip("torch")
+        import safetensors.torch
+
+        safetensors.torch.save_file(
+            {"x": torch.from_numpy(array.view(np.uint8)).view(getattr(torch, name))}, tmp_path / "m.safetensors"
+        )
+    else:
+        save_file({"x": array}, tmp_path / "m.safetensors")
     found = as_state(tmp_path / "m.safetensors")
     assert found.describe("x") == (name, (2, 3))
     assert found["x"].dtype == array.dtype
@@ -184,3 +192,42 @@ def test_what_holds_no_tensors_is_refused(source):
     """Not a mapping, names that are no text, values that are no arrays, dtypes that no file could hold."""
     with pytest.raises(opq.SourceError):
         dict(as_state(source))
+
+
+def test_metadata_are_kept_where_the_source_brings_none(state, tmp_path):
+    """Of a path, a state dict and an open .opq file alike; their own are not replaced."""
+    given = {"made": "elsewhere"}
+    save_file(state, tmp_path / "none.safetensors")
+    save_file(state, tmp_path / "own.safetensors", metadata={"made": "here"})
+    for source in (tmp_path / "none.safetensors", state):
+        assert as_state(source, given).metadata == given
+    assert as_state(tmp_path / "own.safetensors", given).metadata == {"made": "here"}
+    data = opq.compress(tmp_path / "own.safetensors", lossless=True).data
+    with opq.OpqFile(data) as file:
+        assert as_state(file, given).metadata == {"made": "here"}
+
+
+@pytest.mark.parametrize("place", ["beside", "list", "number"])
+def test_no_tensor_of_a_checkpoint_is_lost_in_silence(place, tmp_path):
+    """Tensors that lie beside a state dict's own, in whatever, are told by the name they lie under."""
+    torch = pytest.importorskip("torch")
+    tensors = {"a.weight": torch.ones(4, 4)}
+    more = {"beside": {"beside": {"b.weight": torch.ones(2)}}, "list": {"list": [torch.ones(2)]}, "number": {7: torch.ones(2)}}
+    torch.save({**tensors, **more[place]}, tmp_path / "m.pt")
+    with pytest.raises(opq.SourceError, match=f"{7 if place == 'number' else place}.* in it holds tensors too"):
+        as_state(tmp_path / "m.pt")
+    torch.save({"model": tensors, "optimizer": more[place], "epoch": 3}, tmp_path / "wrapped.pt")
+    assert list(as_state(tmp_path / "wrapped.pt")) == list(tensors)
+
+
+def test_shells_of_tensors_are_refused_by_name():
+    """Sparse tensors, those without memory, and those that wait for their first input."""
+    torch = pytest.importorskip("torch")
+    shells = {
+        "a sparse": torch.eye(3).to_sparse(),
+        "on meta": torch.ones(3, 3, device="meta"),
+        "no shape yet": torch.nn.UninitializedParameter(),
+    }
+    for words, shell in shells.items():
+        with pytest.raises(opq.SourceError, match=f"tensor 'x.weight'.*{words.removeprefix('a ')}"):
+            opq.compress({"x.weight": shell}, ratio=2)

@@ -51,6 +51,8 @@ def _encode(state: State, name: str) -> EncodedWeight | None:
             raise WeightError(name, given.shape, f"step must be positive and a float32 number, got {given.step!r}")
         if np.abs(given.codes.astype(np.int64)).max(initial=0) > LARGEST_CODE:
             raise WeightError(name, given.shape, f"codes must be at most {LARGEST_CODE:,} in magnitude")
+        if not np.isfinite(given.values()).all():
+            raise WeightError(name, given.shape, f"step {given.step!r} times its largest code is beyond {given.dtype}")
         return EncodedWeight(name, given.shape, given.dtype, given.step, encode_weight(given))
     weight = state[name]
     ways = [(encode_weight(tensor), tensor) for tensor in find_levels(weight)]

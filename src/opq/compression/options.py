@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
 
     The target is exactly one of
 
-    ratio        dense bytes over file bytes, > 0
+    ratio        dense bytes over file bytes, > 0; a weight that modules share counts once, as it is stored
     size         bytes of the whole file: an integer, or text such as "250kB", "1.5 MB", "2MiB"
     sparsity, bits  the paper's: fraction of zeros over all weights, 0 <= p < 1, and mean nominal width of a kept code,
                  1 < b <= 16
@@ -121,10 +121,10 @@ def parse_size(size: Any) -> int:
 def select(candidates: Sequence[str], options: Options) -> list[str]:
     """Those of the candidate weights that `include` and `exclude` leave; SelectionError for a glob that matches none."""
     chosen = list(candidates)
-    if include := _globs(options.get("include", ())):
+    if include := _globs("include", options):
         kept = {name for pattern in include for name in _matching(pattern, candidates, "include")}
         chosen = [name for name in chosen if name in kept]
-    for pattern in _globs(options.get("exclude", ())):
+    for pattern in _globs("exclude", options):
         dropped = set(_matching(pattern, candidates, "exclude"))
         chosen = [name for name in chosen if name not in dropped]
     return chosen
@@ -182,13 +182,19 @@ def is_shaped(options: Options) -> bool:
 
 def _matching(pattern: str, names: Iterable[str], option: str) -> list[str]:
     candidates = list(names)
+    if not isinstance(pattern, str):
+        raise TargetError(f"{option} must map names or globs, got {pattern!r}")
     if matches := [name for name in candidates if name == pattern or fnmatchcase(name, pattern)]:
         return matches
     raise SelectionError(option, pattern, candidates)
 
 
-def _globs(value: Sequence[str]) -> Sequence[str]:
-    return (value,) if isinstance(value, str) else value
+def _globs(option: str, options: Options) -> Sequence[str]:
+    value: Any = options.get(option) or ()
+    globs = (value,) if isinstance(value, str) else value
+    if not isinstance(globs, Iterable) or not all(isinstance(glob, str) for glob in globs):
+        raise TargetError(f"{option} must hold globs, got {value!r}")
+    return tuple(globs)
 
 
 def _number(what: str, value: Any) -> float:

@@ -41,6 +41,9 @@ class CompressedTensor:
         """Raise WeightError when step, levels and codes do not go together."""
         if (self.step is None) == (self.levels is None):
             raise WeightError("weight", self.shape, "expected a step or levels, one of them")
+        if self.dtype not in dtypes.COMPRESSIBLE:
+            kinds = ", ".join(sorted(dtypes.COMPRESSIBLE))
+            raise WeightError("weight", self.shape, f"dtype must be one of {kinds}, got {self.dtype!r}")
         if self.codes.dtype != np.int32:
             raise WeightError("weight", self.shape, f"codes must be int32, got {self.codes.dtype}")
         if self.levels is not None:

@@ -22,7 +22,7 @@ from opq.sources.state import State, TensorState
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -35,7 +35,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> State:
 
     path  a .safetensors file; a folder with model.safetensors.index.json and its shards, or with model.safetensors; or a
           .pt, .pth or .bin file of PyTorch (read with weights_only=True, so no code in it runs). Of the latter the usual
-          wrappers (a dict under "state_dict", "model", ...) and the prefixes "module." and "_orig_mod." are taken off.
+          wrappers (a dict under "state_dict", "model", ...) and the prefixes "module." and "_orig_mod." are taken off, and
+          what lies beside a wrapped dict, as an optimizer's state does, is left out.
     Raises SourceError when the path is missing or not such a checkpoint, MissingExtraError for a .pt without PyTorch.
     """
     path = Path(path)
@@ -168,21 +169,32 @@ def _load_torch(path: Path) -> State:
         ) from None
     except Exception as error:  # torch raises whatever its readers do
         raise SourceError(path, f"not a PyTorch checkpoint: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    tensors = _unwrap(content, torch.Tensor)
+    content = _unwrap(content)
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
     if not tensors:
         raise SourceError(path, "no tensors in it: expected a state dict, or one under 'state_dict' or 'model'")
-    return TensorState(tensors)
+    if lost := [name for name in content if name not in tensors and _holds(content[name], torch.Tensor)]:
+        raise SourceError(path, f"{lost[0]!r} in it holds tensors too, beside others; save one state dict of all")
+    return TensorState(_without_prefixes(tensors))
 
 
-def _unwrap(content: Any, kind: type) -> dict[str, Any]:
+def _unwrap(content: Any) -> Mapping[Any, Any]:
+    """The innermost of the usual wrappers' contents."""
     while isinstance(content, Mapping):
         inner = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
-            break
+            return content
         content = content[inner[0]]
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, kind)}
+    return {}
+
+
+def _holds(value: Any, kind: type) -> bool:
+    """Whether a value is of this kind, or holds one at any depth."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, kind) or any(_holds(part, kind) for part in parts)
+
+
+def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
     while tensors and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors

@@ -38,6 +38,10 @@ class State(Mapping[str, NDArray[np.generic]]):
         """The tensor as codes, where that is how it was given; it stands under its name as an array all the same."""
         return None
 
+    def memory(self, name: str) -> object:
+        """What names of one tensor, which modules share, have in common; None where a tensor is its own, or nothing tells."""
+        return None
+
 
 class TensorState(State):
     """Tensors in memory: NumPy arrays or torch tensors, on any device, or CompressedTensors."""
@@ -56,8 +60,10 @@ class TensorState(State):
         self.epsilons = epsilons or {}
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Name of the dtype, and shape, of a tensor; SourceError when it is no array."""
+        """Name of the dtype, and shape, of a tensor; SourceError when it is no array, or a sparse or empty shell of one."""
         tensor = self._tensors[name]
+        if is_torch_array(tensor):
+            _check_torch(tensor, name)
         if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
             raise SourceError(f"tensor {name!r}", f"expected a NumPy array or torch tensor, got a {type(tensor).__name__}")
         return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
@@ -86,6 +92,15 @@ class TensorState(State):
         tensor = self._tensors[name]
         return tensor if isinstance(tensor, CompressedTensor) else None
 
+    def memory(self, name: str) -> object:
+        """As State has it."""
+        tensor = self._tensors[name]
+        if is_torch_array(tensor):
+            return _torch_memory(tensor)
+        if isinstance(tensor, np.ndarray) and tensor.size:
+            return tensor.__array_interface__["data"][0], tensor.shape, tensor.strides, tensor.dtype
+        return None
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -93,12 +108,30 @@ class TensorState(State):
         return len(self._tensors)
 
 
+def _check_torch(tensor: Any, name: str) -> None:
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        raise SourceError(f"tensor {name!r}", "it has no shape yet: run the network on an input once")
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise SourceError(f"tensor {name!r}", f"a {tensor.layout} tensor on {tensor.device} is not supported")
+
+
+def _torch_memory(tensor: Any) -> object:
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        return None  # it has no memory, or none that names it
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 def _from_torch(tensor: Any, name: str) -> NDArray[np.generic]:
     import torch
 
     kind = str(tensor.dtype).removeprefix("torch.")
-    if kind not in dtypes.NUMPY or tensor.layout is not torch.strided or tensor.is_meta:
-        raise SourceError(f"tensor {name!r}", f"a {tensor.layout} tensor of {tensor.dtype} on {tensor.device} is not supported")
+    if kind not in dtypes.NUMPY:
+        raise SourceError(f"tensor {name!r}", f"a tensor of {tensor.dtype} is not supported")
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     # NumPy has no bfloat16 of its own: the bytes cross over as bytes.
     raw: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()
