@@ -136,3 +136,29 @@ def test_a_file_without_weights_compares():
     """Auxiliary tensors alone have no codes, and no entropy of them."""
     found = opq.compare(opq.numpy.save({"a": np.arange(9)}, lossless=True))
     assert (found.code_bytes, found.integer_bytes, found.entropy_bytes) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 8}, {"sparsity": 0.73, "bits": 3.3}, {"lossless": True}])
+def test_a_tied_weight_counts_once(options):
+    """Under however many names it stands, its dense bytes, weights and bits count once, in compressing as in inspecting."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(300, 64), "head": torch.nn.Linear(64, 300, bias=False)})
+    if "lossless" in options:
+        torch.nn.init.trunc_normal_(model["tokens"].weight).data.round_().add_(
+            0.0
+        )  # few distinct values, so that they become codes
+    single = torch.nn.ModuleDict({"tokens": model["tokens"]})
+    model["head"].weight = model["tokens"].weight
+    both, one = opq.compress(model, **options), opq.compress(single, **options)
+    assert both.dense_bytes == one.dense_bytes == 4 * 300 * 64
+    found, alone = opq.inspect(both.data), opq.inspect(one.data)
+    assert found.file_ratio == both.file_ratio
+    assert (found.weights, found.dense_bytes) == (alone.weights, alone.dense_bytes)
+    assert found.sparsity == pytest.approx(alone.sparsity, abs=0.01)
+    assert both.file_bytes <= one.file_bytes + 40
+    if both.plan is not None:
+        assert both.plan.dense_bytes == both.dense_bytes
+        assert both.plan.layers["head.weight"] == both.plan.layers["tokens.weight"]
+    if "ratio" in options:
+        assert 8 <= both.file_ratio < 8.1

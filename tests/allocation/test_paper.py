@@ -207,3 +207,20 @@ def test_what_cannot_be_met_is_an_error(sparsity, bits, override, message):
     layers = [layer("a", (1, 1000), [0.2], **override), layer("b", (1, 500), [0.05])]
     with pytest.raises(TargetError, match=message):
         paper.allocate(layers, sparsity, bits)
+
+
+@given(networks(), sparsities, widths, st.randoms(use_true_random=False))
+def test_tied_weights_stay_tied(layers, sparsity, bits, random):
+    """Names of one weight keep as many, and the total is met to less than they are many."""
+    twins = [random.randint(0, 2) for _ in layers]
+    again = [
+        Layer(f"{layer.name}, again {number}", layer.statistics, layer.override, repeats=layer.name)
+        for layer, twin in zip(layers, twins, strict=True)
+        for number in range(twin)
+    ]
+    points = dict(zip([*layers, *again], paper.allocate([*layers, *again], sparsity, bits), strict=True))
+    first = {layer.name: point for layer, point in points.items()}
+    assert all(points[layer] == first[layer.repeats] for layer in again)
+    total = sum(layer.statistics.count for layer in points)
+    wanted = total - round(sparsity * total)
+    assert 0 <= sum(point.kept for point in points.values()) - wanted <= max(twins)

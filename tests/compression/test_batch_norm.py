@@ -170,3 +170,82 @@ def test_a_model_tells_its_eps(tmp_path):
         opq.torch.load_model(model, tmp_path / "canonical.opq")
         assert not norms[1].running_mean.any()
         assert torch.allclose(model(inputs), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.fixture
+def modules():
+    """Makes a network of torch: two convolutions with batch-norms that have seen something, and what is done to it."""
+    torch = pytest.importorskip("torch")
+
+    class Two(torch.nn.Module):
+        def __init__(self, change, eps):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 16, 3)
+            self.a, self.b = (torch.nn.BatchNorm2d(16, eps=own) for own in eps)
+            change(self)
+            with torch.no_grad():
+                for norm in (self.a, self.b):
+                    norm.weight.uniform_(0.5, 1.5)
+                    norm.bias.normal_()
+                    norm.running_mean.normal_()
+                    norm.running_var.uniform_(0.001, 0.05)
+
+        def forward(self, x):
+            return self.b(self.second(torch.relu(self.a(self.first(x)))))
+
+    return lambda change=lambda model: None, eps=(1e-3, 1e-3): Two(change, eps).eval()
+
+
+def share(*parts):
+    """Batch-norms of one memory for these parts."""
+
+    def change(model):
+        for part in parts:
+            setattr(model.b, part, getattr(model.a, part))
+
+    return change
+
+
+def under_two_names(model):
+    """A second name for a batch-norm, as a list of blocks gives one."""
+    model.norm = model.a
+
+
+@pytest.mark.parametrize(
+    ("change", "eps", "changed"),
+    [
+        (under_two_names, (1e-3, 1e-3), True),
+        (share("weight", "bias", "running_mean", "running_var"), (1e-3, 1e-3), True),
+        (share("weight", "bias", "running_mean", "running_var"), (1e-3, 1e-2), False),
+        (share("weight", "bias"), (1e-3, 1e-3), False),
+        (share("running_var"), (1e-3, 1e-3), False),
+    ],
+    ids=["two names", "all shared", "other eps", "affine shared", "variance shared"],
+)
+def test_what_modules_share_stays_theirs(modules, change, eps, changed):
+    """A vector of several batch-norms changes only where it can change alike for all; the function stays."""
+    import torch
+
+    import opq.torch
+
+    model, inputs = modules(change, eps), torch.randn(2, 3, 8, 8)
+    options = {"sparsity": 0.1, "bits": 8}
+    loaded = [modules(change, eps), modules(change, eps)]
+    for network, form in zip(loaded, ("keep", "canonical"), strict=True):
+        opq.torch.load_model(network, opq.compress(model, batch_norm=form, **options).data)
+    with torch.no_grad():
+        assert torch.allclose(loaded[1](inputs), loaded[0](inputs), rtol=1e-4, atol=1e-4)
+    assert bool(loaded[1].a.running_mean.any()) != changed
+
+
+def test_a_plan_keeps_the_eps_that_modules_told(modules):
+    """Followed without the modules, after JSON too, it gives the same file; where they differed it is refused."""
+    plan = opq.Plan.from_json(opq.plan(modules(), ratio=3, batch_norm="canonical").to_json())
+    assert plan.auxiliary.eps == 1e-3
+    assert opq.compress(modules().state_dict(), plan=plan).data == opq.compress(modules(), plan=plan).data
+    several = modules(eps=(1e-3, 1e-5))
+    plan = opq.Plan.from_json(opq.plan(several, ratio=3, batch_norm="canonical").to_json())
+    opq.compress(several, plan=plan)
+    with pytest.raises(opq.PlanError, match="differ in eps"):
+        opq.compress(several.state_dict(), plan=plan)

@@ -107,12 +107,17 @@ def _kept_counts(layers: Sequence[Layer], thresholds: Floats, sparsity: float) -
     pruned = np.floor(share).astype(np.int64)
     # Largest remainders take the weights that rounding down left over, so that the total is met to the weight.
     missing = max(round(sparsity * int(count.sum())) - int(pruned.sum()), 0)
-    # Tied weights come last: given different counts they would no longer be stored once.
-    ties = {layer.repeats for layer in layers} | {layer.name for layer in layers if layer.repeats is not None}
-    tied = np.array([layer.name in ties for layer in layers])
-    order = np.lexsort((pruned - share, tied))
+    # Tied weights come last, and all names of one together: with different counts they would be different weights.
+    group = np.array([layer.repeats or layer.name for layer in layers])
+    members = {name: np.flatnonzero(group == name) for name in group}
+    sizes = np.array([len(members[name]) for name in group])
+    order = np.lexsort((pruned - share, sizes > 1))
     order = order[(~pinned & (scale > 0.0) & (pruned < count))[order]]
-    pruned[order[:missing]] += 1
+    for index in order:
+        names = members[group[index]]
+        if index == names[0] and len(names) <= missing:
+            pruned[names] += 1
+            missing -= len(names)
     return [int(n) for n in count - pruned]
 
 

@@ -82,12 +82,13 @@ class AuxiliaryPlan:
     storage     "exact", "half" or "8bit"
     batch_norm  "keep", or "canonical": running means become 0 and running variances a constant, weights and biases what makes
                 up for it
-    eps         what a batch-norm adds to its variances where no module tells, 0 <= eps < 1
+    eps         what a batch-norm adds to its variances where no module tells, 0 <= eps < 1; None where modules must, as they
+                differ
     """
 
     storage: str = "exact"
     batch_norm: str = "keep"
-    eps: float = 1e-5
+    eps: float | None = 1e-5
 
     def __post_init__(self) -> None:
         """Raise PlanError when a field is of the wrong kind or outside of its range."""
@@ -95,7 +96,7 @@ class AuxiliaryPlan:
             raise PlanError(f"auxiliary must be 'exact', 'half' or '8bit', got {self.storage!r}")
         if self.batch_norm not in ("keep", "canonical"):
             raise PlanError(f"batch_norm must be 'keep' or 'canonical', got {self.batch_norm!r}")
-        if not _is_number(self.eps) or not 0.0 <= self.eps < 1.0:
+        if self.eps is not None and (not _is_number(self.eps) or not 0.0 <= self.eps < 1.0):
             raise PlanError(f"eps of batch-norms must be a number, 0 <= eps < 1, got {self.eps!r}")
 
 
@@ -107,7 +108,7 @@ class Plan:
     target           what was asked: {"sparsity": p, "bits": b}, {"ratio": r} or {"bytes": n}
     auxiliary        how tensors that are no weights are stored
     price            joint mode: squared error that a bit is worth, the one scalar that places every layer; else None
-    dense_bytes      bytes of all tensors as the source stores them
+    dense_bytes      bytes of all tensors as the source stores them, a weight that modules share once
     predicted_bytes  bytes of the finished file as predicted
     layers           {weight name: LayerPlan}
     """

@@ -23,10 +23,10 @@ from opq.calibration.lockstep import walk
 from opq.calibration.pairing import layers_of, norms_of, pairs_of
 from opq.compression import Compressed, Options, compress
 from opq.compression.forecast import Forecast
-from opq.compression.options import is_shaped, read_auxiliary, read_target, select
+from opq.compression.options import is_shaped, read_target, select
 from opq.compression.planning import joint_plan, plan, read_layers
 from opq.compression.prices import USUAL_SLOPE, next_price
-from opq.compression.survey import survey
+from opq.compression.survey import auxiliary_of, choose_weights, dense_bytes, survey
 from opq.quantization.quantizer import fake_quantize
 from opq.sources import as_state
 from opq.sources.opening import epsilons_of
@@ -71,7 +71,8 @@ class Calibration:
         scales of the channels in them.
         Raises what `opq.compress` raises; a target of sparsity and bits is a TargetError.
         """
-        budget = read_target(options).budget(sum(t.numel() * t.element_size() for t in self.model.state_dict().values()))
+        state = as_state(self.model)
+        budget = read_target(options).budget(dense_bytes(state, choose_weights(state, options)))
         if budget is None:
             raise TargetError("calibrated compression takes a ratio or a size")
         price = _USUAL_SHARE * (plan(self.model, **self._informed(options)).price or 1.0)
@@ -86,10 +87,11 @@ class Calibration:
         model, walked = copy.deepcopy(self.model), copy.deepcopy(self.stand_in)
         state = as_state(self.model)
         informed = self._informed(options)
-        surveyed = survey(state, informed, read_auxiliary(options))
+        auxiliary = auxiliary_of(state, options)
+        surveyed = survey(state, informed, auxiliary)
         target = read_target(options)
         forecast = Forecast(surveyed, read_layers(surveyed, target, informed), is_shaped(options))
-        rest = joint_plan(forecast, target, read_auxiliary(options), price)
+        rest = joint_plan(forecast, target, auxiliary, price)
         free = {layer.name: layer.override for layer in forecast.layers if not layer.override.fixed}
         layers = {
             name: layer for name, layer in layers_of(model).items() if f"{name}.weight" in free and name in self.importance

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.errors import PlanError
 from opq.quantization.compressed import CompressedTensor
 from opq.sources import State
 
@@ -26,22 +27,30 @@ class CanonicalState(State):
 
     A batch-norm is told by its names: `running_mean` and `running_var`, and `weight` or `bias` or both, after the same prefix,
     all of one dimension and length. Without a weight var stays, without a bias mean does, for nothing could make up for them.
-    A batch-norm also stays as it is where a value is not finite, or becomes so, and where var + eps is not positive.
+    A batch-norm also stays as it is where a value is not finite, or becomes so, where var + eps is not positive, and where some
+    of its vectors, but not all, are those of another module as well.
     """
 
-    def __init__(self, state: State, eps: float) -> None:
-        """Of `state`; `eps` is that of batch-norms for which the state tells none."""
+    def __init__(self, state: State, eps: float | None) -> None:
+        """Of `state`; `eps` is that of batch-norms for which the state tells none, PlanError where it is None."""
         self._state = state
         self.metadata = state.metadata
         self.epsilons: Mapping[str, float] = state.epsilons
         self._replaced: Vectors = {}
+        owners: dict[object, list[str]] = {}
+        for name in state:
+            owners.setdefault(state.memory(name) or name, []).append(name.rpartition(".")[0])
         for name in state:
             prefix, dot, last = name.rpartition(".")
             if last == "running_var":
                 start = prefix + dot
                 vectors = {part: state[start + part] for part in _PARTS if start + part in state}
-                if _is_batch_norm(vectors):
-                    changed = canonical(vectors, self.epsilons.get(prefix, eps))
+                sharers = [owners[state.memory(start + part) or start + part] for part in vectors]
+                told = {self.epsilons.get(sharer, eps) for sharer in sharers[0]}
+                if _is_batch_norm(vectors) and all(sharing == sharers[0] for sharing in sharers) and len(told) == 1:
+                    if (own := told.pop()) is None:
+                        raise PlanError("it was made for batch-norms that differ in eps; compress the module, which tells each")
+                    changed = canonical(vectors, own)
                     self._replaced.update({start + part: vector for part, vector in changed.items()})
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
@@ -51,6 +60,10 @@ class CanonicalState(State):
     def compressed(self, name: str) -> CompressedTensor | None:
         """As the state itself has it."""
         return self._state.compressed(name)
+
+    def memory(self, name: str) -> object:
+        """As the state itself has it."""
+        return self._state.memory(name)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         return self._replaced[name] if name in self._replaced else self._state[name]

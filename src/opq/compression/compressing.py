@@ -21,10 +21,10 @@ from opq.codec.writing import EncodedWeight, Layout, lay_out
 from opq.compression.forecast import Forecast
 from opq.compression.journal import Journal, codes_key, open_journal
 from opq.compression.lossless import encode_lossless
-from opq.compression.options import Options, Target, is_shaped, read_auxiliary, read_target
+from opq.compression.options import Options, Target, is_shaped, read_target
 from opq.compression.planning import guess_joint, guess_paper, joint_plan, read_layers
 from opq.compression.prices import next_price
-from opq.compression.survey import Survey, dense_bytes, survey
+from opq.compression.survey import Survey, auxiliary_of, dense_bytes, survey
 from opq.errors import PlanError, TargetError, WeightError
 from opq.files import write_file
 from opq.parallel import in_parallel
@@ -46,7 +46,7 @@ class Compressed:
 
     plan         the plan it follows; None where it is lossless
     layout       the .opq file in pieces
-    dense_bytes  bytes of all tensors as the source stores them
+    dense_bytes  bytes of all tensors as the source stores them, a weight that modules share once
     journal      where the pieces wait, if not in memory
     """
 
@@ -103,8 +103,8 @@ def compress(
               target, close under it
     Weights are read some rows at a time, so that memory is bounded by about 100 MB a processor, the auxiliary tensors, and,
     without `work_file`, twice the file.
-    Raises what `opq.plan` raises, PlanError when the plan was made for other weights, and OutputError when the work file
-    cannot be written.
+    Raises what `opq.plan` raises, PlanError when the plan was made for other names or shapes, and OutputError when the work
+    file cannot be written.
     """
     report = progress or (lambda stage, done, total: None)
     state = as_state(source, metadata)
@@ -117,7 +117,7 @@ def compress(
     if options.get("lossless"):
         return _keep(state, options, report)
     target = read_target(options)
-    auxiliary = read_auxiliary(options)
+    auxiliary = auxiliary_of(state, options)
     surveyed = survey(state, options, auxiliary)
     layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
@@ -130,7 +130,7 @@ def compress(
 
 def _keep(state: State, options: Options, report: Progress) -> Compressed:
     weights, packs = encode_lossless(state, options, report)
-    return Compressed(None, lay_out(weights, packs, state.metadata), dense_bytes(state))
+    return Compressed(None, lay_out(weights, packs, state.metadata), dense_bytes(state, {weight.name for weight in weights}))
 
 
 def _survey_planned(state: State, plan: Plan) -> Survey:

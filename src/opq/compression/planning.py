@@ -12,8 +12,8 @@ from opq.allocation import joint, laplace, paper
 from opq.allocation.layers import Layer, LayerStatistics
 from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
 from opq.compression.forecast import Forecast
-from opq.compression.options import Options, Target, is_shaped, read_auxiliary, read_overrides, read_target
-from opq.compression.survey import Survey, survey
+from opq.compression.options import Options, Target, is_shaped, read_overrides, read_target
+from opq.compression.survey import Survey, auxiliary_of, survey
 from opq.errors import TargetError, WeightError
 from opq.sources import as_state
 
@@ -36,8 +36,9 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     Raises TargetError, WeightError, SelectionError or SourceError.
     """
     target = read_target(options)
-    auxiliary = read_auxiliary(options)
-    surveyed = survey(as_state(source), options, auxiliary, estimated=True)
+    state = as_state(source)
+    auxiliary = auxiliary_of(state, options)
+    surveyed = survey(state, options, auxiliary, estimated=True)
     layers = read_layers(surveyed, target, options)
     budget = target.budget(surveyed.dense_bytes)
     forecast = Forecast(surveyed, layers, budget is not None and is_shaped(options))
@@ -70,7 +71,7 @@ def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Laye
     overrides = read_overrides(names, options, joint="sparsity" not in target.asked)
     if not names:
         raise TargetError("there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float")
-    repeats = surveyed.repeats
+    repeats = {name: first for name, first in surveyed.repeats.items() if overrides[name] == overrides[first]}
     return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
@@ -143,6 +144,7 @@ def _finish(
     mode: str, surveyed: Survey, target: Target, auxiliary: AuxiliaryPlan, price: float | None, plans: dict[str, LayerPlan]
 ) -> Plan:
     repeats = surveyed.repeats
-    codes = sum(layer.bits * layer.count for name, layer in plans.items() if name not in repeats) / 8.0
+    own = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
+    codes = sum(layer.bits * layer.count for layer in own) / 8.0
     predicted = round(surveyed.fixed_bytes + codes)
     return Plan(mode, dict(target.asked), auxiliary, price, surveyed.dense_bytes, predicted, plans)

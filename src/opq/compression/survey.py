@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from opq import dtypes
@@ -13,7 +13,7 @@ from opq.allocation.plans import AuxiliaryPlan
 from opq.codec.header import LARGEST_TENSOR
 from opq.codec.writing import AuxiliaryPack, check_text, fixed_bytes, pack_auxiliary
 from opq.compression.batch_norm import CanonicalState
-from opq.compression.options import Options, select
+from opq.compression.options import Options, read_auxiliary, select
 from opq.errors import SourceError, WeightError
 from opq.parallel import in_parallel
 from opq.quantization.statistics import measure, measure_rows
@@ -30,7 +30,7 @@ class Survey:
     statistics   {weight name: its statistics}, in order of names
     dtypes       {weight name: name of its dtype}
     packs        all other tensors, encoded
-    dense_bytes  bytes of all tensors as the source stores them
+    dense_bytes  bytes of all tensors as the source stores them, a weight that modules share once
     metadata     the checkpoint's own
     """
 
@@ -66,6 +66,15 @@ class Survey:
         return fixed_bytes(weights, self.packs, self.metadata)
 
 
+def auxiliary_of(state: State, options: Options) -> AuxiliaryPlan:
+    """How auxiliary tensors are stored; with the eps of the batch-norms of `state`, so that the plan serves without modules."""
+    asked = read_auxiliary(options)
+    told = set(state.epsilons.values())
+    if asked.batch_norm != "canonical" or not told:
+        return asked
+    return replace(asked, eps=told.pop() if len(told) == 1 else None)
+
+
 def survey(
     state: State,
     options: Options,
@@ -88,7 +97,7 @@ def survey(
     statistics = dict(measured)
     rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
     packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
-    return Survey(statistics, kinds, packs, dense_bytes(state), dict(state.metadata))
+    return Survey(statistics, kinds, packs, dense_bytes(state, chosen), dict(state.metadata))
 
 
 def choose_weights(state: State, options: Options) -> list[str]:
@@ -107,9 +116,12 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def dense_bytes(state: State) -> int:
-    """Bytes of all tensors as the source stores them."""
-    shapes = (state.describe(name) for name in state)
+def dense_bytes(state: State, weights: Collection[str]) -> int:
+    """Bytes of all tensors as the source stores them; names of one of the `weights` count once, as it is coded once."""
+    coded = set(weights)
+    first = {memory: name for name in coded if (memory := state.memory(name)) is not None}
+    counted = [name for name in state if name not in coded or first.get(state.memory(name), name) == name]
+    shapes = (state.describe(name) for name in counted)
     return sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes if kind in dtypes.NUMPY)
 
 

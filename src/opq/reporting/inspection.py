@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,7 +57,8 @@ class TensorReport:
 class Inspection:
     """A file in numbers.
 
-    dense_bytes      bytes of all tensors as their dtypes store them
+    dense_bytes      bytes of all tensors as their dtypes store them; here and below a weight that stands under several names,
+                     as modules share it, counts once
     file_ratio       dense_bytes over file_bytes
     nominal_ratio    the paper's accounting, 32 / (density * bits) over the weights alone; None where no weight is kept
     bits_per_weight  8 * file_bytes over the number of weights; None where there is none
@@ -140,12 +141,15 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         )
         norms = {entry.name.removesuffix("running_var") for entry in file.entries if _last(entry.name) == "running_var"}
         tensors, weights, kept, code_bits = [], 0, 0, 0.0
+        repeats = _repeats(file.entries)
+        dense_bytes = sum(entry.dense_bytes for entry in file.entries if entry.name not in repeats)
         for entry, found in zip(file.entries, in_parallel(lambda entry: _describe(file, entry), file.entries), strict=True):
             sparsity = bits = None
             levels = None
             if found is not None:
                 stays, width, levels = found
-                weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
+                if entry.name not in repeats:
+                    weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
                 sparsity, bits = 1.0 - stays / entry.count, width / max(stays, 1)
             absolute, relative = (None, None) if entry.is_weight else largest_error(entry)
             tensors.append(
@@ -168,8 +172,8 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         sections = len({entry.section for entry in file.entries})
         return Inspection(
             file_bytes=file.file_bytes,
-            dense_bytes=file.dense_bytes,
-            file_ratio=file.dense_bytes / file.file_bytes,
+            dense_bytes=dense_bytes,
+            file_ratio=dense_bytes / file.file_bytes,
             nominal_ratio=32.0 * weights / code_bits if code_bits else None,
             bits_per_weight=8.0 * file.file_bytes / weights if weights else None,
             sparsity=1.0 - kept / weights if weights else None,
@@ -180,6 +184,16 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
             metadata=file.metadata,
             tensors=tensors,
         )
+
+
+def _repeats(entries: Sequence[Entry]) -> set[str]:
+    """Names of weights that are, bit for bit, a weight of an earlier name."""
+    first: dict[object, str] = {}
+    return {
+        entry.name
+        for entry in entries
+        if entry.is_weight and first.setdefault((entry.section, entry.shape, entry.dtype, entry.step), entry.name) != entry.name
+    }
 
 
 def _describe(file: OpqFile, entry: Entry) -> tuple[int, float, int | None] | None:

@@ -18,8 +18,12 @@ from opq.codec.auxiliary import asked_storage
 from opq.codec.reading import OpqFile
 from opq.compression import Compressed, Options, compress
 from opq.compression import plan as make_plan
-from opq.compression.options import Target, read_auxiliary, read_target
+from opq.compression.options import Target, read_target
+from opq.compression.survey import auxiliary_of, choose_weights, dense_bytes
 from opq.errors import PlanError, RecipeError, TargetError
+from opq.sources import as_state
+from opq.sources.opening import epsilons_of
+from opq.sources.state import TensorState
 from opq.training.batch_norm import is_canonical
 from opq.training.checkpoints import RunFolder
 from opq.training.preparing import codebooks, fixed_layers, for_training, plain_state, prepare
@@ -167,7 +171,8 @@ def _from_calibration(
 
 def _with_reserve(model: nn.Module, reserve: float, options: Options) -> Options | None:
     """The options with fewer bytes than asked for; None where they ask for no bytes."""
-    asked = read_target(options).budget(sum(tensor.nbytes for tensor in model.state_dict().values()))
+    state = as_state(model)
+    asked = read_target(options).budget(dense_bytes(state, choose_weights(state, options)))
     if asked is None:
         return None
     narrower = options.copy()
@@ -185,8 +190,8 @@ def _plan_in(made: Compressed) -> Plan:
 def _plan_of(model: nn.Module, options: Options, target: Mapping[str, float]) -> Plan:
     """A plan for a network that is prepared: its masks and steps, and the form that its batch-norms have, are all there is."""
     form = "canonical" if any(is_canonical(module) for module in model.modules()) else "keep"
-    auxiliary = read_auxiliary(Options(**{"batch_norm": form, **options}))
-    state = plain_state(model)
-    dense_bytes = sum(tensor.nbytes for tensor in state.values())
-    plan = Plan("joint", target, auxiliary, None, dense_bytes, dense_bytes, fixed_layers(model))
-    return replace(plan, predicted_bytes=compress(state, plan=plan).file_bytes)
+    source = TensorState(plain_state(model), epsilons=epsilons_of(model))
+    auxiliary = auxiliary_of(source, Options(**{"batch_norm": form, **options}))
+    plan = Plan("joint", target, auxiliary, None, 1, 1, fixed_layers(model))
+    made = compress(source, plan=plan)
+    return replace(plan, dense_bytes=made.dense_bytes, predicted_bytes=made.file_bytes)
