@@ -274,3 +274,17 @@ def test_real_networks_meet_their_ratios(data_folder, name, ratio):
     compressed = opq.compress(data_folder / "weights" / f"{name}.safetensors", ratio=ratio)
     budget = compressed.dense_bytes / ratio
     assert 0.98 * budget <= compressed.file_bytes <= budget
+
+
+@pytest.mark.parametrize("draw", ["uniform", "normal", "laplace"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9])
+def test_a_fixed_sparsity_is_the_layers_own(draw, sparsity):
+    """With a byte target too, whatever a layer's density, plain rounding leaves the asked share of it at zero."""
+    rng = np.random.default_rng(0)
+    fixed = {"uniform": lambda: rng.uniform(-1, 1, (128, 256)), "normal": lambda: rng.normal(size=(128, 256))}
+    state = {"a": fixed.get(draw, lambda: rng.laplace(size=(128, 256)))(), "b": rng.laplace(size=(128, 256))}
+    state = {name: 0.1 * value.astype(np.float32) for name, value in state.items()}
+    made = opq.compress(state, ratio=14, rounding="plain", overrides={"a": {"sparsity": sparsity}})
+    with OpqFile(made.data) as file:
+        assert float((file["a"].codes == 0).mean()) == pytest.approx(sparsity, abs=0.01)
+    assert made.plan.layers["a"].sparsity == pytest.approx(sparsity, abs=0.01)

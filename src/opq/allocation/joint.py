@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from opq.allocation import laplace
 from opq.allocation.laplace import Floats
-from opq.allocation.layers import Layer
+from opq.allocation.layers import Layer, LayerStatistics
 from opq.allocation.roots import find_root
 from opq.errors import TargetError
 
@@ -135,6 +135,12 @@ def price_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float]
     return low * min(squares), high * max(squares)
 
 
+def _measured_threshold(statistics: LayerStatistics, sparsity: float) -> float:
+    """The magnitude under which this share of the layer lies; 0 where as many are zero already."""
+    place = round(sparsity * len(statistics.magnitudes))
+    return float(statistics.magnitudes[max(place, 1) - 1])
+
+
 def _pinned(layer: Layer, scale: float, family: Family) -> tuple[float, float] | None:
     """Unit threshold and step of a layer that an override fixes, else None."""
     override = layer.override
@@ -148,7 +154,7 @@ def _pinned(layer: Layer, scale: float, family: Family) -> tuple[float, float] |
             )
         return family.threshold_for_step(d), d
     if override.sparsity is not None:
-        t = -float(np.log1p(-override.sparsity))
+        t = _measured_threshold(layer.statistics, override.sparsity) / scale or -float(np.log1p(-override.sparsity))
         return t, family.step_for_threshold(t)
     if override.bits is not None:
         wanted = override.bits

@@ -42,9 +42,9 @@ class Override:
     """What a user fixes of one layer; the rest of the network then makes up the target.
 
     sensitivity  > 0: what a unit of squared error costs in this layer, relative to 1
-    sparsity     0 <= s < 1: the layer's fraction of zeros
+    sparsity     0 <= s < 1: the layer's fraction of zeros; with a byte target and shaped rounding it comes near it
     bits         the layer's width: in paper mode the nominal width of a kept code, 1 < b <= 16; in joint mode the entropy
-                 of its codes in bits a weight, 0 < b <= 16
+                 of its codes in bits a weight, as the Laplace density has it, 0 < b <= 16
     step         > 0, in weight units: the layer's quantization step
 
     In paper mode `sparsity` goes with either of `bits` and `step`. In joint mode a layer is one point of the rate-distortion
