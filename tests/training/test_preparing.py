@@ -305,3 +305,14 @@ def test_the_calibration_of_another_network_is_refused():
     (model, inputs), (other, _) = make("dense"), make("dense", seed=1)
     with pytest.raises(opq.PlanError, match="the calibration is of another network"):
         opq.finetune(model, [inputs], epochs=0, ratio=3.0, calibration=opq.calibrate(other, inputs))
+
+
+@pytest.mark.parametrize("options", [{"ratio": 4.0}, {"lossless": True}])
+def test_a_prepared_network_is_not_compressed_as_it_stands(options):
+    """Latent values and codebooks are no network: it is converted first."""
+    model, _ = make("convolutions")
+    opq.prepare(model, ratio=4.0)
+    for source in (model, model.state_dict()):
+        with pytest.raises(opq.SourceError, match=r"prepared for training: opq\.convert"):
+            opq.compress(source, **options)
+    opq.verify(opq.compress(opq.convert(model), **options).data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,6 +19,9 @@ from opq.errors import SourceError, WeightError
 from opq.parallel import in_parallel
 from opq.quantization.statistics import measure, measure_rows
 from opq.sources import State
+
+_PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.most$")
+"""The name of a codebook's buffer, as `opq.prepare` makes it, in a state dict."""
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code: beyond it no weight is quantized, and squares would soon be infinite."""
@@ -102,10 +106,12 @@ def survey(
 
 def choose_weights(state: State, options: Options) -> list[str]:
     """Every float16, bfloat16, float32 or float64 tensor of at least two dimensions and one element that `include` and
-    `exclude` leave, in order of names; SourceError when `state` holds nothing, or a name or metadata that are no text.
+    `exclude` leave, in order of names; SourceError when `state` holds nothing, codebooks, or names or metadata that are no text.
     """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
+    if any(_PREPARED.search(name) for name in state):
+        raise SourceError("the state dict", "it is of a network prepared for training: opq.convert the network first")
     for text in [*state, *state.metadata, *state.metadata.values()]:
         check_text(text)
     return select([name for name in in_order(state) if _is_weight(*state.describe(name))], options)
