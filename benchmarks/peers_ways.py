@@ -201,7 +201,7 @@ WAYS: dict[str, Way] = {
     "nncodec, dependent": Way(
         "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
-    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS[::2], (0.3, 0.4), 12), _sparsified),
+    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS[::4], (0.3, 0.4), 6), _sparsified),
     "nncodec, tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
     "NNCF, pruned, 8 bits": Way(
         "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")

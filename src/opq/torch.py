@@ -34,7 +34,7 @@ def save_file(
 ) -> Compressed:
     """Compress `tensors` into a file, replacing one that is there.
 
-    tensors   {name: tensor}, on any device; tensors that share memory or values are stored once
+    tensors   {name: tensor}, on any device; weights of the same values are stored once
     metadata  {text: text} to keep in the file
     plan      follow this plan; or else give
     options   a target and what is fixed, as for `opq.plan`

@@ -129,6 +129,7 @@ def test_labels_of_any_integers_are_labels():
     labels = torch.arange(6)
     made = [opq.finetune(m, [(inputs, to)], epochs=1, ratio=4.0) for m, to in ((first, labels), (second, labels.int()))]
     assert made[0].compressed.data == made[1].compressed.data
+    assert opq.evaluate(first, [(inputs, labels)]) == opq.evaluate(first, [(inputs, labels.short())])
 
 
 def test_what_a_network_cannot_take_is_told_in_a_line():

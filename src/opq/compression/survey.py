@@ -106,7 +106,9 @@ def survey(
 
 def choose_weights(state: State, options: Options) -> list[str]:
     """Every float16, bfloat16, float32 or float64 tensor of at least two dimensions and one element that `include` and
-    `exclude` leave, in order of names; SourceError when `state` holds nothing, codebooks, or names or metadata that are no text.
+    `exclude` leave, in order of names.
+
+    SourceError when `state` holds nothing, codebooks, or names or metadata that are no text.
     """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")

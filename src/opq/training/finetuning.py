@@ -95,7 +95,8 @@ def finetune(
 ) -> Finetuned:
     """Train the weights of `model` with the steps of a plan, and its masks or better ones, into a file of the asked size.
 
-    model      on the device to train on; a dense one, or one that is prepared already. Afterwards it holds what the file holds
+    model      on the device to train on; a dense one, or one that is prepared already. Afterwards it holds what the file holds.
+               All modules are in training mode meanwhile; parameters that want no gradient keep their values but for rounding
     loader     batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels"; it has a length
     start      a plan, or a .opq file, whose masks and steps are kept; or None, to plan with `options`
     teacher    gives logits to learn from; then labels are not needed. "dense", or `model` itself, stands for the network as it
