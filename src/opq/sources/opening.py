@@ -19,8 +19,10 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
     metadata  what to keep with the tensors, where the source brings none of its own
     Raises SourceError when it is none of these.
     """
-    if isinstance(source, (State, str, os.PathLike)):
-        state = source if isinstance(source, State) else open_checkpoint(source)
+    if isinstance(source, State):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        state = open_checkpoint(source)
         state.metadata = state.metadata or metadata or {}
         return state
     epsilons = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -62,7 +63,8 @@ class Recipe:
         """The numbers, and another optimizer's name and what it is given, as JSON has them."""
         told = asdict(replace(self, optimizer=None))
         if isinstance(self.optimizer, partial):
-            told["given"] = [repr(self.optimizer.args), repr(self.optimizer.keywords)]
+            given = repr((self.optimizer.args, self.optimizer.keywords))
+            told["given"] = re.sub(r" at 0x[0-9a-f]+", "", given)  # where something lies differs from process to process
         maker = getattr(self.optimizer, "func", self.optimizer)
         return {**told, "optimizer": getattr(maker, "__name__", None)}
 
