@@ -178,6 +178,13 @@ def _peer(script: str, name: str) -> Peer:
     return Peer(script, name, str(network.path), str(folder))
 
 
+def _sparsified_ladders(name: str) -> Sequence[Ladder]:
+    """Shares of zeros from what the package's first threshold leaves on; MobileNet does not bear even that."""
+    steps = STEPS[::4]
+    shares = (0.3, 0.4) if name == "resnet20" else (0.3,)
+    return [([(step, share) for step in steps], steps.index(-20)) for share in shares]
+
+
 def _tuned(name: str) -> Sequence[Ladder]:
     """Two knobs, and the same epochs for all."""
     return [([(step, sparsity, EPOCHS) for step in STEPS], STEPS.index(-14)) for sparsity in (0.0, 0.35)]
@@ -201,7 +208,7 @@ WAYS: dict[str, Way] = {
     "nncodec, dependent": Way(
         "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
-    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _two_knobs(STEPS[::4], (0.3, 0.4), 6), _sparsified),
+    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _sparsified_ladders, _sparsified),
     "nncodec, tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
     "NNCF, pruned, 8 bits": Way(
         "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")
