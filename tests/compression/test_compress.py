@@ -288,3 +288,16 @@ def test_a_fixed_sparsity_is_the_layers_own(draw, sparsity):
     with OpqFile(made.data) as file:
         assert float((file["a"].codes == 0).mean()) == pytest.approx(sparsity, abs=0.01)
     assert made.plan.layers["a"].sparsity == pytest.approx(sparsity, abs=0.01)
+
+
+@pytest.mark.parametrize("rounding", ["plain", "shaped"])
+@pytest.mark.parametrize("sparsity", [0.0001, 0.5, 0.991, 0.995, 0.9999])
+def test_a_fixed_sparsity_holds_for_few_large_weights(rounding, sparsity):
+    """A layer that is 99% zeros keeps those zeros, and loses as many more as are asked for, however far out they lie."""
+    rng = np.random.default_rng(0)
+    state = {name: rng.laplace(size=(128, 256)).astype(np.float32) for name in "ab"}
+    state["a"][rng.random((128, 256)) < 0.99] = 0.0
+    zeros = float((state["a"] == 0).mean())
+    made = opq.compress(state, ratio=8, rounding=rounding, overrides={"a": {"sparsity": sparsity}})
+    with OpqFile(made.data) as file:
+        assert float((file["a"].codes == 0).mean()) == pytest.approx(max(sparsity, zeros), abs=5e-4)

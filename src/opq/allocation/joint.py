@@ -155,7 +155,8 @@ def _pinned(layer: Layer, scale: float, family: Family) -> tuple[float, float] |
         return family.threshold_for_step(d), d
     if override.sparsity is not None:
         t = _measured_threshold(layer.statistics, override.sparsity) / scale or -float(np.log1p(-override.sparsity))
-        return t, family.step_for_threshold(t)
+        t = max(t, family.threshold_for_step(family.FINEST_STEP))
+        return t, max(family.step_for_threshold(t), t)  # a layer of few large weights leads beyond the family's end
     if override.bits is not None:
         wanted = override.bits
 

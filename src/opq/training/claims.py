@@ -59,8 +59,10 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _teacher(teacher: Teacher | None) -> str | None:
-    if teacher is None or isinstance(teacher, nn.Module):
-        return None if teacher is None else fingerprint(teacher)
+    if teacher is None:
+        return None
+    if isinstance(teacher, nn.Module):
+        return fingerprint(teacher)
     return str(getattr(teacher, "__qualname__", type(teacher).__qualname__))
 
 
