@@ -31,18 +31,18 @@ from torch import Tensor, nn
 
 import opq
 import opq.torch
-from opq.allocation import curve, paper
-from opq.allocation.layers import Layer
-from opq.codec.entropy import encode_codes
-from opq.codec.estimate import contextless_bits
-from opq.training.loop import Training
+from opq.codec.code_length import contextless_bits
+from opq.codec.code_stream import encode_codes
+from opq.rate_distortion import deadzone, two_stage
+from opq.rate_distortion.layers import Layer
+from opq.training.trainer import Training
 
 RATIOS = (8, 10, 12, 15)
 SPARSITY = 0.4
 TRAINED_RATIOS = (20, 35, 60)
 DENSE_EPOCHS, EPOCHS = 8, 6
 SEED = 0
-ADAM = opq.Recipe(learning_rate=1e-3, weight_decay=0.0, temperature=2.0, optimizer=torch.optim.Adam)
+ADAM = opq.TrainingConfig(learning_rate=1e-3, weight_decay=0.0, temperature=2.0, optimizer=torch.optim.Adam)
 
 State = Mapping[str, Tensor]
 
@@ -106,15 +106,15 @@ def by_measured_magnitudes(state: State, budget: int) -> Outcome:
         costs = [(_squared_error(measured, *point), _bits(measured, *point)) for point in points]
         tables[name] = points, np.array(costs)
 
-    def made(price: float) -> opq.Compressed:
+    def made(lmbda: float) -> opq.CompressedModel:
         layers = {}
         for name, (points, costs) in tables.items():
-            threshold, step = points[int((costs @ [1.0, price]).argmin())]
+            threshold, step = points[int((costs @ [1.0, lmbda]).argmin())]
             step = float(np.float32(step))
-            layers[name] = replace(plan.layers[name], threshold=threshold, step=step, offset=1.0 - min(threshold / step, 1.0))
+            layers[name] = replace(plan.layers[name], threshold=threshold, step=step, rounding_offset=1.0 - min(threshold / step, 1.0))
         return opq.compress(state, plan=replace(plan, layers=layers))
 
-    return _read(made(_price(lambda price: made(price).file_bytes, budget)))
+    return _read(made(_price(lambda lmbda: made(lmbda).file_bytes, budget)))
 
 
 def by_channel_steps(state: State, budget: int) -> Outcome:
@@ -124,12 +124,12 @@ def by_channel_steps(state: State, budget: int) -> Outcome:
     facts = opq.inspect(whole.data)
     fixed = whole.file_bytes - sum(tensor.bytes for tensor in facts.tensors if tensor.kind == "weight")
 
-    def made(price: float) -> Outcome:
+    def made(lmbda: float) -> Outcome:
         total, values = fixed, dict(state)
         for name in plan.layers:
             weight = state[name]
             scales = opq.measure(weight, name).channel_scales
-            thresholds, steps = (unit * scales for unit in curve.thresholds_and_steps(price / np.maximum(scales, 1e-30) ** 2))
+            thresholds, steps = (unit * scales for unit in deadzone.thresholds_and_steps(lmbda / np.maximum(scales, 1e-30) ** 2))
             parts = [
                 opq.LayerPlan((1, *weight.shape[1:]), float(np.float32(step)), float(t), float(1.0 - t / step), 0.0, 0.0, 0.0)
                 for t, step in zip(thresholds, steps, strict=True)
@@ -140,19 +140,19 @@ def by_channel_steps(state: State, budget: int) -> Outcome:
             total += len(encode_codes(codes.numpy())) + 4 * (len(parts) - 1)
         return Outcome(values, total)
 
-    return made(_price(lambda price: made(price).file_bytes, budget))
+    return made(_price(lambda lmbda: made(lmbda).file_bytes, budget))
 
 
 def by_paper(state: State, budget: int, *, channel_wise: bool) -> Outcome:
     """Paper mode with SPARSITY, and as many bits as fill the budget."""
 
-    def made(inverse_bits: float) -> opq.Compressed:
-        return opq.compress(state, plan=paper_plan(state, 1.0 / inverse_bits, channel_wise=channel_wise))
+    def made(inverse_bits: float) -> opq.CompressedModel:
+        return opq.compress(state, plan=two_stage_plan(state, 1.0 / inverse_bits, channel_wise=channel_wise))
 
     return _read(made(_price(lambda inverse_bits: made(inverse_bits).file_bytes, budget, 1.0 / 16.0, 1.0 / 1.01)))
 
 
-def paper_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan:
+def two_stage_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan:
     """Paper mode, one step a layer; each channel's largest code by its own scale, or by its layer's."""
     plan = opq.plan(state, sparsity=SPARSITY, bits=bits)
     if channel_wise:
@@ -163,8 +163,8 @@ def paper_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan:
         scales = np.full_like(measured.channel_scales, measured.laplace_scale)
         alike.append(Layer(name, replace(measured, channel_scales=scales)))
     layers = {
-        layer.name: replace(plan.layers[layer.name], step=float(np.float32(point.step)), limits=point.limits)
-        for layer, point in zip(alike, paper.allocate(alike, SPARSITY, bits), strict=True)
+        layer.name: replace(plan.layers[layer.name], step=float(np.float32(point.step)), max_codes=point.max_codes)
+        for layer, point in zip(alike, two_stage.allocate(alike, SPARSITY, bits), strict=True)
     }
     return replace(plan, layers=layers)
 
@@ -188,7 +188,7 @@ def _bits(measured: opq.LayerStatistics, threshold: float, step: float) -> float
     return contextless_bits(measured, threshold, step, 1.0 - threshold / step)
 
 
-def _read(compressed: opq.Compressed) -> Outcome:
+def _read(compressed: opq.CompressedModel) -> Outcome:
     return Outcome(opq.torch.load(compressed.data), compressed.file_bytes)
 
 
@@ -208,7 +208,7 @@ def _trainings() -> list[Row]:
                 model,
                 loader,
                 epochs=EPOCHS // len(ratios),
-                open_epochs=opened,
+                mask_update_epochs=opened,
                 ratio=ratio,
                 teacher=teacher,
                 recipe=ADAM,

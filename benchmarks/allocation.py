@@ -43,15 +43,15 @@ def main() -> int:
         for method in arguments.method or METHODS:
             data, settings, run = METHODS[method]
             for setting in settings(name):
-                told = label(setting)
-                if (arguments.setting is not None and told not in arguments.setting) or (name, method, told) in done:
+                declared = label(setting)
+                if (arguments.setting is not None and declared not in arguments.setting) or (name, method, declared) in done:
                     continue
                 rows = keep_row(
                     "allocation",
                     _row(name, method, data, setting, run),
                     ("network", "method", "setting"),
                     _place,
-                    command=["allocation.py", "--anew", "--network", name, "--method", method, f"--setting={told}"],
+                    command=["allocation.py", "--anew", "--network", name, "--method", method, f"--setting={declared}"],
                     seed=0,
                     libraries=("torch",),
                 )

@@ -172,7 +172,7 @@ def _threshold(tensors: Arrays, sparsity: float) -> float:
     return float(np.quantile(np.concatenate([np.abs(value).ravel() for value in tensors.values() if value.ndim > 1]), sparsity))
 
 
-def _read(compressed: opq.Compressed) -> tuple[int, Arrays]:
+def _read(compressed: opq.CompressedModel) -> tuple[int, Arrays]:
     return compressed.file_bytes, opq.numpy.load(compressed.data)
 
 

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from peering import Peer
 from turns import seconds_of_turn
 
-from opq.codec.entropy import decode_batch, encode_codes
-from opq.parallel import in_parallel
+from opq.codec.code_stream import decode_batch, encode_codes
+from opq.thread_map import thread_map
 
 SEED = 0
 HEADER_BYTES = 9
@@ -99,7 +99,7 @@ def prune(weights: Weights, zeros: float) -> Weights:
 def measure(case: Input) -> Row:
     """Bytes of both coders, and seconds of rounds in which they take turns."""
     codes = list(case.codes.values())
-    sections = list(in_parallel(encode_codes, codes))
+    sections = list(thread_map(encode_codes, codes))
     for name, tensor, decoded in zip(case.codes, codes, _decode(sections, codes), strict=True):
         if not np.array_equal(tensor, decoded):
             raise ValueError(f"opq does not give the codes of {name!r} back")
@@ -108,7 +108,7 @@ def measure(case: Input) -> Row:
         np.savez(path, allow_pickle=False, **case.codes)
         peer = Peer("nncodec_codes.py", str(path))
         cases = {
-            "opq_encode": lambda: seconds_of_turn(lambda: list(in_parallel(encode_codes, codes))),
+            "opq_encode": lambda: seconds_of_turn(lambda: list(thread_map(encode_codes, codes))),
             "opq_decode": lambda: seconds_of_turn(lambda: _decode(sections, codes)),
             "nncodec_encode": lambda: peer.ask("encode"),
             "nncodec_decode": lambda: peer.ask("decode"),

@@ -30,8 +30,8 @@ from networks.lenet import lenet_300_100
 from torch import nn
 
 import opq
-from opq.allocation.plans import AuxiliaryPlan
-from opq.training.loop import Training
+from opq.rate_distortion.plan import AuxiliaryPlan
+from opq.training.trainer import Training
 
 DENSE_EPOCHS = 10
 PRUNING_EPOCHS, QUANTIZING_EPOCHS = 12, 6
@@ -39,7 +39,7 @@ EPOCHS = (2, 4, 8, PRUNING_EPOCHS + QUANTIZING_EPOCHS)
 SPARSITIES, BITS = (0.8, 0.95), 4
 REPEATS = 3
 SEED = 0
-ADAM = opq.Recipe(learning_rate=1e-3, weight_decay=0.0, optimizer=torch.optim.Adam)
+ADAM = opq.TrainingConfig(learning_rate=1e-3, weight_decay=0.0, optimizer=torch.optim.Adam)
 
 
 class Cost(NamedTuple):
@@ -84,7 +84,7 @@ def _ways(dense: nn.Module, loader: Handwriting, sparsity: float) -> list[Row]:
     for way, opened in (("opq", None), ("opq, masks fixed", 0)):
         for epochs in EPOCHS:
             model = copy.deepcopy(dense)
-            train = partial(opq.finetune, model, loader, epochs=epochs, open_epochs=opened, size=budget, recipe=ADAM, seed=SEED)
+            train = partial(opq.finetune, model, loader, epochs=epochs, mask_update_epochs=opened, size=budget, recipe=ADAM, seed=SEED)
             finetuned, cost = _timed(train)
             rows.append(_row(way, model, finetuned.compressed.file_bytes, epochs, cost))
     return rows

@@ -36,17 +36,17 @@ from torch import Tensor, nn
 from trainings import train
 
 import opq
-from opq.compression import Options
-from opq.training.claims import fingerprint
+from opq.config import CompressionOptions
+from opq.training.fingerprint import fingerprint
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet56": resnet56}
 DATA = "CIFAR-10 (JPEG)"
 ADAPTING = {"resnet20": 8, "resnet56": 4}
 """{network: epochs with labels that adapt it to these images}"""
 PAPER_BITS = {10: 4.0, 20: 3.0, 30: 3.0, 40: 3.0}
-DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4, clip=None)
-CONTINUED_RECIPE = opq.Recipe(learning_rate=0.02, weight_decay=5e-4, clip=None)
-RECIPE = opq.Recipe(learning_rate=0.03)
+DENSE_RECIPE = opq.TrainingConfig(learning_rate=0.05, weight_decay=5e-4, clip=None)
+CONTINUED_RECIPE = opq.TrainingConfig(learning_rate=0.02, weight_decay=5e-4, clip=None)
+RECIPE = opq.TrainingConfig(learning_rate=0.03)
 RECIPES = {3: replace(RECIPE, clip=None), 6: replace(RECIPE, clip=None), 12: RECIPE}
 """{epochs: recipe}; the shorter trainings were begun before clipping gradients became the default."""
 
@@ -59,7 +59,7 @@ CASES = {
     "resnet56": tuple((*case, 3) for case in SHORT if case[1] not in (25, 35)),
 }
 """{network: (mode, asked file ratio, epochs)}"""
-AUXILIARY = Options(auxiliary="8bit", batch_norm="canonical")
+AUXILIARY = CompressionOptions(auxiliary="8bit", batch_norm="canonical")
 RESERVE = 0.07
 """Share of the budget that a start leaves to codes, which spread while they train; finetune's own default."""
 
@@ -112,7 +112,7 @@ class Series:
         """Top-1 of what the adapted network becomes in so many epochs more."""
         return self.top1(self._trained(copy.deepcopy(dense), f"dense_longer_{epochs}", epochs, CONTINUED_RECIPE))
 
-    def compressed(self, dense: nn.Module, mode: str, ratio: int, epochs: int) -> tuple[opq.Finetuned, float]:
+    def compressed(self, dense: nn.Module, mode: str, ratio: int, epochs: int) -> tuple[opq.FinetuneResult, float]:
         """The network finetuned at a file ratio, and its top-1 as the file has it."""
         model = copy.deepcopy(dense)
         folder = self.folder_of(mode, ratio, epochs)
@@ -125,8 +125,8 @@ class Series:
             model,
             self.train,
             epochs=epochs,
-            open_epochs=open_epochs(mode, epochs),
-            start=None if joint else paper_plan(dense, ratio),
+            mask_update_epochs=mask_update_epochs(mode, epochs),
+            start=None if joint else two_stage_plan(dense, ratio),
             reserve=RESERVE,
             budget=math.floor(dense_bytes / ratio),
             teacher=teacher,
@@ -134,7 +134,7 @@ class Series:
             folder=folder,
             seed=SEED,
             watch=self._watch,
-            **(Options(ratio=ratio, **AUXILIARY) if joint else Options()),
+            **(CompressionOptions(ratio=ratio, **AUXILIARY) if joint else CompressionOptions()),
         )
         opq.verify(finetuned.compressed.data)
         return finetuned, self.top1(model)
@@ -147,7 +147,7 @@ class Series:
         """Percent of the test images."""
         return opq.evaluate(model, self.test).top1 or 0.0
 
-    def _trained(self, model: nn.Module, name: str, epochs: int, recipe: opq.Recipe) -> nn.Module:
+    def _trained(self, model: nn.Module, name: str, epochs: int, recipe: opq.TrainingConfig) -> nn.Module:
         train(model, self.train, epochs, recipe, self.folder / name, seed=SEED, watch=self._watch)
         return model
 
@@ -157,12 +157,12 @@ class Series:
         return {"top1": top1}
 
 
-def open_epochs(mode: str, epochs: int) -> int:
+def mask_update_epochs(mode: str, epochs: int) -> int:
     """How many of a row's epochs leave masks open."""
     return 2 * epochs // 3 if mode == "joint" else 0
 
 
-def paper_plan(dense: nn.Module, ratio: float) -> opq.Plan:
+def two_stage_plan(dense: nn.Module, ratio: float) -> opq.Plan:
     """The paper's plan whose file has this ratio, less the reserve: PAPER_BITS, and as many zeros as that takes."""
     state = dense.state_dict()
     budget = (1.0 - RESERVE) * sum(tensor.nbytes for tensor in state.values()) / ratio
@@ -205,7 +205,7 @@ def main() -> None:
                 "dense_top1": dense_top1,
                 "top1": top1,
                 "epochs": epochs,
-                "open_epochs": open_epochs(mode, epochs),
+                "open_epochs": mask_update_epochs(mode, epochs),
                 "seconds": sum(row["seconds"] for row in finetuned.history),
                 "asked_ratio": float(ratio),
                 "teacher_top1": teacher_top1,

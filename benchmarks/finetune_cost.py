@@ -27,9 +27,9 @@ from torch import nn
 from torch.nn import functional
 
 import opq
-from opq.training.machines import autocast, use_fast_layout
-from opq.training.opening import OpenMasks
-from opq.training.preparing import codebooks
+from opq.training.budget.mask_threshold import MaskThresholds
+from opq.training.device import autocast, to_channels_last
+from opq.training.prepared_model import codebooks
 
 STEPS, WARM_UP = 60, 5
 MOST_TIME, MOST_MEMORY = 1.10, 1.15
@@ -51,9 +51,9 @@ def make(network: str, device: str, kind: str) -> tuple[nn.Module, Callable[[], 
     if kind != "plain":
         opq.prepare(model, ratio=20)
     if kind == "open":
-        OpenMasks(codebooks(model)).open()
+        MaskThresholds(codebooks(model)).open()
     model.to(device).train()
-    use_fast_layout(model)
+    to_channels_last(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     inputs = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch,), device=device)

@@ -30,16 +30,16 @@ from torch.utils.data import DataLoader
 
 import opq
 import opq.torch
-from opq.compression import Options
-from opq.interop.images import Images, Preprocessing
+from opq.config import CompressionOptions
+from opq.zoo.image_data import Images, Preprocessing
 
 DATA = "val1300, 1,000 unlabelled images"
 CASES = ((8, 0), (10, 0), (12, 0), (6, 0), (10, 6), (12, 6))
 """(asked file ratio, epochs)"""
 CALIBRATED = 512
-RECIPE = opq.Recipe(learning_rate=0.003, temperature=2.0)
+RECIPE = opq.TrainingConfig(learning_rate=0.003, temperature=2.0)
 RESERVE = 0.01
-OPTIONS = Options(auxiliary="half", batch_norm="canonical", batch_norm_eps=1e-3)
+OPTIONS = CompressionOptions(auxiliary="half", batch_norm="canonical", batch_norm_eps=1e-3)
 WANTED = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -127,13 +127,13 @@ def folder_of(ratio: int, epochs: int) -> Path:
     return runs_folder() / "mobilenet" / f"joint_{ratio}_{epochs}"
 
 
-def trained(dense: nn.Module, calibration: opq.Calibration, ratio: int, epochs: int) -> opq.Compressed:
+def trained(dense: nn.Module, calibration: opq.Calibration, ratio: int, epochs: int) -> opq.CompressedModel:
     """The file after some epochs of distillation."""
     finetuned = opq.finetune(
         copy.deepcopy(dense),
         Mixtures(),
         epochs=epochs,
-        open_epochs=0,
+        mask_update_epochs=0,
         teacher="dense",
         recipe=RECIPE,
         calibration=calibration,

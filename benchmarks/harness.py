@@ -27,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from opq import tables
+from opq import text_table
 
 Row = Mapping[str, Any]
 """One result: {column: number, text, bool, or None where it does not apply}."""
@@ -140,7 +140,7 @@ def summarize(seconds: Sequence[float]) -> Timing:
 def print_rows(rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
     """Print `rows` as an aligned table, all columns or the given ones."""
     names = list(columns or rows[0])
-    print(tables.render(names, [[_text(row[name]) for name in names] for row in rows]))
+    print(text_table.format_table(names, [[_text(row[name]) for name in names] for row in rows]))
 
 
 def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, libraries: Sequence[str] = ()) -> None:

@@ -27,7 +27,7 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight, pruned."""
-        return weight * self.kept
+        return weight * self.num_kept
 
 
 class LearnedStep(nn.Module):
@@ -107,7 +107,7 @@ def _prune(modules: list[nn.Module], sparsity: float) -> None:
     every = torch.cat([magnitude.flatten() for magnitude in magnitudes])
     threshold = every.kthvalue(max(round(sparsity * len(every)), 1)).values
     for module, magnitude in zip(modules, magnitudes, strict=True):
-        _chain(module)[0].kept.copy_(magnitude > threshold)
+        _chain(module)[0].num_kept.copy_(magnitude > threshold)
 
 
 def _chain(module: nn.Module) -> Any:

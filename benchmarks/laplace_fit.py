@@ -48,7 +48,7 @@ def main() -> int:
     return 0
 
 
-def _compare(network: str, ratio: float, tensors: dict[str, NDArray[Any]], compressed: opq.Compressed) -> list[Row]:
+def _compare(network: str, ratio: float, tensors: dict[str, NDArray[Any]], compressed: opq.CompressedModel) -> list[Row]:
     """A row for each layer, and their total."""
     rows = []
     with opq.OpqFile(compressed.data) as file:

@@ -54,8 +54,8 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     "lenet-5": (Case(40, 6, 4), Case(108, 8, 5), Case(400, 12, 8)),
 }
 DENSE_EPOCHS: Mapping[str, int] = {"lenet-300-100": 60, "lenet-5": 24}
-DENSE_RECIPE = opq.Recipe(learning_rate=1.5e-3, weight_decay=0.01, warm_up=0.01, optimizer=torch.optim.AdamW)
-RECIPE = opq.Recipe(learning_rate=1e-3, weight_decay=0.0, warm_up=0.02, labels=0.3, temperature=2.0, optimizer=torch.optim.Adam)
+DENSE_RECIPE = opq.TrainingConfig(learning_rate=1.5e-3, weight_decay=0.01, warm_up=0.01, optimizer=torch.optim.AdamW)
+RECIPE = opq.TrainingConfig(learning_rate=1e-3, weight_decay=0.0, warm_up=0.02, labels=0.3, temperature=2.0, optimizer=torch.optim.Adam)
 BITS_A_WEIGHT, FIXED_BYTES = 8.5, 350
 """What a kept weight takes, its place included, and what a file takes beside: so many weights are worth keeping."""
 
@@ -106,14 +106,14 @@ class Series:
         train(model, loader, DENSE_EPOCHS[self.network], DENSE_RECIPE, self.folder / "dense", seed=self.seed)
         return model
 
-    def _compressed(self, case: Case) -> tuple[opq.Finetuned, float]:
+    def _compressed(self, case: Case) -> tuple[opq.FinetuneResult, float]:
         """Sparsify, plan, finetune; also the seconds it took."""
         model, loader = copy.deepcopy(self.dense), self.loader
         folder = self.folder_of(case)
         commit_of_run(folder)
         budget = math.floor(sum(tensor.nbytes for tensor in model.state_dict().values()) / case.ratio)
         kept = round(8 * (budget - FIXED_BYTES) / BITS_A_WEIGHT)
-        sparsifier = partial(Sparsifier, steps=case.sparsifying * len(loader), kept=kept)
+        sparsifier = partial(Sparsifier, steps=case.sparsifying * len(loader), num_kept=kept)
         recipe = replace(RECIPE, optimizer=sparsifier)
         sparse = train(
             model,
@@ -136,7 +136,7 @@ class Series:
             model,
             loader,
             epochs=case.finetuning,
-            open_epochs=0,
+            mask_update_epochs=0,
             start=plan,
             budget=budget,
             teacher=self.dense,

@@ -106,7 +106,7 @@ BITS = list(range(8, 0, -1))
 EPOCHS, BATCH = 15, 64
 """Of the ways that train with the labels of the images to calibrate with."""
 
-RECIPE = opq.Recipe(labels=0.5)
+RECIPE = opq.TrainingConfig(labels=0.5)
 
 
 def _weights_alone(name: str, setting: tuple[float]) -> Saved:
@@ -137,7 +137,7 @@ def _finetuned(name: str, setting: tuple[float]) -> Saved:
     return _opened(finetuned.compressed)
 
 
-def _opened(compressed: opq.Compressed) -> Saved:
+def _opened(compressed: opq.CompressedModel) -> Saved:
     return Saved(compressed.data, opq.numpy.load(compressed.data))
 
 

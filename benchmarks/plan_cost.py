@@ -123,7 +123,7 @@ def _cases(state: State, path: Path) -> dict[str, Case]:
         "load_cold": Case(lambda: load(path), before=lambda: drop_from_cache(path)),
         "plan": Case(lambda: opq.plan(state, ratio=RATIO)),
         "plan_paper": Case(lambda: opq.plan(state, sparsity=SPARSITY, bits=BITS)),
-        "curve": Case(lambda: opq.tradeoff(state)),
+        "curve": Case(lambda: opq.rd_curve(state)),
         "plan_from_path": Case(lambda: opq.plan(path, ratio=RATIO)),
         "compress": Case(lambda: opq.compress(state, ratio=RATIO)),
     }

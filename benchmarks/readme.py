@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
 
-def render(text: str) -> str:
+def format_table(text: str) -> str:
     """`text` with every marked table written anew."""
     for name, section in SECTIONS.items():
         body = "\n".join(_lines(section))
@@ -51,4 +51,4 @@ def _made(result: Row, rows: list[Row]) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(render(page.read_text()))
+        page.write_text(format_table(page.read_text()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import opq
-from opq.allocation.plans import AuxiliaryPlan
+from opq.rate_distortion.plan import AuxiliaryPlan
 
 _SIGNIFICANT, _FLAT = 0.2, 0.6
 _FASTER, _EVERY, _DONE = 1.06, 10, 0.7
@@ -29,13 +29,13 @@ class Sparsifier(torch.optim.Adam):
     of that first magnitude, follows a schedule from all to `kept` over the first 0.7 of `steps`.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, steps: int, kept: int, price: float = 1e-5) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], *, steps: int, kept: int, lmbda: float = 1e-5) -> None:
         super().__init__(groups)
         self._trained = [tensor for group in self.param_groups for tensor in group["params"]]
         self._steps, self._kept = steps, kept
         self._count = sum(tensor.numel() for tensor in self._trained)
         # In the groups, because those are what a checkpoint keeps.
-        self.param_groups[0].update(price=price, taken=0, scales=[float(w.detach().abs().mean()) for w in self._trained])
+        self.param_groups[0].update(lmbda=lmbda, taken=0, scales=[float(w.detach().abs().mean()) for w in self._trained])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -43,7 +43,7 @@ class Sparsifier(torch.optim.Adam):
         loss = super().step(closure)
         lead = self.param_groups[0]
         for tensor, scale in zip(self._trained, lead["scales"], strict=True):
-            shrink(tensor, self.state[tensor]["exp_avg_sq"].sqrt() + 1e-6, lead["lr"] * lead["price"], _FLAT * scale)
+            compress_to_accuracy(tensor, self.state[tensor]["exp_avg_sq"].sqrt() + 1e-6, lead["lr"] * lead["price"], _FLAT * scale)
         lead["taken"] += 1
         if lead["taken"] % _EVERY == 0:
             borders = (_SIGNIFICANT * scale for scale in lead["scales"])
@@ -56,7 +56,7 @@ class Sparsifier(torch.optim.Adam):
         return float(self._kept * (self._count / self._kept) ** (left**1.5))
 
 
-def shrink(tensor: Tensor, curvature: Tensor, price: float, flat: float) -> None:
+def compress_to_accuracy(tensor: Tensor, curvature: Tensor, lmbda: float, flat: float) -> None:
     """Move all values towards zero, in place, by price / (expected + value + flat) / curvature, but not beyond."""
     magnitude = tensor.abs()
     expected = magnitude
@@ -64,7 +64,7 @@ def shrink(tensor: Tensor, curvature: Tensor, price: float, flat: float) -> None
         inner = tuple(range(2, tensor.ndim))
         rows, columns = (magnitude.mean((axis, *inner), keepdim=True) for axis in (1, 0))
         expected = rows * columns / magnitude.mean().clamp(min=1e-12)
-    smaller = magnitude - price / (magnitude + expected + flat) / curvature
+    smaller = magnitude - lmbda / (magnitude + expected + flat) / curvature
     tensor.copy_(tensor.sign() * smaller.clamp(min=0.0))
 
 

@@ -10,16 +10,16 @@ from torch import nn
 
 import opq
 from opq.training.batches import Loader
-from opq.training.checkpoints import RunFolder
-from opq.training.claims import fingerprint
-from opq.training.loop import Teacher, Training
+from opq.training.fingerprint import fingerprint
+from opq.training.run_folder import RunFolder
+from opq.training.trainer import Teacher, Training
 
 
 def train(
     model: nn.Module,
     loader: Loader,
     epochs: int,
-    recipe: opq.Recipe,
+    recipe: opq.TrainingConfig,
     folder: Path,
     *,
     seed: int,

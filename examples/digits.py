@@ -18,7 +18,7 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.tables import render
+from opq.text_table import format_table
 
 RATIOS = (5, 10, 20, 30)
 EPOCHS = 12
@@ -106,7 +106,7 @@ def main() -> None:
                     f"{seconds:.2f}",
                 )
             )
-    print(render(("file", "bytes", "file ratio", "nominal ratio", "zeros", "top-1 %", "seconds"), rows))
+    print(format_table(("file", "bytes", "file ratio", "nominal ratio", "zeros", "top-1 %", "seconds"), rows))
 
 
 if __name__ == "__main__":

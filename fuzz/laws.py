@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import opq.numpy
 from opq import dtypes
-from opq.codec.reading import OpqFile
-from opq.codec.verification import verify
+from opq.codec.file_reader import OpqFile
+from opq.codec.verify import verify
 from opq.errors import FormatError
-from opq.reporting.inspection import inspect
+from opq.reporting.inspect import inspect
 
 
 class BrokenLawError(Exception):

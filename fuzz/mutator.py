@@ -19,12 +19,12 @@ from codec_strategies import deflate, inflate, small_file, wrap
 
 from opq import dtypes
 from opq.codec.auxiliary import stored_dtype
+from opq.codec.byte_planes import encode_pack
 from opq.codec.header import EIGHT_BITS, Entry, Header, decode_header, header_columns
-from opq.codec.levels import encode_weight
-from opq.codec.planes import encode_pack
+from opq.codec.weight_section import encode_weight
 from opq.errors import OpqError
-from opq.quantization.compressed import CompressedTensor
-from opq.quantization.ordering import from_ordinals
+from opq.quantization.compressed_tensor import CompressedTensor
+from opq.quantization.float_order import from_ordinals
 
 Mutate = Callable[[bytes, int], bytes]
 """Other bytes, at most so many, made from some: libFuzzer's own mutations."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from codec_strategies import encode_file, small_file
 
-from opq.quantization.compressed import CompressedTensor
+from opq.quantization.compressed_tensor import CompressedTensor
 
 _CODES = np.array([[1, -2, 0, 9], [0, 3, -300, 1]], dtype=np.int32)
 _WEIGHT = CompressedTensor(_CODES, 0.5, "float32")

@@ -23,8 +23,8 @@ from trainings import train
 import opq
 
 RATIOS = {"alexnet": 139.0, "vgg16": 196.0, "mobilenet-v1": 23.0, "resnet50": 38.0}
-DENSE_RECIPE = opq.Recipe(learning_rate=0.05, weight_decay=5e-4, warm_up=0.02)
-RECIPE = opq.Recipe(learning_rate=0.02)
+DENSE_RECIPE = opq.TrainingConfig(learning_rate=0.05, weight_decay=5e-4, warm_up=0.02)
+RECIPE = opq.TrainingConfig(learning_rate=0.02)
 SEED = 0
 
 

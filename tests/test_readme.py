@@ -20,7 +20,7 @@ def readme(monkeypatch):
 def test_all_tables_are_the_results(readme):
     """Every table is what its result file says; `python benchmarks/readme.py` writes them."""
     for page in readme.PAGES:
-        assert readme.render(page.read_text()) == page.read_text()
+        assert readme.format_table(page.read_text()) == page.read_text()
 
 
 def test_every_table_stands_somewhere(readme):
@@ -37,7 +37,7 @@ def test_a_changed_figure_is_written_anew(readme):
         body, after = rest.split(f"<!-- /{name} -->")
         last = max(place for place, letter in enumerate(body) if letter.isdigit() or letter == ".")
         changed = body[:last] + "#" + body[last + 1 :]
-        assert readme.render(f"{before}<!-- {name} -->{changed}<!-- /{name} -->{after}") == text
+        assert readme.format_table(f"{before}<!-- {name} -->{changed}<!-- /{name} -->{after}") == text
 
 
 def test_every_result_comes_from_reproduce(readme):

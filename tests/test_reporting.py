@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import opq
 import opq.numpy
-from opq.codec.reading import OpqFile
-from opq.reporting.inspection import KINDS
+from opq.codec.file_reader import OpqFile
+from opq.reporting.inspect import KINDS
 
 TENSORS = st.dictionaries(
     st.sampled_from(["a.weight", "b.weight", "b.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "x", "n"]),

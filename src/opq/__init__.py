@@ -21,67 +21,70 @@ from opq.errors import (
     OpqError,
     OutputError,
     PlanError,
-    RecipeError,
     SelectionError,
     SourceError,
     TargetError,
+    TrainingError,
     WeightError,
 )
 from opq.version import __version__
 
 if TYPE_CHECKING:
-    from opq.allocation.layers import LayerStatistics, Override
-    from opq.allocation.plans import LayerPlan, Plan
-    from opq.calibration.calibrating import Calibration, calibrate
-    from opq.codec.reading import OpqFile
-    from opq.codec.verification import Verification, verify
-    from opq.compression import Compressed, Options, TradeoffPoint, compress, plan, tradeoff
-    from opq.quantization.compressed import CompressedTensor
+    from opq.calibration.calibrate import Calibration, calibrate
+    from opq.codec.file_reader import OpqFile
+    from opq.codec.verify import Verification, verify
+    from opq.compression.compress import CompressedModel, compress
+    from opq.compression.planning import plan
+    from opq.compression.rd_curve import RDPoint, rd_curve
+    from opq.config import CompressionOptions
+    from opq.evaluation.accuracy_search import AccuracySearchResult, compress_to_accuracy
+    from opq.evaluation.evaluate import Evaluation, evaluate
+    from opq.quantization.compressed_tensor import CompressedTensor
     from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
     from opq.quantization.statistics import measure
-    from opq.reporting.comparison import Comparison, compare
-    from opq.reporting.inspection import Inspection, inspect
-    from opq.training.evaluation import Evaluation, evaluate
-    from opq.training.finetuning import Finetuned, finetune
-    from opq.training.preparing import convert, prepare
-    from opq.training.recipe import Recipe
-    from opq.training.shrinking import Shrunk, shrink
+    from opq.rate_distortion.layers import LayerConfig, LayerStatistics
+    from opq.rate_distortion.plan import LayerPlan, Plan
+    from opq.reporting.compare import Comparison, compare
+    from opq.reporting.inspect import Inspection, inspect
+    from opq.training.config import TrainingConfig
+    from opq.training.finetune import FinetuneResult, finetune
+    from opq.training.prepared_model import convert, prepare
 
 _HOMES = {
-    "LayerStatistics": "opq.allocation.layers",
-    "Override": "opq.allocation.layers",
-    "LayerPlan": "opq.allocation.plans",
-    "Plan": "opq.allocation.plans",
-    "Calibration": "opq.calibration.calibrating",
-    "calibrate": "opq.calibration.calibrating",
-    "OpqFile": "opq.codec.reading",
-    "Verification": "opq.codec.verification",
-    "verify": "opq.codec.verification",
-    "Compressed": "opq.compression",
-    "Options": "opq.compression",
-    "TradeoffPoint": "opq.compression",
-    "tradeoff": "opq.compression",
-    "compress": "opq.compression",
-    "plan": "opq.compression",
-    "CompressedTensor": "opq.quantization.compressed",
+    "LayerStatistics": "opq.rate_distortion.layers",
+    "LayerConfig": "opq.rate_distortion.layers",
+    "LayerPlan": "opq.rate_distortion.plan",
+    "Plan": "opq.rate_distortion.plan",
+    "Calibration": "opq.calibration.calibrate",
+    "calibrate": "opq.calibration.calibrate",
+    "OpqFile": "opq.codec.file_reader",
+    "Verification": "opq.codec.verify",
+    "verify": "opq.codec.verify",
+    "CompressedModel": "opq.compression.compress",
+    "CompressionOptions": "opq.config",
+    "RDPoint": "opq.compression.rd_curve",
+    "rd_curve": "opq.compression.rd_curve",
+    "compress": "opq.compression.compress",
+    "plan": "opq.compression.planning",
+    "CompressedTensor": "opq.quantization.compressed_tensor",
     "dequantize": "opq.quantization.quantizer",
     "fake_quantize": "opq.quantization.quantizer",
     "mask": "opq.quantization.quantizer",
     "quantize": "opq.quantization.quantizer",
     "measure": "opq.quantization.statistics",
-    "Comparison": "opq.reporting.comparison",
-    "compare": "opq.reporting.comparison",
-    "Inspection": "opq.reporting.inspection",
-    "inspect": "opq.reporting.inspection",
-    "Evaluation": "opq.training.evaluation",
-    "evaluate": "opq.training.evaluation",
-    "Finetuned": "opq.training.finetuning",
-    "finetune": "opq.training.finetuning",
-    "convert": "opq.training.preparing",
-    "prepare": "opq.training.preparing",
-    "Recipe": "opq.training.recipe",
-    "Shrunk": "opq.training.shrinking",
-    "shrink": "opq.training.shrinking",
+    "Comparison": "opq.reporting.compare",
+    "compare": "opq.reporting.compare",
+    "Inspection": "opq.reporting.inspect",
+    "inspect": "opq.reporting.inspect",
+    "Evaluation": "opq.evaluation.evaluate",
+    "evaluate": "opq.evaluation.evaluate",
+    "FinetuneResult": "opq.training.finetune",
+    "finetune": "opq.training.finetune",
+    "convert": "opq.training.prepared_model",
+    "prepare": "opq.training.prepared_model",
+    "TrainingConfig": "opq.training.config",
+    "AccuracySearchResult": "opq.evaluation.accuracy_search",
+    "compress_to_accuracy": "opq.evaluation.accuracy_search",
 }
 _MODULES = ("numpy", "torch")
 
@@ -89,10 +92,10 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Comparison",
-    "Compressed",
+    "CompressedModel",
     "CompressedTensor",
     "Evaluation",
-    "Finetuned",
+    "FinetuneResult",
     "FormatError",
     "Inspection",
     "LayerPlan",
@@ -101,18 +104,18 @@ __all__ = [
     "ModelError",
     "OpqError",
     "OpqFile",
-    "Options",
+    "CompressionOptions",
     "OutputError",
-    "Override",
+    "LayerConfig",
     "Plan",
     "PlanError",
-    "Recipe",
-    "RecipeError",
+    "TrainingConfig",
+    "TrainingError",
     "SelectionError",
-    "Shrunk",
+    "AccuracySearchResult",
     "SourceError",
     "TargetError",
-    "TradeoffPoint",
+    "RDPoint",
     "Verification",
     "WeightError",
     "__version__",
@@ -130,8 +133,8 @@ __all__ = [
     "plan",
     "prepare",
     "quantize",
-    "shrink",
-    "tradeoff",
+    "compress_to_accuracy",
+    "rd_curve",
     "verify",
 ]
 

@@ -8,7 +8,7 @@
     ├── SelectionError     a name or pattern that matches no tensor
     ├── FormatError        bytes that are not a whole, valid .opq file
     ├── ModelError         a network that cannot be made
-    ├── RecipeError        a training that cannot be done as asked
+    ├── TrainingError        a training that cannot be done as asked
     ├── CalibrationError   a network that cannot be calibrated, or inputs that do not suit it
     ├── OutputError        a file that cannot be written
     └── MissingExtraError  an optional dependency that is not installed
@@ -105,7 +105,7 @@ class ModelError(OpqError):
         super().__init__(f"no network {model!r}: {problem}")
 
 
-class RecipeError(OpqError):
+class TrainingError(OpqError):
     """A training cannot be done as asked."""
 
     def __init__(self, problem: str) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.codec.reading import OpqFile, TensorReader
+from opq.codec.file_reader import OpqFile, TensorReader
 
 if TYPE_CHECKING:
-    from opq.allocation.plans import Plan
-    from opq.compression import Compressed, Options
+    from opq.compression.compress import CompressedModel
+    from opq.config import CompressionOptions
+    from opq.rate_distortion.plan import Plan
 
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
@@ -27,8 +28,8 @@ def save_file(
     metadata: Mapping[str, str] | None = None,
     *,
     plan: Plan | None = None,
-    **options: Unpack[Options],
-) -> Compressed:
+    **options: Unpack[CompressionOptions],
+) -> CompressedModel:
     """Compress `tensors` into a file, replacing one that is there.
 
     tensors   {name: array}, any shapes and dtypes that NumPy or ml_dtypes know
@@ -37,7 +38,8 @@ def save_file(
     options   a target and what is fixed, as for `opq.plan`
     Returns the compressed network, with its plan and sizes. Raises what `opq.compress` raises, and OutputError.
     """
-    from opq.compression import compress, work_path  # here, because planning loads SciPy and loading a file does not
+    from opq.compression.compress import compress
+    from opq.compression.journal import work_path  # here, because planning loads SciPy and loading a file does not
 
     compressed = compress(tensors, metadata=metadata, plan=plan, work_file=work_path(filename), **options)
     compressed.save(filename)
@@ -49,10 +51,10 @@ def save(
     metadata: Mapping[str, str] | None = None,
     *,
     plan: Plan | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[CompressionOptions],
 ) -> bytes:
     """The bytes that `save_file` would write."""
-    from opq.compression import compress
+    from opq.compression.compress import compress
 
     return compress(tensors, metadata=metadata, plan=plan, **options).data
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.codec.reading import OpqFile, TensorReader
+from opq.codec.file_reader import OpqFile, TensorReader
 from opq.errors import MissingExtraError
 
 try:
@@ -18,8 +18,9 @@ except ImportError:
     raise MissingExtraError("opq.torch", "torch") from None
 
 if TYPE_CHECKING:
-    from opq.allocation.plans import Plan
-    from opq.compression import Compressed, Options
+    from opq.compression.compress import CompressedModel
+    from opq.config import CompressionOptions
+    from opq.rate_distortion.plan import Plan
 
 __all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
 
@@ -30,8 +31,8 @@ def save_file(
     metadata: Mapping[str, str] | None = None,
     *,
     plan: Plan | None = None,
-    **options: Unpack[Options],
-) -> Compressed:
+    **options: Unpack[CompressionOptions],
+) -> CompressedModel:
     """Compress `tensors` into a file, replacing one that is there.
 
     tensors   {name: tensor}, on any device; weights of the same values are stored once
@@ -40,7 +41,8 @@ def save_file(
     options   a target and what is fixed, as for `opq.plan`
     Returns the compressed network, with its plan and sizes. Raises what `opq.compress` raises, and OutputError.
     """
-    from opq.compression import compress, work_path  # here, because planning loads SciPy and loading a file does not
+    from opq.compression.compress import compress
+    from opq.compression.journal import work_path  # here, because planning loads SciPy and loading a file does not
 
     compressed = compress(tensors, metadata=metadata, plan=plan, work_file=work_path(filename), **options)
     compressed.save(filename)
@@ -52,10 +54,10 @@ def save(
     metadata: Mapping[str, str] | None = None,
     *,
     plan: Plan | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[CompressionOptions],
 ) -> bytes:
     """The bytes that `save_file` would write."""
-    from opq.compression import compress
+    from opq.compression.compress import compress
 
     return compress(tensors, metadata=metadata, plan=plan, **options).data
 
@@ -66,10 +68,10 @@ def save_model(
     metadata: Mapping[str, str] | None = None,
     *,
     plan: Plan | None = None,
-    **options: Unpack[Options],
-) -> Compressed:
+    **options: Unpack[CompressionOptions],
+) -> CompressedModel:
     """Compress the state dict of `model` into a file; see `save_file`. The eps of batch-norms are the model's."""
-    from opq.compression import compress
+    from opq.compression.compress import compress
 
     compressed = compress(model, metadata=metadata, plan=plan, **options)
     compressed.save(filename)

@@ -13,10 +13,10 @@ from functools import cache
 import numpy as np
 from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, with_sections, wrap
 
+from opq.codec.byte_planes import encode_pack
+from opq.codec.file_writer import MAGIC
 from opq.codec.header import Entry, Header, decode_header, header_columns
-from opq.codec.planes import encode_pack
-from opq.codec.writing import MAGIC
-from opq.quantization.compressed import CompressedTensor
+from opq.quantization.compressed_tensor import CompressedTensor
 
 ATTACKS: dict[str, Callable[[], bytes]] = {}
 """{name: what makes the file}; the docstring says what it tries."""

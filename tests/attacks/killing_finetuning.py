@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import opq
-import opq.training.finetuning
-from opq.training.checkpoints import ARGUMENTS, CHECKPOINT, FILE, HISTORY, PLAN, RunFolder
+import opq.training.finetune
+from opq.training.run_folder import ARGUMENTS, CHECKPOINT, FILE, HISTORY, PLAN, RunFolder
 
 EPOCHS = 40
 _PART = 0.25
@@ -97,7 +97,7 @@ def _finetune(folder: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
     images = TensorDataset(torch.randn(32, 3, 6, 6), torch.arange(32) % 4)
     loader = DataLoader(images, batch_size=16, shuffle=True, generator=torch.Generator())
-    recipe = opq.Recipe(labels=0.5, average=0.9)
+    recipe = opq.TrainingConfig(labels=0.5, average=0.9)
     opq.finetune(
         network, loader, epochs=EPOCHS, ratio=4.0, teacher="dense", recipe=recipe, folder=folder, watch=_watch, progress=False
     )

@@ -12,10 +12,10 @@ import pytest
 import opq
 import opq.numpy
 from opq.cli import main
-from opq.codec.reading import OpqFile
-from opq.codec.verification import verify
+from opq.codec.file_reader import OpqFile
+from opq.codec.verify import verify
 from opq.errors import FormatError
-from opq.reporting.inspection import inspect
+from opq.reporting.inspect import inspect
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.opq"))
 each_file = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)

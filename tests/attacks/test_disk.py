@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from killing import kill_compressing, write_network
 
-from opq.files import write_file
+from opq.atomic_file import write_file
 
 CHECKED = "import sys; from opq.cli import main; sys.exit(main(sys.argv[1:]))"
 

@@ -16,8 +16,8 @@ from hostile_files import ATTACKS
 import opq
 import opq.numpy
 from opq.cli import main
-from opq.codec.verification import verify
-from opq.reporting.inspection import inspect
+from opq.codec.verify import verify
+from opq.reporting.inspect import inspect
 
 LARGEST = 2**30
 """Bytes of memory that reading a file of a few kilobytes may take beyond what the process took before."""
@@ -78,8 +78,8 @@ def test_the_command_line_says_one_line(name, verb, tmp_path, capsys):
 
 CHILD = """
 import json, resource, sys, time
-import opq, opq.numpy, opq.codec.verification, opq.reporting.inspection
-from opq.codec.reading import OpqFile
+import opq, opq.numpy, opq.codec.verify, opq.reporting.inspect
+from opq.codec.file_reader import OpqFile
 
 def one_by_one(path):
     with OpqFile(path) as file:

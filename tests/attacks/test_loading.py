@@ -12,7 +12,7 @@ import pytest
 from codec_strategies import small_file
 
 import opq.numpy
-from opq.codec.reading import OpqFile
+from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.opq"))

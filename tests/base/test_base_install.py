@@ -45,7 +45,7 @@ def test_what_needs_torch_says_how_to_get_it(tmp_path):
     for code in (
         "import opq.torch",
         "import opq; opq.torch",
-        "import opq.interop.models",
+        "import opq.zoo.models",
         "opq.calibrate",
         f"import opq; opq.plan({str(tmp_path / 'm.pt')!r}, ratio=3)",
     ):

@@ -62,7 +62,7 @@ def test_a_training_is_of_one_network_and_recipe(script, tmp_path):
     def run(seed, rate, epochs=1):
         torch.manual_seed(seed)
         model = nn.Linear(3, 2)
-        return model, train(model, loader, epochs, opq.Recipe(learning_rate=rate), tmp_path, seed=0)
+        return model, train(model, loader, epochs, opq.TrainingConfig(learning_rate=rate), tmp_path, seed=0)
 
     first, history = run(0, 0.1)
     again, same = run(0, 0.1)

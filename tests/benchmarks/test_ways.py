@@ -39,16 +39,16 @@ def network():
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
 
 
-@given(seed=st.integers(0, 2**32 - 1), price=st.floats(0.0, 1e3), rank=st.integers(1, 4))
-def test_shrinking_moves_towards_zero_and_not_beyond(seed, price, rank):
+@given(seed=st.integers(0, 2**32 - 1), lmbda=st.floats(0.0, 1e3), rank=st.integers(1, 4))
+def test_shrinking_moves_towards_zero_and_not_beyond(seed, lmbda, rank):
     """No magnitude grows, no sign turns, zeros stay; a larger price leaves smaller magnitudes."""
-    from sparsifying import shrink
+    from sparsifying import compress_to_accuracy
 
     tensor = torch.randn(tuple(range(2, 2 + rank)), generator=torch.Generator().manual_seed(seed))
     curvature = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed + 1)) + 0.1
     less, more = tensor.clone(), tensor.clone()
-    shrink(less, curvature, price, 0.1)
-    shrink(more, curvature, 2.0 * price, 0.1)
+    compress_to_accuracy(less, curvature, lmbda, 0.1)
+    compress_to_accuracy(more, curvature, 2.0 * lmbda, 0.1)
     assert (less * tensor >= 0.0).all()
     assert (less.abs() <= tensor.abs()).all()
     assert (more.abs() <= less.abs()).all()
@@ -59,7 +59,7 @@ def test_sparsifying_leaves_about_as_many_as_asked(loader):
     from sparsifying import Sparsifier
 
     model, wanted = network(), 80
-    optimizer = Sparsifier([{"params": list(model.parameters()), "lr": 3e-3, "weight_decay": 0.0}], steps=1200, kept=wanted)
+    optimizer = Sparsifier([{"params": list(model.parameters()), "lr": 3e-3, "weight_decay": 0.0}], steps=1200, num_kept=wanted)
     borders = [0.2 * float(tensor.detach().abs().mean()) for tensor in model.parameters()]
     for _ in range(1200 // len(loader)):
         for inputs, labels in loader:
@@ -152,15 +152,15 @@ def test_a_walk_ends_where_the_next_few_are_beyond(good, first):
 
 def test_a_unified_codebook_is_paper_mode():
     """Channel-wise, the ablation's file is paper mode's own; layer-wise, all channels of a layer have one largest code."""
-    from ablations import by_paper, paper_plan
+    from ablations import by_paper, two_stage_plan
 
     generator = torch.Generator().manual_seed(0)
     scales = torch.logspace(-1, 0, 16)[:, None]
     state = {"weight": scales * torch.randn(16, 400, generator=generator)}
-    unified, flat = (paper_plan(state, 4.0, channel_wise=channel_wise) for channel_wise in (True, False))
+    unified, flat = (two_stage_plan(state, 4.0, channel_wise=channel_wise) for channel_wise in (True, False))
     assert unified.layers["weight"] == opq.plan(state, sparsity=0.4, bits=4.0).layers["weight"]
-    assert len(set(unified.layers["weight"].limits)) > 4
-    assert len(set(flat.layers["weight"].limits)) == 1
+    assert len(set(unified.layers["weight"].max_codes)) > 4
+    assert len(set(flat.layers["weight"].max_codes)) == 1
     budget = 3000
     assert 0.99 * budget <= by_paper(state, budget, channel_wise=True).file_bytes <= budget
 

@@ -41,8 +41,8 @@ def test_what_happens_in_place_makes_no_difference(inputs):
     plain, inplace = (opq.calibrate(convolutions(inplace), inputs) for inplace in (False, True))
     assert plain.norms == inplace.norms == {}
     assert plain.sensitivity == inplace.sensitivity
-    for name, importance in plain.importance.items():
-        assert torch.equal(importance, inplace.importance[name])
+    for name, output_sensitivity in plain.output_sensitivity.items():
+        assert torch.equal(output_sensitivity, inplace.output_sensitivity[name])
     assert plain.compress(ratio=5).data == inplace.compress(ratio=5).data
 
 

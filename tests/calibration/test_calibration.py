@@ -11,8 +11,8 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.calibration import images, importance, lockstep, pairing, rounding
-from opq.calibration.calibrating import calibrate
+from opq.calibration import batch_norm_pairs, fisher, gptq, paired_forward, synthetic_images
+from opq.calibration.calibrate import calibrate
 from opq.errors import CalibrationError, TargetError
 
 
@@ -42,10 +42,10 @@ class Small(nn.Module):
 def network():
     torch.manual_seed(0)
     model = Small()
-    for norm in pairing.norms_of(model).values():
+    for norm in batch_norm_pairs.find_batch_norms(model).values():
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0.0, 0.3)
-    return images.settle(model, torch.randn(64, 3, 8, 8)).eval()
+    return synthetic_images.settle(model, torch.randn(64, 3, 8, 8)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def loaded(compressed, tmp_path):
 def test_only_batch_norms_whose_scale_is_free_are_paired(network, inputs):
     """A layer whose output is used beside its batch-norm belongs to no pair; the others are found, and nothing is changed."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert pairing.pairs_of(network, inputs[:2]) == {"conv": "norm", "depthwise": "depthwise_norm"}
+    assert batch_norm_pairs.find_pairs(network, inputs[:2]) == {"conv": "norm", "depthwise": "depthwise_norm"}
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -123,7 +123,7 @@ def test_a_weight_that_two_layers_share_is_rounded_alone():
     """Tied weights have one grid: no layer of theirs is rounded against its outputs."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     model[2].weight = model[0].weight
-    assert set(pairing.layers_of(model)) == {"4"}
+    assert set(batch_norm_pairs.find_layers(model)) == {"4"}
 
 
 def test_fine_steps_leave_the_function_as_it_is(network, inputs):
@@ -144,7 +144,7 @@ def test_compensation_beats_rounding_to_nearest():
     mixing = torch.randn(24, 24, generator=generator, dtype=torch.float64)
     moments = (mixing @ mixing.T)[None]
     steps, ones = torch.full((32,), 0.5, dtype=torch.float64), torch.ones(32, dtype=torch.float64)
-    codes = rounding.round_rows(weight, moments, ones, steps, 0.0)
+    codes = gptq.round_rows(weight, moments, ones, steps, 0.0)
 
     def error(codes):
         left = weight - 0.5 * codes
@@ -158,7 +158,7 @@ def test_a_higher_price_means_fewer_bits():
     weight = torch.randn(64, 18, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     moments = torch.eye(18, dtype=torch.float64)[None]
     ones = torch.ones(64, dtype=torch.float64)
-    zeros = [int((rounding.round_rows(weight, moments, ones, 0.7 * ones, price) == 0).sum()) for price in (0.0, 0.02, 0.1)]
+    zeros = [int((gptq.round_rows(weight, moments, ones, 0.7 * ones, lmbda) == 0).sum()) for lmbda in (0.0, 0.02, 0.1)]
     assert zeros == sorted(zeros)
     assert zeros[0] < zeros[-1]
 
@@ -168,7 +168,7 @@ def test_importance_is_the_curvature_of_the_divergence():
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(6, 4))
     inputs = torch.randn(4000, 6)
-    found, costs = importance.importances(model, {"0": model[0]}, inputs.split(50))
+    found, costs = fisher.fisher_information(model, {"0": model[0]}, inputs.split(50))
     p = torch.softmax(model(inputs).detach(), 1)
     expected = (p * (1.0 - p)).mean(0).double()
     assert torch.allclose(found["0"], expected, rtol=0.15)
@@ -177,10 +177,10 @@ def test_importance_is_the_curvature_of_the_divergence():
 
 def test_settled_batch_norms_have_the_statistics_of_their_inputs(network):
     """After settling on inputs, what each batch-norm gives has its bias as mean and its weight as deviation."""
-    model = images.settle(Small(), torch.randn(64, 3, 8, 8))
-    assert not any(norm.training for norm in pairing.norms_of(model).values())
-    drawn = images.draw_images(4, (3, 16, 16), seed=0)
-    assert torch.equal(drawn, images.draw_images(4, (3, 16, 16), seed=0))
+    model = synthetic_images.settle(Small(), torch.randn(64, 3, 8, 8))
+    assert not any(norm.training for norm in batch_norm_pairs.find_batch_norms(model).values())
+    drawn = synthetic_images.synthesize_images(4, (3, 16, 16), seed=0)
+    assert torch.equal(drawn, synthetic_images.synthesize_images(4, (3, 16, 16), seed=0))
     assert math.isclose(float(drawn.mean()), 0.0, abs_tol=1e-5)
     assert np.isclose(float(drawn.std()), 1.0)
 
@@ -202,7 +202,7 @@ def test_a_network_that_changes_its_way_is_refused(ways):
     dense, other = Fickle(), Fickle()
     dense.way, other.way = ways
     with pytest.raises(CalibrationError, match="same way"):
-        lockstep.walk(dense, other, pairing.layers_of(dense), torch.randn(2, 4), lambda *_: None)
+        paired_forward.walk(dense, other, batch_norm_pairs.find_layers(dense), torch.randn(2, 4), lambda *_: None)
 
 
 @pytest.mark.parametrize(

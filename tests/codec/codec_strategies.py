@@ -13,11 +13,11 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.codec.file_writer import EncodedWeight, assemble, pack_auxiliary
 from opq.codec.header import Header, decode_header, encode_header
-from opq.codec.levels import encode_weight
-from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
-from opq.quantization.compressed import CompressedTensor
-from opq.quantization.ordering import from_ordinals, to_ordinals
+from opq.codec.weight_section import encode_weight
+from opq.quantization.compressed_tensor import CompressedTensor
+from opq.quantization.float_order import from_ordinals, to_ordinals
 
 LARGEST = 2**24 - 1
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=6)

@@ -33,12 +33,12 @@ from hypothesis import strategies as st
 import opq.numpy
 from opq import dtypes
 from opq.codec.auxiliary import fits_half
-from opq.codec.entropy import encode_codes
-from opq.codec.levels import encode_weight
-from opq.codec.reading import OpqFile
-from opq.codec.writing import LARGEST_PACK, EncodedWeight, assemble, largest_content, pack_auxiliary
+from opq.codec.code_stream import encode_codes
+from opq.codec.file_reader import OpqFile
+from opq.codec.file_writer import LARGEST_PACK, EncodedWeight, assemble, largest_content, pack_auxiliary
+from opq.codec.weight_section import encode_weight
 from opq.errors import FormatError, OpqError, SourceError, TargetError, WeightError
-from opq.quantization.compressed import CompressedTensor
+from opq.quantization.compressed_tensor import CompressedTensor
 
 KINDS = sorted(dtypes.COMPRESSIBLE)
 STEPPED = st.builds(CompressedTensor, CODES, STEPS, st.sampled_from(["float32", "float64", "bfloat16"]))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opq import dtypes
-from opq.codec.reading import OpqFile
-from opq.codec.verification import verify
+from opq.codec.file_reader import OpqFile
+from opq.codec.verify import verify
 from opq.errors import FormatError
 
 SMALL = small_file()

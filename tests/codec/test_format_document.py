@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import opq.numpy
 from opq import dtypes
-from opq.codec import entropy, header, writing
-from opq.codec.reading import OpqFile
+from opq.codec import code_stream, file_writer, header
+from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError
-from opq.quantization.compressed import LARGEST_TABLE, CompressedTensor
+from opq.quantization.compressed_tensor import LARGEST_TABLE, CompressedTensor
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def test_codes_of_every_shape_are_read_alike(shape, bits, seed):
 @pytest.mark.parametrize("shape", [(50, 1), (9, 11), (2, 90), (60,), (7, 2, 3, 3), (5, 1, 130)])
 def test_chunks_are_read_alike(shape, monkeypatch):
     """With both readers told of smaller chunks, they cut a tensor at the same rows."""
-    monkeypatch.setattr(entropy, "CHUNK", 40)
+    monkeypatch.setattr(code_stream, "CHUNK", 40)
     codes = np.random.default_rng(1).integers(-9, 10, shape, dtype=np.int32)
     data = encode_file({"w": CompressedTensor(codes, 1.0, "float32")}, {})
     assert reference_reader(chunk="40")(data) == described(opq.numpy.load(data))
@@ -163,18 +163,18 @@ def test_the_limits_are_right():
     assert (header.HEADER_START, header._LARGEST_NAMES) == (2**20, 2**24)
     assert header.LARGEST_TENSOR == 2**31 - 1
     assert header.LARGEST_HEADER == 2**26
-    assert f"2^26 + {writing.EXPANSION} * (bytes of the file)" in TEXT
-    assert writing.EXPANSION_START == 2**26
-    assert entropy.CHUNK == 2**22
+    assert f"2^26 + {file_writer.EXPANSION} * (bytes of the file)" in TEXT
+    assert file_writer.EXPANSION_START == 2**26
+    assert code_stream.CHUNK == 2**22
     assert "max(1, floor(2^22 / (inputs * positions)))" in TEXT
-    assert f"K > {entropy._LARGEST_KERNEL}" in TEXT
-    assert f"s from 0 to {entropy._LARGEST_SHIFT};" in TEXT
-    assert writing.LARGEST_PACK == 2**20
+    assert f"K > {code_stream._LARGEST_KERNEL}" in TEXT
+    assert f"s from 0 to {code_stream._LARGEST_SHIFT};" in TEXT
+    assert file_writer.LARGEST_PACK == 2**20
     assert "above 2^20 dense bytes" in TEXT
 
 
 def test_the_document_names_the_version_of_the_format():
     """Its heading is the version that opq writes."""
-    assert TEXT.startswith(f"# The .opq file format, version {writing.FORMAT_VERSION}\n")
+    assert TEXT.startswith(f"# The .opq file format, version {file_writer.FORMAT_VERSION}\n")
     with OpqFile(small_file()) as file:
-        assert file.format_version == writing.FORMAT_VERSION
+        assert file.format_version == file_writer.FORMAT_VERSION

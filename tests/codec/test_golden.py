@@ -12,12 +12,12 @@ from codec_strategies import inflate, sections_of
 
 import opq.numpy
 from opq import dtypes
-from opq.codec.levels import encode_weight
-from opq.codec.planes import encode_pack
-from opq.codec.reading import OpqFile
-from opq.codec.verification import verify
-from opq.codec.writing import AuxiliaryPack, EncodedWeight, assemble
-from opq.quantization.compressed import CompressedTensor
+from opq.codec.byte_planes import encode_pack
+from opq.codec.file_reader import OpqFile
+from opq.codec.file_writer import AuxiliaryPack, EncodedWeight, assemble
+from opq.codec.verify import verify
+from opq.codec.weight_section import encode_weight
+from opq.quantization.compressed_tensor import CompressedTensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())

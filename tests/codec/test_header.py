@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opq import dtypes
-from opq.codec.cursor import varint
+from opq.codec.byte_reader import varint
 from opq.codec.header import LARGEST_HEADER, LARGEST_TENSOR, Entry, Header, decode_header, encode_header
 from opq.errors import FormatError
 

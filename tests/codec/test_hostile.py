@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from codec_strategies import deflate, wrap
 
-import opq.codec.reading
-from opq.codec.cursor import varint
-from opq.codec.entropy import encode_codes
-from opq.codec.planes import encode_pack
-from opq.codec.reading import OpqFile
+import opq.codec.file_reader
+from opq.codec.byte_planes import encode_pack
+from opq.codec.byte_reader import varint
+from opq.codec.code_stream import encode_codes
+from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError
 
 MEBIBYTE = 2**20
@@ -113,13 +113,13 @@ def test_a_pack_is_decoded_once(monkeypatch):
     sizes = [10] * count
     data = hostile_file(numbered(count), [pack, pack], references=[0, 0] + [1, 2] * (count // 2 - 1), sizes=sizes)
     decoded = []
-    plain = opq.codec.reading.decode_pack
+    plain = opq.codec.file_reader.decode_pack
 
     def counting(section, *rest):
         decoded.append(section)
         return plain(section, *rest)
 
-    monkeypatch.setattr(opq.codec.reading, "decode_pack", counting)
+    monkeypatch.setattr(opq.codec.file_reader, "decode_pack", counting)
     open_or_refuse(data)
     assert len(decoded) <= 2
 

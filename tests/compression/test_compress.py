@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import opq
 from opq import dtypes
-from opq.codec.estimate import context_saving
-from opq.codec.reading import OpqFile
+from opq.codec.code_length import context_gain
+from opq.codec.file_reader import OpqFile
 
 
 def dense_bytes(state):
@@ -81,8 +81,8 @@ def test_paper_mode_keeps_exactly_the_asked_number(network):
         for name, layer in compressed.plan.layers.items():
             codes = file[name].codes
             zeros, total = zeros + (codes == 0).sum(), total + codes.size
-            assert np.count_nonzero(codes) == layer.kept
-            assert (np.abs(codes).reshape(codes.shape[0], -1).max(axis=1) <= layer.limits).all()
+            assert np.count_nonzero(codes) == layer.num_kept
+            assert (np.abs(codes).reshape(codes.shape[0], -1).max(axis=1) <= layer.max_codes).all()
     assert zeros == round(0.7 * total)
 
 
@@ -253,7 +253,7 @@ def test_an_excerpt_that_ends_in_zeros_does_not_stop_the_forecast():
     """Weights whose second half is zero are forecast and compressed to the asked size like any others."""
     weight = np.zeros((40, 300), dtype=np.float32)
     weight[:20] = np.random.default_rng(0).laplace(size=(20, 300))
-    assert context_saving([np.rint(4 * weight).astype(np.int32)]).gain > 0.3
+    assert context_gain([np.rint(4 * weight).astype(np.int32)]).gain > 0.3
     for ratio in (4, 8, 16):
         budget = weight.nbytes / ratio
         assert 0.98 * budget <= opq.compress({"w": weight}, ratio=ratio).file_bytes <= budget

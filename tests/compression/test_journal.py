@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 import opq
 import opq.numpy
 from opq import dtypes
-from opq.codec import entropy
-from opq.compression import compressing, journal
+from opq.codec import code_stream
+from opq.compression import journal
+from opq.compression.compress import compress
 from opq.compression.journal import Journal, work_path
 from opq.errors import OutputError
-from opq.quantization.pieces import code_pieces
+from opq.quantization.chunked import code_pieces
 from opq.quantization.quantizer import quantize
 from opq.quantization.statistics import measure, measure_rows
 
@@ -26,8 +27,8 @@ from opq.quantization.statistics import measure, measure_rows
 def long_runs(monkeypatch):
     """Every run is a long one, and every weight of more than 1,000 elements a large one."""
     monkeypatch.setattr(journal, "LONG_RUN", 1)
-    monkeypatch.setattr(compressing, "CHUNK", 1000)
-    monkeypatch.setattr(entropy, "CHUNK", 1000)
+    monkeypatch.setattr(compress, "CHUNK", 1000)
+    monkeypatch.setattr(code_stream, "CHUNK", 1000)
 
 
 SHAPES = st.sampled_from([(7, 5), (1, 40), (40, 1), (6, 3, 3, 3), (5, 2, 13, 13), (64,), (3, 1, 130)])
@@ -99,8 +100,8 @@ def test_a_stopped_run_goes_on(network, long_runs, tmp_path, monkeypatch):
     left.close()
     assert kept >= 3
     made = []
-    plain = compressing.encode_pieces
-    monkeypatch.setattr(compressing, "encode_pieces", lambda *arguments: made.append(arguments) or plain(*arguments))
+    plain = compress.encode_pieces
+    monkeypatch.setattr(compress, "encode_pieces", lambda *arguments: made.append(arguments) or plain(*arguments))
     resumed = opq.compress(network, ratio=8, work_file=work)
     assert resumed.data == whole.data
     assert 0 < len(made) <= resumed.journal.count - kept
@@ -160,7 +161,8 @@ def test_short_runs_need_no_work_file(network, tmp_path):
 
 CHILD = """
 import os, signal, sys
-from opq.compression import compressing, journal
+from opq.compression import journal
+from opq.compression.compress import compress
 journal.LONG_RUN, compressing.CHUNK = 1, 1000
 from opq.cli import main
 if sys.argv[1] == "kill":

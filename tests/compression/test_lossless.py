@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as arrays
 
 import opq
 import opq.numpy
-from opq.codec.reading import OpqFile
-from opq.quantization.compressed import CompressedTensor
+from opq.codec.file_reader import OpqFile
+from opq.quantization.compressed_tensor import CompressedTensor
 
 KINDS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.levels import encode_weight
-from opq.codec.reading import OpqFile
-from opq.codec.writing import EncodedWeight, assemble, pack_auxiliary
-from opq.quantization.compressed import CompressedTensor
+from opq.codec.file_reader import OpqFile
+from opq.codec.file_writer import EncodedWeight, assemble, pack_auxiliary
+from opq.codec.weight_section import encode_weight
+from opq.quantization.compressed_tensor import CompressedTensor
 
 HERE = Path(__file__).parent
 

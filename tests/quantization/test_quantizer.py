@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from opq.allocation.plans import LayerPlan
 from opq.errors import PlanError, WeightError
-from opq.quantization.compressed import compress_tensor
+from opq.quantization.compressed_tensor import compress_tensor
 from opq.quantization.quantizer import LARGEST_CODE, dequantize, fake_quantize, mask, quantize
+from opq.rate_distortion.plan import LayerPlan
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, max_side=6)
 values = st.floats(-8.0, 8.0, width=32)
 weights = hnp.arrays(np.float32, shapes, elements=values)
 
 
-def make_plan(shape, step, threshold=0.0, offset=0.5, kept=None, limits=None):
-    return LayerPlan(shape, float(np.float32(step)), threshold, offset, 0.0, 0.0, 0.0, kept, limits)
+def make_plan(shape, step, threshold=0.0, rounding_offset=0.5, num_kept=None, max_codes=None):
+    return LayerPlan(shape, float(np.float32(step)), threshold, rounding_offset, 0.0, 0.0, 0.0, num_kept, max_codes)
 
 
 @st.composite
@@ -31,7 +31,7 @@ def cases(draw, dtype=np.float32):
         return weight, make_plan(weight.shape, step, float(np.float32(step)) * (1.0 - offset), offset)
     channels = weight.shape[0] if weight.ndim else 1
     limits = tuple(draw(st.lists(st.integers(1, 50), min_size=channels, max_size=channels)))
-    return weight, make_plan(weight.shape, step, kept=draw(st.integers(0, weight.size)), limits=limits)
+    return weight, make_plan(weight.shape, step, num_kept=draw(st.integers(0, weight.size)), max_codes=limits)
 
 
 def reference_codes(weight, plan):
@@ -39,12 +39,12 @@ def reference_codes(weight, plan):
     kept = np.asarray(mask(weight, plan)).reshape(-1)
     rows = weight.astype(np.float32).reshape(-1)
     limits = np.repeat(
-        plan.limits or (LARGEST_CODE,) * (weight.shape[0] if weight.ndim else 1),
+        plan.max_codes or (LARGEST_CODE,) * (weight.shape[0] if weight.ndim else 1),
         weight.size // (weight.shape[0] if weight.ndim else 1),
     )
     codes = []
     for w, keep, limit in zip(rows, kept, limits, strict=True):
-        level = min(np.floor(np.abs(w) / np.float32(plan.step) + np.float32(plan.offset)), np.float32(limit))
+        level = min(np.floor(np.abs(w) / np.float32(plan.step) + np.float32(plan.rounding_offset)), np.float32(limit))
         codes.append(int(np.sign(w) * max(np.float32(1.0), level)) if keep else 0)
     return np.array(codes, dtype=np.int32).reshape(weight.shape)
 
@@ -69,7 +69,7 @@ def test_zero_means_pruned(case):
 def test_kept_is_met_to_the_weight(weight, kept):
     """The mask keeps exactly so many weights, none of them smaller than one it drops, earlier ones among equals."""
     kept = min(kept, weight.size)
-    chosen = np.asarray(mask(weight, make_plan(weight.shape, 1.0, kept=kept)))
+    chosen = np.asarray(mask(weight, make_plan(weight.shape, 1.0, num_kept=kept)))
     assert chosen.sum() == kept
     magnitude = np.abs(weight)
     if 0 < kept < weight.size:
@@ -90,7 +90,7 @@ def test_quantizing_again_changes_nothing(case):
     """A quantized weight is a fixed point: the same plan gives it the same codes."""
     weight, plan = case
     once = fake_quantize(weight, plan)
-    again = quantize(once, make_plan(weight.shape, plan.step, plan.step / 2.0, 0.5, None, plan.limits))
+    again = quantize(once, make_plan(weight.shape, plan.step, plan.step / 2.0, 0.5, None, plan.max_codes))
     np.testing.assert_array_equal(again, quantize(weight, plan))
 
 
@@ -101,7 +101,7 @@ def test_kept_weights_move_by_at_most_a_step(case):
     value = fake_quantize(weight, plan)
     kept = np.asarray(mask(weight, plan))
     assert (np.sign(value[kept]) == np.sign(weight[kept])).all()
-    if plan.limits is None:
+    if plan.max_codes is None:
         assert (np.abs(value - weight)[kept] <= plan.step * 1.0001).all()
 
 
@@ -185,4 +185,4 @@ def test_nominal_bits_count_the_codebook_of_each_channel(case):
     rows = np.abs(tensor.codes).reshape(weight.shape[0] if weight.ndim else 1, -1)
     expected = sum(np.count_nonzero(row) * np.ceil(np.log2(2.0 * row.max())) for row in rows if row.any())
     assert tensor.code_bits == pytest.approx(expected)
-    assert tensor.kept == np.count_nonzero(tensor.codes)
+    assert tensor.num_kept == np.count_nonzero(tensor.codes)

@@ -14,7 +14,7 @@ from small_networks import make
 from torch.utils.data import DataLoader, TensorDataset
 
 import opq
-from opq.training.preparing import codebooks
+from opq.training.prepared_model import codebooks
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def interrupt(text, number, steps):
         raise InterruptionError
 
 
-ends = {"prepared": train("prepared", True, epochs=2), "open": train("open", False, epochs=3, open_epochs=2, ratio=6.0)}
+ends = {"prepared": train("prepared", True, epochs=2), "open": train("open", False, epochs=3, mask_update_epochs=2, ratio=6.0)}
 parts = {"epochs": 3, "open_epochs": 2, "ratio": 6.0}
 with suppress(InterruptionError):
     train("parts", False, progress=interrupt, **parts)
@@ -56,7 +56,7 @@ try:
     alone = DataLoader(torch.randn(32, 2, 8, 8), 32, drop_last=True)
     opq.finetune(make("convolutions")[0], alone, epochs=1, ratio=6.0, teacher="dense", accelerator=accelerator)
     ends["few"] = ""
-except opq.RecipeError as error:
+except opq.TrainingError as error:
     ends["few"] = str(error)
 torch.save({"processes": accelerator.num_processes, **ends}, folder / f"rank_{accelerator.process_index}.pt")
 accelerator.end_training()

@@ -10,8 +10,8 @@ from test_finetuning import images
 
 import opq
 import opq.torch
-from opq.training.checkpoints import RunFolder
-from opq.training.preparing import codebooks
+from opq.training.prepared_model import codebooks
+from opq.training.run_folder import RunFolder
 
 SIX = {"ratio": 6.0, "auxiliary": "half"}
 
@@ -34,7 +34,7 @@ def test_training_begins_at_the_calibrated_file():
             seen.update({w.names[0]: (w.codebook.mask.clone(), w.codebook(w.latent).detach()) for w in codebooks(model)})
             raise InterruptionError
 
-    recipe = opq.Recipe(optimizer=lambda groups: Stop(groups))
+    recipe = opq.TrainingConfig(optimizer=lambda groups: Stop(groups))
     with pytest.raises(InterruptionError):
         opq.finetune(model, images(), epochs=1, calibration=calibration, recipe=recipe, reserve=0.1, **SIX)
     assert seen

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.asking import is_given, read_options, read_plan, target_options
-from opq.cli.informed import compress_informed
-from opq.cli.networks import INFORMED, informed_options
-from opq.compression import work_path
-from opq.files import refuse_existing, refuse_same
+from opq.atomic_file import refuse_existing, refuse_same
+from opq.cli.compress_model import compress_informed
+from opq.cli.compression_options import is_given, read_options, read_plan, target_options
+from opq.cli.model_options import INFORMED, informed_options
+from opq.compression.journal import work_path
 from opq.progress import progress_bar
 
 
@@ -52,7 +52,7 @@ def command(source: str, output: str, plan_file: str | None, force: bool, as_jso
         click.echo(f"{output}: {inspection.summary()}")
 
 
-def _compress(source: str, output: str, plan_file: str | None, given: dict[str, Any]) -> opq.Compressed:
+def _compress(source: str, output: str, plan_file: str | None, given: dict[str, Any]) -> opq.CompressedModel:
     options = read_options(given, required=plan_file is None)
     plan = read_plan(plan_file) if plan_file is not None else None
     with progress_bar() as progress:

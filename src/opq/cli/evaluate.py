@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.networks import make_network, network_options, read_preprocessing
-from opq.tables import render
+from opq.cli.model_options import make_network, network_options, read_preprocessing
+from opq.text_table import format_table
 
 
 @click.command()
@@ -24,8 +24,8 @@ def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
 
     MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Agreement is with MODEL as it comes.
     """
-    from opq.interop.images import open_images
-    from opq.interop.models import load_weights
+    from opq.zoo.image_data import open_images
+    from opq.zoo.models import load_weights
 
     named = make_network(model, given["weights"], given["device"])
     loader = open_images(
@@ -51,7 +51,7 @@ def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
         )
         for key, found in results.items()
     ]
-    click.echo(render(columns, rows))
+    click.echo(format_table(columns, rows))
 
 
 def _text(value: float | None, digits: int) -> str:

@@ -7,7 +7,7 @@ import safetensors.numpy
 
 import opq
 import opq.numpy
-from opq.files import refuse_existing, refuse_same, write_file
+from opq.atomic_file import refuse_existing, refuse_same, write_file
 
 
 @click.command()

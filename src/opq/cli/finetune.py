@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.asking import is_given, read_options, read_plan, target_options
-from opq.cli.informed import calibrate
-from opq.cli.networks import calibration_options, make_network, network_options, place, read_preprocessing
-from opq.files import refuse_existing, refuse_same
+from opq.atomic_file import refuse_existing, refuse_same
+from opq.cli.compress_model import calibrate
+from opq.cli.compression_options import is_given, read_options, read_plan, target_options
+from opq.cli.model_options import calibration_options, make_network, network_options, place, read_preprocessing
 
 
 @click.command()
@@ -58,16 +58,16 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
         refuse_same(source, output)
     if not force:
         refuse_existing(output)
-    from opq.interop.images import open_images
+    from opq.zoo.image_data import open_images
 
     named = make_network(model, given["weights"], "cpu")
     preprocessing = read_preprocessing(named, given)
     loader = open_images(given["data"], preprocessing, training=True, batch=given["batch"], workers=given["workers"])
     calibration = calibrate(named, preprocessing, given) if given["calibrate"] is not None else None
     place(named, given["device"])
-    recipe = opq.Recipe(labels=given["labels"])
+    recipe = opq.TrainingConfig(labels=given["labels"])
     if given["learning_rate"] is not None:
-        recipe = opq.Recipe(labels=given["labels"], learning_rate=given["learning_rate"])
+        recipe = opq.TrainingConfig(labels=given["labels"], learning_rate=given["learning_rate"])
     accelerator = _accelerator()
     finetuned = opq.finetune(
         named.network,
@@ -77,7 +77,7 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
         teacher="dense" if given["labels"] < 1.0 else None,
         recipe=recipe,
         calibration=calibration,
-        open_epochs=given["open_epochs"],
+        mask_update_epochs=given["open_epochs"],
         folder=given["folder"],
         seed=given["seed"],
         accelerator=accelerator,

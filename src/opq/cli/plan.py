@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.asking import read_options, read_selection, target_options
+from opq.atomic_file import refuse_existing, refuse_same, write_file
+from opq.cli.compression_options import read_options, read_selection, target_options
 from opq.errors import MissingExtraError
-from opq.files import refuse_existing, refuse_same, write_file
-from opq.tables import render
+from opq.text_table import format_table
 
 
 @click.command()
@@ -38,7 +38,7 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
     if curve:
         if output is not None:
             raise click.UsageError("--curve makes no plan; leave --output out.")
-        _show_curve(opq.tradeoff(source, **read_selection(given, "--curve shows all sizes")), as_json, plot)
+        _show_curve(opq.rd_curve(source, **read_selection(given, "--curve shows all sizes")), as_json, plot)
         return
     if plot is not None:
         raise click.UsageError("--plot goes with --curve.")
@@ -48,7 +48,7 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
     click.echo(plan.to_json() if as_json else str(plan), nl=not as_json)
 
 
-def _show_curve(points: Sequence[opq.TradeoffPoint], as_json: bool, plot: str | None) -> None:
+def _show_curve(points: Sequence[opq.RDPoint], as_json: bool, plot: str | None) -> None:
     if plot is not None:
         _draw(points, plot)
     if as_json:
@@ -58,10 +58,10 @@ def _show_curve(points: Sequence[opq.TradeoffPoint], as_json: bool, plot: str | 
         (f"{p.ratio:.2f}", f"{p.bytes:,}", f"{p.bits_per_weight:.3f}", f"{100.0 * p.sparsity:.2f}%", f"{p.distortion:.4f}")
         for p in points
     ]
-    click.echo(render(("ratio", "bytes", "bits/weight", "zeros", "distortion"), rows))
+    click.echo(format_table(("ratio", "bytes", "bits/weight", "zeros", "distortion"), rows))
 
 
-def _draw(points: Sequence[opq.TradeoffPoint], path: str) -> None:
+def _draw(points: Sequence[opq.RDPoint], path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from opq import dtypes
-from opq.codec.cursor import Cursor, varint
+from opq.codec.byte_reader import ByteReader, varint
 from opq.errors import FormatError, TargetError, WeightError
 
 LARGEST_HEADER, HEADER_START, HEADER_EXPANSION = 2**26, 2**20, 64
@@ -164,8 +164,8 @@ def _encode_bounds(bounds: Sequence[tuple[float, float]]) -> Iterator[bytes]:
     return (words[place::4] for place in (3, 2, 1, 0))
 
 
-def _decode_bounds(cursor: Cursor, count: int) -> list[tuple[float, float]]:
-    planes = [cursor.take(2 * count) for _ in range(4)]
+def _decode_bounds(reader: ByteReader, count: int) -> list[tuple[float, float]]:
+    planes = [reader.take(2 * count) for _ in range(4)]
     words = b"".join(bytes(word[::-1]) for word in zip(*planes, strict=True))
     return list(struct.iter_unpack("<ff", words))
 
@@ -195,39 +195,39 @@ def _largest_header(packed: int) -> int:
 
 
 def _parse(columns: bytes) -> Header:
-    cursor = Cursor(columns, _WHERE)
-    metadata = _metadata(cursor, cursor.varint(_LARGEST_METADATA))
-    count = cursor.varint(LARGEST_COUNT)
-    names = _names(cursor, count)
-    kinds = [_lookup(dtypes.NAME, code, "dtype") for code in cursor.take(count)]
-    storages = [_lookup(dict(enumerate(_STORAGE)), code, "storage") for code in cursor.take(count)]
-    ranks = [cursor.varint(_LARGEST_RANK) for _ in range(count)]
-    shapes = [_shape(cursor, rank, name) for rank, name in zip(ranks, names, strict=True)]
-    sections = _sections(cursor, count)
-    steps = [struct.unpack("<f", cursor.take(4))[0] if storage == "codes" else None for storage in storages]
-    grids = iter(_decode_bounds(cursor, sum(storage in EIGHT_BITS for storage in storages)))
+    reader = ByteReader(columns, _WHERE)
+    metadata = _metadata(reader, reader.varint(_LARGEST_METADATA))
+    count = reader.varint(LARGEST_COUNT)
+    names = _names(reader, count)
+    kinds = [_lookup(dtypes.NAME, code, "dtype") for code in reader.take(count)]
+    storages = [_lookup(dict(enumerate(_STORAGE)), code, "storage") for code in reader.take(count)]
+    ranks = [reader.varint(_LARGEST_RANK) for _ in range(count)]
+    shapes = [_shape(reader, rank, name) for rank, name in zip(ranks, names, strict=True)]
+    sections = _sections(reader, count)
+    steps = [struct.unpack("<f", reader.take(4))[0] if storage == "codes" else None for storage in storages]
+    grids = iter(_decode_bounds(reader, sum(storage in EIGHT_BITS for storage in storages)))
     bounds = [next(grids) if storage in EIGHT_BITS else None for storage in storages]
     opened = max(sections, default=-1) + 1
-    lengths = [cursor.varint() for _ in range(opened)]
-    checksums = [struct.unpack("<I", cursor.take(4))[0] for _ in range(opened)]
-    cursor.end()
+    lengths = [reader.varint() for _ in range(opened)]
+    checksums = [struct.unpack("<I", reader.take(4))[0] for _ in range(opened)]
+    reader.end()
     rows = zip(names, shapes, kinds, storages, sections, steps, bounds, strict=True)
     entries = [Entry(*row) for row in rows]
     _check(entries)
     return Header(entries, lengths, checksums, metadata)
 
 
-def _metadata(cursor: Cursor, count: int) -> dict[str, str]:
-    texts = [_text(cursor.take(cursor.varint())) for _ in range(2 * count)]
+def _metadata(reader: ByteReader, count: int) -> dict[str, str]:
+    texts = [_text(reader.take(reader.varint())) for _ in range(2 * count)]
     keys = texts[::2]
     if any(a.encode() >= b.encode() for a, b in pairwise(keys)):
         raise FormatError(_WHERE, "metadata keys are not in ascending order")
     return dict(zip(keys, texts[1::2], strict=True))
 
 
-def _names(cursor: Cursor, count: int) -> list[str]:
-    shared = [cursor.varint(_LARGEST_NAME) for _ in range(count)]
-    lengths = [cursor.varint(_LARGEST_NAME) for _ in range(count)]
+def _names(reader: ByteReader, count: int) -> list[str]:
+    shared = [reader.varint(_LARGEST_NAME) for _ in range(count)]
+    lengths = [reader.varint(_LARGEST_NAME) for _ in range(count)]
     if sum(shared) + sum(lengths) > _LARGEST_NAMES:
         raise FormatError(_WHERE, f"its names have more than {_LARGEST_NAMES:,} bytes")
     names: list[str] = []
@@ -235,7 +235,7 @@ def _names(cursor: Cursor, count: int) -> list[str]:
     for keep, length in zip(shared, lengths, strict=True):
         if keep > len(last) or keep + length > _LARGEST_NAME:
             raise FormatError(_WHERE, "a name repeats more of the one before it than there is, or is too long")
-        name = last[:keep] + cursor.take(length)
+        name = last[:keep] + reader.take(length)
         if names and name <= last:
             raise FormatError(_WHERE, f"names are not in ascending order at {name[:80]!r}")
         names.append(_text(name))
@@ -243,18 +243,18 @@ def _names(cursor: Cursor, count: int) -> list[str]:
     return names
 
 
-def _shape(cursor: Cursor, rank: int, name: str) -> tuple[int, ...]:
-    shape = tuple(cursor.varint(LARGEST_TENSOR) for _ in range(rank))
+def _shape(reader: ByteReader, rank: int, name: str) -> tuple[int, ...]:
+    shape = tuple(reader.varint(LARGEST_TENSOR) for _ in range(rank))
     if math.prod(size for size in shape if size) > LARGEST_TENSOR:
         raise FormatError(_WHERE, f"tensor {name!r} has more than {LARGEST_TENSOR:,} elements")
     return shape
 
 
-def _sections(cursor: Cursor, count: int) -> list[int]:
+def _sections(reader: ByteReader, count: int) -> list[int]:
     sections: list[int] = []
     opened = 0
     for _ in range(count):
-        reference = cursor.varint(opened)
+        reference = reader.varint(opened)
         sections.append(reference - 1 if reference else opened)
         opened += reference == 0
     return sections

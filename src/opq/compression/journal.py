@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.codec.entropy import chunk_spans
+from opq.atomic_file import lock_file
+from opq.codec.code_stream import chunk_spans
+from opq.codec.file_writer import FORMAT_VERSION
 from opq.codec.sections import Section, digest
-from opq.codec.writing import FORMAT_VERSION
 from opq.errors import OpqError, OutputError
-from opq.files import lock_file
-from opq.parallel import in_parallel
+from opq.thread_map import thread_map
 from opq.version import __version__
 
 LONG_RUN = 2**26
@@ -43,7 +43,7 @@ def work_path(output: str | os.PathLike[str]) -> Path:
 
 def codes_key(shape: tuple[int, ...], codes: Callable[[int, int], NDArray[np.int32]]) -> bytes:
     """16 bytes that stand for a weight's codes, which `codes` gives from one place in row-major order to another."""
-    pieces = in_parallel(lambda span: digest(codes(*span).tobytes()), chunk_spans(shape))
+    pieces = thread_map(lambda span: digest(codes(*span).tobytes()), chunk_spans(shape))
     return digest(repr(shape).encode() + b"".join(pieces))
 
 

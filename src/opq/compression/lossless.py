@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from opq.codec.levels import encode_weight
-from opq.codec.planes import estimate_pack
-from opq.codec.writing import AuxiliaryPack, EncodedWeight, pack_auxiliary
-from opq.compression.options import Options, check_known
-from opq.compression.survey import choose_weights, in_order
+from opq.checkpoints import State
+from opq.codec.byte_planes import estimate_pack
+from opq.codec.file_writer import AuxiliaryPack, EncodedWeight, pack_auxiliary
+from opq.codec.weight_section import encode_weight
+from opq.compression.analysis import choose_weights, in_order
+from opq.config import CompressionOptions, check_known
 from opq.errors import TargetError, WeightError
-from opq.parallel import in_parallel
-from opq.quantization.levels import find_levels
+from opq.quantization.level_search import find_levels
 from opq.quantization.quantizer import LARGEST_CODE
-from opq.sources import State
+from opq.thread_map import thread_map
 
 _ALLOWED = {"lossless", "include", "exclude"}
 
 
 def encode_lossless(
-    state: State, options: Options, report: Callable[[str, int, int], None]
+    state: State, options: CompressionOptions, report: Callable[[str, int, int], None]
 ) -> tuple[list[EncodedWeight], list[AuxiliaryPack]]:
     """The tensors of `state`, such that each comes back bit for bit.
 
@@ -34,7 +34,7 @@ def encode_lossless(
         raise TargetError(f"lossless keeps every bit: it goes with include and exclude alone, not with {others[0]}")
     names = choose_weights(state, options)
     weights = []
-    for done, weight in enumerate(in_parallel(lambda name: _encode(state, name), names)):
+    for done, weight in enumerate(thread_map(lambda name: _encode(state, name), names)):
         if weight is not None:
             weights.append(weight)
         report("encoding", done + 1, len(names))

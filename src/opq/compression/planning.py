@@ -8,14 +8,14 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from opq.allocation import joint, laplace, paper
-from opq.allocation.layers import Layer, LayerStatistics
-from opq.allocation.plans import AuxiliaryPlan, LayerPlan, Plan
-from opq.compression.forecast import Forecast
-from opq.compression.options import Options, Target, is_shaped, read_overrides, read_target
-from opq.compression.survey import Survey, auxiliary_of, survey
+from opq.checkpoints import as_state
+from opq.compression.analysis import CheckpointAnalysis, analyze, auxiliary_of
+from opq.compression.size_model import SizeModel
+from opq.config import CompressionOptions, Target, is_shaped, read_overrides, read_target
 from opq.errors import TargetError, WeightError
-from opq.sources import as_state
+from opq.rate_distortion import joint, laplace, two_stage
+from opq.rate_distortion.layers import Layer, LayerStatistics
+from opq.rate_distortion.plan import AuxiliaryPlan, LayerPlan, Plan
 
 AIM = 0.9975
 """Share of a byte target that a first prediction aims at, which lets about half of the first files pass as they are."""
@@ -24,7 +24,7 @@ SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**127
 """Steps that are normal numbers of float32."""
 
 
-def plan(source: Any, **options: Unpack[Options]) -> Plan:
+def plan(source: Any, **options: Unpack[CompressionOptions]) -> Plan:
     """Decide, from the weights alone, how sparse each weight becomes and with which step.
 
     source   a state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint
@@ -38,65 +38,69 @@ def plan(source: Any, **options: Unpack[Options]) -> Plan:
     target = read_target(options)
     state = as_state(source)
     auxiliary = auxiliary_of(state, options)
-    surveyed = survey(state, options, auxiliary, estimated=True)
-    layers = read_layers(surveyed, target, options)
-    budget = target.budget(surveyed.dense_bytes)
-    forecast = Forecast(surveyed, layers, budget is not None and is_shaped(options))
+    analysis = analyze(state, options, auxiliary, estimated=True)
+    layers = read_layers(analysis, target, options)
+    budget = target.budget(analysis.dense_bytes)
+    size_model = SizeModel(analysis, layers, budget is not None and is_shaped(options))
     if budget is None:
-        return guess_paper(forecast, target, auxiliary)[1]
-    return guess_joint(forecast, target, auxiliary, budget)[1]
+        return guess_two_stage(size_model, target, auxiliary)[1]
+    return guess_joint(size_model, target, auxiliary, budget)[1]
 
 
-def guess_paper(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan) -> tuple[Forecast, Plan]:
+def guess_two_stage(size_model: SizeModel, target: Target, auxiliary: AuxiliaryPlan) -> tuple[SizeModel, Plan]:
     """The paper's plan, and a forecast that has looked at excerpts under it."""
-    points = paper.allocate(forecast.layers, target.asked["sparsity"], target.asked["bits"])
-    better = forecast.guessed(paper_plan(forecast, target, auxiliary, points).layers)
-    return better, paper_plan(better, target, auxiliary, points)
+    points = two_stage.allocate(size_model.layers, target.asked["sparsity"], target.asked["bits"])
+    better = size_model.guessed(two_stage_plan(size_model, target, auxiliary, points).layers)
+    return better, two_stage_plan(better, target, auxiliary, points)
 
 
-def guess_joint(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, budget: int) -> tuple[Forecast, Plan]:
+def guess_joint(size_model: SizeModel, target: Target, auxiliary: AuxiliaryPlan, budget: int) -> tuple[SizeModel, Plan]:
     """The plan predicted to take AIM * `budget` bytes, and a forecast that has looked at excerpts near it.
 
     Raises TargetError when the budget is out of reach.
     """
     aim = AIM * budget
-    first = joint_plan(forecast, target, auxiliary, forecast.rough_price(aim))
-    better = forecast.guessed(first.layers)
-    return better, joint_plan(better, target, auxiliary, better.reachable_price(budget, aim))
+    first = joint_plan(size_model, target, auxiliary, size_model.rough_lambda(aim))
+    better = size_model.guessed(first.layers)
+    return better, joint_plan(better, target, auxiliary, better.reachable_lambda(budget, aim))
 
 
-def read_layers(surveyed: Survey, target: Target, options: Options) -> list[Layer]:
+def read_layers(analysis: CheckpointAnalysis, target: Target, options: CompressionOptions) -> list[Layer]:
     """The weights as allocation sees them; TargetError when there are none."""
-    names = list(surveyed.statistics)
+    names = list(analysis.statistics)
     overrides = read_overrides(names, options, joint="sparsity" not in target.asked)
     if not names:
         raise TargetError("there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float")
-    repeats = {name: first for name, first in surveyed.repeats.items() if overrides[name] == overrides[first]}
-    return [Layer(name, surveyed.statistics[name], overrides[name], repeats.get(name)) for name in names]
+    repeats = {name: first for name, first in analysis.repeats.items() if overrides[name] == overrides[first]}
+    return [Layer(name, analysis.statistics[name], overrides[name], repeats.get(name)) for name in names]
 
 
-def paper_plan(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, points: Sequence[paper.PaperPoint]) -> Plan:
+def two_stage_plan(
+    size_model: SizeModel, target: Target, auxiliary: AuxiliaryPlan, points: Sequence[two_stage.TwoStagePoint]
+) -> Plan:
     """The plan that these points of paper mode make."""
     plans = {}
-    for layer, point in zip(forecast.layers, points, strict=True):
+    for layer, point in zip(size_model.layers, points, strict=True):
         # What counts for the prediction is the magnitude that separates the kept weights, not the closed form's.
-        threshold = _separating_magnitude(layer.statistics, point.kept)
-        plans[layer.name] = _layer_plan(forecast, layer, point.threshold, point.step, 0.5, threshold, point.kept, point.limits)
-    return _finish("paper", forecast.surveyed, target, auxiliary, None, plans)
+        threshold = _separating_magnitude(layer.statistics, point.num_kept)
+        plans[layer.name] = _layer_plan(
+            size_model, layer, point.threshold, point.step, 0.5, threshold, point.num_kept, point.max_codes
+        )
+    return _finish("paper", size_model.analysis, target, auxiliary, None, plans)
 
 
-def joint_plan(forecast: Forecast, target: Target, auxiliary: AuxiliaryPlan, price: float) -> Plan:
+def joint_plan(size_model: SizeModel, target: Target, auxiliary: AuxiliaryPlan, lmbda: float) -> Plan:
     """The plan in which a bit is worth `price` of squared error everywhere."""
     plans = {}
-    for layer, point in zip(forecast.layers, joint.points_at(forecast.layers, price, forecast.family), strict=True):
+    for layer, point in zip(size_model.layers, joint.points_at(size_model.layers, lmbda, size_model.family), strict=True):
         offset = 1.0 - point.threshold / point.step
-        found = _layer_plan(forecast, layer, point.threshold, point.step, offset, point.threshold)
-        plans[layer.name] = replace(found, shaped=forecast.shaped)
-    return _finish("joint", forecast.surveyed, target, auxiliary, price, plans)
+        found = _layer_plan(size_model, layer, point.threshold, point.step, offset, point.threshold)
+        plans[layer.name] = replace(found, shaped=size_model.shaped)
+    return _finish("joint", size_model.analysis, target, auxiliary, lmbda, plans)
 
 
 def _layer_plan(
-    forecast: Forecast,
+    size_model: SizeModel,
     layer: Layer,
     threshold: float,
     step: float,
@@ -126,12 +130,12 @@ def _layer_plan(
         shape=statistics.shape,
         step=step,
         threshold=float(threshold),
-        offset=float(offset),
+        rounding_offset=float(offset),
         sparsity=sparsity,
-        bits=forecast.bits(layer, separating, step, offset) / statistics.count,
+        bits=size_model.bits(layer, separating, step, offset) / statistics.count,
         laplace_bits=rate,
-        kept=kept,
-        limits=limits,
+        num_kept=kept,
+        max_codes=limits,
     )
 
 
@@ -141,10 +145,15 @@ def _separating_magnitude(statistics: LayerStatistics, kept: int) -> float:
 
 
 def _finish(
-    mode: str, surveyed: Survey, target: Target, auxiliary: AuxiliaryPlan, price: float | None, plans: dict[str, LayerPlan]
+    mode: str,
+    analysis: CheckpointAnalysis,
+    target: Target,
+    auxiliary: AuxiliaryPlan,
+    lmbda: float | None,
+    plans: dict[str, LayerPlan],
 ) -> Plan:
-    repeats = surveyed.repeats
+    repeats = analysis.repeats
     own = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
     codes = sum(layer.bits * layer.count for layer in own) / 8.0
-    predicted = round(surveyed.fixed_bytes + codes)
-    return Plan(mode, dict(target.asked), auxiliary, price, surveyed.dense_bytes, predicted, plans)
+    predicted = round(analysis.fixed_bytes + codes)
+    return Plan(mode, dict(target.asked), auxiliary, lmbda, analysis.dense_bytes, predicted, plans)

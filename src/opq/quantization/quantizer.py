@@ -13,9 +13,9 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from opq import dtypes
-from opq.allocation.plans import LayerPlan
 from opq.errors import PlanError, WeightError
-from opq.quantization.shaping import shaped_codes
+from opq.quantization.error_feedback import compensated_codes
+from opq.rate_distortion.plan import LayerPlan
 
 Array = Any
 """An array of any library that array-api-compat knows, NumPy and PyTorch among them."""
@@ -34,15 +34,15 @@ def mask(weight: Array, plan: LayerPlan) -> Array:
     if _is_shaped(plan):
         return quantize(weight, plan) != 0
     magnitude = xp.abs(_working(weight, xp))
-    if plan.kept is None:
+    if plan.num_kept is None:
         return magnitude > _scalar(plan.threshold, magnitude, xp)
-    if plan.kept == 0:
+    if plan.num_kept == 0:
         return xp.zeros_like(magnitude, dtype=xp.bool)
     flat = xp.reshape(magnitude, (-1,))
-    smallest_kept = xp.sort(flat)[-plan.kept]
+    smallest_kept = xp.sort(flat)[-plan.num_kept]
     above, ties = flat > smallest_kept, flat == smallest_kept
     # Of equal magnitudes as many as still fit, in the order they stand.
-    room = plan.kept - xp.sum(above, dtype=xp.int64)
+    room = plan.num_kept - xp.sum(above, dtype=xp.int64)
     fits = xp.cumulative_sum(xp.astype(ties, xp.int64)) <= room
     return xp.reshape(above | (ties & fits), magnitude.shape)
 
@@ -60,8 +60,8 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
         raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
     work = _working(weight, xp)
     most = largest_codes(weight, plan)
-    levels = uncut_levels(work, _scalar(plan.step, work, xp), _scalar(plan.offset, work, xp))
-    uncut = levels if plan.limits is None else xp.minimum(levels, most)
+    levels = uncut_levels(work, _scalar(plan.step, work, xp), _scalar(plan.rounding_offset, work, xp))
+    uncut = levels if plan.max_codes is None else xp.minimum(levels, most)
     if math.prod(plan.shape) and (largest := float(xp.max(uncut))) > LARGEST_CODE:
         raise WeightError(
             "weight",
@@ -71,7 +71,9 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
         )
     if _is_shaped(plan):
         border = _scalar(plan.threshold / plan.step, work, xp)
-        codes = shaped_codes(work / _scalar(plan.step, work, xp), _scalar(plan.offset, work, xp), border, most, xp)
+        codes = compensated_codes(
+            work / _scalar(plan.step, work, xp), _scalar(plan.rounding_offset, work, xp), border, most, xp
+        )
     else:
         codes = signed_levels(work, levels, most, mask(weight, plan) & (work != 0))
     return xp.astype(codes, xp.int32)
@@ -91,9 +93,9 @@ def largest_codes(weight: Array, plan: LayerPlan) -> Array:
             "weight", plan.shape, f"step {plan.step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
         )
     most = _scalar(min(math.floor(min(fitting, LARGEST_CODE)), LARGEST_CODE), work, xp)
-    if plan.limits is None:
+    if plan.max_codes is None:
         return most
-    limits = xp.asarray(plan.limits, dtype=work.dtype, device=device(work))
+    limits = xp.asarray(plan.max_codes, dtype=work.dtype, device=device(work))
     limits = xp.reshape(limits, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else limits[0]
     return xp.minimum(limits, most)
 

@@ -10,9 +10,9 @@ import numpy as np
 from array_api_compat import to_device
 from numpy.typing import NDArray
 
-from opq.allocation.layers import LayerStatistics
 from opq.errors import WeightError
 from opq.quantization.quantizer import Array, namespace
+from opq.rate_distortion.layers import LayerStatistics
 
 SAMPLE = 2**15
 """Magnitudes kept of a weight that has more than so many."""

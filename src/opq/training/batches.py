@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opq.errors import RecipeError
+from opq.errors import TrainingError
 
 Batch = Any
 """A tensor of inputs; a tuple of inputs and labels; or a mapping of a network's keyword arguments, "labels" among them."""
@@ -46,11 +46,11 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
             outputs = model(inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         shape = f" of {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
-        told = str(error).partition("\n")[0]
-        raise RecipeError(f"the network fails on a batch{shape}: {told}") from error
+        reason = str(error).partition("\n")[0]
+        raise TrainingError(f"the network fails on a batch{shape}: {reason}") from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
-        raise RecipeError(f"expected the network to give logits, as a tensor or under .logits, got {type(outputs).__name__}")
+        raise TrainingError(f"expected the network to give logits, as a tensor or under .logits, got {type(outputs).__name__}")
     return outputs
 
 
@@ -64,4 +64,6 @@ def check_labels(labels: Tensor, classes: int) -> None:
     """RecipeError for labels that are none of so many classes."""
     lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if lowest < 0 or highest >= classes:
-        raise RecipeError(f"labels go from {lowest} to {highest}, and the network tells {classes} classes, 0 to {classes - 1}")
+        raise TrainingError(
+            f"labels go from {lowest} to {highest}, and the network tells {classes} classes, 0 to {classes - 1}"
+        )

@@ -1,0 +1,77 @@
+"""Images drawn where no inputs are given: opaque shapes of many sizes, one over the other ("dead leaves", A. Lee et al., 2001).
+
+They have the edges, the scaling and the correlations of photographs, but not what is in them. So their statistics inside of the
+network are not those of its batch-norms, which are known: a copy of the network takes the drawn images' statistics in place of
+its own, and then every channel has, behind its batch-norm, the mean and variance that real inputs give it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from opq.calibration.batch_norm_pairs import BATCH_NORMS
+from opq.errors import CalibrationError
+
+_SHAPES = 120
+_SMALLEST, _LARGEST = 0.03, 0.5
+_DISCS = 0.6
+
+
+def synthesize_images(count: int, shape: Sequence[int], *, seed: int) -> Tensor:
+    """`count` images (count, channels, height, width), float32, of mean 0 and variance 1 over all; equal for an equal seed."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise CalibrationError(
+            f"only images are drawn, shape (channels, height, width), got {tuple(shape)}; give inputs instead"
+        )
+    generator = np.random.default_rng(seed)
+    images = torch.from_numpy(np.stack([_draw(tuple(shape), generator) for _ in range(count)])).float()
+    return (images - images.mean()) / images.std().clamp(min=1e-6)
+
+
+def settle(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """Give every batch-norm of `model`, in place, the mean and variance of its input; each knows those before it."""
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return model
+
+
+def _draw(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    channels, height, width = shape
+    side = max(height, width)
+    contrast = generator.uniform(0.05, 0.35)
+    background = generator.normal(0.45, 0.25, channels)
+    image = np.repeat(np.clip(background, 0.0, 1.0), height * width).reshape(shape)
+    # Radii of density r^-3 look alike at every scale.
+    radii = generator.uniform(_LARGEST**-2, _SMALLEST**-2, _SHAPES) ** -0.5
+    for radius in radii if generator.random() < 0.5 else np.sort(radii)[::-1]:
+        across, down = generator.uniform(-0.1, 1.1, 2)
+        angle, flatness = generator.uniform(0.0, math.pi), generator.uniform(0.4, 1.0)
+        # Nothing reaches further than the corners of its square.
+        reach = 1.5 * radius
+        top, bottom = (min(max(math.floor(side * at), 0), height) for at in (down - reach, down + reach + 1.0 / side))
+        left, right = (min(max(math.floor(side * at), 0), width) for at in (across - reach, across + reach + 1.0 / side))
+        y, x = np.mgrid[top:bottom, left:right] / side
+        u = (x - across) * math.cos(angle) + (y - down) * math.sin(angle)
+        v = (y - down) * math.cos(angle) - (x - across) * math.sin(angle)
+        if generator.random() < _DISCS:
+            inside = u**2 + (v / flatness) ** 2 < radius**2
+        else:
+            inside = (np.abs(u) < radius) & (np.abs(v) < radius * flatness)
+        colour = background + generator.normal(0.0, 1.2 * contrast) + generator.normal(0.0, 0.5 * contrast, channels)
+        slope = generator.normal(0.0, 0.7 * contrast, 2)
+        image[:, top:bottom, left:right][:, inside] = colour[:, None] + (slope[0] * u[inside] + slope[1] * v[inside]) / radius
+    image = image + generator.normal(0.0, generator.uniform(0.0, 0.04), shape)
+    return np.asarray(np.clip(image, 0.0, 1.0))

@@ -1,0 +1,41 @@
+"""One door for every kind of source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from opq.checkpoints.safetensors_file import open_checkpoint
+from opq.checkpoints.state import State, TensorState
+from opq.errors import SourceError
+
+
+def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
+    """`source` as a State.
+
+    source    a State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()` such as a
+              torch module; or the path of a checkpoint (see opq.checkpoints.safetensors_file)
+    metadata  what to keep with the tensors, where the source brings none of its own
+    Raises SourceError when it is none of these.
+    """
+    if isinstance(source, State):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        state = open_checkpoint(source)
+        state.metadata = state.metadata or metadata or {}
+        return state
+    epsilons = None
+    if hasattr(source, "state_dict"):
+        epsilons = epsilons_of(source)
+        source = source.state_dict()
+    if not isinstance(source, Mapping):
+        raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or a checkpoint's path")
+    own = getattr(source, "metadata", None)  # as an open .opq file has
+    return TensorState(source, own if isinstance(own, Mapping) and own else metadata, epsilons)
+
+
+def epsilons_of(model: Any) -> dict[str, float]:
+    """{name: eps} of the modules that keep running statistics, as torch's batch-norms do."""
+    modules = model.named_modules(remove_duplicate=False) if hasattr(model, "named_modules") else ()
+    return {name: float(module.eps) for name, module in modules if hasattr(module, "running_var") and hasattr(module, "eps")}

@@ -1,0 +1,138 @@
+"""Tensors by name, as NumPy arrays, whatever library they come from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_torch_array
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.errors import SourceError
+from opq.quantization.compressed_tensor import CompressedTensor
+
+
+class State(Mapping[str, NDArray[np.generic]]):
+    """{name: NumPy array}, each read or converted when it is asked for, and described without that.
+
+    metadata  the checkpoint's own, {text: text}
+    epsilons  {name of a batch-norm: what it adds to its variances}, where a module told
+    """
+
+    metadata: Mapping[str, str] = {}
+    epsilons: Mapping[str, float] = {}
+
+    @abstractmethod
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Name of the dtype, and shape, of a tensor."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """`self[name][start:stop]`, of a tensor of at least one dimension; the rest of it is not read or converted."""
+        return self[name][start:stop]
+
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """The tensor as codes, where that is how it was given; it stands under its name as an array all the same."""
+        return None
+
+    def memory(self, name: str) -> object:
+        """What names of one tensor, which modules share, have in common; None where a tensor is its own, or nothing tells."""
+        return None
+
+
+class TensorState(State):
+    """Tensors in memory: NumPy arrays or torch tensors, on any device, or CompressedTensors."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+        epsilons: Mapping[str, float] | None = None,
+    ) -> None:
+        for name in tensors:
+            if not isinstance(name, str):
+                raise SourceError("the state dict", f"names must be strings, got {name!r}")
+        self._tensors = tensors
+        self.metadata = metadata or {}
+        self.epsilons = epsilons or {}
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Name of the dtype, and shape, of a tensor; SourceError when it is no array, or a sparse or empty shell of one."""
+        tensor = self._tensors[name]
+        if is_torch_array(tensor):
+            _check_torch(tensor, name)
+        if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
+            raise SourceError(f"tensor {name!r}", f"expected a NumPy array or torch tensor, got a {type(tensor).__name__}")
+        return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        tensor = self._tensors[name]
+        return tensor.values() if isinstance(tensor, CompressedTensor) else self._convert(name, tensor)
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """As State has it."""
+        tensor = self._tensors[name]
+        if isinstance(tensor, CompressedTensor):
+            return replace(tensor, codes=tensor.codes[start:stop]).values()
+        return self._convert(name, tensor[start:stop])
+
+    def _convert(self, name: str, tensor: Any) -> NDArray[np.generic]:
+        kind, _ = self.describe(name)
+        if is_torch_array(tensor):
+            return _from_torch(tensor, name)
+        if not isinstance(tensor, (np.ndarray, np.generic)) or kind not in dtypes.NUMPY:
+            raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
+        return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(tensor.shape)
+
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """As State has it."""
+        tensor = self._tensors[name]
+        return tensor if isinstance(tensor, CompressedTensor) else None
+
+    def memory(self, name: str) -> object:
+        """As State has it."""
+        tensor = self._tensors[name]
+        if is_torch_array(tensor):
+            return _torch_memory(tensor)
+        if isinstance(tensor, np.ndarray) and tensor.size:
+            return tensor.__array_interface__["data"][0], tensor.shape, tensor.strides, tensor.dtype
+        return None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _check_torch(tensor: Any, name: str) -> None:
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        raise SourceError(f"tensor {name!r}", "it has no shape yet: run the network on an input once")
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise SourceError(f"tensor {name!r}", f"a {tensor.layout} tensor on {tensor.device} is not supported")
+
+
+def _torch_memory(tensor: Any) -> object:
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        return None  # it has no memory, or none that names it
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _from_torch(tensor: Any, name: str) -> NDArray[np.generic]:
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in dtypes.NUMPY:
+        raise SourceError(f"tensor {name!r}", f"a tensor of {tensor.dtype} is not supported")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # NumPy has no bfloat16 of its own: the bytes cross over as bytes.
+    raw: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()
+    return raw.view(dtypes.NUMPY[kind]).reshape(tuple(tensor.shape))

@@ -1,0 +1,60 @@
+"""Bounds-checked reading of untrusted bytes, and its counterpart for writing."""
+
+from __future__ import annotations
+
+from opq.errors import FormatError
+
+_LARGEST = 2**63 - 1
+
+
+class ByteReader:
+    """A position in bytes that never moves past their end; every failed read is a FormatError that says where."""
+
+    def __init__(self, data: bytes | memoryview, where: str) -> None:
+        self._data = memoryview(data)
+        self._where = where
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        if count > len(self._data) - self._at:
+            raise FormatError(self._where, f"{count:,} bytes expected at {self._at:,}, {len(self._data) - self._at:,} are left")
+        self._at += count
+        return bytes(self._data[self._at - count : self._at])
+
+    def rest(self) -> memoryview:
+        """All bytes that are left, not copied: thousands of weights may share them."""
+        start, self._at = self._at, len(self._data)
+        return self._data[start:]
+
+    def varint(self, limit: int = _LARGEST) -> int:
+        """The next LEB128 integer, in its shortest form and at most `limit`."""
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+            if shift > 63:
+                raise FormatError(self._where, "an integer is longer than 9 bytes")
+        if byte == 0 and shift > 7:
+            raise FormatError(self._where, "an integer is not in its shortest form")
+        if value > limit:
+            raise FormatError(self._where, f"{value:,} where at most {limit:,} is allowed")
+        return value
+
+    def end(self) -> None:
+        """Raise FormatError unless every byte was read."""
+        if self._at != len(self._data):
+            raise FormatError(self._where, f"{len(self._data) - self._at:,} bytes too many")
+
+
+def varint(value: int) -> bytes:
+    """`value` >= 0 as LEB128: seven bits a byte, lowest first, the high bit set on all but the last."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,301 @@
+"""The bytes of a .opq file to tensors: one at a time, every length checked before it is believed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq.codec.auxiliary import restore, stored_dtype
+from opq.codec.byte_planes import decode_pack
+from opq.codec.code_stream import CHUNK
+from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
+from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
+from opq.codec.weight_section import decode_pieces, decode_weight, decode_weights
+from opq.errors import FormatError, SourceError
+from opq.quantization.compressed_tensor import CompressedTensor
+from opq.thread_map import thread_map_batched
+
+Content = CompressedTensor | NDArray[np.generic]
+Tensor = TypeVar("Tensor")
+
+_GROUP = 4 * CHUNK
+
+
+class OpqFile(Mapping[str, Content]):
+    """A .opq file as a mapping from names to a CompressedTensor (weights) or an array (auxiliary tensors).
+
+    Opening reads the header alone; each look-up reads, checks and decodes one section. Safe to use from several threads, and
+    from processes that are forked while it is open.
+    Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
+    ) -> None:
+        """Open a path, or a file's bytes.
+
+        max_bytes  most dense bytes the file may hold; by default 64 MiB and 4096 times the file's size.
+        Raises SourceError when the path cannot be read, FormatError when the file is not valid.
+        """
+        self._lock = threading.Lock()
+        self._packs: dict[int, tuple[dict[str, NDArray[np.generic]], set[str]]] = {}
+        self._file: BinaryIO
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            self._file = io.BytesIO(source)
+        else:
+            try:
+                self._file = Path(source).open("rb")  # noqa: SIM115 - open for as long as this object
+            except OSError as error:
+                raise SourceError(source, error.strerror or str(error)) from None
+        try:
+            self._open(max_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, max_bytes: int | None) -> None:
+        try:
+            self.file_bytes = self._file.seek(0, os.SEEK_END)
+        except OSError:
+            raise SourceError(
+                getattr(self._file, "name", "the file"), "it is not a regular file, which can be read at any place"
+            ) from None
+        prefix = self._read(0, min(PREFIX.size, self.file_bytes))
+        if not MAGIC.startswith(prefix[: len(MAGIC)]) or len(prefix) < len(MAGIC):
+            raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
+        if len(prefix) < PREFIX.size:
+            raise FormatError("start", f"{PREFIX.size} bytes expected, the file has {self.file_bytes}")
+        _, version, length, checksum = PREFIX.unpack(prefix)
+        if version != FORMAT_VERSION:
+            raise FormatError("start", f"format version {version}, this opq reads version {FORMAT_VERSION}")
+        if PREFIX.size + length > self.file_bytes:
+            raise FormatError("header", f"it ends at {PREFIX.size + length:,}, the file at {self.file_bytes:,}: cut off?")
+        packed = self._read(PREFIX.size, length)
+        if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
+            raise FormatError("header", "its checksum does not match: the file is damaged")
+        self._header: Header = decode_header(packed)
+        self._entries = {entry.name: entry for entry in self._header.entries}
+        self._members: dict[int, list[Entry]] = {}
+        for entry in self._header.entries:
+            self._members.setdefault(entry.section, []).append(entry)
+        self._offsets: list[int] = [PREFIX.size + length]
+        for size in self._header.lengths:
+            self._offsets.append(self._offsets[-1] + size)
+        if self._offsets[-1] != self.file_bytes:
+            raise FormatError("sections", f"they end at {self._offsets[-1]:,}, the file at {self.file_bytes:,}: cut off?")
+        limit = largest_content(self.file_bytes) if max_bytes is None else max_bytes
+        if self.dense_bytes > limit:
+            raise FormatError(
+                "header", f"it declares {self.dense_bytes:,} bytes of tensors, more than {limit:,}; see max_bytes"
+            )
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The tensors in order of their names."""
+        return list(self._entries.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The checkpoint's own metadata."""
+        return dict(self._header.metadata)
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format, 1."""
+        return FORMAT_VERSION
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all tensors as their dtypes store them."""
+        return sum(entry.dense_bytes for entry in self._entries.values())
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of prefix and header."""
+        return self._offsets[0]
+
+    def members(self, section: int) -> list[Entry]:
+        """The tensors that a section holds, in order of their names."""
+        return self._members[section]
+
+    def is_canonical(self) -> bool:
+        """Whether prefix and header are, once inflated, what opq writes for these entries."""
+        packed = self._read(PREFIX.size, self.header_bytes - PREFIX.size)
+        return inflate_header(packed) == header_columns(self._header)
+
+    def section_bytes(self, section: int) -> int:
+        """Bytes of a section."""
+        return self._header.lengths[section]
+
+    def section(self, number: int) -> bytes:
+        """The bytes of a section, their checksum checked."""
+        data = self._read(self._offsets[number], self._header.lengths[number])
+        if zlib.crc32(data) != self._header.checksums[number]:
+            names = [entry.name for entry in self.members(number)]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise FormatError(f"tensor {names[0]!r}{more}", "the checksum does not match: the file is damaged")
+        return data
+
+    def __getitem__(self, name: str) -> Content:
+        """The tensor of this name; FormatError when its section is damaged."""
+        entry = self._entries[name]
+        if not entry.is_weight:
+            return restore(self.stored(name), entry)
+        try:
+            return decode_weight(self.section(entry.section), entry.shape, entry.dtype, entry.step)
+        except FormatError as error:
+            raise FormatError(f"tensor {name!r}", error.problem) from None
+
+    def pieces(self, name: str) -> Iterator[CompressedTensor]:
+        """The weight of this name in pieces of whole channels, of which no more are held than processors work on."""
+        entry = self._entries[name]
+        if not entry.is_weight:
+            raise KeyError(f"{name!r} is no weight")
+        width = math.prod(entry.shape[1:])
+        rest = np.zeros(0, dtype=np.int32)
+        try:
+            for chunk in decode_pieces(self.section(entry.section), entry.shape, entry.dtype, entry.step):
+                codes = np.concatenate([rest, chunk.codes]) if len(rest) else chunk.codes
+                whole, part = len(codes) // width * width, max(CHUNK // width, 1) * width
+                for start in range(0, whole, part):
+                    yield replace(chunk, codes=codes[start : min(start + part, whole)].reshape(-1, *entry.shape[1:]))
+                rest = codes[whole:]
+        except FormatError as error:
+            raise FormatError(f"tensor {name!r}", error.problem) from None
+
+    def stored(self, name: str) -> NDArray[np.generic]:
+        """An auxiliary tensor as its section has it: float16 where it is stored as half, uint8 where it is in 8 bits."""
+        # A decoded pack is kept until each of its tensors was asked for.
+        section = self._entries[name].section
+        pack, waiting = self._packs.get(section, ({}, set()))
+        if not pack:
+            pack = self._decode_pack(section)
+            with self._lock:  # another thread may have been faster
+                pack, waiting = self._packs.setdefault(section, (pack, set(pack)))
+        waiting.discard(name)
+        if not waiting:
+            self._packs.pop(section, None)
+        return pack[name]
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """The tensor of this name as an array in its own dtype."""
+        content = self[name]
+        return content.values() if isinstance(content, CompressedTensor) else content
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All tensors as arrays in their own dtypes, decoded on all processors."""
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for entries in self._groups():
+            decoded = self._decode_together(entries)
+            sizes = [math.prod(entry.shape) for entry in entries]
+
+            def values(share: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
+                return [decoded[e.name].values() if e.name in decoded else self.array(e.name) for e in share]
+
+            arrays.update(
+                zip((entry.name for entry in entries), thread_map_batched(values, entries, sizes, CHUNK), strict=True)
+            )
+        return arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def close(self) -> None:
+        """Close the file; look-ups fail afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> OpqFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _groups(self) -> Iterator[list[Entry]]:
+        """The tensors, as many at a time as _GROUP elements allow: at the end of each group a thread may wait for another."""
+        group: list[Entry] = []
+        size = 0
+        for entry in self.entries:
+            size += math.prod(entry.shape)
+            if group and size > _GROUP:
+                yield group
+                group, size = [], math.prod(entry.shape)
+            group.append(entry)
+        if group:
+            yield group
+
+    def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
+        """The weights among some entries, or none if one is damaged; which one it is, each alone says."""
+        weights = [entry for entry in entries if entry.is_weight]
+        try:
+            # Read once, however many weights share it: kept for each, a small file would take gigabytes.
+            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+            parts = [(sections[entry.section], entry.shape, entry.dtype, entry.step) for entry in weights]
+            return dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
+        except FormatError:
+            return {}
+
+    def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
+        members = self.members(section)
+        kinds = [stored_dtype(member.storage, member.dtype) for member in members]
+        arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
+        return {member.name: array for member, array in zip(members, arrays, strict=True)}
+
+    def _read(self, offset: int, count: int) -> bytes:
+        if isinstance(self._file, io.BytesIO) or not hasattr(os, "pread"):
+            with self._lock:
+                self._file.seek(offset)
+                data = self._file.read(count)
+        else:
+            data = _read_at(self._file.fileno(), offset, count)
+        if len(data) != count:
+            raise FormatError("sections", f"{count:,} bytes expected at {offset:,}, {len(data):,} read: cut off?")
+        return data
+
+
+def _read_at(handle: int, offset: int, count: int) -> bytes:
+    """Bytes of a file from a place on, fewer where it ends; its position, which processes share after a fork, stays."""
+    parts = []
+    while count and (part := os.pread(handle, count, offset)):  # no system call reads 2 GB or more at once
+        parts.append(part)
+        offset, count = offset + len(part), count - len(part)
+    return b"".join(parts)
+
+
+class TensorReader(Generic[Tensor]):
+    """An open file whose tensors are read one at a time, each converted as a framework likes it."""
+
+    def __init__(self, file: OpqFile, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
+        self._file = file
+        self._convert = convert
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in ascending order."""
+        return list(self._file)
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata that were saved."""
+        return self._file.metadata
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor of this name; KeyError when there is none, FormatError when its bytes are damaged."""
+        return self._convert(self._file.array(name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()

@@ -1,0 +1,117 @@
+"""The statistics of batch-norms: estimated anew, or put back where a canonical form has none."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from opq.training.batches import Loader, call, to_device
+from opq.training.device import autocast
+
+REFRESHING = 200
+"""Batches from which statistics are estimated."""
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@torch.no_grad()
+def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -> None:
+    """Estimate the statistics of all batch-norm layers anew, as plain means over up to REFRESHING batches of `loader`.
+
+    A layer that does not run on these batches keeps those that it has.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
+    training = model.training
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+    model.train()
+    try:
+        _run(model, loader, device)
+    finally:
+        model.train(training)
+        for layer, momentum, buffers in zip(layers, momenta, before, strict=True):
+            layer.momentum = momentum
+            if not layer.num_batches_tracked:
+                for name, buffer in buffers.items():
+                    getattr(layer, name).copy_(buffer)
+
+
+@torch.no_grad()
+def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -> None:
+    """Give batch-norms in canonical form statistics of their own again; what the network computes stays the same.
+
+    In canonical form (mean 0, variance a constant) weight and bias hold what the statistics would do. While training, the
+    statistics of each batch take their place, and would be counted twice: so mean and variance are measured, from up to
+    REFRESHING batches of `loader` through the network in evaluation mode, and taken out of weight and bias.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and is_canonical(module)]
+    if not layers:
+        return
+    sums = {layer: _Moments() for layer in layers}
+    hooks = [layer.register_forward_pre_hook(sums[layer].add) for layer in layers]
+    training = model.training
+    model.eval()
+    try:
+        _run(model, loader, device)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    for layer, moments in sums.items():
+        if moments.count:
+            _move_statistics(layer, *moments.mean_and_variance())
+
+
+def is_canonical(layer: nn.Module) -> bool:
+    """Whether a batch-norm has no statistics of its own: mean 0, and one variance for all of its channels."""
+    mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+    if mean is None or variance is None or layer.weight is None or layer.bias is None:
+        return False
+    return bool((mean == 0).all() and (variance == variance[0]).all())
+
+
+def _run(model: nn.Module, loader: Loader, device: torch.device) -> None:
+    for batch in islice(loader, REFRESHING):
+        with autocast(device):
+            call(model, to_device(batch, device))
+
+
+class _Moments:
+    """Sums over the inputs of a batch-norm, a channel each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().double().transpose(0, 1).flatten(1)
+        self.count += values.shape[1]
+        self.sum = self.sum + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        mean = torch.as_tensor(self.sum) / self.count
+        return mean, (torch.as_tensor(self.squares) / self.count - mean.square()).clamp(min=0.0)
+
+
+def _move_statistics(layer: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    weight, bias, old_mean, old_variance = (
+        getattr(layer, name).double() for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    eps = float(layer.eps)  # type: ignore[arg-type]
+    slope = weight / (old_variance + eps).sqrt()
+    for name, values in (
+        ("weight", slope * (variance + eps).sqrt()),
+        ("bias", bias + slope * (mean - old_mean)),
+        ("running_mean", mean),
+        ("running_var", variance),
+    ):
+        getattr(layer, name).copy_(values)

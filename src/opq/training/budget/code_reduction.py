@@ -1,0 +1,131 @@
+"""A trained network into a byte target, with masks and steps as they are: a few codes, lowered.
+
+Codes spread while a network trains, and the file grows. What still can give is magnitudes. Lowering the code k of a latent
+value v costs (|v| - (k-1) step)^2 - (|v| - k step)^2 of squared error, little where v lies near the border to the next lower
+cell, and saves about log2(n_(k-1) / n_k) bits, n_k counting the codes of magnitude k in the weight. The codes that save most
+for their error go first, as many as it takes. Where one step down for all would not do, all are scaled down first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from opq.codec.code_stream import encode_codes
+from opq.errors import TargetError
+from opq.thread_map import thread_map
+from opq.training.prepared_model import PreparedWeight, codebooks, current_codes
+
+_SMALLEST_SAVING = 0.05
+_CLOSE_ENOUGH = 1.002
+_MANY = 1024
+"""Codes from here on are counted as one: they are rare, and cost about alike."""
+
+
+@dataclass(frozen=True)
+class CodeReduction:
+    """What it took to meet a target: how many codes were lowered, of how many kept ones."""
+
+    lowered: int
+    num_kept: int
+
+
+def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
+    """Lower codes of a prepared `model` until its weights' sections take at most `code_bytes`; where they do, nothing changes.
+
+    Latent values of lowered codes move to the middle of their new cells. Raises TargetError when even codes of 1 alone take
+    more.
+    """
+    weights = codebooks(model)
+    before = current_codes(weights)
+    codes = _scaled_down(before, code_bytes)
+    while (size := section_bytes(codes)) > code_bytes:
+        order = _order(weights, codes)
+        if not len(order):
+            raise TargetError(
+                f"the codes take {size:,} bytes, {code_bytes:,.0f} are left for them, and all kept codes are 1 already; "
+                "ask for more, or begin with fewer kept weights"
+            )
+        low, high = 0, len(order)  # of the codes in this order, `high` are enough, or all there are
+        while high - low > 1:
+            middle = (low + high) // 2
+            if section_bytes(_lowered(codes, order[:middle])) <= code_bytes:
+                high = middle
+            else:
+                low = middle
+        codes = _lowered(codes, order[:high])
+    for weight, old, new in zip(weights, before, codes, strict=True):
+        _move(weight, torch.from_numpy(new), torch.from_numpy(new != old))
+    kept = sum(int(np.count_nonzero(array)) for array in before)
+    lowered = sum(int(np.count_nonzero(old != new)) for old, new in zip(before, codes, strict=True))
+    return CodeReduction(lowered, kept)
+
+
+def _scaled_down(codes: Sequence[NDArray[np.int32]], code_bytes: float) -> Sequence[NDArray[np.int32]]:
+    """The codes; where they take more than `code_bytes` even after one step down, times the smallest share that still does."""
+    ones = [np.sign(array) for array in codes]
+    if section_bytes([array - one * (np.abs(array) > 1) for array, one in zip(codes, ones, strict=True)]) <= code_bytes:
+        return codes
+    low, high = 1.0 / max(int(np.abs(array).max(initial=1)) for array in codes), 1.0
+    while high > _CLOSE_ENOUGH * low:
+        middle = math.sqrt(low * high)
+        scaled = [np.ceil(np.abs(array) * middle).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
+        low, high = (low, middle) if section_bytes(scaled) > code_bytes else (middle, high)
+    return [np.ceil(np.abs(array) * high).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
+
+
+def section_bytes(codes: Sequence[NDArray[np.int32]]) -> int:
+    """Bytes of the sections of some weights."""
+    return sum(thread_map(lambda array: len(encode_codes(array)), codes))
+
+
+def bits_saved(codes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """(largest magnitude + 1,) about the bits that lowering a code of each magnitude saves; _MANY stands for all beyond."""
+    counts = np.bincount(np.minimum(np.abs(codes).reshape(-1), _MANY))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        saved = np.log2(counts[:-1]) - np.log2(counts[1:])
+    saved = np.maximum(np.nan_to_num(saved, nan=0.0, posinf=0.0, neginf=0.0), _SMALLEST_SAVING)
+    return np.concatenate([[1.0], saved])
+
+
+def _order(weights: Sequence[PreparedWeight], codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """Places, in all weights one after the other, of the codes that can be lowered, the best to lower first."""
+    costs = [_costs(weight, array) for weight, array in zip(weights, codes, strict=True)]
+    flat = np.concatenate(costs)
+    return np.argsort(flat, kind="stable")[: np.count_nonzero(np.isfinite(flat))]
+
+
+def _costs(weight: PreparedWeight, codes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Squared error a saved bit, of lowering each code of a weight; infinite where the code is 0 or 1."""
+    levels = np.abs(codes).reshape(-1)
+    latent = weight.latent.detach().abs().double().cpu().numpy().reshape(-1)
+    step = float(weight.codebook.step)
+    error = step * (2.0 * latent - (2 * levels - 1) * step)
+    saved = bits_saved(codes)
+    saved = saved[np.minimum(levels, len(saved) - 1)]
+    # Latent values that clipping holds far above their codes would else count as if their errors were new.
+    return np.where(levels > 1, np.maximum(error, -(step**2)) / saved, np.inf)
+
+
+def _lowered(codes: Sequence[NDArray[np.int32]], places: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+    """The codes with those at `places`, in all weights one after the other, one nearer to zero."""
+    flat = np.concatenate([array.reshape(-1) for array in codes])
+    flat[places] -= np.sign(flat[places])
+    ends = np.cumsum([array.size for array in codes])[:-1]
+    return [part.reshape(array.shape) for part, array in zip(np.split(flat, ends), codes, strict=True)]
+
+
+def _move(weight: PreparedWeight, codes: torch.Tensor, moved: torch.Tensor) -> None:
+    if not moved.any():
+        return
+    codes, moved = codes.to(weight.latent.device), moved.to(weight.latent.device)
+    step, offset = weight.codebook.step.double(), weight.codebook.rounding_offset.double()
+    middle = (codes.abs() + 0.5 - offset) * step * codes.sign()
+    with torch.no_grad():
+        weight.latent.copy_(torch.where(moved, middle.to(weight.latent.dtype), weight.latent))

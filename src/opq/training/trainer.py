@@ -1,0 +1,221 @@
+"""The training loop, for prepared and for plain networks alike."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from opq.errors import TrainingError
+from opq.training.batches import Loader, call, check_labels, labels_of, to_device
+from opq.training.bn_statistics import refresh_batch_norm
+from opq.training.budget.controller import BudgetController
+from opq.training.config import TrainingConfig
+from opq.training.device import autocast, device_of, to_channels_last
+from opq.training.run_folder import RunFolder, plain_row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Teacher = Callable[[Any], Any]
+"""Inputs to logits: a network, or anything that knows its answers."""
+
+Row = Mapping[str, Any]
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many steps of it are finished, and how many there are."""
+
+
+@dataclass
+class Training:
+    """One training of a network, epoch by epoch.
+
+    seed         of everything drawn at random; every epoch begins with a seed of its own, so that one continued from a
+                 checkpoint draws what it would have drawn
+    folder       where checkpoints and history go, None for nowhere
+    hold         called after each step, and kept in checkpoints; None for none
+    watch        called with the network after each epoch; what it returns goes into the history
+    accelerator  Hugging Face Accelerate's, for many processes; None for this one alone
+    progress     called after each step
+    """
+
+    model: nn.Module
+    loader: Loader
+    epochs: int
+    recipe: TrainingConfig
+    teacher: Teacher | None = None
+    seed: int = 0
+    folder: RunFolder | None = None
+    controller: BudgetController | None = None
+    watch: Callable[[nn.Module], Row] | None = None
+    accelerator: Accelerator | None = None
+    progress: Progress | None = None
+
+    def run(self) -> list[Row]:
+        """Train for `epochs` epochs, going on where the folder's checkpoint stands; the history, a row an epoch.
+
+        The network is left in evaluation mode. Raises RecipeError when the loss is no longer a number, or when there is
+        nothing to learn from.
+        """
+        if not isinstance(self.loader, Sized) or not len(self.loader):
+            raise TrainingError("expected a loader that says how many batches it has, at least one")
+        to_channels_last(self.model)
+        self.model.train()
+        device = self.accelerator.device if self.accelerator else device_of(self.model)
+        if isinstance(self.teacher, nn.Module):
+            self.teacher = self.teacher.to(device).eval()
+            to_channels_last(self.teacher)
+        optimizer = self.recipe.make_optimizer(self.model)
+        network, loader = self.model, self.loader
+        if self.accelerator:
+            network, optimizer, loader = self.accelerator.prepare(self.model, optimizer, self.loader)
+            if not len(loader):
+                raise TrainingError(f"{len(self.loader)} batches do not suffice for {self.accelerator.num_processes} processes")
+        average = self._average()
+        history: list[Row] = []
+        if self.folder and (state := self.folder.load()):
+            history = self._restore(state, optimizer, average)
+        for epoch in range(len(history), self.epochs):
+            start = time.perf_counter()
+            seed_everything(self.seed, epoch, loader)
+            loss = self._epoch(epoch, network, loader, optimizer, average, device)
+            row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
+            leads = self.accelerator is None or self.accelerator.is_main_process
+            history.append({**row, **(plain_row(self.watch(self.model)) if self.watch and leads else {})})
+            if self.folder and leads:
+                self._save(self.folder, history, optimizer, average)
+        if self.accelerator:
+            self._agree()
+        if average is not None:
+            with torch.no_grad():
+                for own, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
+                    own.copy_(mean)
+            seed_everything(self.seed, self.epochs, self.loader)
+            refresh_batch_norm(self.model, self.loader, device)
+        self.model.eval()
+        return history
+
+    def _epoch(
+        self,
+        epoch: int,
+        network: nn.Module,
+        loader: Loader,
+        optimizer: torch.optim.Optimizer,
+        average: AveragedModel | None,
+        device: torch.device,
+    ) -> float:
+        """One pass over the loader; the mean loss of its batches."""
+        self.model.train()
+        batches = len(cast(Sized, loader))
+        total = torch.zeros((), device=device)
+        rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        for number, batch in enumerate(loader):
+            share = self.recipe.rate_at(epoch * batches + number, self.epochs * batches)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            loss = self._loss(network, to_device(batch, device), device)
+            optimizer.zero_grad(set_to_none=True)
+            if self.accelerator:
+                self.accelerator.backward(loss)
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
+            if self.recipe.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            optimizer.step()
+            if self.controller is not None:
+                self.controller(epoch * batches + number, self.epochs * batches, share)
+            if average is not None:
+                average.update_parameters(self.model)
+            total += loss.detach()
+            if self.progress:
+                self.progress(f"epoch {epoch + 1} of {self.epochs}", number + 1, batches)
+        mean = float(total) / batches
+        if not math.isfinite(mean):
+            raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower the learning rate, or clip gradients")
+        return mean
+
+    def _loss(self, network: nn.Module, batch: Any, device: torch.device) -> Tensor:
+        with autocast(device):
+            taught = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = call(self.teacher, batch)
+            outputs = call(network, batch)
+        labels = labels_of(batch)
+        try:
+            return self.recipe.loss(outputs, labels, taught)
+        except IndexError:
+            if labels is not None:
+                check_labels(labels, outputs.shape[-1])
+            raise
+
+    def _agree(self) -> None:
+        """Batch-norm statistics of the first process for all: each has seen the last batches of its own."""
+        from accelerate.utils import broadcast
+
+        with torch.no_grad():
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(broadcast(buffer.clone(), from_process=0))
+
+    def _average(self) -> AveragedModel | None:
+        if self.recipe.average is None:
+            return None
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.average))  # type: ignore[no-untyped-call]
+
+    def _save(
+        self, folder: RunFolder, history: list[Row], optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    ) -> None:
+        folder.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.state_dict() if average is not None else None,
+                "hold": self.controller.state() if self.controller is not None else None,
+                "history": history,
+            }
+        )
+        folder.write_history(history)
+
+    def _restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> list[Row]:
+        self.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        if self.controller is not None:
+            self.controller.restore(state["hold"])
+        history: list[Row] = state["history"]
+        return history
+
+
+def seed_everything(seed: int, epoch: int, loader: Any) -> None:
+    """Begin an epoch's random numbers: Python's, NumPy's, torch's on all devices, and the loader's own."""
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+    for holder in _holders(loader):
+        for name in ("generator", "synchronized_generator"):  # the latter is Accelerate's
+            if isinstance(generator := getattr(holder, name, None), torch.Generator):
+                generator.manual_seed(mixed)
+        if callable(begin := getattr(holder, "set_epoch", None)):
+            begin(epoch)
+
+
+def _holders(loader: Any) -> list[Any]:
+    """A loader, and all within it that may draw at random."""
+    found: list[Any] = []
+    waiting = [loader]
+    while waiting:
+        holder = waiting.pop()
+        if holder is not None and all(holder is not other for other in found):
+            found.append(holder)
+            waiting += [getattr(holder, name, None) for name in ("dataset", "sampler", "batch_sampler")]
+    return found

@@ -1,0 +1,123 @@
+"""Reading untrusted bytes, and LEB128 integers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opq.codec.byte_reader import ByteReader, varint
+from opq.errors import FormatError
+
+INTEGERS = st.integers(0, 2**63 - 1) | st.integers(0, 63).flatmap(lambda k: st.sampled_from([2**k - 1, 2**k - (k == 63)]))
+
+
+@given(st.lists(INTEGERS))
+def test_varints_come_back(values):
+    """Any integers below 2^63, written one after the other, are read back, and nothing is left."""
+    reader = ByteReader(b"".join(map(varint, values)), "here")
+    assert [reader.varint() for _ in values] == values
+    reader.end()
+
+
+@given(INTEGERS)
+def test_a_varint_takes_a_byte_for_every_seven_bits(value):
+    """Its length is the bits of the value over seven, rounded up, and one byte for 0."""
+    assert len(varint(value)) == max(1, -(-value.bit_length() // 7))
+
+
+@given(INTEGERS, INTEGERS)
+def test_a_varint_has_one_form(a, b):
+    """Different values have different bytes, and neither starts with the other."""
+    assert a == b or not varint(a).startswith(varint(b))
+
+
+@given(st.binary(min_size=1, max_size=12))
+def test_bytes_are_a_varint_in_its_only_form_or_an_error(data):
+    """What reads as an integer is what that integer is written as; all else is a FormatError."""
+    reader = ByteReader(data, "here")
+    try:
+        value = reader.varint()
+    except FormatError:
+        return
+    assert data.startswith(varint(value))
+    assert 0 <= value < 2**63
+
+
+@given(INTEGERS, st.integers(1, 4))
+def test_a_longer_form_is_an_error(value, zeros):
+    """A varint with zero bits on top is refused."""
+    short = varint(value)
+    long = short[:-1] + bytes([short[-1] | 0x80]) + b"\x80" * (zeros - 1) + b"\0"
+    with pytest.raises(FormatError, match=r"shortest form|longer than 9 bytes"):
+        ByteReader(long, "here").varint()
+
+
+@given(INTEGERS, st.data())
+def test_a_varint_cut_off_is_an_error(value, data):
+    """No proper beginning of a varint is one."""
+    short = varint(value)
+    cut = data.draw(st.integers(0, len(short) - 1))
+    with pytest.raises(FormatError, match="are left"):
+        ByteReader(short[:cut], "here").varint()
+
+
+@given(INTEGERS, INTEGERS)
+def test_a_varint_is_at_most_its_limit(value, limit):
+    """A value is read if and only if it is not above the limit."""
+    reader = ByteReader(varint(value), "here")
+    if value <= limit:
+        assert reader.varint(limit) == value
+    else:
+        with pytest.raises(FormatError, match="at most"):
+            reader.varint(limit)
+
+
+@pytest.mark.parametrize("data", [varint(2**63 - 1)[:-1] + b"\x80\x01", b"\xff" * 9 + b"\x01", b"\xff" * 10, b"\xff" * 1000])
+def test_integers_of_2_to_63_and_more_are_errors(data):
+    """Nothing at or above 2^63 is read, however long it is."""
+    with pytest.raises(FormatError):
+        ByteReader(data, "here").varint()
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 12), max_size=8))
+def test_takes_are_the_bytes_in_order_and_never_more(data, counts):
+    """Pieces taken one after the other are the data; one that would pass the end is an error and takes nothing."""
+    reader = ByteReader(data, "here")
+    taken = b""
+    for count in counts:
+        if len(taken) + count > len(data):
+            with pytest.raises(FormatError, match="are left"):
+                reader.take(count)
+        else:
+            taken += reader.take(count)
+    assert taken + reader.rest() == data
+    reader.end()
+
+
+@given(st.binary(min_size=1))
+def test_what_is_left_over_is_an_error(data):
+    """`end` accepts the very end only."""
+    reader = ByteReader(data, "here")
+    reader.take(len(data) - 1)
+    with pytest.raises(FormatError, match="1 bytes too many"):
+        reader.end()
+    reader.take(1)
+    reader.end()
+
+
+def test_an_error_says_where():
+    """The place that the cursor was given stands in the message."""
+    reader = ByteReader(b"abc", "header")
+    reader.take(1)
+    with pytest.raises(FormatError, match="header: 5 bytes expected at 1, 2 are left"):
+        reader.take(5)
+
+
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [(0, "00"), (1, "01"), (127, "7f"), (128, "8001"), (16383, "ff7f"), (16384, "808001"), (2**63 - 1, "ffffffffffffffff7f")],
+)
+def test_bytes_of_varints(value, data):
+    """These bytes never change."""
+    assert varint(value).hex() == data

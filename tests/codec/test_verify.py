@@ -1,0 +1,77 @@
+"""`verify`: what it accepts, and what it finds though every checksum is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from codec_strategies import encode_file, files, sections_of, small_file
+from hypothesis import given, settings
+
+from opq.codec import _native
+from opq.codec.code_stream import encode_codes
+from opq.codec.file_reader import OpqFile
+from opq.codec.file_writer import AuxiliaryPack, EncodedWeight, assemble
+from opq.codec.header import Entry
+from opq.codec.verify import verify
+from opq.errors import FormatError, SourceError
+from opq.quantization.compressed_tensor import CompressedTensor
+
+
+@settings(max_examples=60)
+@given(files())
+def test_what_the_writer_writes_is_whole(data):
+    """A written file passes, and is counted right."""
+    found = verify(data)
+    with OpqFile(data) as file:
+        assert found.weights == sum(isinstance(content, CompressedTensor) for content in file.values())
+        assert found.weights + found.auxiliary == len(file)
+    assert found.sections == len(sections_of(data))
+    assert found.file_bytes == len(data)
+
+
+def test_paths_are_verified(tmp_path):
+    """A path gives what its bytes give; one that is not there is a SourceError."""
+    path = tmp_path / "model.opq"
+    path.write_bytes(small_file())
+    assert verify(path) == verify(small_file())
+    with pytest.raises(SourceError):
+        verify(tmp_path / "missing.opq")
+
+
+@pytest.mark.parametrize(("kind", "step"), [("float16", 2.0**14), ("float32", 2.0**127), ("bfloat16", 2.0**127)])
+def test_infinite_values_are_refused(kind, step):
+    """A step that makes a code infinite in its dtype is refused."""
+    codes = np.array([0, 1, -1, 10, -10], dtype=np.int32)
+    with pytest.raises(FormatError, match=f"'w'.*leads out of {kind}"):
+        verify(encode_file({"w": CompressedTensor(codes, step, kind)}, {}))
+
+
+def test_a_code_that_becomes_zero_is_refused():
+    """Kept weights are not zero: a step too small for its dtype is refused."""
+    data = encode_file({"w": CompressedTensor(np.array([1, 100], dtype=np.int32), 2.0**-30, "float16")}, {})
+    with pytest.raises(FormatError, match="leads out of float16"):
+        verify(data)
+
+
+def test_what_is_not_canonical_is_refused():
+    """Other raw bits than the codes ask for, or a plane that is not coded, decode, but `verify` says that no opq wrote them."""
+    codes = np.array([0, 1, 0, 1], dtype=np.int32)
+    section = b"\1" + _native.encode_codes(codes, 1, 4, 1, 1, 1)
+    with OpqFile(assemble([EncodedWeight("w", (4,), "float32", 1.0, section)], [], {})) as file:
+        assert file["w"].codes.tolist() == [0, 1, 0, 1]
+    with pytest.raises(FormatError, match=r"'w'.*other bytes"):
+        verify(assemble([EncodedWeight("w", (4,), "float32", 1.0, section)], [], {}))
+    plane = b"\x32" + bytes(50)
+    with pytest.raises(FormatError, match=r"'a'.*other bytes"):
+        verify(assemble([], [AuxiliaryPack((Entry("a", (50,), "uint8", "exact", 0),), plane)], {}))
+
+
+def test_every_tied_weight_is_decoded():
+    """Weights of different shapes that share a section: each must decode, not only the first."""
+    codes = np.arange(128, dtype=np.int32).reshape(16, 8)
+    section = encode_codes(codes)
+    data = assemble([EncodedWeight(name, codes.shape, "float32", 1.0, section) for name in "ab"], [], {})
+    assert verify(data).weights == 2
+    other = [EncodedWeight("a", (16, 8), "float32", 1.0, section), EncodedWeight("b", (8, 2, 2, 4), "float32", 1.0, section)]
+    with pytest.raises(FormatError, match="'b'"):
+        verify(assemble(other, [], {}))

@@ -1,0 +1,90 @@
+"""Laws of the curve of ratio against error."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import opq
+from opq.cli import main
+from opq.errors import TargetError
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    generator = np.random.default_rng(0)
+    return {
+        "a.weight": generator.laplace(0.0, 0.1, (64, 32, 3, 3)).astype(np.float32),
+        "b.weight": generator.laplace(0.0, 0.02, (100, 64)).astype(np.float32),
+        "b.bias": generator.normal(size=100).astype(np.float32),
+    }
+
+
+def test_the_curve_is_what_plans_predict(tensors):
+    """Every point's bytes are those of the plan for its ratio, within a hundredth, and its ratio is the asked one."""
+    for asked, point in zip((4.0, 10.0, 20.0), opq.rd_curve(tensors, ratios=(4.0, 10.0, 20.0)), strict=True):
+        assert point.ratio == pytest.approx(asked, rel=0.01)
+        assert point.bytes == pytest.approx(opq.plan(tensors, ratio=asked).predicted_bytes, rel=0.01)
+
+
+def test_smaller_files_err_more(tensors):
+    """Along the curve bytes and bits fall, zeros and distortion rise, and distortion lies between 0 and 1."""
+    points = opq.rd_curve(tensors)
+    for before, after in pairwise(points):
+        assert after.bytes < before.bytes
+        assert after.bits_per_weight < before.bits_per_weight
+        assert after.sparsity > before.sparsity
+        assert 0.0 < before.distortion < after.distortion < 1.0
+
+
+def test_the_distortion_is_near_the_real_one(tensors):
+    """The error of the network made at a ratio is the predicted one, within a tenth, on Laplace weights."""
+    point = opq.rd_curve(tensors, ratios=[10.0])[0]
+    plan = opq.plan(tensors, ratio=10.0)
+    weights = [name for name in tensors if name in plan.layers]
+    error = sum(float(np.square(opq.fake_quantize(tensors[name], plan.layers[name]) - tensors[name]).sum()) for name in weights)
+    energy = sum(float(np.square(tensors[name]).sum()) for name in weights)
+    assert point.distortion == pytest.approx(error / energy, rel=0.1)
+
+
+def test_a_target_beside_the_curve_is_refused(tensors):
+    """A curve has no target, and one of unreachable ratios alone is an error."""
+    with pytest.raises(TargetError, match="leave ratio out"):
+        opq.rd_curve(tensors, ratio=10)
+    with pytest.raises(TargetError, match="no ratio"):
+        opq.rd_curve(tensors, ratios=[1e6])
+    with pytest.raises(TargetError, match="leave lossless out"):
+        opq.rd_curve(tensors, lossless=True)
+    with pytest.raises(TargetError, match="unknown option"):
+        opq.rd_curve(tensors, rate=4)
+    for ratio in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(TargetError, match="positive and finite"):
+            opq.rd_curve(tensors, ratios=[ratio, 4.0])
+
+
+def test_the_command_shows_the_curve(tensors, tmp_path, capsys):
+    """`opq plan --curve` prints the points as a table and as JSON, and refuses what does not go with it."""
+    source = tmp_path / "net.safetensors"
+    safetensors.numpy.save_file(tensors, source)
+    assert main(["plan", str(source), "--curve"]) == 0
+    assert "distortion" in capsys.readouterr().out
+    assert main(["plan", str(source), "--curve", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(opq.rd_curve(tensors))
+    assert main(["plan", str(source), "--curve", "--ratio", "10"]) == 2
+    assert main(["plan", str(source), "--ratio", "10", "--plot", "x.png"]) == 2
+    assert main(["plan", str(source), "--curve", "-o", str(tmp_path / "plan.json")]) == 2
+
+
+def test_the_command_draws_the_curve(tensors, tmp_path, capsys):
+    """`--plot` writes a picture where matplotlib is there, and says how to install it where it is not."""
+    source, picture = tmp_path / "net.safetensors", tmp_path / "curve.png"
+    safetensors.numpy.save_file(tensors, source)
+    status = main(["plan", str(source), "--curve", "--plot", str(picture)])
+    if status == 0:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert "opq[plot]" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""Laws of rounding in which errors make up for each other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opq.errors import PlanError
+from opq.quantization.chunked import code_pieces
+from opq.quantization.error_feedback import ACROSS, NEAR, SHARED, excess
+from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
+from opq.rate_distortion.plan import LayerPlan
+
+SHAPES = [
+    (8, 24),
+    (6, 5, 3, 3),
+    (12, 1, 3, 3),
+    (4, 40, 1, 1),
+    (3, 4, 5),
+    (2, 3, 2, 3, 3),
+    (5, 2, 17, 17),
+    (1, 1),
+    (7, 1),
+    (3, 33),
+]
+shapes = st.sampled_from(SHAPES)
+
+
+def draw(shape, seed, kind=np.float32):
+    return np.random.default_rng(seed).laplace(scale=0.1, size=shape).astype(kind)
+
+
+def plan_for(shape, step, **fields):
+    step = float(np.float32(step))
+    return LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, 0.0, shaped=True, **fields)
+
+
+def prior(shape):
+    """The second moments that the module's first lines give, of a whole row."""
+    kernel = np.indices(shape[2:] or (1,)).reshape(max(len(shape) - 2, 1), -1)
+    distance = np.abs(kernel[:, :, None] - kernel[:, None, :]).sum(0)
+    within = (1.0 - SHARED) * NEAR ** distance.astype(float) + SHARED
+    size = shape[1] * len(within)
+    return np.kron(np.eye(shape[1]), within) + ACROSS * np.ones((size, size))
+
+
+@given(shapes, st.integers(0, 99), st.floats(0.01, 0.5), st.sampled_from(["float32", "float64", "float16"]))
+def test_torch_rounds_the_same_way(shape, seed, step, kind):
+    """PyTorch gives the very codes that NumPy gives, in every dtype and shape."""
+    torch = pytest.importorskip("torch")
+    weight, plan = draw(shape, seed, kind), plan_for(shape, step)
+    codes = quantize(torch.from_numpy(weight), plan)
+    assert codes.dtype == torch.int32
+    assert np.array_equal(quantize(weight, plan), codes.numpy())
+
+
+@given(shapes, st.integers(0, 99), st.floats(0.01, 0.5), st.data())
+def test_rows_do_not_know_of_each_other(shape, seed, step, data):
+    """A row's codes are what it gets alone, so that a weight can be rounded some rows at a time, in any pieces."""
+    weight, plan = draw(shape, seed), plan_for(shape, step)
+    whole = quantize(weight, plan)
+    row = data.draw(st.integers(0, shape[0] - 1))
+    assert np.array_equal(quantize(weight[row : row + 1], replace(plan, shape=(1, *shape[1:]))), whole[row : row + 1])
+    start = data.draw(st.integers(0, weight.size - 1))
+    stop = data.draw(st.integers(start + 1, weight.size))
+    pieces = code_pieces(lambda first, last: weight[first:last], plan)
+    assert np.array_equal(pieces(start, stop), whole.reshape(-1)[start:stop])
+
+
+SHARES = [((64, 32, 3, 3), 0.7), ((256, 1, 3, 3), 0.7), ((64, 256), 0.95), ((64, 48, 1, 1), 0.97)]
+
+
+@pytest.mark.parametrize(("shape", "share"), SHARES)
+def test_outputs_err_less(shape, share):
+    """Under the second moments it is made for, outputs err less than by rounding to nearest, and far less with kernels."""
+    weight, plan = draw(shape, 0), plan_for(shape, 0.1)
+
+    def cost(plan):
+        error = (fake_quantize(weight, plan) - weight).reshape(len(weight), -1).astype(float)
+        return float(np.einsum("ri,ij,rj->", error, prior(shape), error))
+
+    assert cost(plan) < share * cost(replace(plan, shaped=False))
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 3, 3), (64, 256), (64, 16, 5)])
+def test_the_excess_is_how_much_more_weights_err(shape):
+    """The squared error over that of rounding to nearest at a fine step, within a tenth."""
+    weight, plan = draw(shape, 0), plan_for(shape, 0.01)
+    shaped, alone = (float(np.square(fake_quantize(weight, p) - weight).sum()) for p in (plan, replace(plan, shaped=False)))
+    assert shaped / alone == pytest.approx(excess(shape), rel=0.1)
+
+
+@given(shapes, st.integers(0, 99), st.floats(0.01, 2.0))
+def test_zeros_stay_zero_and_the_mask_is_what_does_not_become_zero(shape, seed, step):
+    """A weight that was pruned before keeps its zeros; `mask` is True where codes are not 0."""
+    weight, plan = draw(shape, seed), plan_for(shape, step)
+    weight[np.random.default_rng(seed).random(shape) < 0.5] = 0.0
+    codes = quantize(weight, plan)
+    assert not codes[weight == 0.0].any()
+    assert np.array_equal(mask(weight, plan), codes != 0)
+    assert np.array_equal(fake_quantize(weight, plan), dequantize(codes, plan.step, weight.dtype))
+
+
+@given(shapes, st.integers(0, 99), st.floats(-40.0, 40.0))
+def test_scaling_by_a_power_of_two_changes_no_code(shape, seed, exponent):
+    """Weight and step times a power of two give the same codes."""
+    factor = 2.0 ** round(exponent)
+    weight, plan = draw(shape, seed), plan_for(shape, 0.05)
+    scaled = replace(plan, step=plan.step * factor, threshold=plan.threshold * factor)
+    assert np.array_equal(quantize(weight, plan), quantize(weight * np.float32(factor), scaled))
+
+
+def test_a_narrow_dtype_holds_every_value():
+    """Moving weights does not lead beyond what float16 can hold."""
+    weight = np.random.default_rng(0).uniform(-65000, 65000, (32, 64)).astype(np.float16)
+    assert np.isfinite(fake_quantize(weight, plan_for(weight.shape, 9000.0))).all()
+
+
+def test_a_plan_with_limits_is_not_shaped():
+    """What paper mode fixes, how many stay and how large codes become, does not go with moving weights."""
+    for fields in ({"kept": 3}, {"limits": (1, 1)}):
+        with pytest.raises(PlanError, match="shaped must be true or false"):
+            plan_for((2, 4), 0.1, **fields)
+    with pytest.raises(PlanError, match="shaped must be true or false"):
+        LayerPlan((2, 4), 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, shaped=1)
