@@ -3,7 +3,8 @@
     OpqError
     ├── SourceError        a checkpoint that cannot be read
     ├── WeightError        a tensor that cannot be compressed as asked
-    ├── TargetError        a target that is malformed, or out of reach
+    ├── ConfigError        a setting that is out of range, unknown, or contradicts another one
+    │   └── TargetError    a target that is malformed, or out of reach
     ├── PlanError          a plan that is malformed, or not made for these weights
     ├── SelectionError     a name or pattern that matches no tensor
     ├── FormatError        bytes that are not a whole, valid .opq file
@@ -52,7 +53,11 @@ class WeightError(OpqError):
         )
 
 
-class TargetError(OpqError):
+class ConfigError(OpqError):
+    """A setting is out of range, unknown, or contradicts another one."""
+
+
+class TargetError(ConfigError):
     """A target is malformed or out of reach; `reach` says the bytes of the largest file where that is under what was asked."""
 
     def __init__(self, problem: str, reach: int | None = None) -> None:

@@ -29,3 +29,30 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def size_text(size: float) -> str:
+    """A number of bytes with three digits in a decimal unit: "2.34 MB"."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000.0
+        if size < 999.5:
+            break
+    digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{size:.{digits}f} {unit}"
+
+
+def file_summary(file_bytes: int, dense_bytes: int, bits_per_weight: float | None, sparsity: float | None) -> str:
+    """A file in one line: "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros)".
+
+    Args:
+        file_bytes: Size of the file.
+        dense_bytes: Bytes of its tensors as their dtypes store them.
+        bits_per_weight: 8 * file_bytes over the number of weights; None if there are no weights.
+        sparsity: Fraction of zeros over all weights, 0..1; None if there are none.
+    """
+    text = f"{size_text(file_bytes)}, {dense_bytes / file_bytes:.1f}x smaller than {size_text(dense_bytes)}"
+    if bits_per_weight is None or sparsity is None:
+        return text
+    return f"{text} ({bits_per_weight:.2f} bits per weight, {100.0 * sparsity:.0f}% zeros)"

@@ -1,13 +1,15 @@
-"""One door for every kind of source."""
+"""Every kind of source as a State: checkpoints on disk, state dicts and modules in memory."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from opq.checkpoints.safetensors_file import open_checkpoint
+from opq.checkpoints.safetensors_file import SafetensorsState, open_folder
 from opq.checkpoints.state import State, TensorState
+from opq.checkpoints.torch_file import load_torch_file
 from opq.errors import SourceError
 
 
@@ -15,7 +17,7 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
     """`source` as a State.
 
     source    a State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()` such as a
-              torch module; or the path of a checkpoint (see opq.checkpoints.safetensors_file)
+              torch module; or the path of a checkpoint (see open_checkpoint)
     metadata  what to keep with the tensors, where the source brings none of its own
     Raises SourceError when it is none of these.
     """
@@ -33,6 +35,29 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or a checkpoint's path")
     own = getattr(source, "metadata", None)  # as an open .opq file has
     return TensorState(source, own if isinstance(own, Mapping) and own else metadata, epsilons)
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> State:
+    """The tensors of a checkpoint by name, each read when it is asked for if the format allows.
+
+    Args:
+        path: A .safetensors file; a folder with model.safetensors.index.json and its shards, or with model.safetensors; or a
+            .pt, .pth or .bin file of PyTorch.
+
+    Raises:
+        SourceError: The path is missing or is no such checkpoint.
+        MissingExtraError: It is a file of PyTorch, and PyTorch is not installed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return open_folder(path)
+    if not path.exists():
+        raise SourceError(path, "no such file or folder")
+    if path.suffix == ".safetensors":
+        return SafetensorsState({path: None})
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return load_torch_file(path)
+    raise SourceError(path, "expected a .safetensors, .pt or .pth file, or a folder of .safetensors shards")
 
 
 def epsilons_of(model: Any) -> dict[str, float]:

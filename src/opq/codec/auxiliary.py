@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.header import EIGHT_BITS, Entry
 
-STORAGES = ("exact", "half", "8bit")
+STORAGES = ("exact", "float16", "uint8")
 """What a user may ask for."""
 
 LARGEST_RELATIVE_ERROR = 2.0**-6
@@ -31,7 +31,7 @@ LARGEST_RELATIVE_ERROR = 2.0**-6
 LARGEST_LINEAR_ERROR = 2.0**-4
 """Of linear8, over the median magnitude of what is not zero; a tensor with values far from all others is stored otherwise."""
 
-HALF_ERROR = 2.0**-11
+FLOAT16_ERROR = 2.0**-11
 _FEWEST = 16  # with fewer elements the grid's bounds outweigh what it saves
 _WIDENING = 1.01
 _SMALLEST, _LARGEST = 2.0**-126, dtypes.LARGEST["float32"]
@@ -42,20 +42,20 @@ Bounds = tuple[float, float]
 def store(array: NDArray[np.generic], asked: str) -> tuple[str, Bounds | None, NDArray[np.generic]]:
     """The storage of `array`, its grid's bounds, and the array to store, of float16 or uint8 where that is not exact.
 
-    Asked for "8bit", a float32 or float64 tensor of one dimension and at least 16 elements, all finite, is put on a grid:
+    Asked for "uint8", a float32 or float64 tensor of one dimension and at least 16 elements, all finite, is put on a grid:
     relative8 where no value is negative and that errs by at most 2^-6, linear8 where one is and that errs by at most 2^-4 of
-    the median magnitude (a channel that died can have a scale two hundred times the others'). All others go as for "half": as
+    the median magnitude (a channel that died can have a scale two hundred times the others'). All others go as for "float16": as
     float16 where that keeps every value to 2^-11, and exactly where it does not, or where all values are the same.
     """
     if asked == "exact" or array.dtype not in (np.float32, np.float64) or _is_constant(array):
         return "exact", None, array
-    if asked == "8bit" and (bounds := _bounds(array)) is not None:
+    if asked == "uint8" and (bounds := _bounds(array)) is not None:
         values = np.asarray(array, dtype=np.float64)
         if bounds[0] > 0.0 and (values >= 0.0).all():
             return "relative8", bounds, _to_relative(values, *bounds)
         return "linear8", bounds, _to_linear(values, *bounds)
-    if fits_half(array):
-        return "half", None, array.astype(np.float16)
+    if fits_float16(array):
+        return "float16", None, array.astype(np.float16)
     return "exact", None, array
 
 
@@ -63,8 +63,8 @@ def asked_storage(entries: Iterable[Entry]) -> str:
     """What must have been asked for, for auxiliary tensors to be stored as these are."""
     storages = {entry.storage for entry in entries if not entry.is_weight}
     if storages & set(EIGHT_BITS):
-        return "8bit"
-    return "half" if "half" in storages else "exact"
+        return "uint8"
+    return "float16" if "float16" in storages else "exact"
 
 
 def restore(stored: NDArray[np.generic], entry: Entry) -> NDArray[np.generic]:
@@ -80,10 +80,10 @@ def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:
     """The dtype in which a section holds a tensor of `dtype`."""
     if storage in EIGHT_BITS:
         return np.dtype(np.uint8)
-    return np.dtype(np.float16) if storage == "half" else dtypes.NUMPY[dtype]
+    return np.dtype(np.float16) if storage == "float16" else dtypes.NUMPY[dtype]
 
 
-def fits_half(array: NDArray[np.generic]) -> bool:
+def fits_float16(array: NDArray[np.generic]) -> bool:
     """Whether float16 holds every value of a float32 or float64 `array` with a relative error of at most 2^-11."""
     magnitudes = np.abs(array[array != 0])
     tiny, largest = 2.0**-14, 65504.0
@@ -92,8 +92,8 @@ def fits_half(array: NDArray[np.generic]) -> bool:
 
 def largest_error(entry: Entry) -> tuple[float, float]:
     """What a tensor stored so errs by at most: absolutely, and relative to each value; the one that holds, the other 0."""
-    if entry.storage == "half":
-        return 0.0, HALF_ERROR
+    if entry.storage == "float16":
+        return 0.0, FLOAT16_ERROR
     if entry.bounds is None:
         return 0.0, 0.0
     if entry.storage == "relative8":

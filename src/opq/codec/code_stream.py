@@ -66,10 +66,12 @@ def encode_codes(codes: NDArray[np.int32], *, coarser: int = 0) -> bytes:
     `coarser` is how many more low bits of a magnitude go raw than the mean magnitude suggests.
     """
     flat = np.ascontiguousarray(codes).reshape(-1)
-    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], coarser=coarser)
+    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], coarser=coarser)[0]
 
 
-def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]], *, coarser: int = 0) -> bytes:
+def encode_pieces(
+    shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]], *, coarser: int = 0
+) -> tuple[bytes, int]:
     """As `encode_codes`, of codes of which no more are held than processors work on.
 
     shape  of the weight, at least one element
@@ -78,9 +80,10 @@ def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np
     """
     geometry = _Geometry.of(shape)
     spans = geometry.spans()
-    total = sum(thread_map(lambda span: int(np.abs(piece(*span)).sum(dtype=np.int64)), spans))
+    sums = list(thread_map(lambda span: _sum_and_nonzero(piece(*span)), spans))
+    total, nonzero = (sum(part) for part in zip(*sums, strict=True))
     if not total:
-        return b""
+        return b"", 0
     count = math.prod(shape)
     # Magnitudes of more than a few bits are mostly noise at their lower end: those bits go raw.
     shift = min(max((total // count).bit_length() - 3, 0) + coarser, _LARGEST_SHIFT)
@@ -92,7 +95,11 @@ def encode_pieces(shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np
         return _native.encode_codes(piece(*span).data, (span[1] - span[0]) // row, *line)
 
     streams = list(thread_map(encode, spans))
-    return b"".join([bytes([first]), *(varint(len(stream)) for stream in streams[:-1]), *streams])
+    return b"".join([bytes([first]), *(varint(len(stream)) for stream in streams[:-1]), *streams]), nonzero
+
+
+def _sum_and_nonzero(codes: NDArray[np.int32]) -> tuple[int, int]:
+    return int(np.abs(codes).sum(dtype=np.int64)), int(np.count_nonzero(codes))
 
 
 def _halvings(total: int, count: int) -> int:

@@ -129,7 +129,7 @@ class OpqFile(Mapping[str, Content]):
         """The tensors that a section holds, in order of their names."""
         return self._members[section]
 
-    def is_canonical(self) -> bool:
+    def has_canonical_header(self) -> bool:
         """Whether prefix and header are, once inflated, what opq writes for these entries."""
         packed = self._read(PREFIX.size, self.header_bytes - PREFIX.size)
         return inflate_header(packed) == header_columns(self._header)
@@ -153,7 +153,7 @@ class OpqFile(Mapping[str, Content]):
         if not entry.is_weight:
             return restore(self.stored(name), entry)
         try:
-            return decode_weight(self.section(entry.section), entry.shape, entry.dtype, entry.step)
+            return decode_weight(self.section(entry.section), entry)
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None
 
@@ -165,7 +165,7 @@ class OpqFile(Mapping[str, Content]):
         width = math.prod(entry.shape[1:])
         rest = np.zeros(0, dtype=np.int32)
         try:
-            for chunk in decode_pieces(self.section(entry.section), entry.shape, entry.dtype, entry.step):
+            for chunk in decode_pieces(self.section(entry.section), entry):
                 codes = np.concatenate([rest, chunk.codes]) if len(rest) else chunk.codes
                 whole, part = len(codes) // width * width, max(CHUNK // width, 1) * width
                 for start in range(0, whole, part):
@@ -243,7 +243,7 @@ class OpqFile(Mapping[str, Content]):
         try:
             # Read once, however many weights share it: kept for each, a small file would take gigabytes.
             sections = {number: self.section(number) for number in {entry.section for entry in weights}}
-            parts = [(sections[entry.section], entry.shape, entry.dtype, entry.step) for entry in weights]
+            parts = [(sections[entry.section], entry) for entry in weights]
             return dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
         except FormatError:
             return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +14,10 @@ from opq import dtypes
 from opq.codec.auxiliary import store
 from opq.codec.byte_planes import encode_pack, estimate_pack
 from opq.codec.header import LARGEST_TENSOR, Entry, Header, contents_of, encode_header
-from opq.codec.sections import Section
+from opq.codec.weight_section import encode_weight, entry_of
 from opq.errors import SourceError, TargetError, WeightError
+from opq.quantization.compressed_tensor import QuantizedWeight
+from opq.thread_map import thread_map
 
 MAGIC = b"OPQ"
 FORMAT_VERSION = 1
@@ -27,17 +29,6 @@ LARGEST_PACK = 2**20
 
 EXPANSION, EXPANSION_START = 4096, 2**26
 """A file of n bytes may hold tensors of at most EXPANSION_START + EXPANSION * n dense bytes."""
-
-
-@dataclass(frozen=True)
-class EncodedWeight:
-    """A quantized weight whose section is ready; fields as in Entry. Without a step it has levels."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    step: float | None
-    section: Section | bytes
 
 
 @dataclass(frozen=True)
@@ -94,39 +85,84 @@ def check_text(text: str) -> None:
         raise SourceError(f"name or metadata {text!r}", "it is not text that UTF-8 can express") from None
 
 
+Tensor = QuantizedWeight | NDArray[np.generic]
+"""A weight as codes, which may be computed when they are read, or an auxiliary tensor as an array."""
+
+Report = Callable[[str, int, int], None]
+"""Called with the name of a stage, how many of its tensors are finished, and how many there are."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """A whole file, ready to be written: prefix and header, and the sections that follow in this order."""
+    """A whole file, ready to be written.
+
+    Args:
+        header: Prefix and header.
+        sections: The sections that follow, in this order.
+        entries: The tensors in order of their names.
+        nonzero: {weight name: how many of its codes are not zero}.
+    """
 
     header: bytes
-    sections: Sequence[Section]
+    sections: Sequence[bytes]
+    entries: Sequence[Entry]
+    nonzero: Mapping[str, int]
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return len(self.header) + sum(section.size for section in self.sections)
+        return len(self.header) + sum(map(len, self.sections))
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes of the file, a section at a time."""
         yield self.header
-        for section in self.sections:
-            yield section.read()
+        yield from self.sections
+
+    def weight_bytes(self) -> dict[str, int]:
+        """{weight name: bytes of its section}."""
+        return {entry.name: len(self.sections[entry.section]) for entry in self.entries if entry.is_weight}
 
 
-def assemble(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of the file that `lay_out` plans."""
-    return b"".join(layout(weights, packs, metadata).pieces())
+def write(
+    tensors: Mapping[str, Tensor],
+    *,
+    storage: str = "exact",
+    packs: Sequence[AuxiliaryPack] = (),
+    metadata: Mapping[str, str] | None = None,
+    report: Report | None = None,
+) -> Layout:
+    """Encode tensors to a file: weights as codes, arrays as auxiliary tensors.
 
+    Tensors are stored in order of their names, whatever the order given; equal sections of weights are stored once. Weights
+    are encoded on all cores, and codes are read when their weight's turn comes.
 
-def layout(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]) -> Layout:
-    """The whole file. Tensors stand in order of their names whatever the order given; equal sections are stored once.
+    Args:
+        tensors: {name: weight or array}.
+        storage: How arrays are stored: "exact", "float16" or "uint8".
+        packs: Auxiliary tensors that are encoded already, beside those of `tensors`.
+        metadata: {text: text} to keep in the file.
+        report: Called after each weight.
 
-    Raises TargetError when the file would hold more than readers expand it to (see `largest_content`).
+    Raises:
+        WeightError: A tensor cannot be stored.
+        SourceError: A name or metadata is no text.
+        TargetError: The file would hold more than readers expand it to; see `largest_content`.
     """
-    entries, sections = _number_sections(weights, packs)
-    for text in [*metadata, *metadata.values()]:
+    metadata = metadata or {}
+    weights = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, np.ndarray)}
+    arrays = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
+    for text in [*weights, *metadata, *metadata.values()]:
         check_text(text)
-    layout = Layout(_prefixed_header(entries, sections, metadata), sections)
+    encoded: list[tuple[Entry, bytes]] = []
+    nonzero: dict[str, int] = {}
+    for name, (section, count) in zip(weights, thread_map(_encode, weights.items()), strict=True):
+        encoded.append((entry_of(name, weights[name]), section))
+        nonzero[name] = count
+        if report is not None:
+            report("encoding", len(encoded), len(weights))
+    own_packs = pack_auxiliary(((name, arrays[name]) for name in in_order(arrays)), storage)
+    entries, sections = _number_sections(encoded, [*packs, *own_packs])
+    layout = Layout(_prefixed_header(entries, sections, metadata), sections, entries, nonzero)
     dense = sum(entry.dense_bytes for entry in entries)
     if dense > largest_content(layout.size):
         raise TargetError(
@@ -134,6 +170,19 @@ def layout(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack], met
             "ask for a larger file, or leave constant tensors out"
         )
     return layout
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names as a file has them: in ascending order of their UTF-8 bytes."""
+    return sorted(names, key=lambda name: name.encode())
+
+
+def _encode(item: tuple[str, QuantizedWeight]) -> tuple[bytes, int]:
+    name, weight = item
+    try:
+        return encode_weight(weight)
+    except WeightError as error:
+        raise WeightError(name, weight.shape, error.problem) from None
 
 
 def fixed_bytes(
@@ -144,7 +193,7 @@ def fixed_bytes(
     A close estimate: their steps, lengths and checksums are not known yet, so arbitrary ones stand for them.
     """
     stand_ins = [
-        EncodedWeight(name, shape, dtype, (number * 0.6180339887) % 1.0 + 0.5, number.to_bytes(4, "big") * 50)
+        (Entry(name, shape, dtype, "codes", 0, (number * 0.6180339887) % 1.0 + 0.5), number.to_bytes(4, "big") * 50)
         for number, (name, shape, dtype) in enumerate(weights)
     ]
     entries, sections = _number_sections(stand_ins, packs)
@@ -156,22 +205,15 @@ def largest_content(file_bytes: int) -> int:
     return EXPANSION_START + EXPANSION * file_bytes
 
 
-def _number_sections(weights: Sequence[EncodedWeight], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[Section]]:
+def _number_sections(weights: Sequence[tuple[Entry, bytes]], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
     """Entries in order of names, and the sections they refer to in order of first use."""
     # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
-    rows: list[tuple[Entry, tuple[object, bytes] | int, Section]] = []
-    for weight in weights:
-        check_text(weight.name)
-        storage = "codes" if weight.step is not None else "levels"
-        entry = Entry(weight.name, weight.shape, weight.dtype, storage, 0, weight.step)
-        section = Section.of(weight.section)
-        rows.append((entry, (contents_of(entry), section.digest), section))
+    rows: list[tuple[Entry, object, bytes]] = [(entry, (contents_of(entry), section), section) for entry, section in weights]
     for number, pack in enumerate(packs):
-        section = Section.of(pack.section)
-        rows += [(entry, number, section) for entry in pack.entries]
+        rows += [(entry, number, pack.section) for entry in pack.entries]
     rows.sort(key=lambda row: row[0].name.encode())
-    numbers: dict[tuple[object, bytes] | int, int] = {}
-    sections: list[Section] = []
+    numbers: dict[object, int] = {}
+    sections: list[bytes] = []
     entries = []
     for entry, key, section in rows:
         if key not in numbers:
@@ -181,8 +223,7 @@ def _number_sections(weights: Sequence[EncodedWeight], packs: Sequence[Auxiliary
     return entries, sections
 
 
-def _prefixed_header(entries: Sequence[Entry], sections: Sequence[Section], metadata: Mapping[str, str]) -> bytes:
-    lengths, checksums = [section.size for section in sections], [section.checksum for section in sections]
-    packed = encode_header(Header(entries, lengths, checksums, metadata))
+def _prefixed_header(entries: Sequence[Entry], sections: Sequence[bytes], metadata: Mapping[str, str]) -> bytes:
+    packed = encode_header(Header(entries, list(map(len, sections)), list(map(zlib.crc32, sections)), metadata))
     start = PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
     return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed

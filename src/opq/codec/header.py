@@ -31,14 +31,14 @@ _LARGEST_NAMES = 2**24
 _LARGEST_RANK = 32
 _LARGEST_METADATA = 2**12
 _WHERE = "header"
-_STORAGE = ("exact", "half", "codes", "levels", "linear8", "relative8")
+_STORAGE = ("exact", "float16", "codes", "levels", "linear8", "relative8")
 
 EIGHT_BITS = ("linear8", "relative8")
 """Storages that have bounds."""
 
 _WIDE = frozenset({"float32", "float64"})
 _ALLOWED = {
-    "half": dtypes.COMPRESSIBLE,
+    "float16": dtypes.COMPRESSIBLE,
     "codes": dtypes.COMPRESSIBLE,
     "levels": dtypes.COMPRESSIBLE,
     "linear8": _WIDE,
@@ -54,7 +54,7 @@ class Entry:
     shape    sizes, all >= 0; at most LARGEST_TENSOR elements
     dtype    name of the dtype it comes back in
     storage  of a weight "codes" (with a step) or "levels" (with a table in its section); of an auxiliary tensor "exact",
-             "half", "linear8" or "relative8" (see opq.codec.auxiliary)
+             "float16", "linear8" or "relative8" (see opq.codec.auxiliary)
     section  number of the section that holds it; tensors may share one
     step     quantization step of a tensor stored as codes, else None
     bounds   lowest and highest value of an 8-bit grid, float32 numbers; None for other storages
@@ -279,6 +279,16 @@ def _check(entries: Sequence[Entry]) -> None:
 def contents_of(entry: Entry) -> object:
     """What the tensors of a section have in common: tied weights their size, and their dtype where they have levels."""
     return (entry.storage, entry.count, entry.dtype if entry.storage == "levels" else "") if entry.is_weight else "pack"
+
+
+def repeated_weights(entries: Sequence[Entry]) -> set[str]:
+    """Names of weights that equal, bit for bit, a weight of an earlier name."""
+    first: dict[object, str] = {}
+    return {
+        entry.name
+        for entry in entries
+        if entry.is_weight and first.setdefault((entry.section, entry.shape, entry.dtype, entry.step), entry.name) != entry.name
+    }
 
 
 def _is_range(storage: str, lowest: float, highest: float) -> bool:

@@ -1,8 +1,8 @@
-"""A weight with a table of levels to bytes and back: the table, and the codes behind it.
+"""A quantized weight to the bytes of its section and back: codes, with the table of a codebook that has one.
 
-The table is the number of positive and of negative levels, and the gaps between the magnitudes of neighbouring ones, as words
-of their dtype's size, in byte planes: levels are stored exactly, and what is common to neighbours is stored once.
-docs/format.md is the normative text.
+How each kind of codebook is stored is decided here alone. A step goes into the header. A table of levels is the number of
+positive and of negative levels, and the gaps between the magnitudes of neighbouring ones, as words of their dtype's size, in
+byte planes: levels are stored exactly, and what is common to neighbours is stored once. docs/format.md is the normative text.
 """
 
 from __future__ import annotations
@@ -17,45 +17,55 @@ from opq import dtypes
 from opq.codec import code_stream
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.code_stream import decode_batch, encode_codes
+from opq.codec.code_stream import decode_batch, encode_pieces
+from opq.codec.header import Entry
 from opq.errors import FormatError, WeightError
-from opq.quantization.compressed_tensor import LARGEST_TABLE, CompressedTensor
+from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, UniformCodebook
+from opq.quantization.compressed_tensor import CompressedTensor, QuantizedWeight
 from opq.quantization.float_order import from_ordinals, to_ordinals
 
 _WHERE = "levels"
 _COARSER = range(4)
 
 
-def encode_weight(tensor: CompressedTensor) -> bytes:
-    """The section of a weight: its table of levels, if it has one, and its codes."""
-    if tensor.levels is None:
-        return encode_codes(tensor.codes)
-    if len(tensor.levels) > tensor.codes.size:
-        raise WeightError("weight", tensor.shape, "it has more levels than elements; leave out those that no code uses")
-    # How often a level is used follows from its place in the table but roughly: where to stop looking is tried out.
-    tried = (encode_codes(tensor.codes, coarser=bits) for bits in _COARSER)
-    return _encode_table(tensor.levels) + min(tried, key=len)
+def entry_of(name: str, weight: QuantizedWeight, section: int = 0) -> Entry:
+    """The header's entry of a weight whose section has this number."""
+    codebook = weight.codebook
+    if isinstance(codebook, UniformCodebook):
+        return Entry(name, weight.shape, weight.dtype, "codes", section, codebook.step)
+    return Entry(name, weight.shape, weight.dtype, "levels", section)
 
 
-def decode_weight(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> CompressedTensor:
-    """The weight in `section`, with a table of levels where `step` is None; FormatError unless it holds exactly that."""
-    return decode_weights([(section, shape, dtype, step)])[0]
+def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
+    """The section of a weight, and how many of its codes are not zero."""
+    codes = weight.read_codes()
+    if not isinstance(weight.codebook, LevelTable):
+        return encode_pieces(weight.shape, codes)
+    levels = weight.codebook.levels
+    if len(levels) > math.prod(weight.shape):
+        raise WeightError("weight", weight.shape, "it has more levels than elements; leave out those that no code uses")
+    # How often a level is used follows only roughly from its place in the table, so the number of raw bits is tried out.
+    tried = [encode_pieces(weight.shape, codes, coarser=bits) for bits in _COARSER]
+    section, nonzero = min(tried, key=lambda found: len(found[0]))
+    return _encode_table(levels) + section, nonzero
 
 
-def decode_weights(weights: Sequence[tuple[bytes, tuple[int, ...], str, float | None]]) -> list[CompressedTensor]:
-    """As `decode_weight`, of several sections with shape, dtype and step."""
-    parts = [_split(*weight) for weight in weights]
-    decoded = decode_batch((codes, shape) for (_, codes), (_, shape, _, _) in zip(parts, weights, strict=True))
-    return [
-        _assign(codes, step, dtype, levels)
-        for codes, (levels, _), (_, _, dtype, step) in zip(decoded, parts, weights, strict=True)
-    ]
+def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
+    """The weight of `entry` in its section; FormatError unless it holds exactly that."""
+    return decode_weights([(section, entry)])[0]
 
 
-def decode_pieces(section: bytes, shape: tuple[int, ...], dtype: str, step: float | None) -> Iterator[CompressedTensor]:
+def decode_weights(weights: Sequence[tuple[bytes, Entry]]) -> list[CompressedTensor]:
+    """As `decode_weight`, of several weights, on all cores."""
+    parts = [_split(section, entry) for section, entry in weights]
+    decoded = decode_batch((codes, entry.shape) for (_, codes), (_, entry) in zip(parts, weights, strict=True))
+    return [_join(codes, book, entry) for codes, (book, _), (_, entry) in zip(decoded, parts, weights, strict=True)]
+
+
+def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
     """As `decode_weight`, in pieces of one dimension that together are the weight in row-major order."""
-    levels, codes = _split(section, shape, dtype, step)
-    return (_assign(piece, step, dtype, levels) for piece in code_stream.decode_pieces(codes, shape))
+    codebook, codes = _split(section, entry)
+    return (_join(piece, codebook, entry) for piece in code_stream.decode_pieces(codes, entry.shape))
 
 
 def table_bytes(section: bytes) -> int:
@@ -67,22 +77,20 @@ def table_bytes(section: bytes) -> int:
     return len(section) - len(reader.rest())
 
 
-def _split(
-    section: bytes, shape: tuple[int, ...], dtype: str, step: float | None
-) -> tuple[NDArray[np.generic] | None, bytes | memoryview]:
-    """The table of levels, where there is no step, and the section of codes."""
-    if step is not None:
-        return None, section
+def _split(section: bytes, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
+    """The codebook of a weight, and the part of its section that holds the codes."""
+    if entry.step is not None:
+        return UniformCodebook(entry.step), section
     reader = ByteReader(section, _WHERE)
-    return _decode_table(reader, dtypes.NUMPY[dtype], min(LARGEST_TABLE, math.prod(shape))), reader.rest()
+    levels = _decode_table(reader, dtypes.NUMPY[entry.dtype], min(LARGEST_TABLE, entry.count))
+    return LevelTable(levels), reader.rest()
 
 
-def _assign(codes: NDArray[np.int32], step: float | None, dtype: str, levels: NDArray[np.generic] | None) -> CompressedTensor:
-    if levels is not None:
-        negatives = int(np.signbit(levels).sum())
-        if not -negatives <= codes.min() <= codes.max() <= len(levels) - negatives:
-            raise FormatError(_WHERE, f"a code is beyond its table of {len(levels)} levels")
-    return CompressedTensor(codes, step, dtype, levels)
+def _join(codes: NDArray[np.int32], codebook: Codebook, entry: Entry) -> CompressedTensor:
+    try:
+        return CompressedTensor(codes, codebook, entry.dtype)
+    except WeightError as error:
+        raise FormatError(_WHERE, error.problem) from None
 
 
 def _encode_table(levels: NDArray[np.generic]) -> bytes:

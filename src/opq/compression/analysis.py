@@ -1,64 +1,63 @@
-"""One walk through a checkpoint: weights measured, auxiliary tensors encoded."""
+"""One pass over a checkpoint: weights measured, auxiliary tensors encoded. Planning, compressing, the rate-distortion curve and
+calibration all begin with it.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 from opq import dtypes
-from opq.checkpoints import State
+from opq.checkpoints import State, as_state
 from opq.checkpoints.folded_state import FoldedBatchNormState
-from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, pack_auxiliary
+from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
 from opq.codec.header import LARGEST_TENSOR
-from opq.config import CompressionOptions, read_auxiliary, select
-from opq.errors import SourceError, WeightError
+from opq.config import CompressionConfig
+from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.statistics import measure, measure_rows
-from opq.rate_distortion.layers import LayerStatistics
-from opq.rate_distortion.plan import AuxiliaryPlan
+from opq.rate_distortion.layers import Layer, LayerStatistics
+from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 from opq.thread_map import thread_map
 
-_PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.most$")
-"""The name of a codebook's buffer, as `opq.prepare` makes it, in a state dict."""
+_PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
+"""The name of a parametrization's buffer, as `opq.prepare` makes it, in a state dict."""
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code: beyond it no weight is quantized, and squares would soon be infinite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CheckpointAnalysis:
-    """What planning needs to know of a checkpoint.
+    """What planning and encoding need to know of a checkpoint.
 
-    statistics   {weight name: its statistics}, in order of names
-    dtypes       {weight name: name of its dtype}
-    packs        all other tensors, encoded
-    dense_bytes  bytes of all tensors as the source stores them, a weight that modules share once
-    metadata     the checkpoint's own
+    Args:
+        state: The checkpoint, with batch norms folded if that was asked for.
+        statistics: {weight name: its statistics}, in order of names.
+        packs: All other tensors, encoded.
+        auxiliary: How those are stored.
+        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
     """
 
-    statistics: dict[str, LayerStatistics]
-    dtypes: dict[str, str]
+    state: State
+    statistics: Mapping[str, LayerStatistics]
     packs: list[AuxiliaryPack]
+    auxiliary: AuxiliaryPlan
     dense_bytes: int
-    metadata: dict[str, str]
-
-    @property
-    def weights(self) -> int:
-        """How many weights there are, in all of them together."""
-        return sum(measured.count for measured in self.statistics.values())
 
     @cached_property
     def repeats(self) -> dict[str, str]:
         """{weight: earlier weight with the same values}, as tied weights have: their codes will be stored once.
 
-        Told by the sums of magnitudes of all their channels; it serves prediction, not correctness.
+        Found by the sums of magnitudes of all their channels; it serves prediction, not correctness.
         """
         first: dict[object, str] = {}
         again = {}
         for name, measured in self.statistics.items():
-            key = (measured.shape, self.dtypes[name], measured.channel_scales.tobytes())
+            key = (measured.shape, self.state.describe(name)[0], measured.channel_scales.tobytes())
             if (earlier := first.setdefault(key, name)) != name:
                 again[name] = earlier
         return again
@@ -66,71 +65,122 @@ class CheckpointAnalysis:
     @cached_property
     def fixed_bytes(self) -> int:
         """Bytes of the file that are not codes, closely estimated: header, checksums, auxiliary tensors."""
-        weights = ((name, measured.shape, self.dtypes[name]) for name, measured in self.statistics.items())
-        return fixed_bytes(weights, self.packs, self.metadata)
+        weights = ((name, measured.shape, self.state.describe(name)[0]) for name, measured in self.statistics.items())
+        return fixed_bytes(weights, self.packs, self.state.metadata)
 
+    def layers(self, config: CompressionConfig) -> list[Layer]:
+        """The weights as allocation sees them.
 
-def auxiliary_of(state: State, options: CompressionOptions) -> AuxiliaryPlan:
-    """How auxiliary tensors are stored; with the eps of the batch-norms of `state`, so that the plan serves without modules."""
-    asked = read_auxiliary(options)
-    declared = set(state.epsilons.values())
-    if asked.batch_norm != "canonical" or not declared:
-        return asked
-    return replace(asked, eps=declared.pop() if len(declared) == 1 else None)
+        Raises:
+            TargetError: There are none.
+            SelectionError, ConfigError: `config.layers` does not go with them.
+        """
+        names = list(self.statistics)
+        configs = config.layer_configs(names)
+        if not names:
+            raise TargetError(
+                "there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float"
+            )
+        repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
+        return [Layer(name, self.statistics[name], configs[name], repeats.get(name)) for name in names]
 
 
 def analyze(
-    state: State,
-    options: CompressionOptions,
-    auxiliary: AuxiliaryPlan,
-    weights: Collection[str] | None = None,
-    *,
-    estimated: bool = False,
+    source: Any, config: CompressionConfig, metadata: Mapping[str, str] | None = None, *, estimated: bool = False
 ) -> CheckpointAnalysis:
-    """Walk through `state`, one tensor at a time.
+    """Analyze a checkpoint under a config.
 
-    The weights are the given ones, or else those of `choose_weights`. Raises WeightError for a weight that cannot be
-    compressed, and what `choose_weights` raises. With `estimated`, other tensors are not encoded, only their size is estimated.
+    Args:
+        source: As in `opq.compress`.
+        config: Which weights are selected, and how auxiliary tensors are stored.
+        metadata: {text: text} to keep in the file if the source has none of its own.
+        estimated: Whether the size of auxiliary tensors is only estimated, which is all that a plan needs.
+
+    Raises:
+        SourceError: The source cannot be read, holds nothing, or is of a network that is prepared for training.
+        SelectionError: A glob matches no weight.
+        WeightError: A weight cannot be compressed.
     """
-    selected = choose_weights(state, options)
-    chosen = set(selected if weights is None else weights)
-    if auxiliary.batch_norm == "canonical":
-        state = FoldedBatchNormState(state, auxiliary.eps)
-    kinds = {name: state.describe(name)[0] for name in chosen}
-    measured = thread_map(lambda name: (name, _measure(state, name)), in_order(chosen))
-    statistics = dict(measured)
-    rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
-    packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
-    return CheckpointAnalysis(statistics, kinds, packs, dense_bytes(state, chosen), dict(state.metadata))
+    state = as_state(source, metadata)
+    return _analyze(state, choose_weights(state, config), auxiliary_plan(state, config), estimated)
 
 
-def choose_weights(state: State, options: CompressionOptions) -> list[str]:
-    """Every float16, bfloat16, float32 or float64 tensor of at least two dimensions and one element that `include` and
-    `exclude` leave, in order of names.
+def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None = None) -> CheckpointAnalysis:
+    """As `analyze`, for the weights of a plan.
 
-    SourceError when `state` holds nothing, codebooks, or names or metadata that are no text.
+    Raises:
+        PlanError: The plan was made for other names, dtypes or shapes.
     """
+    state = as_state(source, metadata)
+    check_state(state)
+    for name, layer in plan.layers.items():
+        if name not in state:
+            raise PlanError(f"it has a layer {name!r}, which the checkpoint lacks")
+        kind, shape = state.describe(name)
+        if kind not in dtypes.COMPRESSIBLE:
+            raise PlanError(f"layer {name!r}: the checkpoint has {kind}, which cannot be quantized")
+        if shape != layer.shape:
+            raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
+    return _analyze(state, plan.layers, plan.auxiliary, estimated=False)
+
+
+def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
+    """How auxiliary tensors are stored; with the eps of the state's own batch norms, so that the plan serves without modules."""
+    asked = AuxiliaryPlan(config.auxiliary, config.batch_norm, config.batch_norm_eps)
+    known = set(state.epsilons.values())
+    if asked.batch_norm != "folded" or not known:
+        return asked
+    return replace(asked, eps=known.pop() if len(known) == 1 else None)
+
+
+def fold_if_asked(state: State, auxiliary: AuxiliaryPlan) -> State:
+    """The state with folded batch norms, if the plan says so."""
+    return FoldedBatchNormState(state, auxiliary.eps) if auxiliary.batch_norm == "folded" else state
+
+
+def choose_weights(state: State, config: CompressionConfig) -> list[str]:
+    """The weights that `config` selects, in order of names.
+
+    Raises:
+        SourceError: As in `check_state`.
+        SelectionError: A glob matches no weight.
+    """
+    check_state(state)
+    return config.select([name for name in in_order(state) if is_weight(*state.describe(name))])
+
+
+def is_weight(dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a weight: float16, bfloat16, float32 or float64, at least two dimensions, at least one element."""
+    return dtype in dtypes.COMPRESSIBLE and len(shape) >= 2 and math.prod(shape) > 0
+
+
+def check_state(state: State) -> None:
+    """Raise SourceError if a state holds nothing, is of a prepared network, or has names or metadata that are no text."""
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
     if any(_PREPARED.search(name) for name in state):
-        raise SourceError("the state dict", "it is of a network prepared for training: opq.convert the network first")
+        raise SourceError("the state dict", "its network is prepared for training; call convert() on what opq.prepare returned")
     for text in [*state, *state.metadata, *state.metadata.values()]:
         check_text(text)
-    return select([name for name in in_order(state) if _is_weight(*state.describe(name))], options)
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names as a file has them: in ascending order of their UTF-8 bytes."""
-    return sorted(names, key=lambda name: name.encode())
 
 
 def dense_bytes(state: State, weights: Collection[str]) -> int:
-    """Bytes of all tensors as the source stores them; names of one of the `weights` count once, as it is coded once."""
+    """Bytes of all tensors as the source stores them; a weight of several names counts once, as it is coded once."""
     coded = set(weights)
     first = {memory: name for name in coded if (memory := state.memory(name)) is not None}
     counted = [name for name in state if name not in coded or first.get(state.memory(name), name) == name]
     shapes = (state.describe(name) for name in counted)
     return sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes if kind in dtypes.NUMPY)
+
+
+def _analyze(state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, estimated: bool) -> CheckpointAnalysis:
+    chosen = set(weights)
+    dense = dense_bytes(state, chosen)
+    state = fold_if_asked(state, auxiliary)
+    statistics = dict(thread_map(lambda name: (name, _measure(state, name)), in_order(chosen)))
+    rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
+    packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
+    return CheckpointAnalysis(state, statistics, packs, auxiliary, dense)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:
@@ -141,7 +191,3 @@ def _measure(state: State, name: str) -> LayerStatistics:
     if measured.laplace_scale > _LARGEST_SCALE:
         raise WeightError.beyond_float32(name, shape, measured.laplace_scale)
     return measured
-
-
-def _is_weight(kind: str, shape: tuple[int, ...]) -> bool:
-    return kind in dtypes.COMPRESSIBLE and len(shape) >= 2 and math.prod(shape) > 0

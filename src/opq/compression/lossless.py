@@ -1,64 +1,68 @@
-"""Keep every bit: weights of few distinct values as codes, everything else as it is."""
+"""Lossless compression: weights with few distinct values as codes, everything else as auxiliary tensors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from opq.checkpoints import State
+from opq.checkpoints import State, as_state
 from opq.codec.byte_planes import estimate_pack
-from opq.codec.file_writer import AuxiliaryPack, EncodedWeight, pack_auxiliary
+from opq.codec.file_writer import Layout, in_order, pack_auxiliary, write
 from opq.codec.weight_section import encode_weight
-from opq.compression.analysis import choose_weights, in_order
-from opq.config import CompressionOptions, check_known
-from opq.errors import TargetError, WeightError
+from opq.compression.analysis import choose_weights, dense_bytes
+from opq.config import CompressionConfig
+from opq.errors import WeightError
+from opq.quantization.codebook import UniformCodebook
+from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.level_search import find_levels
 from opq.quantization.quantizer import LARGEST_CODE
 from opq.thread_map import thread_map
 
-_ALLOWED = {"lossless", "include", "exclude"}
+_STEP_BYTES = 4
+"""What a step takes in the header."""
 
 
-def encode_lossless(
-    state: State, options: CompressionOptions, report: Callable[[str, int, int], None]
-) -> tuple[list[EncodedWeight], list[AuxiliaryPack]]:
-    """The tensors of `state`, such that each comes back bit for bit.
+def compress_losslessly(
+    source: Any,
+    config: CompressionConfig,
+    metadata: Mapping[str, str] | None,
+    report: Callable[[str, int, int], None] | None,
+) -> tuple[Layout, int]:
+    """The file of a checkpoint such that every tensor comes back bit for bit, and the checkpoint's dense bytes.
 
-    What a weight becomes is told by real cost: codes with a step, codes with a table of levels, or byte planes. Raises
-    TargetError for options that have no meaning here, and what `choose_weights` raises.
+    What a weight becomes is decided by real size: codes with a step, codes with a table of levels, or byte planes.
+
+    Raises:
+        SourceError, SelectionError: See `choose_weights`.
+        WeightError: A CompressedTensor that was given cannot be stored.
     """
-    check_known(options)
-    if others := sorted(key for key, value in options.items() if key not in _ALLOWED and value not in (None, {}, ())):
-        raise TargetError(f"lossless keeps every bit: it goes with include and exclude alone, not with {others[0]}")
-    names = choose_weights(state, options)
-    weights = []
-    for done, weight in enumerate(thread_map(lambda name: _encode(state, name), names)):
-        if weight is not None:
-            weights.append(weight)
-        report("encoding", done + 1, len(names))
-    coded = {weight.name for weight in weights}
-    rest = ((name, state[name]) for name in in_order(state) if name not in coded)
-    return weights, pack_auxiliary(rest, "exact")
+    state = as_state(source, metadata)
+    names = choose_weights(state, config)
+    found = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
+    weights = {name: tensor for name, tensor in found if tensor is not None}
+    rest = ((name, state[name]) for name in in_order(state) if name not in weights)
+    layout = write(weights, packs=pack_auxiliary(rest, "exact"), metadata=state.metadata, report=report)
+    return layout, dense_bytes(state, weights)
 
 
-def _encode(state: State, name: str) -> EncodedWeight | None:
-    """The weight as the fewest bytes have it; None where byte planes are fewer than codes."""
+def _as_codes(state: State, name: str) -> CompressedTensor | None:
+    """The weight as codes; None if byte planes take fewer bytes."""
     given = state.compressed(name)
     if given is not None:
-        if given.step is not None and not (0.0 < given.step < math.inf and float(np.float32(given.step)) == given.step):
-            raise WeightError(name, given.shape, f"step must be positive and a float32 number, got {given.step!r}")
-        if np.abs(given.codes.astype(np.int64)).max(initial=0) > LARGEST_CODE:
-            raise WeightError(name, given.shape, f"codes must be at most {LARGEST_CODE:,} in magnitude")
-        if not np.isfinite(given.values()).all():
-            raise WeightError(name, given.shape, f"step {given.step!r} times its largest code is beyond {given.dtype}")
-        return EncodedWeight(name, given.shape, given.dtype, given.step, encode_weight(given))
+        _check_given(name, given)
+        return given
     weight = state[name]
-    ways = [(encode_weight(tensor), tensor) for tensor in find_levels(weight)]
-    if not ways:
+    sizes = [(len(encode_weight(tensor)[0]), tensor) for tensor in find_levels(weight)]
+    if not sizes:
         return None
-    section, tensor = min(ways, key=lambda way: len(way[0]) + (4 if way[1].step is not None else 0))
-    if len(section) >= estimate_pack([weight]):
-        return None
-    return EncodedWeight(name, tensor.shape, tensor.dtype, tensor.step, section)
+    size, tensor = min(sizes, key=lambda found: found[0] + _STEP_BYTES * isinstance(found[1].codebook, UniformCodebook))
+    return tensor if size < estimate_pack([weight]) else None
+
+
+def _check_given(name: str, given: CompressedTensor) -> None:
+    if np.abs(given.codes.astype(np.int64)).max(initial=0) > LARGEST_CODE:
+        raise WeightError(name, given.shape, f"codes must be at most {LARGEST_CODE:,} in magnitude")
+    if not np.isfinite(given.values()).all():
+        raise WeightError(name, given.shape, f"its largest code stands for a value beyond {given.dtype}")

@@ -9,13 +9,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from opq.checkpoints import as_state
 from opq.compression.analysis import analyze
-from opq.compression.planning import joint_plan, read_layers
+from opq.compression.planning import joint_plan
 from opq.compression.size_model import SizeModel
-from opq.config import CompressionOptions, Target, check_known, is_shaped, read_auxiliary
+from opq.config import CompressionConfig, CompressionOptions, Ratio, without_target
 from opq.errors import TargetError
-from opq.quantization.error_feedback import excess
+from opq.quantization.rounding import ROUNDINGS, magnitude_levels
 from opq.rate_distortion import joint
 from opq.rate_distortion.layers import Layer
 from opq.rate_distortion.plan import Plan
@@ -45,21 +44,25 @@ class RDPoint:
 
 
 def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack[CompressionOptions]) -> list[RDPoint]:
-    """What each of `ratios` would cost, those out of reach left out; options as in `opq.plan`, without a target.
+    """Predict the file at each of `ratios`, in joint mode; those that cannot be reached are left out.
 
-    Raises TargetError when a target is given or no ratio can be reached, and what `opq.plan` raises.
+    Args:
+        source: As in `opq.plan`.
+        ratios: File ratios, > 0.
+        options: The fields of a config as keywords, without a target.
+
+    Raises:
+        TargetError: A target is given, or no ratio can be reached.
+        ConfigError, SelectionError, SourceError, WeightError: See `opq.plan`.
     """
-    check_known(options)
-    for key in ("ratio", "size", "sparsity", "bits", "lossless"):
-        if options.get(key) is not None and options.get(key) is not False:
-            raise TargetError(f"a curve has no target: leave {key} out")
+    settings = without_target(options, "rd_curve", "the curve covers all sizes")
     if not all(0.0 < ratio < math.inf for ratio in ratios):
         raise TargetError(f"ratios must be positive and finite, got {tuple(ratios)}")
-    auxiliary = read_auxiliary(options)
-    analysis = analyze(as_state(source), options, auxiliary, estimated=True)
-    anything = Target({"ratio": 1.0})
-    layers = read_layers(analysis, anything, options)
-    size_model = SizeModel(analysis, layers, is_shaped(options))
+    target = Ratio(1.0)
+    config = CompressionConfig(target=target, **settings)
+    analysis = analyze(source, config, estimated=True)
+    size_model = SizeModel.of(analysis, config)
+    layers = size_model.layers
     low, high = joint.lambda_bounds(layers, size_model.family)
     points = []
     for ratio in sorted(ratios):
@@ -67,11 +70,11 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
         if size <= analysis.fixed_bytes:
             break
         # Contexts save differently at each size; a forecast that looked near it knows.
-        near = size_model.guessed(joint_plan(size_model, anything, auxiliary, size_model.rough_lambda(size)).layers)
+        near = size_model.guessed(joint_plan(size_model, target, size_model.rough_lambda(size)).layers)
         lmbda = near.lambda_for(size)
         if not low * (1.0 + 1e-9) < lmbda < high * (1.0 - 1e-9):
             continue
-        plan = joint_plan(near, anything, auxiliary, lmbda)
+        plan = joint_plan(near, target, lmbda)
         weights = sum(layer.count for layer in plan.layers.values())
         points.append(
             RDPoint(
@@ -93,9 +96,13 @@ def _distortion(layers: Sequence[Layer], plan: Plan) -> float:
     for layer in layers:
         measured, made = layer.statistics, plan.layers[layer.name]
         sample = measured.magnitudes[:: max(len(measured.magnitudes) // _SAMPLED, 1)].astype(np.float64)
-        levels = np.where(sample > made.threshold, np.maximum(np.floor(sample / made.step + made.rounding_offset), 1.0), 0.0)
-        worth = layer.override.sensitivity * measured.count / len(sample)
-        more = excess(measured.shape) if made.shaped else 1.0
+        levels = np.where(
+            sample > made.threshold,
+            np.maximum(magnitude_levels(sample, np.float64(made.step), np.float64(made.rounding_offset)), 1.0),
+            0.0,
+        )
+        worth = layer.sensitivity * measured.count / len(sample)
+        more = ROUNDINGS[made.rounding].squared_error_factor(measured.shape)
         error += worth * more * float(np.square(sample - made.step * levels).sum())
         energy += worth * float(np.square(sample).sum())
     return min(error / energy, 1.0) if energy > 0.0 else 0.0

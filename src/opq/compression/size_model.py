@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from opq.codec.code_length import ContextGain, context_gain, contextless_bits, contextless_code_bits
 from opq.compression.analysis import CheckpointAnalysis
+from opq.config import CompressionConfig, TwoStage
 from opq.errors import TargetError
 from opq.quantization.quantizer import quantize
+from opq.quantization.rounding import ROUNDINGS
 from opq.quantization.statistics import EXCERPT
-from opq.rate_distortion import deadzone, joint, uniform
+from opq.rate_distortion import joint
 from opq.rate_distortion.layers import Layer
 from opq.rate_distortion.plan import LayerPlan
 
@@ -26,21 +28,32 @@ _NONE = ContextGain()
 
 @dataclass(frozen=True, eq=False)
 class SizeModel:
-    """Predictions for some weights of a surveyed checkpoint.
+    """Predicts the bytes of the weights of an analyzed checkpoint.
 
-    shaped   whether they are rounded in view of each other, with one step; else with the steps of the Laplace curve
-    savings  {weight name: what the coder takes of its contextless bits}; all of them where missing
+    Args:
+        analysis: The checkpoint.
+        layers: Its weights.
+        rounding: Name of the rounding method, as in LayerPlan.rounding.
+        gains: {weight name: what the coder's contexts save}; nothing for those that are missing.
     """
 
     analysis: CheckpointAnalysis
     layers: Sequence[Layer]
-    shaped: bool
-    savings: Mapping[str, ContextGain] = field(default_factory=dict)
+    rounding: str
+    gains: Mapping[str, ContextGain] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, analysis: CheckpointAnalysis, config: CompressionConfig) -> SizeModel:
+        """The model of a checkpoint under a config, before any excerpt was coded."""
+        rounding = "compensated" if config.rounding == "auto" else config.rounding
+        if isinstance(config.target, TwoStage):
+            rounding = "deadzone"
+        return cls(analysis, analysis.layers(config), rounding)
 
     @property
     def family(self) -> joint.Family:
-        """The quantizers that layers are given."""
-        return uniform if self.shaped else deadzone
+        """The quantizers from which layers get theirs."""
+        return ROUNDINGS[self.rounding].family
 
     def bits(self, layer: Layer, threshold: float, step: float, offset: float | None = None) -> float:
         """Bits of a whole weight; `offset` is that of cells of one width behind the threshold unless given."""
@@ -49,7 +62,7 @@ class SizeModel:
         contextless = contextless_bits(layer.statistics, threshold, step, offset)
         if contextless == 0.0:  # all zero
             return 0.0
-        saving = self.savings.get(layer.name, _NONE)
+        saving = self.gains.get(layer.name, _NONE)
         return saving.gain * contextless + saving.start
 
     def rough_lambda(self, file_bytes: float) -> float:
@@ -76,28 +89,28 @@ class SizeModel:
 
     def guessed(self, plans: Mapping[str, LayerPlan]) -> SizeModel:
         """The forecast with savings as excerpts show them under these plans; kernels and plain matrices save differently."""
-        savings: dict[str, ContextGain] = {}
+        gains: dict[str, ContextGain] = {}
         for has_kernel in (True, False):
             alike = [layer for layer in self.layers if (_kernel(layer) > 1) == has_kernel]
             seen = _spread(alike)
             codes = [_excerpt_codes(layer, plans[layer.name]) for layer in seen]
             saving = context_gain(codes)
-            gain = saving.gain * (_shaping_cost(codes, seen, plans) if self.shaped else 1.0)
+            gain = saving.gain * (1.0 if ROUNDINGS[self.rounding].is_elementwise else _rounding_cost(codes, seen, plans))
             for layer in alike:
                 # A small weight leaves less to learn.
                 share = min(layer.statistics.count / EXCERPT, 1.0) ** 0.5
-                savings[layer.name] = ContextGain(gain, saving.start * share)
-        return replace(self, savings=savings)
+                gains[layer.name] = ContextGain(gain, saving.start * share)
+        return replace(self, gains=gains)
 
     def learned(self, plans: Mapping[str, LayerPlan], taken: Mapping[str, int]) -> SizeModel:
         """The forecast with the savings that a file showed whose sections of these plans took so many bytes each."""
-        savings = {}
+        gains = {}
         for name, layer in plans.items():
-            before = self.savings.get(name, _NONE)
+            before = self.gains.get(name, _NONE)
             contextless = (layer.bits * layer.count - before.start) / before.gain
             if contextless > 16.0:
-                savings[name] = ContextGain(8.0 * taken[name] / contextless)
-        return replace(self, savings=savings)
+                gains[name] = ContextGain(8.0 * taken[name] / contextless)
+        return replace(self, gains=gains)
 
 
 def _spread(layers: Sequence[Layer]) -> list[Layer]:
@@ -114,10 +127,10 @@ def _kernel(layer: Layer) -> int:
     return int(np.prod(layer.statistics.shape[2:]))
 
 
-def _shaping_cost(shaped: Sequence[NDArray[np.int32]], layers: Sequence[Layer], plans: Mapping[str, LayerPlan]) -> float:
-    """What these shaped codes of excerpts take without contexts, over what they take rounded by themselves."""
-    plain = [_excerpt_codes(layer, replace(plans[layer.name], shaped=False)) for layer in layers]
-    taken, before = (sum(float(contextless_code_bits(codes).sum()) for codes in some) for some in (shaped, plain))
+def _rounding_cost(codes: Sequence[NDArray[np.int32]], layers: Sequence[Layer], plans: Mapping[str, LayerPlan]) -> float:
+    """What these codes of excerpts take without contexts, over what they take if each weight is rounded alone."""
+    alone = [_excerpt_codes(layer, replace(plans[layer.name], rounding="deadzone")) for layer in layers]
+    taken, before = (sum(float(contextless_code_bits(codes).sum()) for codes in some) for some in (codes, alone))
     return taken / before if taken > 0.0 and before > 0.0 else 1.0
 
 

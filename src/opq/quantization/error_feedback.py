@@ -87,7 +87,7 @@ def compensated_codes(scaled: Any, offset: Any, border: Any, most: Any, xp: Any)
     return xp.reshape(xp.concat(parts, axis=1), tuple(scaled.shape))
 
 
-def excess(shape: tuple[int, ...]) -> float:
+def squared_error_factor(shape: tuple[int, ...]) -> float:
     """Squared error of a weight of this shape, rounded so, over that of rounding each element by itself; about."""
     if len(shape) < 2:
         return 1.0

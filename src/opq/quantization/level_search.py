@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.quantization.compressed_tensor import LARGEST_TABLE, CompressedTensor
+from opq.quantization.codebook import LARGEST_TABLE, LevelTable, UniformCodebook
+from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals, to_ordinals
 from opq.quantization.quantizer import LARGEST_CODE, dequantize
 
@@ -38,7 +39,7 @@ def find_levels(weight: NDArray[np.generic]) -> list[CompressedTensor]:
     found = []
     if (grid := _find_grid(from_ordinals(distinct, weight.dtype), -1 in distinct)) is not None:
         step, multiples = grid
-        found.append(CompressedTensor(multiples[places], step, kind))
+        found.append(CompressedTensor(multiples[places], UniformCodebook(step), kind))
         if 2 * len(distinct) > int(multiples[-1]) - int(multiples[0]):  # hardly a gap that a table would close
             return found
     negatives = int((distinct < 0).sum())
@@ -47,7 +48,7 @@ def find_levels(weight: NDArray[np.generic]) -> list[CompressedTensor]:
         ranks = np.arange(len(distinct), dtype=np.int32) - np.int32(negatives)
         if len(levels) == len(distinct):  # no zero: code 0 stays unused
             ranks[negatives:] += 1
-        found.append(CompressedTensor(ranks[places], None, kind, from_ordinals(levels, weight.dtype)))
+        found.append(CompressedTensor(ranks[places], LevelTable(from_ordinals(levels, weight.dtype)), kind))
     return found
 
 

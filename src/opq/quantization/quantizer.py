@@ -1,7 +1,7 @@
-"""The one place that rounds.
+"""Weights to codes and back, under a plan.
 
-Written against the Python array API standard, so that NumPy arrays and torch tensors take the same road: every operation is
-elementwise IEEE arithmetic in float32 (float64 for float64 weights), whose results no library and no device may choose.
+Written against the Python array API standard, so that NumPy arrays and torch tensors take the same path. Every operation is
+elementwise IEEE arithmetic in float32 (float64 for float64 weights), so that no library and no device can change a result.
 """
 
 from __future__ import annotations
@@ -9,90 +9,86 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 from opq import dtypes
 from opq.errors import PlanError, WeightError
-from opq.quantization.error_feedback import compensated_codes
+from opq.quantization.arrays import Array, namespace, scalar_like, working_copy
+from opq.quantization.rounding import ROUNDINGS, magnitude_levels, magnitude_mask
 from opq.rate_distortion.plan import LayerPlan
-
-Array = Any
-"""An array of any library that array-api-compat knows, NumPy and PyTorch among them."""
 
 LARGEST_CODE = 2**24 - 1
 """Largest magnitude of a code: every integer up to it is exact in float32."""
 
 
 def mask(weight: Array, plan: LayerPlan) -> Array:
-    """True where `weight` is kept; bool, shaped as `weight`.
+    """Which weights are kept.
 
-    With `plan.kept` the mask keeps exactly so many weights, the largest magnitudes, the first ones of equal magnitudes;
-    with `plan.shaped` it keeps what does not round to 0; otherwise it keeps the magnitudes above `plan.threshold`.
+    Args:
+        weight: Array of the plan's shape.
+        plan: With `num_kept` the mask keeps exactly that many weights, the largest magnitudes, and of equal ones the first.
+            With compensated rounding it keeps what does not round to 0. Otherwise it keeps magnitudes above `threshold`.
+
+    Returns:
+        bool, shaped as `weight`, True if kept.
     """
-    xp = namespace(weight)
-    if _is_shaped(plan):
+    if not ROUNDINGS[plan.rounding].is_elementwise and len(plan.shape) > 1:
         return quantize(weight, plan) != 0
-    magnitude = xp.abs(_working(weight, xp))
-    if plan.num_kept is None:
-        return magnitude > _scalar(plan.threshold, magnitude, xp)
-    if plan.num_kept == 0:
-        return xp.zeros_like(magnitude, dtype=xp.bool)
-    flat = xp.reshape(magnitude, (-1,))
-    smallest_kept = xp.sort(flat)[-plan.num_kept]
-    above, ties = flat > smallest_kept, flat == smallest_kept
-    # Of equal magnitudes as many as still fit, in the order they stand.
-    room = plan.num_kept - xp.sum(above, dtype=xp.int64)
-    fits = xp.cumulative_sum(xp.astype(ties, xp.int64)) <= room
-    return xp.reshape(above | (ties & fits), magnitude.shape)
+    xp = namespace(weight)
+    return magnitude_mask(working_copy(weight, xp), plan, xp)
 
 
 def quantize(weight: Array, plan: LayerPlan) -> Array:
-    """Codes of `weight` under `plan`: int32, shaped as `weight`, 0 where pruned.
+    """Codes of a weight under a plan.
 
-    code = sign(w) max(1, floor(|w| / step + offset)) where kept, cut at the channel's limit if the plan has limits, and at the
-    largest code whose value the weight's dtype can hold. With `plan.shaped` weights of two dimensions or more are first moved
-    by what makes up for the errors of those before them; those that are zero stay zero.
-    Raises PlanError when the plan was made for another shape, WeightError when a code would exceed LARGEST_CODE.
+    Codes are clipped at the channel's `max_codes` if the plan has them, and at the largest code whose value the weight's dtype
+    can hold. How they are rounded is `plan.rounding`'s to say; see opq.quantization.rounding.
+
+    Args:
+        weight: float16, bfloat16, float32 or float64 array of the plan's shape.
+        plan: The weight's plan.
+
+    Returns:
+        int32, shaped as `weight`, 0 if pruned.
+
+    Raises:
+        PlanError: The plan was made for another shape.
+        WeightError: A code would exceed LARGEST_CODE.
     """
     xp = namespace(weight)
     if tuple(weight.shape) != plan.shape:
         raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
-    work = _working(weight, xp)
-    most = largest_codes(weight, plan)
-    levels = uncut_levels(work, _scalar(plan.step, work, xp), _scalar(plan.rounding_offset, work, xp))
-    uncut = levels if plan.max_codes is None else xp.minimum(levels, most)
-    if math.prod(plan.shape) and (largest := float(xp.max(uncut))) > LARGEST_CODE:
+    work = working_copy(weight, xp)
+    max_codes = largest_codes(weight, plan)
+    levels = magnitude_levels(work, scalar_like(plan.step, work, xp), scalar_like(plan.rounding_offset, work, xp))
+    unclipped = levels if plan.max_codes is None else xp.minimum(levels, max_codes)
+    if math.prod(plan.shape) and (largest := float(xp.max(unclipped))) > LARGEST_CODE:
         raise WeightError(
             "weight",
             plan.shape,
-            f"step {plan.step:g} is too fine for its largest magnitude: it would take the code {largest:.0f}, "
+            f"step {plan.step:g} is too small for its largest magnitude: the code would be {largest:.0f}, "
             f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
         )
-    if _is_shaped(plan):
-        border = _scalar(plan.threshold / plan.step, work, xp)
-        codes = compensated_codes(
-            work / _scalar(plan.step, work, xp), _scalar(plan.rounding_offset, work, xp), border, most, xp
-        )
-    else:
-        codes = signed_levels(work, levels, most, mask(weight, plan) & (work != 0))
-    return xp.astype(codes, xp.int32)
+    return xp.astype(ROUNDINGS[plan.rounding].codes(work, plan, max_codes, xp), xp.int32)
 
 
 def largest_codes(weight: Array, plan: LayerPlan) -> Array:
-    """The largest code that each channel of `weight` may take, shaped to broadcast with it; float32 (float64 for float64).
+    """The largest code per channel: `max_codes` of the plan if it has them, and what the weight's dtype can hold.
 
-    It is the channel's limit if the plan has limits, and what the weight's dtype can hold: rounding up must not lead out of a
-    narrow one. Raises WeightError where the dtype cannot even hold one step.
+    Returns:
+        float32 (float64 for float64 weights), shaped to broadcast with `weight`.
+
+    Raises:
+        WeightError: The dtype cannot hold even one step.
     """
     xp = namespace(weight)
-    work = _working(weight, xp)
+    work = working_copy(weight, xp)
     fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / plan.step
     if fitting < 1.0:
         raise WeightError(
             "weight", plan.shape, f"step {plan.step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
         )
-    most = _scalar(min(math.floor(min(fitting, LARGEST_CODE)), LARGEST_CODE), work, xp)
+    most = scalar_like(min(math.floor(min(fitting, LARGEST_CODE)), LARGEST_CODE), work, xp)
     if plan.max_codes is None:
         return most
     limits = xp.asarray(plan.max_codes, dtype=work.dtype, device=device(work))
@@ -100,50 +96,25 @@ def largest_codes(weight: Array, plan: LayerPlan) -> Array:
     return xp.minimum(limits, most)
 
 
-def uncut_levels(work: Array, step: Array, offset: Array) -> Array:
-    """floor(|w| / step + offset) of weights in float32 or float64; `step` and `offset` are arrays of no dimension, alike."""
-    xp = namespace(work)
-    return xp.floor(xp.abs(work) / step + offset)
-
-
-def signed_levels(work: Array, levels: Array, most: Array, kept: Array) -> Array:
-    """Codes as floats: `levels` cut to 1..most, with the sign of `work`, where `kept`; 0 elsewhere. Zero counts as positive."""
-    xp = namespace(work)
-    cut = xp.maximum(xp.minimum(levels, most), xp.ones_like(levels))
-    return xp.where(kept, xp.where(work < 0, -cut, cut), xp.zeros_like(cut))
-
-
 def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
-    """Values step * code in `dtype`, shaped as `codes`.
+    """Values step * code.
 
-    The product is rounded to float32 (float64 when `dtype` is float64), then to `dtype`, both to nearest even.
+    The product is rounded to float32 (float64 if `dtype` is float64), then to `dtype`, both to nearest even.
+
+    Args:
+        codes: Integer array.
+        step: In weight units, a float32 number.
+        dtype: Of the result, in the library of `codes`.
+
+    Returns:
+        Array of `dtype`, shaped as `codes`.
     """
     xp = namespace(codes)
     work = xp.float64 if dtype == xp.float64 else xp.float32
     levels = xp.astype(codes, work)
-    return xp.astype(levels * _scalar(step, levels, xp), dtype)
+    return xp.astype(levels * scalar_like(step, levels, xp), dtype)
 
 
 def fake_quantize(weight: Array, plan: LayerPlan) -> Array:
-    """`weight` as it comes back from a file: quantized and dequantized, in its own dtype."""
+    """`weight` as a file gives it back: quantized and dequantized, in its own dtype."""
     return dequantize(quantize(weight, plan), plan.step, weight.dtype)
-
-
-def namespace(array: Array) -> Any:
-    """The array API functions for `array`."""
-    # NumPy's own, not array_api_compat's: importing those loads all of NumPy, its Fortran compiler included, for 0.1 s.
-    return np if isinstance(array, np.ndarray) else array_namespace(array)
-
-
-def _is_shaped(plan: LayerPlan) -> bool:
-    return plan.shaped and len(plan.shape) > 1 and plan.count > 0
-
-
-def _working(weight: Array, xp: Any) -> Array:
-    return weight if weight.dtype == xp.float64 else xp.astype(weight, xp.float32, copy=False)
-
-
-def _scalar(value: float | Array, like: Array, xp: Any) -> Array:
-    # An array on the same device, not a Python number: some libraries turn a division by a number into a multiplication by
-    # its reciprocal, which rounds differently.
-    return xp.asarray(value, dtype=like.dtype, device=device(like))

@@ -11,7 +11,7 @@ from array_api_compat import to_device
 from numpy.typing import NDArray
 
 from opq.errors import WeightError
-from opq.quantization.quantizer import Array, namespace
+from opq.quantization.arrays import Array, namespace
 from opq.rate_distortion.layers import LayerStatistics
 
 SAMPLE = 2**15

@@ -67,7 +67,7 @@ def laplace_bits(layer: Layer, threshold: float, step: float) -> float:
 def points_at(layers: Sequence[Layer], lmbda: float, family: Family) -> list[JointPoint]:
     """Every layer's threshold and step where a bit is worth `price` of sensitivity-weighted squared error."""
     scale = np.array([layer.statistics.laplace_scale for layer in layers])
-    sensitivity = np.array([layer.override.sensitivity for layer in layers])
+    sensitivity = np.array([layer.sensitivity for layer in layers])
     with np.errstate(divide="ignore"):
         unit_t, unit_d = family.thresholds_and_steps(lmbda / (sensitivity * scale**2))
     points = []
@@ -107,7 +107,7 @@ def laplace_lambda(layers: Sequence[Layer], bits: float, family: Family) -> floa
     low, high = (math.log(lmbda) for lmbda in lambda_bounds(layers, family))
     own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
     count = np.array([float(layer.statistics.count) for layer in own])
-    squares = np.array([layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in own])
+    squares = np.array([layer.sensitivity * layer.statistics.laplace_scale**2 for layer in own])
 
     def excess(log_lambda: float) -> float:
         return bits - float(count @ laplace.rate(*family.thresholds_and_steps(math.exp(log_lambda) / squares)))
@@ -130,7 +130,7 @@ def predicted_bits(layers: Sequence[Layer], lmbda: float, family: Family, measur
 def lambda_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float]:
     """Prices between which every layer goes from its finest to its coarsest point."""
     low, high = family.lambda_range()
-    squares = [layer.override.sensitivity * layer.statistics.laplace_scale**2 for layer in layers]
+    squares = [layer.sensitivity * layer.statistics.laplace_scale**2 for layer in layers]
     squares = [square for square in squares if square > 0.0] or [1.0]
     return low * min(squares), high * max(squares)
 
@@ -143,22 +143,22 @@ def _measured_threshold(statistics: LayerStatistics, sparsity: float) -> float:
 
 def _pinned(layer: Layer, scale: float, family: Family) -> tuple[float, float] | None:
     """Unit threshold and step of a layer that an override fixes, else None."""
-    override = layer.override
-    if override.step is not None:
-        d = override.step / scale
+    config = layer.config
+    if config.step is not None:
+        d = config.step / scale
         if not family.FINEST_STEP <= d <= family.COARSEST_STEP:
             raise TargetError(
-                f"override of {layer.name!r}: step must lie in {family.FINEST_STEP * scale:.3g}.."
+                f"layers[{layer.name!r}]: step must lie in {family.FINEST_STEP * scale:.3g}.."
                 f"{family.COARSEST_STEP * scale:.3g}, {family.FINEST_STEP:g} to {family.COARSEST_STEP:g} of its mean "
-                f"magnitude; got {override.step:g}"
+                f"magnitude; got {config.step:g}"
             )
         return family.threshold_for_step(d), d
-    if override.sparsity is not None:
-        t = _measured_threshold(layer.statistics, override.sparsity) / scale or -float(np.log1p(-override.sparsity))
+    if config.sparsity is not None:
+        t = _measured_threshold(layer.statistics, config.sparsity) / scale or -float(np.log1p(-config.sparsity))
         t = max(t, family.threshold_for_step(family.FINEST_STEP))
         return t, max(family.step_for_threshold(t), t)  # a layer of few large weights leads beyond the family's end
-    if override.bits is not None:
-        wanted = override.bits
+    if config.bits is not None:
+        wanted = config.bits
 
         def excess(log_d: float) -> float:
             d = math.exp(log_d)

@@ -10,29 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from opq.errors import PlanError
+from opq.config import Target, target_from_dict, target_to_dict
+from opq.errors import PlanError, TargetError
 from opq.text_table import format_table
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
-_JSON_FORMAT = "opq-plan-1"
+_JSON_FORMAT = "opq-plan-2"
 _LARGEST_NUMBER = 1e300
+_ROUNDINGS = ("compensated", "deadzone")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How one weight is pruned and quantized: code = sign(w) max(1, floor(|w|/step + offset)) where kept, 0 where pruned.
+    """How one weight is pruned and quantized: code = sign(w) max(1, floor(|w|/step + rounding_offset)) if kept, 0 if pruned.
 
-    shape            the weight's shape; axis 0 is the channel axis
-    step             distance of neighbouring codebook values, in weight units, > 0, representable in float32
-    threshold        weights of magnitude at or under it are pruned, in weight units, >= 0
-    rounding_offset           rounding offset, 0..1: 1/2, or 1 - threshold/step with a dead zone
-    num_kept             exactly how many weights stay, the largest ones, in place of `threshold`; None where it decides
-    max_codes           largest code of each channel, >= 1, or None for no clipping
-    shaped           whether w is first moved by what makes up for the errors before it (opq.quantization.error_feedback); then `kept`
-                     and `limits` are None
-    sparsity         predicted fraction of zeros
-    bits             predicted bits a weight: the entropy of the codes
-    laplace_bits     the same as the Laplace density alone predicts it
+    Args:
+        shape: The weight's shape; axis 0 is the channel axis.
+        step: Distance of neighbouring codebook values, in weight units, > 0, representable in float32.
+        threshold: Weights of magnitude at or under it are pruned, in weight units, >= 0.
+        rounding_offset: 0..1: 1/2, or 1 - threshold/step with a dead zone.
+        sparsity: Predicted fraction of zeros, 0..1.
+        bits: Predicted bits per weight: the entropy of the codes.
+        num_kept: Exactly how many weights are kept, the largest ones, in place of `threshold`; None if that decides.
+        max_codes: Largest code per channel, >= 1; None for no clipping.
+        rounding: "deadzone", each weight alone; or "compensated", then `num_kept` and `max_codes` are None.
+
+    Raises:
+        PlanError: A field is of the wrong kind or out of range.
     """
 
     shape: tuple[int, ...]
@@ -41,10 +45,9 @@ class LayerPlan:
     rounding_offset: float
     sparsity: float
     bits: float
-    laplace_bits: float
     num_kept: int | None = None
     max_codes: tuple[int, ...] | None = None
-    shaped: bool = False
+    rounding: str = "deadzone"
 
     @property
     def count(self) -> int:
@@ -52,40 +55,43 @@ class LayerPlan:
         return math.prod(self.shape)
 
     def __post_init__(self) -> None:
-        """Raise PlanError when a field is of the wrong kind or outside of its range."""
-        shape, limits = self.shape, self.max_codes
+        """Check every field."""
+        shape, max_codes = self.shape, self.max_codes
         if not isinstance(shape, tuple) or not all(_is_count(size) for size in shape):
             raise PlanError(f"shape must hold positive integers, got {shape!r}")
-        for key in ("step", "threshold", "rounding_offset", "sparsity", "bits", "laplace_bits"):
+        for key in ("step", "threshold", "rounding_offset", "sparsity", "bits"):
             value = getattr(self, key)
             if not _is_number(value) or value < 0.0:
                 raise PlanError(f"{key} must be a finite number >= 0, got {value!r}")
         if not 0.0 < self.step < 2.0**128 or float(np.float32(self.step)) != self.step:
             raise PlanError(f"step must be positive and a float32, got {self.step!r}")
-        if self.rounding_offset > 1.0 or self.sparsity > 1.0:
-            raise PlanError(
-                f"rounding_offset and sparsity must lie in [0, 1], got {self.rounding_offset!r} and {self.sparsity!r}"
-            )
+        for key in ("rounding_offset", "sparsity"):
+            if getattr(self, key) > 1.0:
+                raise PlanError(f"{key} must lie in [0, 1], got {getattr(self, key)!r}")
         if self.num_kept is not None and not (type(self.num_kept) is int and 0 <= self.num_kept <= self.count):
             raise PlanError(f"num_kept must lie in [0, {self.count}], got {self.num_kept!r}")
         channels = shape[0] if shape else 1
-        if limits is not None and not (
-            isinstance(limits, tuple) and len(limits) == channels and all(_is_count(limit) for limit in limits)
+        if max_codes is not None and not (
+            isinstance(max_codes, tuple) and len(max_codes) == channels and all(_is_count(code) for code in max_codes)
         ):
-            raise PlanError(f"max_codes must be {channels} integers >= 1, one a channel")
-        if not isinstance(self.shaped, bool) or (self.shaped and (self.num_kept is not None or limits is not None)):
-            raise PlanError("shaped must be true or false, and where it is true num_kept and max_codes must be null")
+            raise PlanError(f"max_codes must be {channels} integers >= 1, one per channel")
+        if self.rounding not in _ROUNDINGS:
+            raise PlanError(f"rounding must be one of {', '.join(map(repr, _ROUNDINGS))}, got {self.rounding!r}")
+        if self.rounding == "compensated" and (self.num_kept is not None or max_codes is not None):
+            raise PlanError("num_kept and max_codes must be null with compensated rounding")
 
 
 @dataclass(frozen=True)
 class AuxiliaryPlan:
-    """How tensors that are no weights are stored.
+    """How tensors that are not weights are stored.
 
-    storage     "exact", "half" or "8bit"
-    batch_norm  "keep", or "canonical": running means become 0 and running variances a constant, weights and biases what makes
-                up for it
-    eps         what a batch-norm adds to its variances where no module tells, 0 <= eps < 1; None where modules must, as they
-                differ
+    Args:
+        storage: "exact", "float16" or "uint8"; see CompressionConfig.auxiliary.
+        batch_norm: "keep" or "folded"; see CompressionConfig.batch_norm.
+        eps: The eps of batch norms whose module is not at hand, 0 <= eps < 1; None if modules must give it, as they differ.
+
+    Raises:
+        PlanError: A field is of the wrong kind or out of range.
     """
 
     storage: str = "exact"
@@ -93,35 +99,44 @@ class AuxiliaryPlan:
     eps: float | None = 1e-5
 
     def __post_init__(self) -> None:
-        """Raise PlanError when a field is of the wrong kind or outside of its range."""
-        if self.storage not in ("exact", "half", "8bit"):
-            raise PlanError(f"auxiliary must be 'exact', 'half' or '8bit', got {self.storage!r}")
-        if self.batch_norm not in ("keep", "canonical"):
-            raise PlanError(f"batch_norm must be 'keep' or 'canonical', got {self.batch_norm!r}")
+        """Check every field."""
+        if self.storage not in ("exact", "float16", "uint8"):
+            raise PlanError(f"storage must be 'exact', 'float16' or 'uint8', got {self.storage!r}")
+        if self.batch_norm not in ("keep", "folded"):
+            raise PlanError(f"batch_norm must be 'keep' or 'folded', got {self.batch_norm!r}")
         if self.eps is not None and (not _is_number(self.eps) or not 0.0 <= self.eps < 1.0):
-            raise PlanError(f"eps of batch-norms must be a number, 0 <= eps < 1, got {self.eps!r}")
+            raise PlanError(f"eps must lie in [0, 1), got {self.eps!r}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of every weight of a network, and of how many bytes.
+    """What becomes of every weight of a network, and in how many bytes.
 
-    mode             "paper" (sparsity and bits fixed first) or "joint" (one rate-distortion trade-off, bytes fixed)
-    target           what was asked: {"sparsity": p, "bits": b}, {"ratio": r} or {"bytes": n}
-    auxiliary        how tensors that are no weights are stored
-    price            joint mode: squared error that a bit is worth, the one scalar that places every layer; else None
-    dense_bytes      bytes of all tensors as the source stores them, a weight that modules share once
-    predicted_bytes  bytes of the finished file as predicted
-    layers           {weight name: LayerPlan}
+    Args:
+        mode: "joint" (one rate-distortion trade-off for a byte target) or "two_stage" (sparsity first, bits after).
+        target: What was asked.
+        auxiliary: How tensors that are not weights are stored.
+        lmbda: Joint mode: the Lagrange multiplier lambda, squared error per bit, which decides every layer; else None.
+        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
+        predicted_bytes: Predicted bytes of the file.
+        layers: {weight name: LayerPlan}.
+
+    Raises:
+        PlanError: A field is of the wrong kind or out of range.
     """
 
     mode: str
-    target: Mapping[str, float]
+    target: Target
     auxiliary: AuxiliaryPlan
     lmbda: float | None
     dense_bytes: int
     predicted_bytes: int
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> int | None:
+        """The most bytes that the target allows; None if it says nothing about bytes."""
+        return self.target.budget(self.dense_bytes)
 
     @property
     def predicted_ratio(self) -> float:
@@ -135,7 +150,7 @@ class Plan:
         return sum(layer.sparsity * layer.count for layer in self.layers.values()) / max(total, 1)
 
     def __str__(self) -> str:
-        """A table with a row a layer and a closing line of totals."""
+        """A table with a row per layer, and a closing line of totals."""
         rows = [
             (
                 name,
@@ -148,16 +163,15 @@ class Plan:
             )
             for name, layer in self.layers.items()
         ]
-        asked = ", ".join(f"{key} {value:g}" for key, value in self.target.items())
         total = (
-            f"{self.mode} plan for {asked}: {len(rows)} weights, {100.0 * self.sparsity:.2f}% zeros, "
+            f"{self.mode} plan for {self.target}: {len(rows)} weights, {100.0 * self.sparsity:.2f}% zeros, "
             f"{self.predicted_bytes:,} of {self.dense_bytes:,} bytes predicted ({self.predicted_ratio:.2f}x)"
         )
         return f"{format_table(_COLUMNS, rows)}\n{total}"
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives back an equal plan."""
-        document = asdict(self)
+        document = {**asdict(self), "target": target_to_dict(self.target)}
         return json.dumps({"format": _JSON_FORMAT, **document}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -176,20 +190,25 @@ class Plan:
         if not isinstance(auxiliary, dict):
             raise PlanError('expected an object under "auxiliary"')
         document["auxiliary"] = _build(AuxiliaryPlan, auxiliary)
+        if "target" in document:
+            try:
+                document["target"] = target_from_dict(document["target"])
+            except TargetError as error:
+                raise PlanError(str(error)) from None
         plan: Plan = _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}})
         return plan
 
     def __post_init__(self) -> None:
-        """Raise PlanError when a field is of the wrong kind or outside of its range."""
-        if self.mode not in ("paper", "joint"):
-            raise PlanError(f"unknown mode {self.mode!r}")
+        """Check every field."""
+        if self.mode not in ("two_stage", "joint"):
+            raise PlanError(f"mode must be 'joint' or 'two_stage', got {self.mode!r}")
         for key in ("dense_bytes", "predicted_bytes"):
             if not _is_count(getattr(self, key)):
                 raise PlanError(f"{key} must be a positive integer, got {getattr(self, key)!r}")
-        if not isinstance(self.target, Mapping) or not all(_is_number(value) for value in self.target.values()):
-            raise PlanError(f"target must map names to numbers, got {self.target!r}")
+        if not isinstance(self.target, Target):
+            raise PlanError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
         if self.lmbda is not None and not (_is_number(self.lmbda) and self.lmbda > 0.0):
-            raise PlanError(f"price must be positive, got {self.lmbda!r}")
+            raise PlanError(f"lmbda must be positive, got {self.lmbda!r}")
 
 
 def _layer(name: str, values: Any) -> LayerPlan:

@@ -33,7 +33,7 @@ class TwoStagePoint:
 def allocate(layers: Sequence[Layer], sparsity: float, bits: float) -> list[TwoStagePoint]:
     """One point a layer, such that `sparsity` (0 <= p < 1) of all weights are zero and kept ones take `bits` on average.
 
-    Raises TargetError when the targets are out of range, or when overrides leave the other layers no way to meet them.
+    Raises TargetError when the targets are out of range, or when layer configs leave the other layers no way to meet them.
     """
     if not 0.0 <= sparsity < 1.0:
         raise TargetError(f"sparsity must lie in [0, 1), got {sparsity:g}")
@@ -52,10 +52,10 @@ def _point(layer: Layer, threshold: float, kept: int, lmbda: float) -> TwoStageP
     channels = len(layer.statistics.channel_scales)
     if layer.statistics.laplace_scale == 0.0:
         return TwoStagePoint(threshold, kept, 1.0, (1,) * channels)
-    step = float(laplace.step_at(lmbda, layer.override.sensitivity))
+    step = float(laplace.step_at(lmbda, layer.sensitivity))
     scales = layer.statistics.channel_scales
     alive = scales > 0.0
-    clips = laplace.clip_at(lmbda, threshold, np.where(alive, scales, 1.0), layer.override.sensitivity)
+    clips = laplace.clip_at(lmbda, threshold, np.where(alive, scales, 1.0), layer.sensitivity)
     limits = np.clip(np.rint(np.where(alive, clips, 0.0) / step), 1, 2**24 - 1).astype(np.int64)
     return TwoStagePoint(threshold, kept, step, tuple(limits.tolist()))
 
@@ -64,8 +64,8 @@ def _thresholds(layers: Sequence[Layer], sparsity: float) -> Floats:
     scale = np.array([layer.statistics.laplace_scale for layer in layers])
     count = np.array([float(layer.statistics.count) for layer in layers])
     zeros = np.array([float(layer.statistics.zeros) for layer in layers])
-    root = np.sqrt([layer.override.sensitivity for layer in layers])
-    fixed = np.array([np.nan if layer.override.sparsity is None else layer.override.sparsity for layer in layers])
+    root = np.sqrt([layer.sensitivity for layer in layers])
+    fixed = np.array([np.nan if layer.config.sparsity is None else layer.config.sparsity for layer in layers])
     pinned, empty = ~np.isnan(fixed), scale == 0.0
     free = ~pinned & ~empty
     # Layers of zeros are pruned whole, whatever the threshold.
@@ -78,7 +78,7 @@ def _thresholds(layers: Sequence[Layer], sparsity: float) -> Floats:
         return thresholds  # as many zeros are there as were asked for, or more: nothing else is pruned
     if not zeros[free].sum() <= goal < count[free].sum():
         raise TargetError(
-            f"sparsity {sparsity:g} is out of reach: overrides fix {given:,.0f} zeros, which leaves {goal:,.0f} for "
+            f"sparsity {sparsity:g} is out of reach: layer configs fix {given:,.0f} zeros, which leaves {goal:,.0f} for "
             f"{count[free].sum():,.0f} other weights, of which {zeros[free].sum():,.0f} are zero"
         )
 
@@ -96,14 +96,14 @@ def _thresholds(layers: Sequence[Layer], sparsity: float) -> Floats:
 def _kept_counts(layers: Sequence[Layer], thresholds: Floats, sparsity: float) -> list[int]:
     count = np.array([layer.statistics.count for layer in layers], dtype=np.int64)
     scale = np.array([layer.statistics.laplace_scale for layer in layers])
-    pinned = np.array([layer.override.sparsity is not None for layer in layers])
+    pinned = np.array([layer.config.sparsity is not None for layer in layers])
     with np.errstate(divide="ignore", invalid="ignore"):
         fraction = np.where(scale > 0.0, laplace.pruned_fraction(thresholds, scale), 1.0)
     zeros = np.array([layer.statistics.zeros for layer in layers], dtype=np.int64)
     share = np.maximum(count * fraction, zeros)
     for index, layer in enumerate(layers):
-        if layer.override.sparsity is not None and scale[index] > 0.0:
-            share[index] = max(round(layer.override.sparsity * int(count[index])), zeros[index])
+        if layer.config.sparsity is not None and scale[index] > 0.0:
+            share[index] = max(round(layer.config.sparsity * int(count[index])), zeros[index])
     pruned = np.floor(share).astype(np.int64)
     # Largest remainders take the weights that rounding down left over, so that the total is met to the weight.
     missing = max(round(sparsity * int(count.sum())) - int(pruned.sum()), 0)
@@ -129,13 +129,13 @@ def _bit_lambdas(layers: Sequence[Layer], thresholds: Floats, bits: float) -> li
     free = []
     spent = 0.0
     for index, layer in enumerate(layers):
-        override = layer.override
+        config = layer.config
         if layer.statistics.laplace_scale == 0.0:
             continue
-        if override.step is not None:
-            lambdas[index] = float(laplace.lambda_at(override.step, override.sensitivity))
-        elif override.bits is not None:
-            lambdas[index] = _lambda_for(channels[index], override.bits)
+        if config.step is not None:
+            lambdas[index] = float(laplace.lambda_at(config.step, layer.sensitivity))
+        elif config.bits is not None:
+            lambdas[index] = _lambda_for(channels[index], config.bits)
         else:
             free.append(index)
             continue
@@ -146,7 +146,7 @@ def _bit_lambdas(layers: Sequence[Layer], thresholds: Floats, bits: float) -> li
     wanted = (bits * (total + sum(weight[i] for i, p in enumerate(lambdas) if p > 0.0)) - spent) / total
     if not 1.0 < wanted <= 24.0:
         raise TargetError(
-            f"bits {bits:g} is out of reach: overrides leave {wanted:.3g} bits for each kept weight of the other layers"
+            f"bits {bits:g} is out of reach: layer configs leave {wanted:.3g} bits for each kept weight of the other layers"
         )
     lmbda = _lambda_for(_channels([layers[i] for i in free], [float(thresholds[i]) for i in free]), wanted)
     for index in free:
@@ -174,7 +174,7 @@ def _channels(layers: Sequence[Layer], thresholds: Sequence[float]) -> _Channels
     scale = np.concatenate([layer.statistics.channel_scales for layer in layers])
     sizes = [len(layer.statistics.channel_scales) for layer in layers]
     threshold = np.repeat(np.asarray(thresholds), sizes)
-    sensitivity = np.repeat([layer.override.sensitivity for layer in layers], sizes)
+    sensitivity = np.repeat([layer.sensitivity for layer in layers], sizes)
     each = np.repeat([layer.statistics.count / size for layer, size in zip(layers, sizes, strict=True)], sizes)
     alive = scale > 0.0
     scale, threshold = scale[alive], threshold[alive]

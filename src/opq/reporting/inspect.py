@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opq.batch_norm import prefixes
 from opq.codec.auxiliary import largest_error
 from opq.codec.byte_planes import estimate_pack
 from opq.codec.file_reader import OpqFile
-from opq.codec.header import Entry
+from opq.codec.header import Entry, repeated_weights
 from opq.codec.weight_section import table_bytes
+from opq.quantization.codebook import LevelTable
 from opq.text_table import format_table
 from opq.thread_map import thread_map
 
@@ -139,9 +141,9 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
             table_bytes(file.section(section))
             for section in {entry.section for entry in file.entries if entry.storage == "levels"}
         )
-        norms = {entry.name.removesuffix("running_var") for entry in file.entries if _last(entry.name) == "running_var"}
+        norms = set(prefixes(file))
         tensors, weights, kept, code_bits = [], 0, 0, 0.0
-        repeats = _repeats(file.entries)
+        repeats = repeated_weights(file.entries)
         dense_bytes = sum(entry.dense_bytes for entry in file.entries if entry.name not in repeats)
         for entry, found in zip(file.entries, thread_map(lambda entry: _describe(file, entry), file.entries), strict=True):
             sparsity = bits = None
@@ -186,24 +188,14 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         )
 
 
-def _repeats(entries: Sequence[Entry]) -> set[str]:
-    """Names of weights that are, bit for bit, a weight of an earlier name."""
-    first: dict[object, str] = {}
-    return {
-        entry.name
-        for entry in entries
-        if entry.is_weight and first.setdefault((entry.section, entry.shape, entry.dtype, entry.step), entry.name) != entry.name
-    }
-
-
 def _describe(file: OpqFile, entry: Entry) -> tuple[int, float, int | None] | None:
     """Of a weight how many are kept, their nominal bits, and the number of levels."""
     if not entry.is_weight:
         return None
     kept, bits, levels = 0, 0.0, None
     for piece in file.pieces(entry.name):
-        kept, bits = kept + piece.num_kept, bits + piece.code_bits
-        levels = None if piece.levels is None else len(piece.levels)
+        kept, bits = kept + piece.num_kept, bits + piece.nominal_bits
+        levels = len(piece.codebook.levels) if isinstance(piece.codebook, LevelTable) else None
     return kept, bits, levels
 
 

@@ -1,0 +1,46 @@
+"""A weight of a checkpoint whose codes are made when they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from opq.checkpoints import State
+from opq.codec.code_stream import CHUNK
+from opq.quantization.chunked import code_pieces
+from opq.quantization.codebook import Codebook, UniformCodebook
+from opq.quantization.compressed_tensor import CodeReader, compress_tensor
+from opq.rate_distortion.plan import LayerPlan
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedWeight:
+    """A QuantizedWeight: the named weight of `state`, to be quantized under `plan`.
+
+    Of a weight with more elements than a chunk, only some rows are held at a time.
+    """
+
+    state: State
+    name: str
+    plan: LayerPlan
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.plan.shape
+
+    @property
+    def dtype(self) -> str:
+        """Name of the weight's dtype."""
+        return self.state.describe(self.name)[0]
+
+    @property
+    def codebook(self) -> Codebook:
+        """Multiples of the plan's step."""
+        return UniformCodebook(self.plan.step)
+
+    def read_codes(self) -> CodeReader:
+        """A reader of the codes."""
+        if self.plan.count > CHUNK and self.plan.shape:
+            return code_pieces(partial(self.state.rows, self.name), self.plan)
+        return compress_tensor(self.state[self.name], self.plan).read_codes()

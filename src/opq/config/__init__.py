@@ -1,0 +1,29 @@
+"""What a user asks for, as typed and frozen objects that are checked when they are made.
+
+    CompressionConfig(target=Ratio(20), exclude=("fc.*",), layers={"conv1.*": LayerConfig(sensitivity=4.0)})
+
+Every function that compresses takes such a config, or the same settings as keywords (`ratio=20, exclude=["fc.*"]`), which
+`as_config` turns into one. Behind that point nothing is optional or parsed again.
+"""
+
+from opq.config.compression_config import CompressionConfig
+from opq.config.keywords import CompressionOptions, as_config, refuse_unknown, without_target
+from opq.config.layer_config import LayerConfig
+from opq.config.targets import Lossless, Ratio, Size, Target, TwoStage, parse_size, target_from_dict, target_to_dict
+
+__all__ = [
+    "CompressionConfig",
+    "CompressionOptions",
+    "LayerConfig",
+    "Lossless",
+    "Ratio",
+    "Size",
+    "Target",
+    "TwoStage",
+    "as_config",
+    "parse_size",
+    "refuse_unknown",
+    "target_from_dict",
+    "target_to_dict",
+    "without_target",
+]

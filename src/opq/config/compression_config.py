@@ -1,0 +1,165 @@
+"""How a network is compressed: a typed and frozen object that is checked when it is made, and goes to JSON and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from opq.config.checks import check_choice, check_fields, finite_number, match_glob, read_globs
+from opq.config.layer_config import LayerConfig
+from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, target_to_dict
+from opq.errors import ConfigError, TargetError
+
+RoundingName = Literal["auto", "compensated", "deadzone"]
+AuxiliaryStorage = Literal["exact", "float16", "uint8"]
+BatchNormForm = Literal["keep", "folded"]
+
+_JSON_FORMAT = "opq-config-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """How to compress a network.
+
+    Args:
+        target: Ratio, Size, TwoStage or Lossless. With Lossless only `include` and `exclude` may differ from their defaults.
+        rounding: How a byte target is met. "compensated": one step for the network; rounding errors within an output row
+            compensate each other (`opq.quantization.error_feedback`). "deadzone": each weight alone, with the steps and dead
+            zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
+            compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest and takes "auto" only.
+        include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
+        exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
+        layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
+        auxiliary: How tensors that are not weights are stored. "exact": bit for bit. "float16": float32 and float64 tensors as
+            float16 if every value keeps a relative error of at most 2^-11. "uint8": one-dimensional ones of at least 16
+            elements on a grid of 8 bits, with an error of at most 1/500 of the tensor's span, or 2^-6 of each value if none is
+            negative; the others as "float16". `opq.inspect` gives the error of each tensor.
+        batch_norm: "keep", or "folded": running means become 0 and running variances a constant, which cost next to nothing;
+            weights and biases make up for it. The network is equal in evaluation but for float32 rounding, and differs in
+            training.
+        batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
+
+    Raises:
+        TargetError: The target is malformed.
+        ConfigError: Another setting is out of range or unknown.
+    """
+
+    target: Target
+    rounding: RoundingName = "auto"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    layers: Mapping[str, LayerConfig] = field(default_factory=dict)
+    auxiliary: AuxiliaryStorage = "exact"
+    batch_norm: BatchNormForm = "keep"
+    batch_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Check every field, and bring globs into tuples."""
+        if not isinstance(self.target, Target):
+            raise TargetError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
+        for key, choices in (("rounding", RoundingName), ("auxiliary", AuxiliaryStorage), ("batch_norm", BatchNormForm)):
+            check_choice(key, getattr(self, key), get_args(choices))
+        for key in ("include", "exclude"):
+            object.__setattr__(self, key, read_globs(key, getattr(self, key)))
+        if not isinstance(self.layers, Mapping) or not all(
+            isinstance(key, str) and isinstance(value, LayerConfig) for key, value in self.layers.items()
+        ):
+            raise ConfigError(f"layers must map names or globs to LayerConfig objects, got {self.layers!r}")
+        object.__setattr__(self, "layers", dict(self.layers))
+        eps = finite_number("batch_norm_eps", self.batch_norm_eps, ConfigError)
+        if not 0.0 <= eps < 1.0:
+            raise ConfigError(f"batch_norm_eps must lie in [0, 1), got {self.batch_norm_eps!r}")
+        if isinstance(self.target, TwoStage) and self.rounding != "auto":
+            raise ConfigError("rounding cannot be combined with sparsity and bits: that target rounds each weight to nearest")
+        if isinstance(self.target, Lossless) and (others := self._changed() - {"target", "include", "exclude"}):
+            raise ConfigError(f"lossless keeps every bit: it takes include and exclude only, not {min(others)}")
+
+    def _changed(self) -> set[str]:
+        """Names of the fields that differ from their defaults."""
+        defaults = {
+            item.name: item.default if item.default is not MISSING else {} for item in fields(self) if item.name != "target"
+        }
+        return {name for name, default in defaults.items() if getattr(self, name) != default}
+
+    def budget(self, dense_bytes: int) -> int | None:
+        """The most bytes the file may have; None if the target says nothing about bytes."""
+        return self.target.budget(dense_bytes)
+
+    def select(self, candidates: Sequence[str]) -> list[str]:
+        """The candidate weights that `include` and `exclude` leave.
+
+        Raises:
+            SelectionError: A glob matches no candidate.
+        """
+        chosen = list(candidates)
+        if self.include:
+            kept = {name for glob in self.include for name in match_glob("include", glob, candidates)}
+            chosen = [name for name in chosen if name in kept]
+        for glob in self.exclude:
+            dropped = set(match_glob("exclude", glob, candidates))
+            chosen = [name for name in chosen if name not in dropped]
+        return chosen
+
+    def layer_configs(self, names: Sequence[str]) -> dict[str, LayerConfig]:
+        """{name: its LayerConfig} of the given weights.
+
+        Raises:
+            SelectionError: A glob of `layers` matches none of them.
+            ConfigError: A value is out of range under the target.
+        """
+        found = {name: LayerConfig() for name in names}
+        for glob, given in self.layers.items():
+            for name in match_glob("layers", glob, names):
+                found[name] = found[name].updated(given)
+        for name, config in found.items():
+            config.check(name, self.target)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain objects, ready for JSON."""
+        layers = {glob: {k: v for k, v in vars(layer).items() if v is not None} for glob, layer in self.layers.items()}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**values, "target": target_to_dict(self.target), "layers": layers}
+
+    def to_json(self) -> str:
+        """The config as JSON text; `from_json` gives back an equal config."""
+        return json.dumps({"format": _JSON_FORMAT, **self.to_dict()}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, document: Any) -> CompressionConfig:
+        """The config of what `to_dict` gave.
+
+        Raises:
+            ConfigError: The document is anything else.
+        """
+        if not isinstance(document, Mapping):
+            raise ConfigError(f"config must be an object, got {document!r}")
+        values = dict(document)
+        check_fields("config", values, [item.name for item in fields(cls)])
+        layers = values.pop("layers", {})
+        if not isinstance(layers, Mapping) or not all(isinstance(layer, Mapping) for layer in layers.values()):
+            raise ConfigError(f"layers must map names or globs to objects, got {layers!r}")
+        for glob, layer in layers.items():
+            check_fields(f"layers[{glob!r}]", layer, [item.name for item in fields(LayerConfig)])
+        return cls(
+            target=target_from_dict(values.pop("target", None)),
+            layers={glob: LayerConfig(**layer) for glob, layer in layers.items()},
+            **values,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressionConfig:
+        """The config that `to_json` wrote.
+
+        Raises:
+            ConfigError: The text is anything else.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"config is not JSON: {error}") from None
+        if not isinstance(document, dict) or document.pop("format", None) != _JSON_FORMAT:
+            raise ConfigError(f'config must be an object with "format": "{_JSON_FORMAT}"')
+        return cls.from_dict(document)

@@ -1,0 +1,67 @@
+"""What is fixed about single weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from opq.config.checks import finite_number
+from opq.config.targets import Target, TwoStage
+from opq.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """What is fixed about one weight; the other weights then meet the target.
+
+    With a `TwoStage` target, `sparsity` can be combined with either `bits` or `step`. With a byte target a weight is one point
+    of a rate-distortion curve, so at most one of the three can be fixed.
+
+    Args:
+        sensitivity: Cost of a unit of squared error in this weight, > 0. None: 1.
+        sparsity: Fraction of zeros, 0 <= sparsity < 1. With a byte target and compensated rounding it is met approximately.
+        bits: With a `TwoStage` target the nominal width of a kept code, 1 < bits <= 16. With a byte target the entropy of the
+            codes in bits per weight, for Laplace-distributed weights, 0 < bits <= 16.
+        step: Quantization step in weight units, > 0.
+    """
+
+    sensitivity: float | None = None
+    sparsity: float | None = None
+    bits: float | None = None
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when a number is not finite."""
+        for item in fields(self):
+            if (value := getattr(self, item.name)) is not None:
+                object.__setattr__(self, item.name, finite_number(f"layer config: {item.name}", value, ConfigError))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether sparsity, bits or step are given."""
+        return any(value is not None for value in (self.sparsity, self.bits, self.step))
+
+    def updated(self, other: LayerConfig) -> LayerConfig:
+        """A copy with the given fields of `other` in place of these."""
+        given = {key: value for key, value in vars(other).items() if value is not None}
+        return LayerConfig(**{**vars(self), **given})
+
+    def check(self, name: str, target: Target) -> None:
+        """Raise ConfigError when values are out of range or contradict each other under `target`."""
+        two_stage = isinstance(target, TwoStage)
+        fixed = [key for key in ("sparsity", "bits", "step") if getattr(self, key) is not None]
+        clash = [key for key in fixed if key != "sparsity"] if two_stage else fixed
+        if len(clash) > 1:
+            raise ConfigError(f"layers[{name!r}]: {' and '.join(clash)} cannot both be fixed; give one of them")
+        lowest = 1.0 if two_stage else 0.0
+        for key, valid, rule in (
+            ("sensitivity", self.sensitivity is None or self.sensitivity > 0.0, "be positive"),
+            ("sparsity", self.sparsity is None or 0.0 <= self.sparsity < 1.0, "lie in [0, 1)"),
+            ("bits", self.bits is None or lowest < self.bits <= 16.0, f"lie in ({lowest:g}, 16]"),
+            ("step", self.step is None or 2.0**-126 <= self.step <= 2.0**127, "be positive and a normal float32"),
+        ):
+            if not valid:
+                raise ConfigError(f"layers[{name!r}]: {key} must {rule}, got {getattr(self, key):g}")
+        if not two_stage and self.sparsity == 0.0:
+            raise ConfigError(
+                f"layers[{name!r}]: with a byte target sparsity must lie in (0, 1), got 0; exclude the tensor instead"
+            )

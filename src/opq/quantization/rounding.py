@@ -1,0 +1,115 @@
+"""How weights become codes. A new rounding method is a class here, entered in ROUNDINGS, and its name in opq.config.
+
+Everything here works elementwise in float32 (float64 for float64 weights) with IEEE operations, so that NumPy, PyTorch and every
+device give the same codes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Final
+
+from opq.quantization.arrays import Array, namespace, scalar_like
+from opq.quantization.error_feedback import compensated_codes, squared_error_factor
+from opq.rate_distortion import deadzone, uniform
+from opq.rate_distortion.joint import Family
+from opq.rate_distortion.plan import LayerPlan
+
+
+class Rounding(ABC):
+    """A rounding method.
+
+    family            the quantizers of the rate-distortion curve that go with it
+    is_elementwise    whether each weight is rounded alone; only then can masks be recomputed while a network trains
+    """
+
+    family: ClassVar[Family]
+    is_elementwise: ClassVar[bool]
+
+    @abstractmethod
+    def codes(self, work: Array, plan: LayerPlan, max_codes: Array, xp: Any) -> Array:
+        """Signed codes, as floats, of weights in float32 or float64.
+
+        Args:
+            work: The weights.
+            plan: Their plan.
+            max_codes: The largest code per channel, shaped to broadcast with `work`.
+            xp: The array API functions for `work`.
+        """
+
+    @abstractmethod
+    def squared_error_factor(self, shape: tuple[int, ...]) -> float:
+        """Expected squared error of a weight of this shape, over that of rounding each element alone."""
+
+
+class DeadzoneRounding(Rounding):
+    """code = sign(w) max(1, floor(|w| / step + rounding_offset)) if kept, 0 if pruned; each weight alone."""
+
+    family: ClassVar[Family] = deadzone
+    is_elementwise: ClassVar[bool] = True
+
+    def codes(self, work: Array, plan: LayerPlan, max_codes: Array, xp: Any) -> Array:
+        """As Rounding.codes."""
+        levels = magnitude_levels(work, scalar_like(plan.step, work, xp), scalar_like(plan.rounding_offset, work, xp))
+        return signed_levels(work, levels, max_codes, magnitude_mask(work, plan, xp) & (work != 0))
+
+    def squared_error_factor(self, shape: tuple[int, ...]) -> float:
+        """1."""
+        return 1.0
+
+
+class CompensatedRounding(Rounding):
+    """Errors within an output row compensate each other, as in GPTQ, under a fixed prior; see opq.quantization.error_feedback.
+
+    Weights of fewer than two dimensions are rounded each alone.
+    """
+
+    family: ClassVar[Family] = uniform
+    is_elementwise: ClassVar[bool] = False
+
+    def codes(self, work: Array, plan: LayerPlan, max_codes: Array, xp: Any) -> Array:
+        """As Rounding.codes; weights that are zero stay zero."""
+        if len(plan.shape) < 2 or plan.count == 0:
+            return DeadzoneRounding().codes(work, plan, max_codes, xp)
+        threshold = scalar_like(plan.threshold / plan.step, work, xp)
+        offset = scalar_like(plan.rounding_offset, work, xp)
+        return compensated_codes(work / scalar_like(plan.step, work, xp), offset, threshold, max_codes, xp)
+
+    def squared_error_factor(self, shape: tuple[int, ...]) -> float:
+        """As Rounding.squared_error_factor."""
+        return squared_error_factor(shape)
+
+
+ROUNDINGS: Final[dict[str, Rounding]] = {"compensated": CompensatedRounding(), "deadzone": DeadzoneRounding()}
+"""{name, as in LayerPlan.rounding: method}"""
+
+
+def magnitude_mask(work: Array, plan: LayerPlan, xp: Any) -> Array:
+    """True if kept: exactly `plan.num_kept` largest magnitudes, or else the magnitudes above `plan.threshold`.
+
+    Of equal magnitudes the first ones in row-major order are kept.
+    """
+    magnitude = xp.abs(work)
+    if plan.num_kept is None:
+        return magnitude > scalar_like(plan.threshold, magnitude, xp)
+    if plan.num_kept == 0:
+        return xp.zeros_like(magnitude, dtype=xp.bool)
+    flat = xp.reshape(magnitude, (-1,))
+    smallest_kept = xp.sort(flat)[-plan.num_kept]
+    above, ties = flat > smallest_kept, flat == smallest_kept
+    room = plan.num_kept - xp.sum(above, dtype=xp.int64)
+    fits = xp.cumulative_sum(xp.astype(ties, xp.int64)) <= room
+    return xp.reshape(above | (ties & fits), magnitude.shape)
+
+
+def magnitude_levels(work: Array, step: Array, rounding_offset: Array) -> Array:
+    """floor(|w| / step + rounding_offset) of weights in float32 or float64; the other two are zero-dimensional and alike."""
+    xp = namespace(work)
+    return xp.floor(xp.abs(work) / step + rounding_offset)
+
+
+def signed_levels(work: Array, levels: Array, max_codes: Array, mask: Array) -> Array:
+    """Codes as floats: `levels` clipped to 1..max_codes, with the sign of `work`, if kept; 0 elsewhere. Zero is positive."""
+    xp = namespace(work)
+    clipped = xp.maximum(xp.minimum(levels, max_codes), xp.ones_like(levels))
+    return xp.where(mask, xp.where(work < 0, -clipped, clipped), xp.zeros_like(clipped))
