@@ -26,12 +26,12 @@ from images import Whole
 from networks.mobilenet_v1 import MobileNetV1, preprocess
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
 import opq
 import opq.torch
-from opq.config import CompressionOptions
-from opq.zoo.image_data import Images, Preprocessing
+from opq.compression import CompressionOptions
 
 DATA = "val1300, 1,000 unlabelled images"
 CASES = ((8, 0), (10, 0), (12, 0), (6, 0), (10, 6), (12, 6))
@@ -40,7 +40,33 @@ CALIBRATED = 512
 RECIPE = opq.TrainingConfig(learning_rate=0.003, temperature=2.0)
 RESERVE = 0.01
 OPTIONS = CompressionOptions(auxiliary="half", batch_norm="canonical", batch_norm_eps=1e-3)
-WANTED = Preprocessing(224, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SIZE = 224
+
+
+class Scaled(Dataset[Tensor]):
+    """The images of train1000_256.tar at the network's size and in -1..1: all of each, or random parts, mirrored at random.
+
+    A part has a quarter to all of the image's area, and its shape.
+    """
+
+    def __init__(self, *, parts: bool) -> None:
+        self._images, self._parts = imagenet.unlabelled(), parts
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self._images[index]
+        if self._parts:
+            side = round(len(image) * float(torch.empty(()).uniform_(0.25, 1.0)) ** 0.5)
+            top, left = (int(torch.randint(len(image) - side + 1, ())) for _ in range(2))
+            image = image[top : top + side, left : left + side]
+            if torch.rand(()) < 0.5:
+                image = image.flip(1)
+        pixels = (image.permute(2, 0, 1).float() / 255.0 - 0.5) / 0.5
+        if len(image) == SIZE:
+            return pixels
+        return functional.interpolate(pixels[None], (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 class Mixtures:
@@ -50,7 +76,7 @@ class Mixtures:
     """
 
     def __init__(self) -> None:
-        self._batches: DataLoader[Tensor] = DataLoader(_unlabelled(varied=True), 50, shuffle=True, drop_last=True)
+        self._batches: DataLoader[Tensor] = DataLoader(Scaled(parts=True), 50, shuffle=True, drop_last=True)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -62,15 +88,10 @@ class Mixtures:
 
 
 def calibrating() -> Tensor:
-    """Some of the images, cut out of their middle."""
-    images = _unlabelled(varied=False)
+    """Some of the images."""
+    images = Scaled(parts=False)
     picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATED]
     return torch.stack([images[place] for place in picked.tolist()])
-
-
-def _unlabelled(varied: bool) -> Images:
-    pictures = imagenet.unlabelled().numpy()
-    return Images(pictures.__getitem__, len(pictures), None, WANTED, varied=varied)
 
 
 def validation() -> Whole:

@@ -11,8 +11,9 @@ import torch
 import opq
 import opq.torch
 from opq.cli.main import main
-from opq.zoo.image_data import Preprocessing, open_images
+from opq.zoo.image_data import open_images
 from opq.zoo.models import open_model
+from opq.zoo.preprocessing import plain
 
 NETWORK = """
 from torch import nn
@@ -143,7 +144,7 @@ def test_evaluate_compares_with_the_dense_network(work, capsys):
     torch.save(network.state_dict(), "a.pt")
     assert main(["evaluate", "network.py:make", "a.opq", "--weights", "a.pt", "--data", "images.npz", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    loader = open_images("images.npz", Preprocessing(), training=False)
+    loader = open_images("images.npz", plain(), training=False)
     loaded = open_model("network.py:make", "a.opq").network
     expected = opq.evaluate(loaded, loader, dense=network)
     assert found["file"] == pytest.approx(vars(expected))
@@ -226,9 +227,11 @@ def test_networks_of_libraries_come_with_their_preprocessing():
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
     small = open_model("torchvision:squeezenet1_1")
-    assert small.preprocessing == Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert small.preprocessing.shape == (3, 224, 224)
     other = open_model("timm:test_resnet")
-    assert other.preprocessing.size == 160
+    assert other.preprocessing.shape == (3, 160, 160)
+    with pytest.raises(opq.ModelError, match=r"no classifier of images.*SemanticSegmentation"):
+        open_model("torchvision:lraspp_mobilenet_v3_large")
     with pytest.raises(opq.ModelError, match="no_such_network"):
         open_model("torchvision:no_such_network")
     with pytest.raises(opq.ModelError, match="no_such_network"):
@@ -238,11 +241,12 @@ def test_networks_of_libraries_come_with_their_preprocessing():
 def test_folders_of_images(tmp_path):
     """A folder a class gives labels in order of names; images alone have none; the centre is cut out, or random parts."""
     image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("torchvision")
     for number, name in enumerate(("cat", "dog", "cat", "ant")):
         (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
         pixels = np.full((80, 100, 3), 60 * number, dtype=np.uint8)
         image.fromarray(pixels).save(tmp_path / "train" / name / f"{number}.png")
-    want = Preprocessing(32, 40, (0.5,) * 3, (0.25,) * 3)
+    want = plain(32, (0.5,) * 3, (0.25,) * 3)
     (inputs, labels), *_ = open_images(tmp_path, want, training=True)
     assert inputs.shape == (4, 3, 32, 32)
     assert sorted(labels.tolist()) == [0, 1, 1, 2]
@@ -264,4 +268,4 @@ def test_arrays_of_images_have_one_channel_or_three(tmp_path):
     for shape in ((4, 3, 16, 16), (4, 16, 16, 4)):
         np.savez(tmp_path / "images.npz", x_test=np.zeros(shape, np.uint8), y_test=np.zeros(4, np.int64))
         with pytest.raises(opq.SourceError, match="expected 1 or 3 channels behind height and width"):
-            open_images(tmp_path / "images.npz", Preprocessing(), training=False)
+            open_images(tmp_path / "images.npz", plain(), training=False)

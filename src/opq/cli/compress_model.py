@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 import opq
 from opq.cli.compression_options import is_given, read_options, read_selection
-from opq.cli.model_options import make_network, place, read_preprocessing
+from opq.cli.model_options import make_network, place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from opq.evaluation.accuracy_search import AccuracyTrial
-    from opq.zoo.image_data import Preprocessing
     from opq.zoo.models import NamedModel
 
 
@@ -31,16 +30,15 @@ def compress_informed(model: str, given: dict[str, Any], plan_file: str | None) 
     if given["lossless"]:
         raise click.UsageError("--lossless keeps every bit; leave --calibrate and --max-drop out.")
     options = read_options(given) if drop is None else read_selection(given, "--max-drop finds the size")
-    named = make_network(model, given["weights"], "cpu")
-    preprocessing = read_preprocessing(named, given)
-    calibration = calibrate(named, preprocessing, given) if given["calibrate"] is not None else None
+    named = make_network(model, given, "cpu")
+    calibration = calibrate(named, given) if given["calibrate"] is not None else None
     if drop is None:
         if calibration is None:
             raise click.UsageError("give --calibrate or --max-drop.")
         return calibration.compress(**options)
     from opq.zoo.image_data import open_images
 
-    loader = open_images(given["data"], preprocessing, training=False, batch=given["batch"], workers=given["workers"])
+    loader = open_images(given["data"], named.preprocessing, training=False, batch=given["batch"], workers=given["workers"])
     place(named, given["device"])
     found = opq.compress_to_accuracy(named.network, loader, max_drop=drop, calibration=calibration, report=_report, **options)
     return found.compressed
@@ -56,27 +54,27 @@ def _refuse_idle(given: dict[str, Any]) -> None:
             raise click.UsageError(f"--{key} goes with {whose}.")
 
 
-def calibrate(named: NamedModel, preprocessing: Preprocessing, given: dict[str, Any]) -> opq.Calibration:
+def calibrate(named: NamedModel, given: dict[str, Any]) -> opq.Calibration:
     """As --calibrate and --images say; the network is on the processor."""
     if given["calibrate"] != "drawn":
-        return opq.calibrate(named.network, _images(given, preprocessing))
-    if preprocessing.size is None:
+        return opq.calibrate(named.network, _images(named, given))
+    if named.preprocessing.shape is None:
         raise click.UsageError("--calibrate drawn: the network does not tell how large its images are; give --input-size.")
-    return opq.calibrate(named.network, shape=(len(preprocessing.mean), preprocessing.size, preprocessing.size))
+    return opq.calibrate(named.network, shape=named.preprocessing.shape)
 
 
-def _images(given: dict[str, Any], preprocessing: Preprocessing) -> Tensor:
+def _images(named: NamedModel, given: dict[str, Any]) -> Tensor:
     """Some of the images of a folder, drawn at random, alike at every run."""
     import torch
 
-    from opq.zoo.image_data import open_images
+    from opq.zoo.image_data import Images, open_images
 
-    images: Any = open_images(given["calibrate"], preprocessing, training=False).dataset
+    loader = open_images(given["calibrate"], named.preprocessing, training=False)
+    images = cast("Images", loader.dataset)
     picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: given["images"]].tolist()
-    taken = [image[0] if isinstance(image, tuple) else image for image in (images[place] for place in picked)]
-    if len({tuple(image.shape) for image in taken}) > 1:
-        raise opq.CalibrationError("images are of different sizes, and the network does not tell its own; give --input-size")
-    return torch.stack(taken)
+    batch = loader.collate_fn([images[place] for place in picked])
+    inputs: Tensor = batch if images.labels is None else batch[0]
+    return inputs
 
 
 def _report(trial: AccuracyTrial) -> None:

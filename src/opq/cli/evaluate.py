@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.model_options import make_network, network_options, read_preprocessing
+from opq.cli.model_options import make_network, network_options
 from opq.text_table import format_table
 
 
@@ -27,10 +27,8 @@ def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
     from opq.zoo.image_data import open_images
     from opq.zoo.models import load_weights
 
-    named = make_network(model, given["weights"], given["device"])
-    loader = open_images(
-        given["data"], read_preprocessing(named, given), training=False, batch=given["batch"], workers=given["workers"]
-    )
+    named = make_network(model, given, given["device"])
+    loader = open_images(given["data"], named.preprocessing, training=False, batch=given["batch"], workers=given["workers"])
     results = {"dense": opq.evaluate(named.network, loader)}
     if file is not None:
         compressed = copy.deepcopy(named.network)

@@ -11,7 +11,7 @@ import opq
 from opq.atomic_file import refuse_existing, refuse_same
 from opq.cli.compress_model import calibrate
 from opq.cli.compression_options import is_given, read_options, read_plan, target_options
-from opq.cli.model_options import calibration_options, make_network, network_options, place, read_preprocessing
+from opq.cli.model_options import calibration_options, make_network, network_options, place
 
 
 @click.command()
@@ -60,10 +60,9 @@ def command(model: str, output: str, start: str | None, plan_file: str | None, f
         refuse_existing(output)
     from opq.zoo.image_data import open_images
 
-    named = make_network(model, given["weights"], "cpu")
-    preprocessing = read_preprocessing(named, given)
-    loader = open_images(given["data"], preprocessing, training=True, batch=given["batch"], workers=given["workers"])
-    calibration = calibrate(named, preprocessing, given) if given["calibrate"] is not None else None
+    named = make_network(model, given, "cpu")
+    loader = open_images(given["data"], named.preprocessing, training=True, batch=given["batch"], workers=given["workers"])
+    calibration = calibrate(named, given) if given["calibrate"] is not None else None
     place(named, given["device"])
     recipe = opq.TrainingConfig(labels=given["labels"])
     if given["learning_rate"] is not None:

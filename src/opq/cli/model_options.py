@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from opq.zoo.image_data import Preprocessing
     from opq.zoo.models import NamedModel
 
 
@@ -80,11 +78,12 @@ def _add(command: Callable[..., Any], data: Callable[..., Any]) -> Callable[...,
     return command
 
 
-def make_network(model: str, weights: str | None, device: str | None) -> NamedModel:
+def make_network(model: str, given: dict[str, Any], device: str | None) -> NamedModel:
     """The network of a command, on its device; one without weights has the same random ones in each process and each time."""
+    declared = _read_preprocessing(given)
     from opq.zoo.models import open_model
 
-    named = open_model(model, weights, seed=0)
+    named = open_model(model, given["weights"], seed=0, **declared)
     place(named, device)
     return named
 
@@ -100,19 +99,17 @@ def place(named: NamedModel, device: str | None) -> None:
         raise click.UsageError(f"--device {chosen}: {str(error).splitlines()[0]}") from None
 
 
-def read_preprocessing(named: NamedModel, given: dict[str, Any]) -> Preprocessing:
-    """The network's own, but for what the command says."""
-    changed: dict[str, Any] = {}
-    if given["input_size"] is not None:
-        changed["size"] = changed["resize"] = given["input_size"]
+def _read_preprocessing(given: dict[str, Any]) -> dict[str, Any]:
+    """What the command says of the network's images, None where it says nothing."""
+    declared: dict[str, Any] = {"input_size": given["input_size"], "mean": None, "std": None}
     for key in ("mean", "std"):
         if given[key] is not None:
             try:
-                changed[key] = tuple(float(part) for part in given[key].split(","))
+                declared[key] = tuple(float(part) for part in given[key].split(","))
             except ValueError:
                 raise click.UsageError(f"--{key}: expected numbers with commas between, got {given[key]!r}") from None
-            if len(changed[key]) not in (1, 3) or not all(map(math.isfinite, changed[key])):
+            if len(declared[key]) not in (1, 3) or not all(map(math.isfinite, declared[key])):
                 raise click.UsageError(f"--{key}: expected one finite number, or three, got {given[key]!r}")
-            if key == "std" and min(changed[key]) <= 0.0:
+            if key == "std" and min(declared[key]) <= 0.0:
                 raise click.UsageError(f"--std: expected one finite number, or three, > 0, got {given[key]!r}")
-    return replace(named.preprocessing, **changed)
+    return declared

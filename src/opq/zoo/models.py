@@ -15,30 +15,50 @@ from torch import nn
 
 from opq import torch as face
 from opq.checkpoints import as_state
-from opq.errors import MissingExtraError, ModelError
-from opq.zoo.image_data import Preprocessing
-
-_LIBRARIES = ("torchvision", "timm")
+from opq.errors import ModelError
+from opq.zoo.preprocessing import MEAN, STD, Preprocessing, load_library, of_timm, of_torchvision, plain
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A network, and how it wants its images."""
+    """A network, and the preprocessing of its images."""
 
     network: nn.Module
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing = field(default_factory=plain)
 
 
-def open_model(name: str, weights: str | None = None, *, seed: int | None = None) -> NamedModel:
+def open_model(
+    name: str,
+    weights: str | None = None,
+    *,
+    seed: int | None = None,
+    input_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> NamedModel:
     """The network of this name, with these weights.
 
-    name     torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory; a factory takes no arguments and
-             gives a module
-    weights  a checkpoint as `opq.compress` takes it, or a .opq file; or for torchvision and timm the name of published
-             weights, which these libraries fetch, such as DEFAULT or IMAGENET1K_V2 for torchvision, and for timm a tag or
-             "pretrained"; None for those that the factory makes
-    seed     of what the factory draws; None leaves the generator as it is
-    Raises ModelError when there is no such network or its weights do not fit, SourceError when they cannot be read.
+    Args:
+        name: torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory; a factory takes no arguments and
+            gives a module.
+        weights: A checkpoint as `opq.compress` takes it, or a .opq file; or for torchvision and timm the name of published
+            weights, which these libraries fetch, such as DEFAULT or IMAGENET1K_V2 for torchvision, and for timm a tag or
+            "pretrained"; None for those that the factory makes.
+        seed: Of what the factory draws; None leaves the generator as it is.
+        input_size: Height and width of its images. None for what torchvision or timm says; a network of the user's own then
+            gets images as large as they are.
+        mean: Of its images in 0..1, one for each channel or one for all. None for what torchvision or timm says, else
+            ImageNet's.
+        std: As for the mean.
+
+    Returns:
+        The network and its preprocessing.
+
+    Raises:
+        ModelError: There is no such network, or its weights do not fit.
+        SourceError: The weights cannot be read.
+        MissingExtraError: torchvision or timm is not installed.
+        OpqError: torchvision or timm does not load.
     """
     if seed is not None:
         torch.manual_seed(seed)
@@ -48,13 +68,13 @@ def open_model(name: str, weights: str | None = None, *, seed: int | None = None
     checkpoint = weights if weights is not None and os.path.exists(weights) else None
     published = weights if checkpoint is None else None
     if library == "torchvision":
-        model = _torchvision(name, attribute, published)
+        model = _torchvision(name, attribute, published, (input_size, mean, std))
     elif library == "timm":
-        model = _timm(name, attribute, published)
+        model = _timm(name, attribute, published, (input_size, mean, std))
     elif published is not None:
         raise ModelError(name, f"there is no file {published!r} with its weights")
     else:
-        model = NamedModel(_made(name, library, attribute))
+        model = NamedModel(_made(name, library, attribute), plain(input_size, mean or MEAN, std or STD))
     if checkpoint is not None:
         load_weights(name, model.network, checkpoint)
     return model
@@ -73,37 +93,30 @@ def load_weights(name: str, network: nn.Module, checkpoint: str) -> None:
         raise ModelError(name, f"{checkpoint} is not of it: {' '.join(str(error).split())[:300]}") from None
 
 
-def _torchvision(name: str, model: str, weights: str | None) -> NamedModel:
-    torchvision = _library("torchvision")
+_Told = tuple[int | None, tuple[float, ...] | None, tuple[float, ...] | None]
+"""Size, mean and standard deviation, in place of the network's own."""
+
+
+def _torchvision(name: str, model: str, weights: str | None, declared: _Told) -> NamedModel:
+    torchvision = load_library("torchvision", "torchvision's networks")
     try:
+        transforms = torchvision.models.get_model_weights(model)[weights or "DEFAULT"].transforms
+        if (kind := getattr(transforms, "func", transforms).__name__) != "ImageClassification":
+            raise ModelError(name, f"it is no classifier of images; torchvision's preprocessing for it is {kind}")
         network = torchvision.models.get_model(model, weights=weights)
-        transform = torchvision.models.get_model_weights(model)[weights or "DEFAULT"].transforms()
     except (ValueError, KeyError) as error:
         raise ModelError(name, str(error)) from None
-    return NamedModel(
-        network, Preprocessing(transform.crop_size[0], transform.resize_size[0], tuple(transform.mean), tuple(transform.std))
-    )
+    return NamedModel(network, of_torchvision(transforms, *declared))
 
 
-def _timm(name: str, model: str, weights: str | None) -> NamedModel:
-    timm = _library("timm")
+def _timm(name: str, model: str, weights: str | None, declared: _Told) -> NamedModel:
+    timm = load_library("timm", "timm's networks")
     full = model if weights in (None, "pretrained") else f"{model}.{weights}"
     try:
         network = timm.create_model(full, pretrained=weights is not None)
     except RuntimeError as error:
         raise ModelError(name, str(error)) from None
-    config = timm.data.resolve_model_data_config(network)
-    size = config["input_size"][-1]
-    return NamedModel(
-        network, Preprocessing(size, round(size / config["crop_pct"]), tuple(config["mean"]), tuple(config["std"]))
-    )
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise MissingExtraError(f"{name}'s networks", "models") from None
+    return NamedModel(network, of_timm(timm.data.resolve_model_data_config(network), *declared))
 
 
 def _made(name: str, module: str, attribute: str) -> nn.Module:
