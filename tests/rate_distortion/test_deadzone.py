@@ -13,14 +13,14 @@ lambdas = st.floats(-12.0, 3.0).map(lambda x: float(np.exp(x)))
 
 @given(lambdas)
 def test_points_minimise_the_lagrangian(lmbda):
-    """No threshold and step that a search finds from there has a lower distortion + price * rate."""
+    """No threshold and step that a search finds from there has a lower distortion + lambda * rate."""
     t, d = map(float, deadzone.thresholds_and_steps(lmbda))
     lagrangian = lambda x: float(laplace.distortion(*np.exp(x)) + lmbda * laplace.rate(*np.exp(x)))  # noqa: E731
     found = minimize(lagrangian, np.log([t * 1.05, d / 1.05]), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-15})
     assert lagrangian(np.log([t, d])) <= found.fun * (1.0 + 1e-8)
 
 
-def test_points_minimise_the_lagrangian_over_a_whole_grid():
+def test_points_minimise_the_lagrangian_over_a_grid():
     """The minimum is global: no point of a coarse grid over all thresholds and steps is better."""
     t, d = np.meshgrid(np.geomspace(1e-3, 30.0, 300), np.geomspace(1e-3, 40.0, 300))
     rates, distortions = laplace.rate(t, d), laplace.distortion(t, d)
@@ -30,8 +30,8 @@ def test_points_minimise_the_lagrangian_over_a_whole_grid():
 
 
 @given(lambdas, lambdas)
-def test_a_higher_price_buys_less(one, other):
-    """Rate falls and distortion rises with the price, threshold and step with them."""
+def test_the_rate_falls_as_lambda_rises(one, other):
+    """As lambda rises, the rate falls, and distortion, threshold and step rise."""
     low, high = sorted((one, other))
     if high < low * (1.0 + 1e-3):
         return
@@ -43,15 +43,15 @@ def test_a_higher_price_buys_less(one, other):
 
 
 @given(lambdas)
-def test_the_curve_can_be_read_from_every_side(lmbda):
-    """Step from threshold and threshold from step lie on the same curve as both from the price."""
+def test_threshold_and_step_determine_each_other(lmbda):
+    """Step from threshold and threshold from step lie on the same curve as both from lambda."""
     t, d = map(float, deadzone.thresholds_and_steps(lmbda))
     assert deadzone.threshold_for_step(d) == pytest.approx(t, rel=1e-5)
     assert deadzone.step_for_threshold(t) == pytest.approx(d, rel=1e-5)
 
 
-def test_beyond_its_ends_the_curve_stands_still():
-    """Prices of zero and infinity give the finest and the coarsest point, not an error."""
+def test_lambdas_beyond_the_curve_give_its_end_points():
+    """A lambda of zero or infinity gives the finest or the coarsest point, not an error."""
     t, d = deadzone.thresholds_and_steps([0.0, np.inf])
     assert d == pytest.approx([deadzone.FINEST_STEP, deadzone.COARSEST_STEP])
     assert (t > 0.0).all()
@@ -67,8 +67,8 @@ def test_beyond_its_ends_the_curve_stands_still():
         (1.2, 2.498, 3.387, 0.738, 0.511, 0.9594),
     ],
 )
-def test_values_found_numerically_elsewhere(lmbda, t, d, share, rate, distortion):
-    """The table of docs/method.md, to 1e-3."""
+def test_values_agree_with_the_table_of_the_documentation(lmbda, t, d, share, rate, distortion):
+    """The curve agrees with the table of docs/method.md to 1e-3."""
     found_t, found_d = deadzone.thresholds_and_steps(lmbda)
     assert (found_t, found_d, found_t / found_d) == pytest.approx((t, d, share), abs=1e-3)
     assert laplace.rate(found_t, found_d) == pytest.approx(rate, abs=1e-3)

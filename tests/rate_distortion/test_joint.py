@@ -1,4 +1,4 @@
-"""Joint mode: one price for all layers."""
+"""Joint mode: one Lagrange multiplier for all layers."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from opq.config import LayerConfig
 from opq.rate_distortion import deadzone, joint, laplace
-from opq.rate_distortion.layers import Layer, LayerConfig, LayerStatistics
+from opq.rate_distortion.layers import Layer, LayerStatistics
 
 
-def layer(name, count, scale, **override):
+def layer(name, count, scale, **config):
     statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1), np.zeros(0))
-    return Layer(name, statistics, LayerConfig(**override))
+    return Layer(name, statistics, LayerConfig(**config))
 
 
 networks = st.lists(
@@ -21,8 +22,8 @@ networks = st.lists(
 
 
 @given(networks, st.floats(0.05, 8.0))
-def test_the_price_meets_the_budget(layers, bits_per_weight):
-    """At the price found, the closed-form rates add up to the asked bits."""
+def test_lambda_meets_the_budget(layers, bits_per_weight):
+    """At the lambda found, the closed-form rates add up to the requested bits."""
     budget = bits_per_weight * sum(layer.statistics.count for layer in layers)
     lmbda = joint.lambda_for(layers, budget, deadzone)
     assert joint.predicted_bits(layers, lmbda, deadzone, joint.laplace_bits) == pytest.approx(budget, rel=1e-5)
@@ -33,7 +34,7 @@ def test_scaling_all_weights_scales_the_plan(layers, bits_per_weight, factor):
     """Thresholds and steps scale with the weights, at the same budget."""
     budget = bits_per_weight * sum(layer.statistics.count for layer in layers)
     scaled = [
-        layer(l.name, l.statistics.count, l.statistics.laplace_scale * factor, sensitivity=l.override.sensitivity)
+        layer(l.name, l.statistics.count, l.statistics.laplace_scale * factor, sensitivity=l.config.sensitivity)
         for l in layers  # noqa: E741
     ]
     one = joint.points_at(layers, joint.lambda_for(layers, budget, deadzone), deadzone)
@@ -45,7 +46,7 @@ def test_scaling_all_weights_scales_the_plan(layers, bits_per_weight, factor):
 
 @given(networks, st.floats(0.1, 6.0), st.randoms(use_true_random=False))
 def test_the_order_of_layers_does_not_matter(layers, bits_per_weight, random):
-    """A permutation of the layers permutes the plan."""
+    """A permutation of the layers permutes the points."""
     budget = bits_per_weight * sum(layer.statistics.count for layer in layers)
     shuffled = list(layers)
     random.shuffle(shuffled)
@@ -80,8 +81,8 @@ def test_no_other_allocation_of_the_same_bits_is_better():
     assert error(ours) <= found.fun * (1.0 + 1e-5)
 
 
-def test_a_layer_of_zeros_costs_nothing():
-    """Its rate is zero at every price, and its step a positive number."""
+def test_a_layer_of_zeros_has_a_rate_of_zero():
+    """Its rate is zero at every lambda, and its step is positive."""
     layers = [layer("zeros", 1000, 0.0), layer("b", 1000, 0.1)]
     lmbda = joint.lambda_for(layers, 2000.0, deadzone)
     assert joint.laplace_bits(layers[0], *vars(joint.points_at(layers, lmbda, deadzone)[0]).values()) == 0.0
@@ -90,7 +91,7 @@ def test_a_layer_of_zeros_costs_nothing():
 
 
 def test_a_repeated_layer_is_counted_once():
-    """A layer that repeats another's values takes none of the budget."""
+    """A layer that repeats the values of another one adds no bits."""
     first = layer("a", 1000, 0.1)
     again = Layer("b", first.statistics, repeats="a")
     assert joint.predicted_bits([first, again], 1e-3, deadzone, joint.laplace_bits) == joint.predicted_bits(
@@ -107,8 +108,8 @@ def test_a_budget_out_of_reach_gives_the_end_of_the_curve():
 
 
 @pytest.mark.parametrize(("field", "value"), [("step", 0.07), ("sparsity", 0.7), ("bits", 2.5)])
-def test_an_override_fixes_the_layer_and_the_others_make_up_the_budget(field, value):
-    """A fixed layer sits on the curve where it was put; the total is still met."""
+def test_a_layer_config_fixes_the_layer_and_the_budget_is_met(field, value):
+    """A layer with a fixed field is the point of the curve with that field; the total is still met."""
     layers = [layer("a", 1000, 0.1, **{field: value}), layer("b", 3000, 0.2)]
     lmbda = joint.lambda_for(layers, 6000.0, deadzone)
     point = joint.points_at(layers, lmbda, deadzone)[0]

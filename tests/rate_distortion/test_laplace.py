@@ -44,8 +44,8 @@ def test_overload_error_is_the_energy_beyond_the_clip(scale, t, excess):
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0.01, 100.0), st.floats(0.0, 5.0), st.floats(0.1, 10.0))
-def test_step_and_clip_are_stationary(lmbda, sensitivity, t, scale):
-    """Step and clip minimise error + price * bits: no step and no clip nearby does better."""
+def test_step_and_clip_minimise_the_lagrangian(lmbda, sensitivity, t, scale):
+    """Step and clip minimise error + lambda * bits: no step and no clip nearby does better."""
     step = float(laplace.step_at(lmbda, sensitivity))
     granular = lambda s: sensitivity * laplace.granular_error(s) - lmbda * np.log2(s)  # noqa: E731
     assert granular(step) <= min(granular(step * 1.01), granular(step / 1.01)) + 1e-12
@@ -101,7 +101,7 @@ def test_distortion_is_the_squared_error_of_the_cells(t, d):
 
 
 @given(st.floats(1e-3, 8.0), st.floats(1e-3, 8.0))
-def test_slopes_are_the_derivatives(t, d):
+def test_slopes_are_derivatives(t, d):
     """The analytic slopes agree with central differences, on both sides of where series take over."""
     t, d = np.float64(t), np.float64(d)
     h = 1e-5

@@ -1,4 +1,4 @@
-"""Plans as values: to JSON and back, as a table, and what is refused."""
+"""Plans: JSON round trip, table, and malformed documents."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opq.config import Lossless, Ratio, Size, TwoStage
 from opq.errors import PlanError
 from opq.rate_distortion.plan import AuxiliaryPlan, LayerPlan, Plan
 
@@ -19,7 +20,7 @@ def layer_plans(draw):
     shape = tuple(draw(st.lists(st.integers(1, 6), max_size=4)))
     count = int(np.prod(shape))
     channels = shape[0] if shape else 1
-    paper = draw(st.booleans())
+    is_two_stage = draw(st.booleans())
     return LayerPlan(
         shape=shape,
         step=draw(steps),
@@ -27,21 +28,28 @@ def layer_plans(draw):
         rounding_offset=draw(st.floats(0.0, 1.0)),
         sparsity=draw(st.floats(0.0, 1.0)),
         bits=draw(positive),
-        laplace_bits=draw(positive),
-        num_kept=draw(st.integers(0, count)) if paper else None,
-        max_codes=tuple(draw(st.lists(st.integers(1, 99), min_size=channels, max_size=channels))) if paper else None,
+        num_kept=draw(st.integers(0, count)) if is_two_stage else None,
+        max_codes=tuple(draw(st.lists(st.integers(1, 99), min_size=channels, max_size=channels))) if is_two_stage else None,
+        rounding="deadzone" if is_two_stage else draw(st.sampled_from(["compensated", "deadzone"])),
     )
 
 
+targets = st.one_of(
+    st.builds(Ratio, positive),
+    st.builds(Size, st.integers(1, 2**60)),
+    st.builds(TwoStage, st.floats(0.0, 0.99), st.floats(1.5, 16.0)),
+    st.just(Lossless()),
+)
+
 plans = st.builds(
     Plan,
-    mode=st.sampled_from(["paper", "joint"]),
-    target=st.dictionaries(st.sampled_from(["ratio", "bytes", "sparsity", "bits"]), positive),
+    mode=st.sampled_from(["two_stage", "joint"]),
+    target=targets,
     auxiliary=st.builds(
         AuxiliaryPlan,
-        st.sampled_from(["exact", "half", "8bit"]),
-        st.sampled_from(["keep", "canonical"]),
-        st.floats(0.0, 0.5),
+        st.sampled_from(["exact", "float16", "uint8"]),
+        st.sampled_from(["keep", "folded"]),
+        st.none() | st.floats(0.0, 0.5),
     ),
     lmbda=st.none() | positive,
     dense_bytes=st.integers(1, 2**40),
@@ -51,14 +59,17 @@ plans = st.builds(
 
 
 @given(plans)
-def test_json_and_back_changes_nothing(plan):
-    """A plan written as JSON and read again is equal, float for float."""
-    assert Plan.from_json(plan.to_json()) == plan
+def test_a_plan_survives_json(plan):
+    """A plan that is written as JSON and read again is equal, with the same types."""
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert type(again.target) is type(plan.target)
+    assert again.budget == plan.budget
 
 
 @given(plans)
-def test_a_plan_prints_a_row_a_weight(plan):
-    """The table has a heading, a rule, a row for each weight, and a line of totals."""
+def test_a_plan_prints_a_row_per_weight(plan):
+    """The table has a heading, a rule, a row per weight, and a line of totals."""
     lines = str(plan).split("\n")
     rows = lines[2:-1]
     if not any("\n" in name for name in plan.layers):
@@ -66,28 +77,30 @@ def test_a_plan_prints_a_row_a_weight(plan):
     assert f"{plan.predicted_bytes:,} of {plan.dense_bytes:,} bytes" in lines[-1]
 
 
-LAYER = {"shape": [2, 3], "step": 0.5, "threshold": 0.1, "offset": 0.5, "sparsity": 0.5, "bits": 1.0, "laplace_bits": 1.0}
+LAYER = {"shape": [2, 3], "step": 0.5, "threshold": 0.1, "rounding_offset": 0.5, "sparsity": 0.5, "bits": 1.0}
 PLAN = {
-    "format": "opq-plan-1", "mode": "joint", "target": {"ratio": 4}, "auxiliary": {"storage": "exact"}, "lmbda": 0.1,
+    "format": "opq-plan-2", "mode": "joint", "target": {"ratio": 4}, "auxiliary": {"storage": "exact"}, "lmbda": 0.1,
     "dense_bytes": 100, "predicted_bytes": 25, "layers": {"a": LAYER},
 }  # fmt: skip
 
 
-def test_a_plan_written_by_hand_is_read():
-    """The fields that may be left out have defaults, so the cases below fail for what they change alone."""
-    assert Plan.from_json(json.dumps(PLAN)).layers["a"].num_kept is None
+def test_optional_fields_have_defaults():
+    """A document without the optional fields is a plan, so that each case below fails for its change alone."""
+    plan = Plan.from_json(json.dumps(PLAN))
+    assert plan.target == Ratio(4.0)
+    assert plan.layers["a"].num_kept is None
+    assert plan.layers["a"].rounding == "deadzone"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "opq-plan-9"}, "opq-plan-1"),
-        ({"mode": "other"}, "unknown mode"),
-        ({"mode": "free"}, "unknown mode 'free'"),
+        ({"format": "opq-plan-1"}, "opq-plan-2"),
+        ({"mode": "paper"}, "mode must be 'joint' or 'two_stage', got 'paper'"),
         ({"auxiliary": "exact"}, 'expected an object under "auxiliary"'),
-        ({"auxiliary": {"storage": "quarter"}}, "auxiliary must be 'exact', 'half' or '8bit', got 'quarter'"),
-        ({"auxiliary": {"batch_norm": "fold"}}, "batch_norm must be 'keep' or 'canonical', got 'fold'"),
-        ({"auxiliary": {"eps": 1.0}}, "0 <= eps < 1, got 1.0"),
+        ({"auxiliary": {"storage": "quarter"}}, "storage must be 'exact', 'float16' or 'uint8', got 'quarter'"),
+        ({"auxiliary": {"batch_norm": "fold"}}, "batch_norm must be 'keep' or 'folded', got 'fold'"),
+        ({"auxiliary": {"eps": 1.0}}, r"eps must lie in \[0, 1\), got 1.0"),
         ({"auxiliary": {"step": 1.0}}, "unknown field 'step'"),
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"layers": []}, 'under "layers"'),
@@ -96,29 +109,41 @@ def test_a_plan_written_by_hand_is_read():
         ({"layers": {"a": {**LAYER, "step": 0.1}}}, "a float32, got 0.1"),
         ({"layers": {"a": {**LAYER, "step": "x"}}}, "step must be a finite number"),
         ({"layers": {"a": {**LAYER, "threshold": -1.0}}}, "threshold must be a finite number"),
-        ({"layers": {"a": {**LAYER, "offset": 1.5}}}, "offset and sparsity"),
+        ({"layers": {"a": {**LAYER, "rounding_offset": 1.5}}}, r"rounding_offset must lie in \[0, 1\], got 1.5"),
+        ({"layers": {"a": {**LAYER, "sparsity": 1.5}}}, r"sparsity must lie in \[0, 1\], got 1.5"),
         ({"layers": {"a": {**LAYER, "shape": [0, 3]}}}, "shape must hold positive integers"),
         ({"layers": {"a": {**LAYER, "shape": 3}}}, "shape must hold positive integers"),
-        ({"layers": {"a": {**LAYER, "kept": 7}}}, r"kept must lie in \[0, 6\], got 7"),
-        ({"layers": {"a": {**LAYER, "limits": [1]}}}, "limits must be 2 integers"),
-        ({"layers": {"a": {**LAYER, "limits": [0, 1]}}}, "limits must be 2 integers"),
-        ({"layers": {"a": {**LAYER, "limits": 5}}}, "limits must be 2 integers"),
+        ({"layers": {"a": {**LAYER, "num_kept": 7}}}, r"num_kept must lie in \[0, 6\], got 7"),
+        ({"layers": {"a": {**LAYER, "max_codes": [1]}}}, "max_codes must be 2 integers"),
+        ({"layers": {"a": {**LAYER, "max_codes": [0, 1]}}}, "max_codes must be 2 integers"),
+        ({"layers": {"a": {**LAYER, "max_codes": 5}}}, "max_codes must be 2 integers"),
         ({"layers": {"a": {"shape": [2]}}}, "layer 'a': .*missing"),
         ({"dense_bytes": "many"}, "dense_bytes"),
-        ({"target": 3}, "target"),
+        ({"target": 3}, "target must be an object with ratio, bytes, sparsity and bits, or lossless, got 3"),
+        ({"target": {"ratio": 4, "bits": 3}}, "target must be an object"),
+        ({"target": {"ratio": 0}}, "ratio must be positive"),
+        ({"target": {"ratio": True}}, "ratio must be a finite number"),
+        ({"target": {"lossless": False}}, "target must be an object"),
+        ({"lmbda": 0.0}, "lmbda must be positive"),
+        ({"lmbda": "x"}, "lmbda must be positive"),
+        ({"price": 0.1}, "unknown field 'price'"),
+        ({"layers": {"a": {**LAYER, "rounding": "shaped"}}}, "rounding must be one of 'compensated', 'deadzone'"),
+        ({"layers": {"a": {**LAYER, "rounding": ["deadzone"]}}}, "rounding must be one of"),
+        ({"layers": {"a": {**LAYER, "rounding": "compensated", "num_kept": 3}}}, "num_kept and max_codes must be null"),
+        ({"layers": {"a": {**LAYER, "laplace_bits": 1.0}}}, "unknown field 'laplace_bits'"),
         ({"layers": {"a": {**LAYER, "step": 1e39}}}, "step must be positive and a float32"),
-        ({"layers": {"a": {**LAYER, "kept": False}}}, "kept must lie in"),
+        ({"layers": {"a": {**LAYER, "num_kept": False}}}, "num_kept must lie in"),
         ({"layers": {"a": {**LAYER, "bits": 10**400}}}, "bits must be a finite number"),
     ],
 )
-def test_what_is_no_plan_is_refused(change, message):
-    """Anything but a well-formed plan is a PlanError that names the place."""
+def test_a_malformed_plan_is_refused(change, message):
+    """A document that is no plan is a PlanError that names the field."""
     with pytest.raises(PlanError, match=message):
         Plan.from_json(json.dumps({**PLAN, **change}))
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "{", "[]", "null", '{"format": 1}'])
-def test_what_is_no_json_object_is_refused(text):
-    """So is text that is not a JSON object of ours."""
+def test_text_that_is_no_plan_is_refused(text):
+    """Text that is not JSON, or not an object with the format's name, is a PlanError."""
     with pytest.raises(PlanError):
         Plan.from_json(text)

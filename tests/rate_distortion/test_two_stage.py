@@ -1,4 +1,4 @@
-"""Paper mode: sparsity, then bits."""
+"""Two-stage mode: sparsity first, then bits."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from opq.config import LayerConfig
 from opq.errors import TargetError
 from opq.rate_distortion import laplace, two_stage
-from opq.rate_distortion.layers import Layer, LayerConfig, LayerStatistics
+from opq.rate_distortion.layers import Layer, LayerStatistics
 
 
-def layer(name, shape, channel_scales, zeros=0, **override):
+def layer(name, shape, channel_scales, zeros=0, **config):
     """A layer whose channels have the given Laplace scales."""
     scales = np.asarray(channel_scales, dtype=np.float64)
     statistics = LayerStatistics(shape, float(scales.mean()), scales, zeros, np.zeros(1), np.zeros(0))
-    return Layer(name, statistics, LayerConfig(**override))
+    return Layer(name, statistics, LayerConfig(**config))
 
 
 ALIKE = st.just(1.0)
@@ -39,18 +40,18 @@ widths = st.floats(1.5, 8.0)
 
 
 @given(networks(), sparsities, widths)
-def test_sparsity_is_met_to_the_weight(layers, sparsity, bits):
-    """The layers together keep exactly the asked number of weights, rounded to a whole one."""
+def test_sparsity_is_met_exactly(layers, sparsity, bits):
+    """The layers together keep the requested number of weights, rounded to an integer."""
     points = two_stage.allocate(layers, sparsity, bits)
     total = sum(layer.statistics.count for layer in layers)
     assert sum(point.num_kept for point in points) == total - round(sparsity * total)
 
 
 @given(networks(st.floats(0.1, 10.0)), st.floats(0.05, 0.95), widths)
-def test_thresholds_are_one_number_over_the_root_of_the_sensitivity(layers, sparsity, bits):
+def test_thresholds_times_root_sensitivity_are_equal(layers, sparsity, bits):
     """Threshold * sqrt(sensitivity) is the same in every layer, and the pruned fractions it gives add up."""
     points = two_stage.allocate(layers, sparsity, bits)
-    bases = [point.threshold * np.sqrt(layer.override.sensitivity) for layer, point in zip(layers, points, strict=True)]
+    bases = [point.threshold * np.sqrt(layer.config.sensitivity) for layer, point in zip(layers, points, strict=True)]
     assert bases == pytest.approx([bases[0]] * len(bases))
     counts = np.array([layer.statistics.count for layer in layers])
     scales = [layer.statistics.laplace_scale for layer in layers]
@@ -123,8 +124,8 @@ def test_steps_and_clips_agree_with_brute_force():
 
 
 @given(networks(), st.floats(0.1, 0.9), st.floats(2.0, 8.0))
-def test_limits_spend_the_asked_bits(layers, sparsity, bits):
-    """Rounded to whole codewords, the channels' widths still average to about the asked bits."""
+def test_max_codes_meet_the_mean_width(layers, sparsity, bits):
+    """Rounded to whole codewords, the widths of the channels still average to about the requested bits."""
     points = two_stage.allocate(layers, sparsity, bits)
     spent = total = 0.0
     for layer, point in zip(layers, points, strict=True):
@@ -136,7 +137,7 @@ def test_limits_spend_the_asked_bits(layers, sparsity, bits):
 
 @given(networks(), sparsities, widths, st.floats(1e-3, 1e3))
 def test_scaling_all_weights_scales_the_plan(layers, sparsity, bits, factor):
-    """Thresholds and steps scale with the weights; kept counts and limits do not change."""
+    """Thresholds and steps scale with the weights; num_kept and max_codes do not change."""
     scaled = [
         layer(l.name, l.statistics.shape, l.statistics.channel_scales * factor)
         for l in layers  # noqa: E741
@@ -159,8 +160,8 @@ def test_the_order_of_layers_does_not_matter(layers, sparsity, bits, random):
         assert abs(point.num_kept - one[layer.name].num_kept) <= 1
 
 
-def test_overrides_stand_and_the_others_make_up_the_target():
-    """A fixed sparsity, width or step is what the layer gets; the totals are still met."""
+def test_layer_configs_are_met_and_so_is_the_target():
+    """A layer gets its fixed sparsity, width or step; the totals are still met."""
     layers = [
         layer("a", (1, 1000), [0.1], sparsity=0.25, bits=6.0),
         layer("b", (1, 4000), [0.2]),
@@ -173,16 +174,16 @@ def test_overrides_stand_and_the_others_make_up_the_target():
     assert points[2].step == pytest.approx(0.3)
 
 
-def test_a_layer_of_zeros_is_pruned_whole():
-    """Zeros count as pruned, and leave the other layers that many fewer to prune."""
+def test_a_layer_of_zeros_is_pruned_completely():
+    """Its zeros count as pruned, so that fewer weights of the other layers are pruned."""
     layers = [layer("zeros", (1, 1000), [0.0]), layer("b", (1, 1000), [0.2])]
     points = two_stage.allocate(layers, 0.6, 3.0)
     assert [point.num_kept for point in points] == [0, 800]
     assert points[0].step > 0.0
 
 
-def test_zeros_that_are_there_already_count():
-    """A layer pruned before stays as sparse as it was; the others are pruned that much less, and the total is met."""
+def test_existing_zeros_count_as_pruned():
+    """A pruned layer stays as sparse as it was; fewer weights of the others are pruned, and the total is met."""
     layers = [layer("pruned", (1, 1000), [0.2], zeros=900), layer("b", (1, 1000), [0.2]), layer("c", (1, 1000), [0.1])]
     points = two_stage.allocate(layers, 0.6, 3.0)
     assert points[0].num_kept <= 100
@@ -191,30 +192,30 @@ def test_zeros_that_are_there_already_count():
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "bits", "override", "message"),
+    ("sparsity", "bits", "config", "message"),
     [
         (1.0, 3.0, {}, r"sparsity must lie in \[0, 1\), got 1"),
         (-0.1, 3.0, {}, "sparsity must lie"),
         (0.5, 1.0, {}, r"bits must lie in \(1, 16\], got 1"),
         (0.5, 17.0, {}, "bits must lie"),
-        (0.1, 3.0, {"sparsity": 0.9}, "sparsity 0.1 is out of reach: overrides fix 900 zeros"),
+        (0.1, 3.0, {"sparsity": 0.9}, "sparsity 0.1 is out of reach: layer configs fix 900 zeros"),
         (0.99, 3.0, {"sparsity": 0.1}, "sparsity 0.99 is out of reach"),
-        (0.5, 3.0, {"bits": 16.0}, "bits 3 is out of reach: overrides leave"),
+        (0.5, 3.0, {"bits": 16.0}, "bits 3 is out of reach: layer configs leave"),
     ],
 )
-def test_what_cannot_be_met_is_an_error(sparsity, bits, override, message):
-    """A target out of range, or one that overrides make impossible, says so."""
-    layers = [layer("a", (1, 1000), [0.2], **override), layer("b", (1, 500), [0.05])]
+def test_an_unreachable_target_is_an_error(sparsity, bits, config, message):
+    """A target out of range, or out of reach because of fixed layers, is a TargetError."""
+    layers = [layer("a", (1, 1000), [0.2], **config), layer("b", (1, 500), [0.05])]
     with pytest.raises(TargetError, match=message):
         two_stage.allocate(layers, sparsity, bits)
 
 
 @given(networks(), sparsities, widths, st.randoms(use_true_random=False))
-def test_tied_weights_stay_tied(layers, sparsity, bits, random):
-    """Names of one weight keep as many, and the total is met to less than they are many."""
+def test_tied_weights_get_equal_points(layers, sparsity, bits, random):
+    """All names of a weight get the same point; the total is exceeded by at most the number of repeats."""
     twins = [random.randint(0, 2) for _ in layers]
     again = [
-        Layer(f"{layer.name}, again {number}", layer.statistics, layer.override, repeats=layer.name)
+        Layer(f"{layer.name}, again {number}", layer.statistics, layer.config, repeats=layer.name)
         for layer, twin in zip(layers, twins, strict=True)
         for number in range(twin)
     ]

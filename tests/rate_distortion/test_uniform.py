@@ -1,4 +1,4 @@
-"""One step for the network."""
+"""Uniform quantizers: one step for all layers of one sensitivity."""
 
 import numpy as np
 import pytest
@@ -6,18 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import opq
+from opq.config import LayerConfig
 from opq.rate_distortion import joint, laplace, uniform
-from opq.rate_distortion.layers import Layer, LayerConfig, LayerStatistics
+from opq.rate_distortion.layers import Layer, LayerStatistics
 
 
-def layer(name, count, scale, **override):
+def layer(name, count, scale, **config):
     statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1), np.zeros(0))
-    return Layer(name, statistics, LayerConfig(**override))
+    return Layer(name, statistics, LayerConfig(**config))
 
 
 @given(st.floats(-8.0, 4.0), st.floats(1e-3, 1e3), st.floats(1e-2, 1e2))
 def test_steps_depend_on_sensitivity_alone(log_lambda, scale, sensitivity):
-    """A layer's step is that of paper mode at the same price, whatever its weights; its threshold is half of it."""
+    """The step is that of the two-stage mode at the same lambda, whatever the weights; the threshold is half of it."""
     lmbda = 10.0**log_lambda
     point = joint.points_at([layer("a", 10, scale, sensitivity=sensitivity)], lmbda, uniform)[0]
     wanted = float(laplace.step_at(lmbda, sensitivity))
@@ -26,8 +27,8 @@ def test_steps_depend_on_sensitivity_alone(log_lambda, scale, sensitivity):
 
 
 @given(st.lists(st.tuples(st.integers(10, 10_000), st.floats(0.01, 1.0)), min_size=1, max_size=4), st.floats(0.05, 8.0))
-def test_the_price_meets_the_budget(rows, bits_per_weight):
-    """At the price found, the Laplace rates at these steps add up to the asked bits."""
+def test_lambda_meets_the_budget(rows, bits_per_weight):
+    """At the lambda found, the Laplace rates at these steps add up to the requested bits."""
     layers = [layer(f"l{i}", count, scale) for i, (count, scale) in enumerate(rows)]
     budget = bits_per_weight * sum(count for count, _ in rows)
     lmbda = joint.lambda_for(layers, budget, uniform)
@@ -35,8 +36,8 @@ def test_the_price_meets_the_budget(rows, bits_per_weight):
 
 
 @pytest.mark.parametrize(("field", "value"), [("step", 0.07), ("sparsity", 0.7), ("bits", 2.5)])
-def test_an_override_fixes_the_layer(field, value):
-    """A fixed layer is where it was put, its threshold half of its step."""
+def test_a_layer_config_fixes_the_layer(field, value):
+    """A fixed field has its value, and the threshold is half of the step."""
     point = joint.points_at([layer("a", 1000, 0.1, **{field: value})], 1e-4, uniform)[0]
     reached = {
         "step": point.step,
@@ -47,8 +48,8 @@ def test_an_override_fixes_the_layer(field, value):
     assert point.threshold == pytest.approx(0.5 * point.step)
 
 
-def test_a_pruned_network_is_not_pruned_again():
-    """Layers of 99.5% and of 80% zeros, alike in what they keep, get one step, and err less than by the Laplace curve."""
+def test_layers_of_a_pruned_network_share_one_step():
+    """Layers of 99.5% and of 80% zeros, with like nonzero weights, get one step, and a lower error than by the Laplace curve."""
     rng = np.random.default_rng(0)
     state = {}
     for name, zeros in (("a", 0.995), ("b", 0.8)):
@@ -61,7 +62,7 @@ def test_a_pruned_network_is_not_pruned_again():
             float(np.square(opq.fake_quantize(state[name], made.plan.layers[name]) - state[name]).sum()) for name in state
         ]
 
-    (ours, found), (_, before) = errors("shaped"), errors("plain")
+    (ours, found), (_, before) = errors("compensated"), errors("deadzone")
     assert ours.plan.layers["a"].step == ours.plan.layers["b"].step
     assert sum(found) < sum(before)
     kept = int((state["a"] != 0).sum())

@@ -30,7 +30,7 @@ class BudgetSearch(Generic[File]):
         budget: The most bytes the file may have.
         close: Share of the budget from which a file within it ends the search, 0..1.
         aim: Share of the budget that the next file aims at, 0..1.
-        bounds: Lambdas between which the search stays.
+        bounds: Lambdas between which the search stays: both positive and finite, or neither.
         slope: d log(bytes) / d log(lambda) until two files have shown it.
 
     Attributes:
@@ -89,7 +89,7 @@ class BudgetSearch(Generic[File]):
                 return proposed
             lmbda = predict(aim) if predict is not None and len(self.tried) == 1 else proposed
             if not self._low < lmbda < self._high:
-                lmbda = math.sqrt(self._low * self._high)
+                lmbda = math.sqrt(self._low * self._high) if 0.0 < self._low < self._high < math.inf else proposed
         return lmbda
 
     def _note(self, lmbda: float, file: File, size: int) -> None:
