@@ -1,4 +1,4 @@
-"""Laws of rounding in which errors make up for each other."""
+"""Compensated rounding: errors within an output row compensate each other."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from opq.errors import PlanError
 from opq.quantization.chunked import code_pieces
-from opq.quantization.error_feedback import ACROSS, NEAR, SHARED, excess
+from opq.quantization.error_feedback import ACROSS, NEAR, SHARED, squared_error_factor
 from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
 from opq.rate_distortion.plan import LayerPlan
 
@@ -34,11 +34,11 @@ def draw(shape, seed, kind=np.float32):
 
 def plan_for(shape, step, **fields):
     step = float(np.float32(step))
-    return LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, 0.0, shaped=True, **fields)
+    return LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, rounding="compensated", **fields)
 
 
 def prior(shape):
-    """The second moments that the module's first lines give, of a whole row."""
+    """The second moments of a whole row that opq.quantization.error_feedback documents."""
     kernel = np.indices(shape[2:] or (1,)).reshape(max(len(shape) - 2, 1), -1)
     distance = np.abs(kernel[:, :, None] - kernel[:, None, :]).sum(0)
     within = (1.0 - SHARED) * NEAR ** distance.astype(float) + SHARED
@@ -47,8 +47,8 @@ def prior(shape):
 
 
 @given(shapes, st.integers(0, 99), st.floats(0.01, 0.5), st.sampled_from(["float32", "float64", "float16"]))
-def test_torch_rounds_the_same_way(shape, seed, step, kind):
-    """PyTorch gives the very codes that NumPy gives, in every dtype and shape."""
+def test_torch_gives_the_same_codes(shape, seed, step, kind):
+    """PyTorch gives the codes that NumPy gives, for every dtype and shape."""
     torch = pytest.importorskip("torch")
     weight, plan = draw(shape, seed, kind), plan_for(shape, step)
     codes = quantize(torch.from_numpy(weight), plan)
@@ -57,8 +57,8 @@ def test_torch_rounds_the_same_way(shape, seed, step, kind):
 
 
 @given(shapes, st.integers(0, 99), st.floats(0.01, 0.5), st.data())
-def test_rows_do_not_know_of_each_other(shape, seed, step, data):
-    """A row's codes are what it gets alone, so that a weight can be rounded some rows at a time, in any pieces."""
+def test_rows_are_rounded_independently(shape, seed, step, data):
+    """A row gets the same codes alone and in the weight, so that a weight can be rounded some rows at a time."""
     weight, plan = draw(shape, seed), plan_for(shape, step)
     whole = quantize(weight, plan)
     row = data.draw(st.integers(0, shape[0] - 1))
@@ -73,28 +73,31 @@ SHARES = [((64, 32, 3, 3), 0.7), ((256, 1, 3, 3), 0.7), ((64, 256), 0.95), ((64,
 
 
 @pytest.mark.parametrize(("shape", "share"), SHARES)
-def test_outputs_err_less(shape, share):
-    """Under the second moments it is made for, outputs err less than by rounding to nearest, and far less with kernels."""
+def test_the_output_error_is_lower(shape, share):
+    """Under the documented second moments the output error is lower than that of rounding to nearest."""
     weight, plan = draw(shape, 0), plan_for(shape, 0.1)
 
     def cost(plan):
         error = (fake_quantize(weight, plan) - weight).reshape(len(weight), -1).astype(float)
         return float(np.einsum("ri,ij,rj->", error, prior(shape), error))
 
-    assert cost(plan) < share * cost(replace(plan, shaped=False))
+    assert cost(plan) < share * cost(replace(plan, rounding="deadzone"))
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 3, 3), (64, 256), (64, 16, 5)])
-def test_the_excess_is_how_much_more_weights_err(shape):
-    """The squared error over that of rounding to nearest at a fine step, within a tenth."""
+def test_the_squared_error_factor_is_the_measured_one(shape):
+    """It is the squared error over that of rounding to nearest at a fine step, within 10%."""
     weight, plan = draw(shape, 0), plan_for(shape, 0.01)
-    shaped, alone = (float(np.square(fake_quantize(weight, p) - weight).sum()) for p in (plan, replace(plan, shaped=False)))
-    assert shaped / alone == pytest.approx(excess(shape), rel=0.1)
+    nearest = replace(plan, rounding="deadzone")
+    compensated, alone = (
+        float(np.square(fake_quantize(weight, p) - weight).sum()) for p in (plan, replace(plan, rounding="deadzone"))
+    )
+    assert compensated / alone == pytest.approx(squared_error_factor(shape), rel=0.1)
 
 
 @given(shapes, st.integers(0, 99), st.floats(0.01, 2.0))
-def test_zeros_stay_zero_and_the_mask_is_what_does_not_become_zero(shape, seed, step):
-    """A weight that was pruned before keeps its zeros; `mask` is True where codes are not 0."""
+def test_zeros_stay_zero_and_the_mask_is_nonzero_codes(shape, seed, step):
+    """A pruned weight keeps its zeros; `mask` is True for codes that are not 0."""
     weight, plan = draw(shape, seed), plan_for(shape, step)
     weight[np.random.default_rng(seed).random(shape) < 0.5] = 0.0
     codes = quantize(weight, plan)
@@ -104,7 +107,7 @@ def test_zeros_stay_zero_and_the_mask_is_what_does_not_become_zero(shape, seed, 
 
 
 @given(shapes, st.integers(0, 99), st.floats(-40.0, 40.0))
-def test_scaling_by_a_power_of_two_changes_no_code(shape, seed, exponent):
+def test_scaling_by_a_power_of_two_keeps_the_codes(shape, seed, exponent):
     """Weight and step times a power of two give the same codes."""
     factor = 2.0 ** round(exponent)
     weight, plan = draw(shape, seed), plan_for(shape, 0.05)
@@ -113,15 +116,15 @@ def test_scaling_by_a_power_of_two_changes_no_code(shape, seed, exponent):
 
 
 def test_a_narrow_dtype_holds_every_value():
-    """Moving weights does not lead beyond what float16 can hold."""
+    """Compensation never gives a value that float16 cannot hold."""
     weight = np.random.default_rng(0).uniform(-65000, 65000, (32, 64)).astype(np.float16)
     assert np.isfinite(fake_quantize(weight, plan_for(weight.shape, 9000.0))).all()
 
 
-def test_a_plan_with_limits_is_not_shaped():
-    """What paper mode fixes, how many stay and how large codes become, does not go with moving weights."""
-    for fields in ({"kept": 3}, {"limits": (1, 1)}):
-        with pytest.raises(PlanError, match="shaped must be true or false"):
+def test_num_kept_and_max_codes_are_refused():
+    """A plan with num_kept or max_codes cannot have compensated rounding; neither can a plan have an unknown rounding."""
+    for fields in ({"num_kept": 3}, {"max_codes": (1, 1)}):
+        with pytest.raises(PlanError, match="num_kept and max_codes must be null with compensated rounding"):
             plan_for((2, 4), 0.1, **fields)
-    with pytest.raises(PlanError, match="shaped must be true or false"):
-        LayerPlan((2, 4), 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, shaped=1)
+    with pytest.raises(PlanError, match="rounding must be one of 'compensated', 'deadzone', got 'nearest'"):
+        LayerPlan((2, 4), 1.0, 0.5, 0.5, 0.0, 0.0, rounding="nearest")

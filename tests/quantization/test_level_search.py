@@ -1,4 +1,4 @@
-"""Weights of few distinct values: found, and given back bit for bit."""
+"""Weights of few distinct values as codes with a step or a table of levels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from opq.errors import WeightError
-from opq.quantization.compressed_tensor import LARGEST_TABLE, CompressedTensor
+from opq.quantization.codebook import LARGEST_TABLE, LevelTable, UniformCodebook
+from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals, to_ordinals
 from opq.quantization.level_search import find_levels
 
@@ -32,8 +33,8 @@ def same_bits(a, b):
 
 
 @given(few_valued())
-def test_every_way_gives_the_weight_back(weight):
-    """Grid or table, each value comes back bit for bit, and code 0 is +0 alone."""
+def test_every_representation_is_lossless(weight):
+    """With a step or with a table each value comes back bit for bit, and code 0 stands for +0 alone."""
     for tensor in find_levels(weight):
         assert same_bits(tensor.values(), weight)
         assert ((tensor.codes == 0) == ((weight == 0) & ~np.signbit(weight))).all()
@@ -44,29 +45,30 @@ def test_every_way_gives_the_weight_back(weight):
 def test_few_values_are_found(weight):
     """A finite weight of twice as many elements as distinct values has codes; a table holds those that are not zero."""
     distinct = np.unique(to_ordinals(weight))
-    ways = find_levels(weight)
+    found = find_levels(weight)
     if 2 * len(distinct) <= weight.size:
-        assert ways
-        for tensor in ways:
-            assert tensor.levels is None or same_bits(tensor.levels, from_ordinals(distinct[distinct != 0], weight.dtype))
+        assert found
+        for tensor in found:
+            if isinstance(tensor.codebook, LevelTable):
+                assert same_bits(tensor.codebook.levels, from_ordinals(distinct[distinct != 0], weight.dtype))
 
 
 @given(
     st.floats(2.0**-60, 2.0**60, width=32),
     arrays.arrays(np.int16, (40, 3), elements=st.integers(-20, 20) | st.integers(-128, 127), fill=st.just(0)),
 )
-def test_a_grid_is_found(step, codes):
-    """What was quantized elsewhere, a step times integers of 8 bits, is codes and a step that give it back."""
+def test_a_step_is_found(step, codes):
+    """A weight that is a step times integers of 8 bits gets a step and codes that give it back."""
     codes[0, 0] = 1
     weight = codes.astype(np.float32) * np.float32(step)
     if len(np.unique(weight)) * 2 <= weight.size:
         (grid, *_) = find_levels(weight)
-        assert grid.levels is None
+        assert isinstance(grid.codebook, UniformCodebook)
         assert same_bits(grid.values(), weight)
 
 
-def test_what_cannot_be_few_is_not():
-    """Random values, NaN and infinities have no codes here; 65,536 levels are the most."""
+def test_weights_of_many_values_have_no_codes():
+    """Random values, NaN and infinities have no codes; a table has at most 65,536 levels."""
     random = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
     assert find_levels(random) == []
     for bad in (np.nan, np.inf):
@@ -75,22 +77,22 @@ def test_what_cannot_be_few_is_not():
     order = np.random.default_rng(0).permutation(3 * LARGEST_TABLE)
     assert find_levels(np.append(np.tile(ramp[1:], 3)[order], ramp[0])) == []
     (table,) = find_levels(np.tile(ramp[1:], 3)[order])
-    assert len(table.levels) == LARGEST_TABLE
+    assert len(table.codebook.levels) == LARGEST_TABLE
 
 
-def test_pruned_weights_keep_their_negative_zeros():
-    """W * mask leaves negative zeros; they are a level of their own, so that every bit comes back."""
+def test_negative_zero_is_a_level():
+    """A weight times a mask has negative zeros; they are a level, so that every bit comes back."""
     weight = np.array([[-0.0, 0.0, 0.5, -0.0], [0.0, -0.5, -0.0, 0.5]], dtype=np.float32)
     (table,) = find_levels(weight)
-    assert same_bits(table.levels, np.array([-0.5, -0.0, 0.5], dtype=np.float32))
+    assert same_bits(table.codebook.levels, np.array([-0.5, -0.0, 0.5], dtype=np.float32))
     assert table.codes.tolist() == [[-1, 0, 1, -1], [0, -2, -1, 1]]
     assert same_bits(table.values(), weight)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.data())
-def test_ordinals_are_the_order_of_numbers(kind, data):
-    """Ordinals rise as numbers do, tell +0 from -0, and lead back to the same bits."""
+def test_ordinals_keep_the_order_of_numbers(kind, data):
+    """Ordinals rise with the numbers, distinguish +0 from -0, and convert back to the same bits."""
     dtype = np.dtype(kind)
     raw = data.draw(arrays.arrays(f"u{dtype.itemsize}", 20))
     numbers = raw.view(dtype)
@@ -104,31 +106,62 @@ def test_ordinals_are_the_order_of_numbers(kind, data):
 
 
 @pytest.mark.parametrize(
-    ("codes", "step", "levels", "problem"),
+    ("codes", "levels", "problem"),
     [
-        ([0], None, None, "a step or levels"),
-        ([0], 1.0, [1.0], "a step or levels"),
-        ([0], None, [], "1 to 65,536 values"),
-        ([0], None, [[1.0]], "1 to 65,536 values"),
-        ([0], None, [2.0, 1.0], "ascending"),
-        ([0], None, [1.0, 1.0], "ascending"),
-        ([0], None, [0.0, 1.0], "0.0 is none"),
-        ([0], None, [np.inf], "finite"),
-        ([0], None, [np.nan], "finite"),
-        ([2], None, [-1.0, 1.0], "codes must lie in -1 to 1"),
-        ([-2], None, [-1.0, 1.0], "codes must lie in -1 to 1"),
+        ([0], [], "1 to 65,536 floats"),
+        ([0], [[1.0]], "1 to 65,536 floats"),
+        ([0], [2.0, 1.0], "ascending"),
+        ([0], [1.0, 1.0], "ascending"),
+        ([0], [0.0, 1.0], r"without 0\.0"),
+        ([0], [np.inf], "finite"),
+        ([0], [np.nan], "finite"),
+        ([2], [-1.0, 1.0], "codes must lie in -1 to 1"),
+        ([-2], [-1.0, 1.0], "codes must lie in -1 to 1"),
     ],
 )
-def test_a_codebook_that_is_none_is_refused(codes, step, levels, problem):
-    """A weight has a step or a table, and codes within it."""
-    table = None if levels is None else np.array(levels, dtype=np.float32)
+def test_an_invalid_table_is_refused(codes, levels, problem):
+    """Levels are finite, ascending, distinct and without +0, and codes lie within them."""
     with pytest.raises(WeightError, match=problem):
-        CompressedTensor(np.array(codes, dtype=np.int32), step, "float32", table)
+        CompressedTensor(np.array(codes, dtype=np.int32), LevelTable(np.array(levels, dtype=np.float32)), "float32")
+
+
+def test_a_table_of_integers_is_refused():
+    """Levels are floats of the dtype of the weight."""
+    with pytest.raises(WeightError, match="1 to 65,536 floats"):
+        LevelTable(np.array([1, 2]))
+    with pytest.raises(WeightError, match="levels must be float32, got float64"):
+        CompressedTensor(np.array([0], dtype=np.int32), LevelTable(np.array([1.0, 2.0])), "float32")
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf, 0.1, 1e39, 1e-50])
+def test_an_invalid_step_is_refused(step):
+    """A step is positive, finite and a float32 number."""
+    with pytest.raises(WeightError, match="step must be positive and a float32 number"):
+        UniformCodebook(step)
+
+
+def test_codes_are_int32_and_dtypes_are_floats():
+    """Other codes and dtypes are refused."""
+    with pytest.raises(WeightError, match="codes must be int32, got int64"):
+        CompressedTensor(np.array([0]), UniformCodebook(1.0), "float32")
+    with pytest.raises(WeightError, match="dtype must be one of bfloat16, float16, float32, float64, got 'int8'"):
+        CompressedTensor(np.array([0], dtype=np.int32), UniformCodebook(1.0), "int8")
 
 
 def test_nominal_bits_of_a_table_are_its_width():
-    """Each kept code pays for telling one level of all from another, in whole bits, and a single level one bit."""
+    """Each nonzero code takes ceil(log2(number of levels)) bits, and at least one."""
     for count, width in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (255, 8), (256, 8), (257, 9)):
         levels = np.arange(1.0, count + 1)
-        tensor = CompressedTensor(np.array([0, 1, count], dtype=np.int32), None, "float64", levels)
-        assert tensor.code_bits == 2 * width
+        tensor = CompressedTensor(np.array([0, 1, count], dtype=np.int32), LevelTable(levels), "float64")
+        assert tensor.nominal_bits == 2 * width
+        assert tensor.num_kept == 2
+
+
+@given(few_valued(), st.data())
+def test_codes_are_read_in_any_pieces(weight, data):
+    """`read_codes` gives any range of the codes in row-major order."""
+    for tensor in find_levels(weight):
+        read, flat = tensor.read_codes(), tensor.codes.reshape(-1)
+        start = data.draw(st.integers(0, flat.size))
+        stop = data.draw(st.integers(start, flat.size))
+        assert same_bits(read(start, stop), flat[start:stop])

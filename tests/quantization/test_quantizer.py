@@ -1,4 +1,4 @@
-"""The rounding: laws of codes and values, the same for NumPy and for torch."""
+"""Codes and values under a plan, the same for NumPy and for torch."""
 
 import ml_dtypes
 import numpy as np
@@ -18,12 +18,12 @@ weights = hnp.arrays(np.float32, shapes, elements=values)
 
 
 def make_plan(shape, step, threshold=0.0, rounding_offset=0.5, num_kept=None, max_codes=None):
-    return LayerPlan(shape, float(np.float32(step)), threshold, rounding_offset, 0.0, 0.0, 0.0, num_kept, max_codes)
+    return LayerPlan(shape, float(np.float32(step)), threshold, rounding_offset, 0.0, 0.0, num_kept, max_codes)
 
 
 @st.composite
 def cases(draw, dtype=np.float32):
-    """A weight and a plan for it, in either mode."""
+    """A weight and a plan for it, of the joint or of the two-stage mode."""
     weight = draw(weights).astype(dtype)
     step = draw(st.floats(0.01, 4.0))
     if draw(st.booleans()):
@@ -51,7 +51,7 @@ def reference_codes(weight, plan):
 
 @given(cases())
 def test_codes_follow_the_definition(case):
-    """Code = sign(w) max(1, floor(|w|/step + offset)), cut at the channel's limit, where kept; 0 where pruned."""
+    """Code = sign(w) max(1, floor(|w|/step + offset)), clipped at max_codes, if kept; 0 if pruned."""
     weight, plan = case
     codes = quantize(weight, plan)
     assert codes.dtype == np.int32
@@ -60,14 +60,14 @@ def test_codes_follow_the_definition(case):
 
 @given(cases())
 def test_zero_means_pruned(case):
-    """A code is zero exactly where the mask is False, unless the weight itself is zero."""
+    """A code is zero if and only if the mask is False or the weight is zero."""
     weight, plan = case
     np.testing.assert_array_equal(quantize(weight, plan) != 0, mask(weight, plan) & (weight != 0))
 
 
 @given(weights, st.integers(0, 1296))
-def test_kept_is_met_to_the_weight(weight, kept):
-    """The mask keeps exactly so many weights, none of them smaller than one it drops, earlier ones among equals."""
+def test_num_kept_is_met_exactly(weight, kept):
+    """The mask keeps num_kept weights, the largest magnitudes, and of equal ones the first."""
     kept = min(kept, weight.size)
     chosen = np.asarray(mask(weight, make_plan(weight.shape, 1.0, num_kept=kept)))
     assert chosen.sum() == kept
@@ -86,8 +86,8 @@ def test_the_threshold_itself_is_pruned(weight, threshold):
 
 
 @given(cases())
-def test_quantizing_again_changes_nothing(case):
-    """A quantized weight is a fixed point: the same plan gives it the same codes."""
+def test_quantizing_is_idempotent(case):
+    """A quantized weight gets the same codes again."""
     weight, plan = case
     once = fake_quantize(weight, plan)
     again = quantize(once, make_plan(weight.shape, plan.step, plan.step / 2.0, 0.5, None, plan.max_codes))
@@ -95,8 +95,8 @@ def test_quantizing_again_changes_nothing(case):
 
 
 @given(cases())
-def test_kept_weights_move_by_at_most_a_step(case):
-    """Without limits, a kept weight's value is within a step of it; on the right side of zero always."""
+def test_the_error_of_kept_weights_is_at_most_a_step(case):
+    """Without max_codes a kept weight changes by at most a step; its sign never changes."""
     weight, plan = case
     value = fake_quantize(weight, plan)
     kept = np.asarray(mask(weight, plan))
@@ -106,8 +106,8 @@ def test_kept_weights_move_by_at_most_a_step(case):
 
 
 @given(cases(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
-def test_every_dtype_comes_back_as_itself(case, name):
-    """Values have the weight's dtype, and are step * code rounded once to float32 (float64) and then to it."""
+def test_values_have_the_dtype_of_the_weight(case, name):
+    """Values have the weight's dtype, and are step * code rounded to float32 (float64), then to that dtype."""
     weight, plan = case
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     weight = weight.astype(dtype)
@@ -122,7 +122,7 @@ def test_every_dtype_comes_back_as_itself(case, name):
 
 
 @given(cases(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
-def test_torch_rounds_the_same_way(case, name):
+def test_torch_gives_the_same_codes(case, name):
     """NumPy and torch give the same codes and bit-equal values, for every dtype."""
     torch = pytest.importorskip("torch")
     weight, plan = case
@@ -146,8 +146,8 @@ def test_dequantizing_is_one_product(codes, step):
 @pytest.mark.parametrize(
     ("name", "largest"), [("float16", 65504.0), ("bfloat16", 3.38e38), ("float32", 3.4e38), ("float64", 1.7e308)]
 )
-def test_values_never_leave_their_dtype(name, largest):
-    """A weight near the end of its dtype's range is rounded down rather than to infinity."""
+def test_values_stay_finite(name, largest):
+    """A weight near the largest number of its dtype is rounded down, not to infinity."""
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     weight = np.array([largest, -largest, 0.0], dtype=dtype)
     step = min(largest / 1.3, 2.0**127)
@@ -160,29 +160,29 @@ def test_values_never_leave_their_dtype(name, largest):
 
 
 def test_a_step_beyond_the_dtype_is_refused():
-    """A step that no value of the dtype can take cannot quantize it."""
+    """A step above the largest number of the dtype is a WeightError."""
     with pytest.raises(WeightError, match="is more than its dtype can hold"):
         quantize(np.array([6e4], dtype=np.float16), make_plan((1,), 1e5))
 
 
 def test_a_plan_for_another_shape_is_refused():
-    """A plan knows the shape it was made for."""
+    """A weight of another shape than the plan's is a PlanError."""
     with pytest.raises(PlanError, match=r"expected a weight of shape \(2, 3\), got \(3, 2\)"):
         quantize(np.ones((3, 2), dtype=np.float32), make_plan((2, 3), 1.0))
 
 
-def test_a_step_too_fine_is_refused():
-    """Codes stay below 2^24, where float32 still tells integers apart."""
-    with pytest.raises(WeightError, match="is too fine for its largest magnitude"):
+def test_too_small_a_step_is_refused():
+    """A code of 2^24 or more is a WeightError, since float32 does not hold every such integer."""
+    with pytest.raises(WeightError, match="is too small for its largest magnitude"):
         quantize(np.array([1e6], dtype=np.float32), make_plan((1,), 1e-3))
 
 
 @given(cases())
 def test_nominal_bits_count_the_codebook_of_each_channel(case):
-    """Each kept code pays log2 of twice its channel's largest code, in whole bits."""
+    """Each nonzero code takes ceil(log2(2 m)) bits, m the largest code of its channel."""
     weight, plan = case
     tensor = compress_tensor(weight, plan)
     rows = np.abs(tensor.codes).reshape(weight.shape[0] if weight.ndim else 1, -1)
     expected = sum(np.count_nonzero(row) * np.ceil(np.log2(2.0 * row.max())) for row in rows if row.any())
-    assert tensor.code_bits == pytest.approx(expected)
+    assert tensor.nominal_bits == pytest.approx(expected)
     assert tensor.num_kept == np.count_nonzero(tensor.codes)

@@ -1,4 +1,4 @@
-"""Measuring a weight."""
+"""Statistics of a weight."""
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +16,7 @@ weights = hnp.arrays(np.float32, shapes, elements=st.floats(-100.0, 100.0, width
 
 @given(weights)
 def test_scales_are_mean_magnitudes(weight):
-    """The layer's scale is the mean magnitude of all weights, a channel's that of its slice along axis 0."""
+    """The scale of a layer is the mean magnitude of all weights, that of a channel the one of its slice along axis 0."""
     statistics = measure(weight)
     magnitudes = np.abs(weight.astype(np.float64))
     channels = weight.shape[0] if weight.ndim else 1
@@ -27,14 +27,14 @@ def test_scales_are_mean_magnitudes(weight):
 
 
 @given(weights)
-def test_a_small_weight_is_sampled_whole(weight):
-    """Every magnitude is there, in ascending order."""
+def test_a_small_weight_is_sampled_completely(weight):
+    """The sample holds every magnitude, in ascending order."""
     np.testing.assert_array_equal(measure(weight).magnitudes, np.sort(np.abs(weight).reshape(-1)))
 
 
 @pytest.mark.parametrize("shape", [(512, 512, 3, 3), (SAMPLE + 1, 1), (7, 300_007)])
 def test_a_large_weight_is_sampled_evenly(shape):
-    """The sample stays small, and sees every residue of the position modulo the kernel's size equally often."""
+    """The sample stays small, and each residue of the position modulo the kernel size is equally frequent."""
     count = int(np.prod(shape))
     position = np.arange(count, dtype=np.float32).reshape(shape)
     sample = measure(position).magnitudes.astype(np.int64)
@@ -65,20 +65,20 @@ def test_torch_is_measured_the_same(weight):
 
 
 def test_magnitudes_that_add_up_to_infinity_are_refused():
-    """A finite weight whose sum overflows is named as such, not as infinite."""
+    """A finite weight whose sum overflows gets its own message, not that of infinite values."""
     with pytest.raises(WeightError, match="its magnitudes add up to more than its dtype can hold"):
         measure(np.full((4, 100), 3e38, dtype=np.float32))
 
 
 @pytest.mark.parametrize("value", [1e-60, 1e60])
 def test_float64_is_measured_in_float64(value):
-    """What float32 would take for zero or infinity keeps its scale."""
+    """Values that are zero or infinite as float32 keep their scale."""
     assert measure(np.full((4, 100), value)).laplace_scale == pytest.approx(value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(bad):
-    """NaN and infinity are counted and named; nothing is planned from them."""
+def test_values_that_are_not_finite_are_refused(bad):
+    """NaN and infinity are a WeightError that gives their number and the tensor's name."""
     weight = np.ones((4, 5), dtype=np.float32)
     weight[1, 2] = bad
     with pytest.raises(WeightError, match=r"tensor 'a.b' \(4, 5\): 1 of its values are NaN or infinite"):
@@ -86,6 +86,6 @@ def test_what_is_not_finite_is_refused(bad):
 
 
 def test_an_empty_weight_is_refused():
-    """There is nothing to measure."""
+    """A weight without elements is a WeightError."""
     with pytest.raises(WeightError, match="it is empty"):
         measure(np.zeros((0, 3), dtype=np.float32))

@@ -49,7 +49,7 @@ def test_a_layer_config_fixes_the_layer(field, value):
 
 
 def test_layers_of_a_pruned_network_share_one_step():
-    """Layers of 99.5% and of 80% zeros, with like nonzero weights, get one step, and a lower error than by the Laplace curve."""
+    """Layers of 99.5% and of 80% zeros, of like nonzero weights, get one step; the error is lower than on the Laplace curve."""
     rng = np.random.default_rng(0)
     state = {}
     for name, zeros in (("a", 0.995), ("b", 0.8)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -38,10 +39,11 @@ def check_fields(where: str, values: Iterable[str], known: Sequence[str]) -> Non
 
 
 def finite_number(what: str, value: Any, error: type[ConfigError]) -> float:
-    """A float from a number of any library; `error` for text, booleans, NaN and infinity."""
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise error(f"{what} must be a finite number, got {value!r}")
-    number = float(value)
+    """A float from a number of any library; `error` for text, booleans, NaN, infinity, and what is beyond a float."""
+    number = math.nan
+    if not isinstance(value, bool | str) and hasattr(value, "__float__"):
+        with suppress(TypeError, ValueError, OverflowError):  # an array of several numbers, or a huge integer
+            number = float(value)
     if not math.isfinite(number):
         raise error(f"{what} must be a finite number, got {value!r}")
     return number
