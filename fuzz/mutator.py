@@ -23,6 +23,7 @@ from opq.codec.byte_planes import encode_pack
 from opq.codec.header import EIGHT_BITS, Entry, Header, decode_header, header_columns
 from opq.codec.weight_section import encode_weight
 from opq.errors import OpqError
+from opq.quantization.codebook import LevelTable, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals
 
@@ -30,7 +31,7 @@ Mutate = Callable[[bytes, int], bytes]
 """Other bytes, at most so many, made from some: libFuzzer's own mutations."""
 
 _SIZES = (0, 1, 2, 3, 7, 16, 63, 64, 65, 255, 256, 4095, 2**16, 2**31 - 1)
-_STORAGES = ("exact", "half", "codes", "levels", "linear8", "relative8")
+_STORAGES = ("exact", "float16", "codes", "levels", "linear8", "relative8")
 _MOST_REFILLED = 2000
 
 
@@ -154,12 +155,12 @@ class Mutator:
             return encode_pack([self._stored(member) for member in members])
         codes = (self._integers(np.dtype("i4"), entry.count) >> self._chance.randrange(8, 32)).reshape(entry.shape)
         if entry.storage == "codes":
-            return encode_weight(CompressedTensor(codes, 1.0, "float32"))
+            return encode_weight(CompressedTensor(codes, UniformCodebook(1.0), "float32"))[0]
         kind = dtypes.NUMPY[entry.dtype]
         ordinals = np.unique(self._integers(np.dtype(f"i{kind.itemsize}"), self._chance.randint(1, 9)) >> 2)[: entry.count]
         ordinals = ordinals[ordinals != 0]
         codes = codes.clip(-np.count_nonzero(ordinals < 0), np.count_nonzero(ordinals > 0))
-        return encode_weight(CompressedTensor(codes, None, entry.dtype, from_ordinals(ordinals, kind)))
+        return encode_weight(CompressedTensor(codes, LevelTable(from_ordinals(ordinals, kind)), entry.dtype))[0]
 
     def _stored(self, entry: Entry) -> np.ndarray:
         kind = stored_dtype(entry.storage, entry.dtype)

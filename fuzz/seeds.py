@@ -1,4 +1,4 @@
-"""Files for the fuzzer to begin with: `python fuzz/seeds.py FOLDER` writes them, in this version of the format."""
+"""The seeds of the fuzzer: `python fuzz/seeds.py FOLDER` writes them, in this version of the format."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from codec_strategies import encode_file, small_file
-
-from opq.quantization.compressed_tensor import CompressedTensor
+from codec_strategies import encode_file, leveled_as, small_file, stepped
 
 _CODES = np.array([[1, -2, 0, 9], [0, 3, -300, 1]], dtype=np.int32)
-_WEIGHT = CompressedTensor(_CODES, 0.5, "float32")
-_KERNELS = CompressedTensor(np.tile(_CODES.reshape(2, 1, 2, 2), (2, 3, 1, 1)), 0.25, "bfloat16")
-_WIDE = CompressedTensor(np.array([2**24 - 1, -(2**20), 7, 0], dtype=np.int32), 1.0, "float64")
-_LEVELS = CompressedTensor(
-    np.array([[1, -2, 0, 1], [0, 3, -1, 1]], dtype=np.int32), None, "float16", np.array([-2, -0.5, 0.1, 1, 7], "f2")
-)
+_WEIGHT = stepped(_CODES, 0.5)
+_KERNELS = stepped(np.tile(_CODES.reshape(2, 1, 2, 2), (2, 3, 1, 1)), 0.25, "bfloat16")
+_WIDE = stepped(np.array([2**24 - 1, -(2**20), 7, 0], dtype=np.int32), 1.0, "float64")
+_LEVELS = leveled_as(np.array([[1, -2, 0, 1], [0, 3, -1, 1]], dtype=np.int32), np.array([-2, -0.5, 0.1, 1, 7], "f2"))
 _AUXILIARY = {
     "bias": np.arange(30, dtype=np.float32) / 7,
     "flags": np.array([True, False]),
@@ -26,14 +22,14 @@ _AUXILIARY = {
 
 SEEDS = {
     "small": small_file(),
-    "empty": encode_file({}, {}),
-    "weight": encode_file({"w": _WEIGHT}, {}),
-    "kernels": encode_file({"w": _KERNELS}, {}),
-    "wide": encode_file({"w": _WIDE}, {}),
-    "tied": encode_file({"a": _WEIGHT, "b": _WEIGHT}, {}),
-    "levels": encode_file({"w": _LEVELS}, {}),
-    "grids": encode_file({}, {"a": np.linspace(0.5, 0.9, 16, dtype=np.float32), "b": np.linspace(-1.0, 1.0, 17)}, "8bit"),
-    "pack": encode_file({}, _AUXILIARY, "half", {"key": "value"}),
+    "empty": encode_file({}),
+    "weight": encode_file({"w": _WEIGHT}),
+    "kernels": encode_file({"w": _KERNELS}),
+    "wide": encode_file({"w": _WIDE}),
+    "tied": encode_file({"a": _WEIGHT, "b": _WEIGHT}),
+    "levels": encode_file({"w": _LEVELS}),
+    "grids": encode_file({"a": np.linspace(0.5, 0.9, 16, dtype=np.float32), "b": np.linspace(-1.0, 1.0, 17)}, "uint8"),
+    "pack": encode_file(_AUXILIARY, "float16", {"key": "value"}),
 }
 """{name: bytes of a whole file}"""
 

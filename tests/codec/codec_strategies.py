@@ -1,4 +1,4 @@
-"""What the tests of the codec draw from: codes, auxiliary tensors, whole files; and files put together by hand."""
+"""Hypothesis strategies for codes, auxiliary tensors and whole files; and files put together from given parts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.file_writer import EncodedWeight, assemble, pack_auxiliary
+from opq.codec.file_writer import write
 from opq.codec.header import Header, decode_header, encode_header
-from opq.codec.weight_section import encode_weight
+from opq.quantization.codebook import LevelTable, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals, to_ordinals
 
@@ -53,7 +53,7 @@ VECTORS = arrays.arrays(
 HALVABLE = arrays.arrays(
     np.float32, SHAPES, elements=st.floats(-60000, 60000, width=32).filter(lambda x: not 0 < abs(x) < 1e-4)
 )
-STEPPED = st.builds(CompressedTensor, SMALL_CODES, STEPS, st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
+STEPPED = st.builds(CompressedTensor, SMALL_CODES, STEPS.map(UniformCodebook), st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
 
 
 @st.composite
@@ -67,49 +67,54 @@ def leveled(draw, codes=SMALL_CODES) -> CompressedTensor:
     array = draw(codes)
     chosen = np.array((sorted(set(ordinals) - {0}) or [1])[: array.size], dtype=f"i{dtype.itemsize}")
     negatives = int((chosen < 0).sum())
-    return CompressedTensor(np.clip(array, -negatives, len(chosen) - negatives), None, kind, from_ordinals(chosen, dtype))
+    clipped = np.clip(array, -negatives, len(chosen) - negatives)
+    return CompressedTensor(clipped, LevelTable(from_ordinals(chosen, dtype)), kind)
 
 
 WEIGHTS = STEPPED | leveled()
 
 
+def stepped(codes: NDArray[np.int32], step: float = 1.0, dtype: str = "float32") -> CompressedTensor:
+    """A weight of these codes, with the float32 number nearest to `step`."""
+    return CompressedTensor(codes, UniformCodebook(float(np.float32(step))), dtype)
+
+
+def leveled_as(codes: NDArray[np.int32], levels: NDArray[np.generic]) -> CompressedTensor:
+    """A weight of these codes and levels, in the dtype of the levels."""
+    return CompressedTensor(codes, LevelTable(levels), levels.dtype.name)
+
+
 def encode_file(
-    weights: Mapping[str, CompressedTensor],
-    auxiliary: Mapping[str, NDArray[np.generic]],
+    tensors: Mapping[str, CompressedTensor | NDArray[np.generic]],
     storage: str = "exact",
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """A file of these tensors."""
-    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_weight(t)) for name, t in weights.items()]
-    packs = pack_auxiliary(sorted(auxiliary.items(), key=lambda item: item[0].encode("utf-8", "surrogatepass")), storage)
-    return assemble(encoded, packs, metadata or {})
+    return b"".join(write(tensors, storage=storage, metadata=metadata).pieces())
 
 
 @st.composite
-def files(draw, storages=("exact", "half", "8bit")) -> bytes:
+def files(draw, storages=("exact", "float16", "uint8")) -> bytes:
     """A whole file: weights, some of them tied, auxiliary tensors of every kind, metadata."""
     tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE | VECTORS, max_size=6))
-    weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, CompressedTensor)}
-    auxiliary = {name: tensor for name, tensor in tensors.items() if name not in weights}
-    for name, tensor in list(weights.items()):
-        if draw(st.booleans()):
-            weights[name + "+"] = replace(tensor, codes=tensor.codes.reshape(-1))
-            auxiliary.pop(name + "+", None)
+    for name, tensor in list(tensors.items()):
+        if isinstance(tensor, CompressedTensor) and draw(st.booleans()):
+            tensors[name + "+"] = replace(tensor, codes=tensor.codes.reshape(-1))
     metadata = draw(st.dictionaries(TEXTS, TEXTS, max_size=3))
-    return encode_file(weights, auxiliary, draw(st.sampled_from(storages)), metadata)
+    return encode_file(tensors, draw(st.sampled_from(storages)), metadata)
 
 
 def small_file() -> bytes:
-    """A file of some hundred bytes, with a bit of everything: for tests that go through all its bytes."""
+    """A file of some hundred bytes with tensors of every kind, for tests that go through all its bytes."""
     codes = np.array([0, 1, -1, 0, 0, 2, -3, 0, 0, 0, 1, 0, -20, 0, 0, 1000, 0, 0, -1, 0, 4, 0, 0, 1], dtype=np.int32)
-    weights = {
-        "features.0.weight": CompressedTensor(codes.reshape(2, 3, 2, 2), 0.0625, "float32"),
-        "features.3.weight": CompressedTensor(codes[::-1].copy().reshape(4, 6), 0.125, "float16"),
-        "head.weight": CompressedTensor(codes.reshape(4, 6), 0.25, "float64"),
-        "scale": CompressedTensor(np.array(-5, dtype=np.int32), 0.1, "bfloat16"),
+    tensors = {
+        "features.0.weight": stepped(codes.reshape(2, 3, 2, 2), 0.0625),
+        "features.3.weight": stepped(codes[::-1].copy().reshape(4, 6), 0.125, "float16"),
+        "head.weight": stepped(codes.reshape(4, 6), 0.25, "float64"),
+        "scale": stepped(np.array(-5, dtype=np.int32), 0.1, "bfloat16"),
     }
     ramp = np.arange(40)
-    auxiliary = {
+    tensors |= {
         "features.0.bias": (ramp / 64 + 0.5).astype(np.float32),
         "features.1.num_batches_tracked": np.array(123456789, dtype=np.int64),
         "features.1.running_var": np.sqrt(ramp[1:] / 7.0),
@@ -117,7 +122,7 @@ def small_file() -> bytes:
         "head.empty": np.zeros((0, 3), dtype=np.float32),
         "head.mask": ramp % 3 == 0,
     }
-    return encode_file(weights, auxiliary, "half", {"format": "pt", "note": "é"})
+    return encode_file(tensors, "float16", {"format": "pt", "note": "é"})
 
 
 def inflate(data: bytes) -> bytes:
@@ -143,7 +148,7 @@ def sections_of(data: bytes) -> list[bytes]:
 
 
 def wrap(packed: bytes, body: bytes = b"", version: int = 1) -> bytes:
-    """A file with this deflated header and these bytes behind it, its own checksum right."""
+    """A file with this deflated header, these bytes after it, and a right checksum of the header."""
     start = struct.pack("<3sBI", b"OPQ", version, len(packed))
     return start + struct.pack("<I", zlib.crc32(start + packed)) + packed + body
 

@@ -1,4 +1,4 @@
-"""Whole files: what is put into one comes out of it."""
+"""Whole files: round trips, layout and limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from codec_strategies import (
     same_bits,
     sections_of,
     small_file,
+    stepped,
     wrap,
 )
 from hypothesis import example, given, settings
@@ -32,24 +33,23 @@ from hypothesis import strategies as st
 
 import opq.numpy
 from opq import dtypes
-from opq.codec.auxiliary import fits_half
+from opq.checkpoints import as_state
+from opq.codec.auxiliary import fits_float16
 from opq.codec.code_stream import encode_codes
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import LARGEST_PACK, EncodedWeight, assemble, largest_content, pack_auxiliary
-from opq.codec.weight_section import encode_weight
+from opq.codec.file_writer import LARGEST_PACK, in_order, largest_content, pack_auxiliary, write
+from opq.compression.planned_weight import PlannedWeight
 from opq.errors import FormatError, OpqError, SourceError, TargetError, WeightError
-from opq.quantization.compressed_tensor import CompressedTensor
+from opq.quantization.codebook import Codebook, LevelTable, UniformCodebook
+from opq.quantization.compressed_tensor import CompressedTensor, compress_tensor
+from opq.rate_distortion.plan import LayerPlan
 
 KINDS = sorted(dtypes.COMPRESSIBLE)
-STEPPED = st.builds(CompressedTensor, CODES, STEPS, st.sampled_from(["float32", "float64", "bfloat16"]))
+STEPPED = st.builds(CompressedTensor, CODES, STEPS.map(UniformCodebook), st.sampled_from(["float32", "float64", "bfloat16"]))
 WEIGHTS = STEPPED | leveled()
 
 
-@st.composite
-def contents(draw) -> tuple[dict[str, CompressedTensor], dict[str, np.ndarray]]:
-    tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY, max_size=8))
-    weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, CompressedTensor)}
-    return weights, {name: tensor for name, tensor in tensors.items() if name not in weights}
+CONTENTS = st.dictionaries(NAMES, WEIGHTS | AUXILIARY, max_size=8)
 
 
 def read_all(data: bytes) -> dict[str, np.ndarray]:
@@ -58,77 +58,152 @@ def read_all(data: bytes) -> dict[str, np.ndarray]:
 
 
 @settings(max_examples=60)
-@given(contents(), st.dictionaries(TEXTS, TEXTS, max_size=3))
-def test_what_goes_in_comes_out(tensors, metadata):
-    """Weights come back as their codes, step, dtype and shape, auxiliary tensors bit by bit, and metadata as they were."""
-    weights, auxiliary = tensors
-    with OpqFile(encode_file(weights, auxiliary, metadata=metadata), max_bytes=2**40) as file:
+@given(CONTENTS, st.dictionaries(TEXTS, TEXTS, max_size=3))
+def test_a_written_mapping_reads_back_equal(tensors, metadata):
+    """Weights come back with codes, codebook, dtype and shape, auxiliary tensors bit for bit, and metadata as text."""
+    with OpqFile(encode_file(tensors, metadata=metadata), max_bytes=2**40) as file:
         assert file.metadata == metadata
-        assert list(file) == sorted([*weights, *auxiliary], key=str.encode)
-        assert len(file) == len(weights) + len(auxiliary)
-        for name, weight in weights.items():
+        assert list(file) == sorted(tensors, key=str.encode) == in_order(tensors)
+        assert len(file) == len(tensors)
+        for name, tensor in tensors.items():
             got = file[name]
-            assert isinstance(got, CompressedTensor)
-            assert (got.step, got.dtype, got.shape) == (weight.step, weight.dtype, weight.shape)
-            assert same_bits(got.codes, weight.codes)
-            assert (got.levels is None) == (weight.levels is None)
-            assert weight.levels is None or same_bits(got.levels, weight.levels)
-            assert same_bits(file.array(name), weight.values())
-        for name, array in auxiliary.items():
-            assert same_bits(file[name], array)
+            assert isinstance(got, CompressedTensor) == isinstance(tensor, CompressedTensor)
+            if not isinstance(tensor, CompressedTensor):
+                assert same_bits(got, tensor)
+                continue
+            assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape)
+            assert same_bits(got.codes, tensor.codes)
+            assert type(got.codebook) is type(tensor.codebook)
+            if isinstance(tensor.codebook, LevelTable):
+                assert same_bits(got.codebook.levels, tensor.codebook.levels)
+            else:
+                assert got.codebook == tensor.codebook
+            assert same_bits(file.array(name), tensor.values())
 
 
 @settings(max_examples=60)
-@given(contents(), st.randoms(use_true_random=False))
-def test_the_order_of_tensors_makes_no_difference(tensors, random):
-    """Weights, packs and metadata in any order give the same file."""
-    weights, auxiliary = tensors
-    encoded = [EncodedWeight(name, t.shape, t.dtype, t.step, encode_weight(t)) for name, t in weights.items()]
-    ordered = sorted(auxiliary.items(), key=lambda item: item[0].encode())
-    packs = [pack for item in ordered for pack in pack_auxiliary([item], "exact")]
+@given(CONTENTS, st.sampled_from(["exact", "float16", "uint8"]), st.randoms(use_true_random=False))
+def test_the_order_of_tensors_makes_no_difference(tensors, storage, random):
+    """Tensors, packs and metadata in any order give the same file."""
     metadata = {"b": "1", "a": "2", "é": "3"}
-    data = assemble(encoded, packs, metadata)
-    random.shuffle(encoded)
+    data = encode_file(tensors, storage, metadata)
+    items = list(tensors.items())
+    random.shuffle(items)
+    assert encode_file(dict(items), storage, dict(reversed(metadata.items()))) == data
+    weights = {name: tensor for name, tensor in items if isinstance(tensor, CompressedTensor)}
+    packs = [pack for name, tensor in items if name not in weights for pack in pack_auxiliary([(name, tensor)], storage)]
+    in_packs = b"".join(write(weights, packs=packs, metadata=metadata).pieces())
     random.shuffle(packs)
-    assert assemble(encoded, packs, dict(reversed(metadata.items()))) == data
+    assert b"".join(write(weights, packs=packs, metadata=metadata).pieces()) == in_packs
+
+
+@given(CONTENTS)
+def test_a_layout_describes_its_file(tensors):
+    """Size, entries, section sizes and numbers of nonzero codes are those of the file."""
+    layout = write(tensors)
+    data = b"".join(layout.pieces())
+    weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, CompressedTensor)}
+    assert layout.size == len(data)
+    assert layout.nonzero == {name: int(np.count_nonzero(tensor.codes)) for name, tensor in weights.items()}
+    with OpqFile(data, max_bytes=2**40) as file:
+        assert list(layout.entries) == file.entries
+        assert layout.weight_bytes() == {
+            entry.name: file.section_bytes(entry.section) for entry in file.entries if entry.name in weights
+        }
+
+
+@given(CONTENTS)
+def test_every_weight_is_reported(tensors):
+    """`report` is called once per weight, with how many are finished."""
+    calls = []
+    write(tensors, report=lambda *call: calls.append(call))
+    count = sum(isinstance(tensor, CompressedTensor) for tensor in tensors.values())
+    assert calls == [("encoding", number + 1, count) for number in range(count)]
+
+
+@dataclass(frozen=True)
+class LazyWeight:
+    """A quantized weight whose codes are not an attribute."""
+
+    tensor: CompressedTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def codebook(self) -> Codebook:
+        return self.tensor.codebook
+
+    def read_codes(self):
+        return self.tensor.read_codes()
+
+
+@given(st.dictionaries(NAMES, WEIGHTS, max_size=4))
+def test_a_lazy_weight_gives_the_same_file(weights):
+    """Any object with the properties of a QuantizedWeight gives the file of the CompressedTensor."""
+    assert encode_file({name: LazyWeight(weight) for name, weight in weights.items()}) == encode_file(weights)
+
+
+@pytest.mark.parametrize("chunk", [None, 40], ids=["whole", "by rows"])
+@pytest.mark.parametrize("rounding", ["compensated", "deadzone", "two_stage"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(12, 5, 3, 3), (30, 7), (64,), (1, 1)])
+def test_a_planned_weight_gives_the_same_file(shape, kind, rounding, chunk, monkeypatch):
+    """A weight that is quantized when it is read gives the file of its CompressedTensor, in one piece or by rows."""
+    if chunk:
+        monkeypatch.setattr("opq.compression.planned_weight.CHUNK", chunk)
+        monkeypatch.setattr("opq.codec.code_stream.CHUNK", chunk)
+    weight = np.random.default_rng(0).laplace(scale=0.1, size=shape).astype(dtypes.NUMPY[kind])
+    step = float(np.float32(0.07))
+    fixed = {"num_kept": weight.size // 3, "max_codes": (2,) * shape[0]} if rounding == "two_stage" else {"rounding": rounding}
+    plan = LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, **fixed)
+    planned = PlannedWeight(as_state({"w": weight}), "w", plan)
+    tensor = compress_tensor(weight, plan)
+    assert (planned.shape, planned.dtype, planned.codebook) == (tensor.shape, tensor.dtype, tensor.codebook)
+    assert encode_file({"w": planned, "b": np.ones(3)}) == encode_file({"w": tensor, "b": np.ones(3)})
 
 
 @given(CODES, st.lists(st.tuples(STEPS, st.sampled_from(KINDS)), min_size=2, max_size=5))
 def test_equal_codes_are_stored_once(codes, uses):
-    """Weights of the same codes and shape share one section, whatever their steps and dtypes."""
-    weights = {f"w{i}": CompressedTensor(codes, step, kind) for i, (step, kind) in enumerate(uses)}
-    data = encode_file(weights, {})
+    """Weights of equal codes and shape share one section, whatever their steps and dtypes."""
+    weights = {f"w{i}": stepped(codes, step, kind) for i, (step, kind) in enumerate(uses)}
+    data = encode_file(weights)
     assert sections_of(data) == [encode_codes(codes)]
     with OpqFile(data) as file:
         for name, weight in weights.items():
             assert same_bits(file[name].codes, weight.codes)
-            assert (file[name].step, file[name].dtype) == (weight.step, weight.dtype)
+            assert (file[name].codebook, file[name].dtype) == (weight.codebook, weight.dtype)
 
 
 @given(SMALL_CODES, st.permutations(range(4)))
-def test_the_same_codes_in_other_shapes_come_back(codes, order):
-    """Weights of the same codes and other shapes come back each in its own, be their sections equal or not."""
+def test_equal_codes_of_other_shapes_come_back(codes, order):
+    """Weights of equal codes and other shapes come back with their own shapes, whether their sections are equal or not."""
     shapes = [codes.shape, (-1,), (1, -1), (-1, 1)]
-    weights = {f"w{i}": CompressedTensor(codes.reshape(shapes[k]), 1.0, "float32") for i, k in enumerate(order)}
-    data = encode_file(weights, {})
+    weights = {f"w{i}": stepped(codes.reshape(shapes[k])) for i, k in enumerate(order)}
+    data = encode_file(weights)
     assert len(sections_of(data)) == len({encode_codes(weight.codes) for weight in weights.values()})
     with OpqFile(data) as file:
         assert all(same_bits(file[name].codes, weight.codes) for name, weight in weights.items())
 
 
 def test_equal_bytes_of_other_sizes_are_not_shared():
-    """Weights of zeros may have the same bytes but not the same number of elements: each has its section."""
-    weights = {f"w{n:02}": CompressedTensor(np.zeros(n, dtype=np.int32), 1.0, "float32") for n in range(1, 40)}
+    """Weights of zeros may have equal bytes but other numbers of elements: each has a section."""
+    weights = {f"w{n:02}": stepped(np.zeros(n, dtype=np.int32)) for n in range(1, 40)}
     assert len({encode_codes(weight.codes) for weight in weights.values()}) < 39
-    data = encode_file(weights, {})
+    data = encode_file(weights)
     assert len(sections_of(data)) == 39
     assert [array.shape for array in read_all(data).values()] == [(n,) for n in range(1, 40)]
 
 
 def test_packs_of_equal_bytes_are_not_shared():
-    """Two packs may have the same bytes; each tensor comes back from its own."""
+    """Two packs may have equal bytes; each tensor comes back from its own pack."""
     a, b = (pack_auxiliary([(name, np.full(2**18, 7, dtype=np.float32))], "exact") for name in "ab")
-    data = assemble([], [*a, *b], {})
+    data = b"".join(write({}, packs=[*a, *b]).pieces())
     assert len(sections_of(data)) == 2
     assert same_bits(read_all(data)["b"], np.full(2**18, 7, dtype=np.float32))
 
@@ -136,7 +211,7 @@ def test_packs_of_equal_bytes_are_not_shared():
 @example([2**18, 2**18, 0, 2**19, 1, 2**20])
 @given(st.lists(st.integers(0, LARGEST_PACK // 4 * 3), max_size=12))
 def test_packs_hold_up_to_a_mebibyte(sizes):
-    """Auxiliary tensors fill packs in their order, each up to 2^20 dense bytes; only a tensor larger than that exceeds them."""
+    """Auxiliary tensors fill packs in order, each up to 2^20 dense bytes; only a larger tensor exceeds that."""
     arrays = [(f"{i:02}", np.zeros(size, dtype=np.uint16)) for i, size in enumerate(sizes)]
     packs = pack_auxiliary(arrays, "exact")
     assert [entry.name for pack in packs for entry in pack.entries] == [name for name, _ in arrays]
@@ -151,11 +226,11 @@ FLOATS = st.floats(width=64) | st.sampled_from([0.0, -0.0, 2.0**-14, 65504.0, 65
 
 @example([2.0**-15 + 2.0**-25], "float32")  # between two subnormal numbers of float16
 @given(st.lists(FLOATS, max_size=12), st.sampled_from(["float32", "float64"]))
-def test_half_keeps_eleven_bits_or_everything(values, kind):
-    """A tensor stored as half loses at most 2^-11 of each value; where that cannot be, it is stored exactly."""
+def test_float16_keeps_eleven_bits_or_is_not_used(values, kind):
+    """A tensor stored as float16 has relative errors of at most 2^-11; if that is impossible it is stored exactly."""
     with np.errstate(over="ignore"):
         array = np.array(values, dtype=kind)
-    data = encode_file({}, {"a": array}, "half")
+    data = encode_file({"a": array}, "float16")
     got = read_all(data)["a"]
     with OpqFile(data) as file:
         storage = file.entries[0].storage
@@ -165,14 +240,14 @@ def test_half_keeps_eleven_bits_or_everything(values, kind):
     else:
         assert same_bits(np.signbit(got), np.signbit(array))
         assert (np.abs(got - array) <= 2.0**-11 * np.abs(array)).all()
-    assert (storage == "half") == fits_half(array)
+    assert (storage == "float16") == fits_float16(array)
 
 
 @pytest.mark.parametrize("kind", sorted(set(dtypes.NUMPY) - {"float32", "float64"}))
-def test_half_is_for_wide_floats_alone(kind):
-    """Tensors of other dtypes are stored exactly, also where the user asks for half."""
+def test_other_dtypes_are_not_stored_as_float16(kind):
+    """Tensors of other dtypes than float32 and float64 are stored exactly with any storage."""
     array = np.ones(5, dtype=dtypes.NUMPY[kind])
-    with OpqFile(encode_file({}, {"a": array}, "half")) as file:
+    with OpqFile(encode_file({"a": array}, "float16")) as file:
         assert file.entries[0].storage == "exact"
         assert same_bits(file["a"], array)
 
@@ -183,7 +258,7 @@ def test_half_is_for_wide_floats_alone(kind):
 def test_values_are_step_times_code(kind, codes, step):
     """A value is the exact product, rounded to float32 (float64 for float64), then to its dtype, to nearest even."""
     codes = np.clip(codes, -60, 60)  # so that float16 holds every value
-    with OpqFile(encode_file({"w": CompressedTensor(codes, step, kind)}, {}), max_bytes=2**40) as file:
+    with OpqFile(encode_file({"w": stepped(codes, step, kind)}), max_bytes=2**40) as file:
         got = file.array("w")
     product = codes * np.float64(step)  # exact: 24 and 6 bits
     single = product if kind == "float64" else product.astype(np.float32)
@@ -195,7 +270,7 @@ def test_values_beyond_their_dtype_are_infinite_or_refused(kind):
     """A step that leads out of the dtype gives infinities, or a FormatError; reading never warns."""
     step = 2.0**127 if kind != "float16" else 2.0**14
     codes = np.array([0, 1, -1, 10, -10], dtype=np.int32)
-    data = encode_file({"w": CompressedTensor(codes, step, kind)}, {})
+    data = encode_file({"w": stepped(codes, step, kind)})
     try:
         values = read_all(data)["w"].astype(np.float64)
     except FormatError:
@@ -205,10 +280,10 @@ def test_values_beyond_their_dtype_are_infinite_or_refused(kind):
 
 
 @settings(max_examples=30)
-@given(contents())
+@given(CONTENTS)
 def test_paths_and_bytes_are_read_alike(tmp_path_factory, tensors):
-    """A file on disk gives what its bytes give, through every way of reading it."""
-    data = encode_file(*tensors)
+    """Every reader gives the same tensors from a path as from the bytes."""
+    data = encode_file(tensors)
     path = tmp_path_factory.mktemp("files") / "model.opq"
     path.write_bytes(data)
     expected = read_all(data)
@@ -219,8 +294,8 @@ def test_paths_and_bytes_are_read_alike(tmp_path_factory, tensors):
         assert all(same_bits(other[name], expected[name]) for name in expected)
 
 
-def test_arrays_belong_to_the_caller():
-    """What was read can be written to, and reading it again gives the file's values."""
+def test_arrays_are_writable_copies():
+    """An array that was read can be changed; reading it again gives the values of the file."""
     with OpqFile(small_file()) as file:
         for name in file:
             first = file.array(name)
@@ -229,8 +304,8 @@ def test_arrays_belong_to_the_caller():
             assert same_bits(file.array(name), expected)
 
 
-def test_names_are_those_of_a_mapping():
-    """A file is a mapping: unknown names are KeyErrors and not in it."""
+def test_a_file_is_a_mapping():
+    """An unknown name is a KeyError, and not in the file."""
     with OpqFile(small_file()) as file:
         assert "head.weight" in file
         assert "head.weigh" not in file
@@ -258,23 +333,23 @@ def test_the_prefix_is_that_of_the_format():
     assert len(data) == 12 + length + sum(map(len, sections_of(data)))
 
 
-def test_an_empty_file_is_a_file():
+def test_an_empty_file_is_valid():
     """No tensors and no metadata are a file of the prefix and a header of two zeros."""
-    data = encode_file({}, {})
+    data = encode_file({})
     assert inflate(data) == b"\0\0"
     assert read_all(data) == {}
 
 
 @pytest.mark.parametrize("version", [0, 2, 255])
 def test_other_versions_are_refused(version):
-    """A file of another version is a FormatError that names both versions, also where its checksum is right."""
+    """A file of another version, with a right checksum, is a FormatError that names both versions."""
     data = small_file()
     length = struct.unpack_from("<I", data, 4)[0]
     with pytest.raises(FormatError, match=f"format version {version}, this opq reads version 1"):
         OpqFile(wrap(data[12 : 12 + length], data[12 + length :], version))
 
 
-def test_tensors_may_be_no_larger_than_allowed():
+def test_max_bytes_limits_the_dense_bytes():
     """A file that declares more dense bytes than `max_bytes` is refused; at the limit it is read."""
     data = small_file()
     with OpqFile(data) as file:
@@ -286,13 +361,12 @@ def test_tensors_may_be_no_larger_than_allowed():
 
 
 def test_small_files_do_not_expand_without_bound():
-    """By default 64 MiB and 4096 bytes for each of the file's are the most; the writer writes no file beyond."""
+    """By default a file may hold 64 MiB and 4096 bytes per byte of the file; the writer writes no file beyond."""
     size = largest_content(60)
-    weight = EncodedWeight("w", (size // 2,), "float16", 1.0, encode_codes(np.zeros(8, dtype=np.int32)))
     with pytest.raises(TargetError, match="refuse to expand"):
-        assemble([weight], [], {})
-    data = assemble([replace(weight, shape=(2**25,))], [], {})
-    assert len(data) < 60
+        write({"w": stepped(np.zeros(size // 2, dtype=np.int32), dtype="float16")})
+    data = encode_file({"w": stepped(np.zeros(2**25, dtype=np.int32), dtype="float16")})
+    assert len(data) < 70
     columns = inflate(data)
     # The same file, with one more element: 2^25 and 2^25 + 2^24 take as many bytes.
     grown = columns.replace(b"\x80\x80\x80\x10", b"\x80\x80\x80\x18")
@@ -311,26 +385,28 @@ def test_unknown_dtypes_are_not_written():
 @pytest.mark.parametrize(
     ("name", "shape"), [("a", (1,) * 33), ("a" * 65536, (1,)), ("\ud800", (1,))], ids=["rank", "long name", "surrogate"]
 )
-def test_what_could_not_be_read_is_not_written(name, shape):
+def test_unreadable_files_are_not_written(name, shape):
     """A tensor beyond the limits of the format is an OpqError when it is written, not when it is read back."""
     with pytest.raises(OpqError):
-        encode_file({"w": CompressedTensor(np.ones(3, dtype=np.int32), 1.0, "float32")}, {name: np.ones(shape)})
+        encode_file({"w": stepped(np.ones(3, dtype=np.int32)), name: np.ones(shape)})
+    with pytest.raises(OpqError):
+        encode_file({name: stepped(np.ones(shape, dtype=np.int32))})
 
 
 def test_a_missing_file_is_a_source_error(tmp_path):
-    """What cannot be read at all is a SourceError that names the path."""
+    """A path that cannot be read is a SourceError that names it."""
     for path in (tmp_path / "missing.opq", tmp_path):
         with pytest.raises(SourceError, match=str(path)):
             OpqFile(path)
 
 
 def test_threads_share_a_file(tmp_path):
-    """Eight threads that read one file in different orders all get what one reader gets."""
+    """Eight threads that read one file in different orders get the same tensors as one thread."""
     rng = np.random.default_rng(4)
-    weights = {f"w{i}": CompressedTensor(rng.integers(-3, 4, (20, 30)).astype(np.int32), 0.5 + i, "float32") for i in range(6)}
+    weights = {f"w{i}": stepped(rng.integers(-3, 4, (20, 30)).astype(np.int32), 0.5 + i) for i in range(6)}
     auxiliary = {f"a{i}": rng.normal(size=2**16 + i) for i in range(6)}  # several packs
     path = tmp_path / "model.opq"
-    path.write_bytes(encode_file(weights, auxiliary))
+    path.write_bytes(encode_file({**weights, **auxiliary}))
     expected = read_all(path.read_bytes())
     with OpqFile(path) as file:
 
@@ -362,8 +438,8 @@ with OpqFile(sys.argv[1]) as file:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_forked_processes_share_a_file(tmp_path):
-    """An open file may be read from processes forked since, as the workers of a data loader are."""
+    """An open file may be read from processes that are forked later, as the workers of a data loader are."""
     rng = np.random.default_rng(4)
-    weights = {f"w{i}": CompressedTensor(rng.integers(-3, 4, (40, 90)).astype(np.int32), 0.5, "float32") for i in range(6)}
-    (tmp_path / "model.opq").write_bytes(encode_file(weights, {}))
+    weights = {f"w{i}": stepped(rng.integers(-3, 4, (40, 90)).astype(np.int32), 0.5) for i in range(6)}
+    (tmp_path / "model.opq").write_bytes(encode_file(weights))
     subprocess.run([sys.executable, "-c", FORKED_READERS, str(tmp_path / "model.opq")], check=True)

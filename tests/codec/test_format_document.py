@@ -1,4 +1,4 @@
-"""The reader in docs/format.md, which knows nothing of opq, and opq itself read every file alike."""
+"""The reader in docs/format.md, which does not use opq, reads every file as opq does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from codec_strategies import CODES, encode_file, files, sections_of, small_file, with_sections
+from codec_strategies import CODES, encode_file, files, sections_of, small_file, stepped, with_sections
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from opq import dtypes
 from opq.codec import code_stream, file_writer, header
 from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError
-from opq.quantization.compressed_tensor import LARGEST_TABLE, CompressedTensor
+from opq.quantization.codebook import LARGEST_TABLE
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_codes_of_every_shape_are_read_alike(shape, bits, seed):
     """Codes of rows, kernels of every kind and kernels too large to be one, and of every width, are the same."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(-(2**bits) + 1, 2**bits, shape, dtype=np.int32) * rng.integers(0, 2, shape, dtype=np.int32)
-    data = encode_file({"w": CompressedTensor(codes, 1.0, "float32")}, {})
+    data = encode_file({"w": stepped(codes)})
     assert read(data) == described(opq.numpy.load(data))
 
 
@@ -88,7 +88,7 @@ def test_chunks_are_read_alike(shape, monkeypatch):
     """With both readers told of smaller chunks, they cut a tensor at the same rows."""
     monkeypatch.setattr(code_stream, "CHUNK", 40)
     codes = np.random.default_rng(1).integers(-9, 10, shape, dtype=np.int32)
-    data = encode_file({"w": CompressedTensor(codes, 1.0, "float32")}, {})
+    data = encode_file({"w": stepped(codes)})
     assert reference_reader(chunk="40")(data) == described(opq.numpy.load(data))
 
 
@@ -99,7 +99,7 @@ def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
     codes = np.clip(codes, -(2**16), 2**16)
     largest = {"float16": 65504.0, "bfloat16": 3e38, "float32": 3e38, "float64": 3e38}[kind]
     step = min(step, float(np.float32(largest / 2**17)))
-    data = encode_file({"w": CompressedTensor(codes, step, kind)}, {})
+    data = encode_file({"w": stepped(codes, step, kind)})
     assert read(data) == described(opq.numpy.load(data))
 
 

@@ -41,7 +41,7 @@ def headers(draw) -> Header:
         shape = draw(SHAPES)
         count = Entry(name, shape, "bool", "exact", 0).count
         is_codes = count > 0 and draw(st.booleans())
-        storage = "codes" if is_codes else draw(st.sampled_from(["exact", "half"]))
+        storage = "codes" if is_codes else draw(st.sampled_from(["exact", "float16"]))
         kinds = sorted(dtypes.NUMPY if storage == "exact" else dtypes.COMPRESSIBLE)
         fitting = [i for i, held in enumerate(holds) if held == (count if is_codes else None)]
         section = draw(st.sampled_from([*(fitting if is_codes else fitting[-1:]), len(holds)]))
@@ -149,7 +149,7 @@ def test_a_header_put_together_by_hand():
     assert header == Header(
         [
             Entry("aa", (2, 3), "float32", "codes", 0, 0.5),
-            Entry("ab", (), "float16", "half", 1),
+            Entry("ab", (), "float16", "float16", 1),
             Entry("c", (5,), "bool", "exact", 1),
         ],
         [9, 200],
@@ -206,8 +206,8 @@ def test_a_header_put_together_by_hand():
         ({"steps": struct.pack("<f", np.inf)}, "positive and finite"),
         ({"dtypes": bytes([6, 9, 0])}, "cannot be stored as codes"),
         ({"dtypes": bytes([13, 9, 0])}, "cannot be stored as codes"),
-        ({"dtypes": bytes([11, 0, 0])}, "cannot be stored as half"),
-        ({"dtypes": bytes([11, 15, 0])}, "cannot be stored as half"),
+        ({"dtypes": bytes([11, 0, 0])}, "cannot be stored as float16"),
+        ({"dtypes": bytes([11, 15, 0])}, "cannot be stored as float16"),
         ({"sizes": b"\2\0\5"}, "no codes"),
         ({"sections": b"\0\1\0"}, "another kind"),
         (TWO_WEIGHTS, "another kind or size"),

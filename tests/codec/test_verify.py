@@ -1,17 +1,20 @@
-"""`verify`: what it accepts, and what it finds though every checksum is right."""
+"""`verify`: what it accepts, and the errors that it finds under right checksums."""
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from codec_strategies import encode_file, files, sections_of, small_file
+from codec_strategies import deflate, encode_file, files, sections_of, small_file, stepped, wrap
 from hypothesis import given, settings
 
 from opq.codec import _native
 from opq.codec.code_stream import encode_codes
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import AuxiliaryPack, EncodedWeight, assemble
-from opq.codec.header import Entry
+from opq.codec.file_writer import AuxiliaryPack, write
+from opq.codec.header import Entry, Header, header_columns
 from opq.codec.verify import verify
 from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -43,35 +46,42 @@ def test_infinite_values_are_refused(kind, step):
     """A step that makes a code infinite in its dtype is refused."""
     codes = np.array([0, 1, -1, 10, -10], dtype=np.int32)
     with pytest.raises(FormatError, match=f"'w'.*leads out of {kind}"):
-        verify(encode_file({"w": CompressedTensor(codes, step, kind)}, {}))
+        verify(encode_file({"w": stepped(codes, step, kind)}))
 
 
 def test_a_code_that_becomes_zero_is_refused():
     """Kept weights are not zero: a step too small for its dtype is refused."""
-    data = encode_file({"w": CompressedTensor(np.array([1, 100], dtype=np.int32), 2.0**-30, "float16")}, {})
+    data = encode_file({"w": stepped(np.array([1, 100], dtype=np.int32), 2.0**-30, "float16")})
     with pytest.raises(FormatError, match="leads out of float16"):
         verify(data)
 
 
-def test_what_is_not_canonical_is_refused():
-    """Other raw bits than the codes ask for, or a plane that is not coded, decode, but `verify` says that no opq wrote them."""
+def file_of(entries: list[Entry], sections: list[bytes]) -> bytes:
+    """A file of these entries and sections, with right checksums."""
+    columns = header_columns(Header(entries, list(map(len, sections)), list(map(zlib.crc32, sections))))
+    return wrap(deflate(columns), b"".join(sections))
+
+
+def test_other_bytes_than_the_writers_are_refused():
+    """Another number of raw bits, or a plane that is not coded, can be read, but `verify` refuses it."""
     codes = np.array([0, 1, 0, 1], dtype=np.int32)
     section = b"\1" + _native.encode_codes(codes, 1, 4, 1, 1, 1)
-    with OpqFile(assemble([EncodedWeight("w", (4,), "float32", 1.0, section)], [], {})) as file:
+    data = file_of([Entry("w", (4,), "float32", "codes", 0, 1.0)], [section])
+    with OpqFile(data) as file:
         assert file["w"].codes.tolist() == [0, 1, 0, 1]
     with pytest.raises(FormatError, match=r"'w'.*other bytes"):
-        verify(assemble([EncodedWeight("w", (4,), "float32", 1.0, section)], [], {}))
+        verify(data)
     plane = b"\x32" + bytes(50)
+    pack = AuxiliaryPack((Entry("a", (50,), "uint8", "exact", 0),), plane)
     with pytest.raises(FormatError, match=r"'a'.*other bytes"):
-        verify(assemble([], [AuxiliaryPack((Entry("a", (50,), "uint8", "exact", 0),), plane)], {}))
+        verify(b"".join(write({}, packs=[pack]).pieces()))
 
 
 def test_every_tied_weight_is_decoded():
-    """Weights of different shapes that share a section: each must decode, not only the first."""
+    """Of weights that share a section with other shapes, each is decoded, not only the first."""
     codes = np.arange(128, dtype=np.int32).reshape(16, 8)
     section = encode_codes(codes)
-    data = assemble([EncodedWeight(name, codes.shape, "float32", 1.0, section) for name in "ab"], [], {})
-    assert verify(data).weights == 2
-    other = [EncodedWeight("a", (16, 8), "float32", 1.0, section), EncodedWeight("b", (8, 2, 2, 4), "float32", 1.0, section)]
+    entries = [Entry(name, codes.shape, "float32", "codes", 0, 1.0) for name in "ab"]
+    assert verify(file_of(entries, [section])).weights == 2
     with pytest.raises(FormatError, match="'b'"):
-        verify(assemble(other, [], {}))
+        verify(file_of([entries[0], replace(entries[1], shape=(8, 2, 2, 4))], [section]))

@@ -1,7 +1,7 @@
 """Make the golden files beside this script and the manifest of what they hold: `python tests/golden/make.py`.
 
-A golden file never changes, and neither does what is read from it. To run this again is to break the format; it is here to
-say how the files came about. All numbers come from hashes, so that no library's random numbers matter.
+A golden file never changes, and neither does what is read from it. Do not run this again for an existing file: it documents
+how the files were made. All numbers come from hashes, so that they do not depend on the random numbers of a library.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import EncodedWeight, assemble, pack_auxiliary
-from opq.codec.weight_section import encode_weight
+from opq.codec.file_writer import write
+from opq.quantization.codebook import LevelTable, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
 HERE = Path(__file__).parent
@@ -45,16 +45,16 @@ def storages() -> bytes:
     """Every dtype, every storage, and every odd shape and name."""
     wide = np.array([0, 1, -1, 15, -16, 17, 100, -1000, 2**16, -(2**20) - 1, 2**23, 2**24 - 1, 1 - 2**24], dtype=np.int32)
     weights = {
-        "w.bfloat16": CompressedTensor(codes("bfloat16", 6, 5, dense=3), 0.0123, "bfloat16"),
-        "w.float16": CompressedTensor(codes("float16", 6, 5, dense=3), 0.0123, "float16"),
-        "w.float32": CompressedTensor(codes("float32", 4, 3, 3, 3, dense=8), 0.0123, "float32"),
-        "w.float64": CompressedTensor(codes("float64", 60, dense=20), 0.0123, "float64"),
-        "w.wide": CompressedTensor(wide, 1e-7, "float32"),
-        "w.wide.float64": CompressedTensor(wide[::-1], 1e-40, "float64"),
-        "w.scalar": CompressedTensor(np.array(-3, dtype=np.int32), 0.1, "float32"),
-        "w.zeros": CompressedTensor(np.zeros((9, 9), dtype=np.int32), 1.0, "float32"),
-        "w.tied": CompressedTensor(codes("float32", 4, 3, 3, 3, dense=8), 0.5, "bfloat16"),
-        "w.subnormal": CompressedTensor(np.arange(-9, 10, dtype=np.int32), 5e-8, "float16"),
+        "w.bfloat16": _stepped(codes("bfloat16", 6, 5, dense=3), 0.0123, "bfloat16"),
+        "w.float16": _stepped(codes("float16", 6, 5, dense=3), 0.0123, "float16"),
+        "w.float32": _stepped(codes("float32", 4, 3, 3, 3, dense=8), 0.0123, "float32"),
+        "w.float64": _stepped(codes("float64", 60, dense=20), 0.0123, "float64"),
+        "w.wide": _stepped(wide, 1e-7, "float32"),
+        "w.wide.float64": _stepped(wide[::-1], 1e-40, "float64"),
+        "w.scalar": _stepped(np.array(-3, dtype=np.int32), 0.1, "float32"),
+        "w.zeros": _stepped(np.zeros((9, 9), dtype=np.int32), 1.0, "float32"),
+        "w.tied": _stepped(codes("float32", 4, 3, 3, 3, dense=8), 0.5, "bfloat16"),
+        "w.subnormal": _stepped(np.arange(-9, 10, dtype=np.int32), 5e-8, "float16"),
     }
     auxiliary = {}
     for name, kind in dtypes.NUMPY.items():
@@ -69,7 +69,7 @@ def storages() -> bytes:
     auxiliary["y.float64"] = uniform("half64", 30, -1.5, -0.5).astype(np.float64)
     auxiliary["y.zeros"] = np.array([0.0, -0.0, 65504.0, -(2.0**-14)], dtype=np.float32)
     auxiliary["y.tiny"] = np.array([1e-20, 1.0], dtype=np.float32)
-    return _file(weights, auxiliary, "half", {"format": "pt", "": "\u00e9", "long": "ab" * 200})
+    return _file(weights, auxiliary, "float16", {"format": "pt", "": "\u00e9", "long": "ab" * 200})
 
 
 def network() -> bytes:
@@ -77,11 +77,11 @@ def network() -> bytes:
     weights, auxiliary = {}, {}
     for number, (channels, inputs, groups) in enumerate([(8, 3, 1), (16, 8, 1), (16, 16, 16), (24, 16, 1)]):
         shape = (channels, inputs // groups, *((1, 1) if number == 3 else (3, 3)))
-        weights[f"features.{number}.conv.weight"] = CompressedTensor(codes(f"conv{number}", *shape, dense=3), 0.02, "float32")
+        weights[f"features.{number}.conv.weight"] = _stepped(codes(f"conv{number}", *shape, dense=3), 0.02, "float32")
         for part, low, high in (("weight", 0.5, 1.5), ("bias", -0.3, 0.3), ("running_mean", -1, 1), ("running_var", 0.2, 2)):
             auxiliary[f"features.{number}.norm.{part}"] = uniform(f"{part}{number}", channels, low, high)
         auxiliary[f"features.{number}.norm.num_batches_tracked"] = np.array(50_000, dtype=np.int64)
-    weights["classifier.weight"] = CompressedTensor(codes("classifier", 10, 96, dense=2), 0.03125, "float32")
+    weights["classifier.weight"] = _stepped(codes("classifier", 10, 96, dense=2), 0.03125, "float32")
     auxiliary["classifier.bias"] = uniform("classifier", 10, -0.1, 0.1)
     return _file(weights, auxiliary, "exact", {"format": "pt"})
 
@@ -108,13 +108,18 @@ def tables() -> bytes:
         "x.equal": np.full(32, 0.99999, dtype=np.float32),
         "x.counter": np.arange(40),
     }
-    return _file(weights, auxiliary, "8bit", {})
+    return _file(weights, auxiliary, "uint8", {})
+
+
+def _stepped(codes: NDArray[np.int32], step: float, dtype: str) -> CompressedTensor:
+    """A weight with these codes and the float32 number nearest to `step`."""
+    return CompressedTensor(codes, UniformCodebook(float(np.float32(step))), dtype)
 
 
 def _with_levels(wanted: NDArray[np.int32], levels: NDArray) -> CompressedTensor:
-    """A weight with these levels, and these codes as far as there are levels for them."""
+    """A weight with these levels and these codes, clipped to the levels that there are."""
     negatives = int(np.signbit(levels).sum())
-    return CompressedTensor(np.clip(wanted, -negatives, len(levels) - negatives), None, levels.dtype.name, levels)
+    return CompressedTensor(np.clip(wanted, -negatives, len(levels) - negatives), LevelTable(levels), levels.dtype.name)
 
 
 FILES = {"network.opq": network, "storages.opq": storages, "tables.opq": tables}
@@ -134,12 +139,7 @@ def describe(data: bytes) -> dict[str, object]:
 
 
 def _file(weights: dict[str, CompressedTensor], auxiliary: dict[str, NDArray], storage: str, metadata: dict[str, str]) -> bytes:
-    encoded = []
-    for name, tensor in weights.items():
-        step = None if tensor.step is None else float(np.float32(tensor.step))
-        encoded.append(EncodedWeight(name, tensor.shape, tensor.dtype, step, encode_weight(tensor)))
-    packs = pack_auxiliary(sorted(auxiliary.items(), key=lambda item: item[0].encode()), storage)
-    return assemble(encoded, packs, metadata)
+    return b"".join(write({**weights, **auxiliary}, storage=storage, metadata=metadata).pieces())
 
 
 if __name__ == "__main__":

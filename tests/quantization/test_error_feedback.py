@@ -89,9 +89,7 @@ def test_the_squared_error_factor_is_the_measured_one(shape):
     """It is the squared error over that of rounding to nearest at a fine step, within 10%."""
     weight, plan = draw(shape, 0), plan_for(shape, 0.01)
     nearest = replace(plan, rounding="deadzone")
-    compensated, alone = (
-        float(np.square(fake_quantize(weight, p) - weight).sum()) for p in (plan, replace(plan, rounding="deadzone"))
-    )
+    compensated, alone = (float(np.square(fake_quantize(weight, p) - weight).sum()) for p in (plan, nearest))
     assert compensated / alone == pytest.approx(squared_error_factor(shape), rel=0.1)
 
 

@@ -154,7 +154,7 @@ def state():
 
 
 def test_both_roundings_meet_the_target(state):
-    """ "auto" is compensated; both roundings give files of the requested size, and only deadzone has a dead zone."""
+    """Rounding is compensated by default; both roundings meet the requested size, and only deadzone has a dead zone."""
     compensated, deadzone = (opq.compress(state, ratio=12, rounding=rounding) for rounding in ("compensated", "deadzone"))
     default, auto = opq.compress(state, ratio=12), opq.compress(state, ratio=12, rounding="auto")
     assert default.data == auto.data == compensated.data != deadzone.data

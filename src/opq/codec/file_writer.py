@@ -44,8 +44,8 @@ def pack_auxiliary(
 ) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors, which come in ascending order of their UTF-8 names.
 
-    `storage` is "exact", "half" or "8bit": what becomes of each, see `opq.codec.auxiliary.store`. Tensors are drawn one at a
-    time. With `estimated` sections are empty bytes of about the length that coding would give, which is all that a plan needs.
+    `storage` is "exact", "float16" or "uint8"; see `opq.codec.auxiliary.store`. Tensors are drawn one at a time. With `estimated`
+    sections are zero bytes of about the length that coding would give, which is all that a plan needs.
     """
     packs: list[AuxiliaryPack] = []
     pending: list[Entry] = []
@@ -151,7 +151,7 @@ def write(
     metadata = metadata or {}
     weights = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, np.ndarray)}
     arrays = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
-    for text in [*weights, *metadata, *metadata.values()]:
+    for text in [*tensors, *metadata, *metadata.values()]:
         check_text(text)
     encoded: list[tuple[Entry, bytes]] = []
     nonzero: dict[str, int] = {}
