@@ -1,4 +1,4 @@
-"""Batch-norms in canonical form: the same function when evaluating, in fewer bytes."""
+"""Folded batch norms: the same function in evaluation, in fewer bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import opq
 import opq.numpy
 from opq.checkpoints import as_state
 from opq.checkpoints.folded_state import FoldedBatchNormState, fold_statistics
+from opq.errors import ConfigError
 
 CHANNELS = 6
 FACTORS = st.floats(0.015625, 4.0, width=32).flatmap(lambda x: st.sampled_from([x, -x])) | st.just(0.0)
@@ -42,8 +43,8 @@ def evaluate(norm, eps, x):
 
 @settings(max_examples=300)
 @given(NORMS, EPS, vector(st.floats(-100, 100, width=32)))
-def test_the_function_stays(norm, eps, x):
-    """For every input the output is the same to within four units in the last place of the terms it is summed from."""
+def test_folding_keeps_the_function(norm, eps, x):
+    """For every input the output is equal to within four units in the last place of its terms."""
     changed = {**norm, **fold_statistics(norm, eps)}
     before, size = evaluate(norm, eps, x)
     after, _ = evaluate(changed, eps, x)
@@ -52,8 +53,8 @@ def test_the_function_stays(norm, eps, x):
 
 
 @given(NORMS, EPS)
-def test_two_of_four_vectors_are_constants(norm, eps):
-    """Where there is a bias the mean is 0; where there is a weight the variance is one number; a weight of 0 stays 0."""
+def test_mean_and_variance_become_constants(norm, eps):
+    """With a bias the mean becomes 0; with a weight the variance becomes one number; a weight of 0 stays 0."""
     changed = fold_statistics(norm, eps)
     if "bias" in norm:
         assert not changed["running_mean"].any()
@@ -69,8 +70,8 @@ def test_two_of_four_vectors_are_constants(norm, eps):
 
 @settings(max_examples=50)
 @given(NORMS, EPS)
-def test_the_canonical_form_is_its_own(norm, eps):
-    """Made canonical again, it moves by no more than a unit in the last place."""
+def test_folding_is_idempotent(norm, eps):
+    """A folded batch norm changes by at most a few units in the last place."""
     once = {**norm, **fold_statistics(norm, eps)}
     twice = {**once, **fold_statistics(once, eps)}
     for part in norm:
@@ -102,17 +103,17 @@ def norm_state(**changes):
     ],
     ids=lambda changes: ",".join(changes),
 )
-def test_what_is_no_batch_norm_stays(changes):
-    """Without weight and bias, with missing or odd parts, and where a value is not finite or would not be, nothing changes."""
+def test_other_vectors_are_unchanged(changes):
+    """Nothing changes without weight and bias, with missing or unusual parts, or if a value is or becomes infinite."""
     state = norm_state(**changes)
     found = FoldedBatchNormState(as_state(state), 1e-5)
     assert all(found[name].tobytes() == array.tobytes() for name, array in state.items())
 
 
-def test_all_other_tensors_stay(network):
-    """In a network only the batch-norms' four vectors change; the file is smaller; the weights' codes are the same."""
-    plain = opq.numpy.save(network, sparsity=0.5, bits=4)
-    small = opq.numpy.save(network, sparsity=0.5, bits=4, batch_norm="canonical", batch_norm_eps=1e-3)
+def test_all_other_tensors_are_unchanged(network):
+    """Only the four vectors of batch norms change; the file is smaller; the codes of the weights are equal."""
+    plain = opq.compress(network, sparsity=0.5, bits=4).data
+    small = opq.compress(network, sparsity=0.5, bits=4, batch_norm="folded", batch_norm_eps=1e-3).data
     assert len(small) < len(plain) - 4 * (16 + 32 + 64)
     before, after = opq.numpy.load(plain), opq.numpy.load(small)
     for name in network:
@@ -122,32 +123,32 @@ def test_all_other_tensors_stay(network):
             assert before[name].tobytes() == after[name].tobytes()
 
 
-def test_a_plan_repeats_it(network):
-    """A plan holds what was asked of batch-norms, through JSON too, and following it gives the same file."""
-    asked = {"batch_norm": "canonical", "batch_norm_eps": 1e-3, "auxiliary": "8bit"}
+def test_a_plan_keeps_the_form(network):
+    """A plan holds the form of batch norms and its eps, also in JSON, and gives the same file."""
+    asked = {"batch_norm": "folded", "batch_norm_eps": 1e-3, "auxiliary": "uint8"}
     made = opq.compress(network, ratio=8, **asked)
     again = opq.Plan.from_json(made.plan.to_json())
-    assert opq.compress(network, plan=again).data == made.data
+    assert opq.compress(network, again).data == made.data
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"batch_norm": "fold"}, "batch_norm must be"),
-        ({"batch_norm": "canonical", "batch_norm_eps": -1e-3}, "0 <= eps < 1"),
-        ({"batch_norm": "canonical", "batch_norm_eps": "small"}, "0 <= eps < 1"),
-        ({"auxiliary": "4bit"}, "auxiliary must be"),
+        ({"batch_norm": "fold"}, "batch_norm must be one of 'keep', 'folded', got 'fold'"),
+        ({"batch_norm": "folded", "batch_norm_eps": -1e-3}, r"batch_norm_eps must lie in \[0, 1\), got -0.001"),
+        ({"batch_norm": "folded", "batch_norm_eps": "small"}, "batch_norm_eps must be a finite number, got 'small'"),
+        ({"auxiliary": "uint4"}, "auxiliary must be one of 'exact', 'float16', 'uint8', got 'uint4'"),
     ],
 )
-def test_what_there_is_not_is_refused(network, options, problem):
-    """A form, an eps or a storage that there is not is a TargetError."""
+def test_unknown_settings_are_refused(network, options, problem):
+    """An unknown form or storage, or an eps out of range, is a ConfigError."""
     for function in (opq.plan, opq.compress):
-        with pytest.raises(opq.TargetError, match=problem):
+        with pytest.raises(ConfigError, match=problem):
             function(network, ratio=8, **options)
 
 
-def test_a_model_tells_its_eps(tmp_path):
-    """With a module each batch-norm has its own eps, and the loaded model computes what the model computed."""
+def test_the_eps_of_modules_is_used(tmp_path):
+    """Each batch norm of a module is folded with its own eps, and the loaded model computes the same function."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
@@ -162,19 +163,19 @@ def test_a_model_tells_its_eps(tmp_path):
     model.eval()
     inputs = torch.randn(2, 3, 8, 8)
     options = {"sparsity": 0.1, "bits": 8}
-    opq.torch.save_model(model, tmp_path / "plain.opq", **options)
-    opq.torch.save_model(model, tmp_path / "canonical.opq", batch_norm="canonical", **options)
+    opq.compress(model, **options).save(tmp_path / "plain.opq")
+    opq.compress(model, batch_norm="folded", **options).save(tmp_path / "folded.opq")
     with torch.no_grad():
         opq.torch.load_model(model, tmp_path / "plain.opq")
         expected = model(inputs)
-        opq.torch.load_model(model, tmp_path / "canonical.opq")
+        opq.torch.load_model(model, tmp_path / "folded.opq")
         assert not norms[1].running_mean.any()
         assert torch.allclose(model(inputs), expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.fixture
 def modules():
-    """Makes a network of torch: two convolutions with batch-norms that have seen something, and what is done to it."""
+    """Makes a torch network of two convolutions with batch norms, changed by a given function."""
     torch = pytest.importorskip("torch")
 
     class Two(torch.nn.Module):
@@ -198,7 +199,7 @@ def modules():
 
 
 def share(*parts):
-    """Batch-norms of one memory for these parts."""
+    """Make two batch norms share the memory of these parts."""
 
     def change(model):
         for part in parts:
@@ -208,7 +209,7 @@ def share(*parts):
 
 
 def under_two_names(model):
-    """A second name for a batch-norm, as a list of blocks gives one."""
+    """Give a batch norm a second name, as a list of blocks does."""
     model.norm = model.a
 
 
@@ -223,8 +224,8 @@ def under_two_names(model):
     ],
     ids=["two names", "all shared", "other eps", "affine shared", "variance shared"],
 )
-def test_what_modules_share_stays_theirs(modules, change, eps, changed):
-    """A vector of several batch-norms changes only where it can change alike for all; the function stays."""
+def test_shared_batch_norms_keep_the_function(modules, change, eps, changed):
+    """A vector that batch norms share changes only if it changes equally for all of them; the function stays the same."""
     import torch
 
     import opq.torch
@@ -232,20 +233,20 @@ def test_what_modules_share_stays_theirs(modules, change, eps, changed):
     model, inputs = modules(change, eps), torch.randn(2, 3, 8, 8)
     options = {"sparsity": 0.1, "bits": 8}
     loaded = [modules(change, eps), modules(change, eps)]
-    for network, form in zip(loaded, ("keep", "canonical"), strict=True):
+    for network, form in zip(loaded, ("keep", "folded"), strict=True):
         opq.torch.load_model(network, opq.compress(model, batch_norm=form, **options).data)
     with torch.no_grad():
         assert torch.allclose(loaded[1](inputs), loaded[0](inputs), rtol=1e-4, atol=1e-4)
     assert bool(loaded[1].a.running_mean.any()) != changed
 
 
-def test_a_plan_keeps_the_eps_that_modules_told(modules):
-    """Followed without the modules, after JSON too, it gives the same file; where they differed it is refused."""
-    plan = opq.Plan.from_json(opq.plan(modules(), ratio=3, batch_norm="canonical").to_json())
+def test_a_plan_keeps_the_eps_of_the_modules(modules):
+    """Without the modules, also after JSON, the plan gives the same file; if their eps differ it is refused."""
+    plan = opq.Plan.from_json(opq.plan(modules(), ratio=3, batch_norm="folded").to_json())
     assert plan.auxiliary.eps == 1e-3
-    assert opq.compress(modules().state_dict(), plan=plan).data == opq.compress(modules(), plan=plan).data
+    assert opq.compress(modules().state_dict(), plan).data == opq.compress(modules(), plan).data
     several = modules(eps=(1e-3, 1e-5))
-    plan = opq.Plan.from_json(opq.plan(several, ratio=3, batch_norm="canonical").to_json())
-    opq.compress(several, plan=plan)
+    plan = opq.Plan.from_json(opq.plan(several, ratio=3, batch_norm="folded").to_json())
+    opq.compress(several, plan)
     with pytest.raises(opq.PlanError, match="differ in eps"):
-        opq.compress(several.state_dict(), plan=plan)
+        opq.compress(several.state_dict(), plan)

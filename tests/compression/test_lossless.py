@@ -1,6 +1,8 @@
-"""Lossless: every tensor comes back bit for bit, and what was clustered or quantized elsewhere takes far fewer bytes."""
+"""Lossless compression: every tensor comes back bit for bit; clustered and quantized weights take far fewer bytes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +14,8 @@ from hypothesis.extra import numpy as arrays
 import opq
 import opq.numpy
 from opq.codec.file_reader import OpqFile
+from opq.errors import ConfigError
+from opq.quantization.codebook import LevelTable, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
 KINDS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
@@ -33,8 +37,8 @@ def same_bits(a, b):
 @settings(max_examples=200)
 @given(st.dictionaries(st.text("ab.", max_size=4), tensors(), min_size=1, max_size=5))
 def test_every_bit_comes_back(state):
-    """Whatever the tensors, the file holds their very bits, and is whole."""
-    data = opq.numpy.save(state, lossless=True)
+    """Any tensors come back bit for bit, and the file passes `verify`."""
+    data = opq.compress(state, lossless=True).data
     found = opq.numpy.load(data)
     assert set(found) == set(state)
     assert all(same_bits(found[name], array) for name, array in state.items())
@@ -52,7 +56,7 @@ def storages(data: bytes) -> dict[str, str]:
         return {entry.name: entry.storage for entry in file.entries}
 
 
-def test_each_weight_becomes_what_costs_least():
+def test_each_weight_gets_the_smallest_storage():
     """Clustered weights become levels, quantized ones codes, two values with a wide gap a table, random ones stay exact."""
     random = np.random.default_rng(0)
     state = {
@@ -65,7 +69,7 @@ def test_each_weight_becomes_what_costs_least():
         "nan": np.where(random.random((50, 50)) < 0.5, np.nan, 1.0),
         "bias": np.repeat(np.float32(0.5), 64),
     }
-    data = opq.numpy.save(state, lossless=True)
+    data = opq.compress(state, lossless=True).data
     assert storages(data) == {
         "clustered": "levels",
         "int8": "codes",
@@ -84,82 +88,95 @@ def test_each_weight_becomes_what_costs_least():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lossless_file_compresses_again_to_itself(kind):
-    """What was read from a lossless file gives that file again."""
+    """The tensors of a lossless file give the same file again."""
     state = {"a": clustered(1, kind=kind), "b": clustered(2, (100, 40), 7, kind), "c": np.arange(9.0)}
-    data = opq.numpy.save(state, lossless=True)
-    assert opq.numpy.save(opq.numpy.load(data), lossless=True) == data
+    data = opq.compress(state, lossless=True).data
+    assert opq.compress(opq.numpy.load(data), lossless=True).data == data
 
 
-def test_codes_and_levels_may_be_given():
-    """A CompressedTensor in the state dict is stored as it is: its codes, its table, levels that no code uses included."""
+def test_compressed_tensors_are_stored_unchanged():
+    """A CompressedTensor in the state dict keeps its codes and its table, with the levels that no code uses."""
     levels = np.array([-0.9, -0.0, 0.1, 3.0], dtype=np.float32)
     codes = np.random.default_rng(0).integers(-1, 2, (30, 40)).astype(np.int32)
-    given = {"table": CompressedTensor(codes, None, "float32", levels), "grid": CompressedTensor(codes, 0.5, "bfloat16")}
+    given = {
+        "table": CompressedTensor(codes, LevelTable(levels), "float32"),
+        "grid": CompressedTensor(codes, UniformCodebook(0.5), "bfloat16"),
+    }
     with OpqFile(opq.compress({**given, "bias": np.ones(3)}, lossless=True).data) as file:
         for name, tensor in given.items():
             assert same_bits(file[name].codes, codes)
-            assert file[name].step == tensor.step
+            assert type(file[name].codebook) is type(tensor.codebook)
             assert same_bits(file.array(name), tensor.values())
-        assert same_bits(file["table"].levels, levels)
+        assert same_bits(file["table"].codebook.levels, levels)
+        assert file["grid"].codebook == UniformCodebook(0.5)
     assert opq.compress({"w": given["table"]}, sparsity=0.1, bits=4).plan.layers["w"].shape == (30, 40)  # its values
 
 
 def test_tied_weights_are_stored_once():
-    """Two weights of the same values share their section."""
-    one = opq.numpy.save({"a": clustered(1)}, lossless=True)
-    assert len(opq.numpy.save({"a": clustered(1), "b": clustered(1)}, lossless=True)) < len(one) + 30
+    """Two weights of equal values share a section."""
+    one = opq.compress({"a": clustered(1)}, lossless=True).data
+    assert len(opq.compress({"a": clustered(1), "b": clustered(1)}, lossless=True).data) < len(one) + 30
 
 
-def test_selection_holds():
-    """Excluded weights are stored as auxiliary tensors, and what is asked of a selection is asked here."""
+def test_include_and_exclude_select():
+    """Excluded weights are stored as auxiliary tensors; a glob without a match is a SelectionError."""
     state = {"a.weight": clustered(1), "b.weight": clustered(2)}
-    assert storages(opq.numpy.save(state, lossless=True, exclude=["a.*"])) == {"a.weight": "exact", "b.weight": "levels"}
+    assert storages(opq.compress(state, lossless=True, exclude=["a.*"]).data) == {"a.weight": "exact", "b.weight": "levels"}
     with pytest.raises(opq.SelectionError):
-        opq.numpy.save(state, lossless=True, include=["c.*"])
+        opq.compress(state, lossless=True, include=["c.*"])
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"ratio": 5},
-        {"size": "3kB"},
-        {"sparsity": 0.5, "bits": 4},
-        {"auxiliary": "half"},
-        {"auxiliary": "exact"},
-        {"batch_norm": "canonical"},
-        {"sensitivity": {"a": 3.0}},
-        {"overrides": {"a": {"step": 1.0}}},
+        {"auxiliary": "float16"},
+        {"batch_norm": "folded"},
+        {"batch_norm_eps": 1e-3},
+        {"rounding": "deadzone"},
+        {"layers": {"a": opq.LayerConfig(step=1.0)}},
     ],
 )
-def test_what_contradicts_lossless_is_refused(options):
-    """A target, or anything that would change a bit, is a TargetError that names it."""
-    with pytest.raises(opq.TargetError, match=f"not with {min(options)}"):
-        opq.numpy.save({"a": clustered(1)}, lossless=True, **options)
+def test_lossless_takes_a_selection_only(options):
+    """A setting that would change a bit is a ConfigError that names it."""
+    with pytest.raises(ConfigError, match=f"it takes include and exclude only, not {min(options)}"):
+        opq.compress({"a": clustered(1)}, lossless=True, **options)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 5}, {"size": "3kB"}, {"sparsity": 0.5, "bits": 4}])
+def test_lossless_excludes_other_targets(options):
+    """A second target is a TargetError."""
+    with pytest.raises(opq.TargetError, match="exactly one target must be given"):
+        opq.compress({"a": clustered(1)}, lossless=True, **options)
 
 
 def test_there_is_no_lossless_plan():
-    """Planning without a target is refused, and a misspelt option too."""
-    with pytest.raises(opq.TargetError, match="nothing to plan"):
+    """`plan` refuses a lossless target; an unknown keyword is a TypeError."""
+    with pytest.raises(opq.TargetError, match=r"plan\(\) does not support lossless"):
         opq.plan({"a": clustered(1)}, lossless=True)
-    with pytest.raises(opq.TargetError, match="unknown option"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss'; did you mean 'lossless'"):
         opq.compress({"a": clustered(1)}, lossless=True, loss=0)
     assert opq.compress({"a": clustered(1)}, lossless=True).plan is None
 
 
 @pytest.mark.data
-def test_deep_compression_keeps_its_codebooks(data_folder):
-    """SqueezeNet as Deep Compression published it: its very values, in less than the 675,763 bytes it was published in."""
+def test_a_deep_compression_checkpoint_is_lossless(data_folder):
+    """SqueezeNet by Deep Compression keeps its values, in at most 78% of the 675,763 bytes of its published file."""
     with np.load(data_folder / "weights" / "squeezenet_v1.0_deep_compression_decoded.npz") as archive:
         state = dict(archive)
-    data = opq.numpy.save(state, lossless=True)
+    data = opq.compress(state, lossless=True).data
     found = opq.numpy.load(data)
     assert all(same_bits(found[name], array) for name, array in state.items())
     assert len(data) <= 0.78 * 675_763
 
 
-def test_codes_that_no_file_may_hold_are_refused():
-    """Values beyond their dtype, and dtypes that no weight has."""
-    with pytest.raises(opq.WeightError, match=r"step 1000\.0 times its largest code is beyond float16"):
-        opq.compress({"w": CompressedTensor(np.full((4, 4), 100, np.int32), 1000.0, "float16")}, lossless=True)
+def test_compressed_tensors_beyond_the_format_are_refused():
+    """Values beyond their dtype, codes beyond 2^24 - 1, and other dtypes are WeightErrors."""
+    grid = CompressedTensor(np.full((4, 4), 100, np.int32), UniformCodebook(1.0), "float32")
+    with pytest.raises(opq.WeightError, match=r"'w'.*its largest code stands for a value beyond float16"):
+        opq.compress({"w": replace(grid, codebook=UniformCodebook(1000.0), dtype="float16")}, lossless=True)
     with pytest.raises(opq.WeightError, match=r"dtype must be one of bfloat16, .*, got 'int8'"):
-        CompressedTensor(np.ones((4, 4), np.int32), 1.0, "int8")
+        replace(grid, dtype="int8")
+    with pytest.raises(opq.WeightError, match=r"'w'.*codes must be at most 16,777,215 in magnitude"):
+        opq.compress(
+            {"w": CompressedTensor(np.full((4, 4), -(2**24), np.int32), UniformCodebook(1.0), "float32")}, lossless=True
+        )

@@ -44,8 +44,8 @@ def pack_auxiliary(
 ) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors, which come in ascending order of their UTF-8 names.
 
-    `storage` is "exact", "float16" or "uint8"; see `opq.codec.auxiliary.store`. Tensors are drawn one at a time. With `estimated`
-    sections are zero bytes of about the length that coding would give, which is all that a plan needs.
+    `storage` is "exact", "float16" or "uint8"; see `opq.codec.auxiliary.store`. Tensors are read one at a time. With
+    `estimated` sections are zero bytes of about the length that coding would give, which is all that a plan needs.
     """
     packs: list[AuxiliaryPack] = []
     pending: list[Entry] = []
