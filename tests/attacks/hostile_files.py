@@ -11,12 +11,11 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, with_sections, wrap
+from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, stepped, with_sections, wrap
 
 from opq.codec.byte_planes import encode_pack
 from opq.codec.file_writer import MAGIC
 from opq.codec.header import Entry, Header, decode_header, header_columns
-from opq.quantization.compressed_tensor import CompressedTensor
 
 ATTACKS: dict[str, Callable[[], bytes]] = {}
 """{name: what makes the file}; the docstring says what it tries."""
@@ -30,8 +29,8 @@ def attack(make: Callable[[], bytes]) -> Callable[[], bytes]:
 
 def simple_file() -> bytes:
     """A weight, and a pack of two tensors."""
-    weight = CompressedTensor(np.array([[1, -2, 0], [0, 3, 40]], dtype=np.int32), 0.5, "float32")
-    return encode_file({"w": weight}, {"a": np.arange(4, dtype=np.float32), "b": np.array([True, False])})
+    weight = stepped(np.array([[1, -2, 0], [0, 3, 40]], dtype=np.int32), 0.5)
+    return encode_file({"w": weight, "a": np.arange(4, dtype=np.float32), "b": np.array([True, False])})
 
 
 def with_entries(data: bytes, change: Callable[[Entry], Entry], *, names: Callable[[str], bool] = lambda name: True) -> bytes:
@@ -83,16 +82,16 @@ def as_much_as_is_allowed_of_kernels() -> bytes:
 @attack
 def as_much_as_is_allowed_of_bytes() -> bytes:
     """64 MiB of single bytes, each of which takes eight decisions to decode."""
-    whole = encode_file({}, {"a": np.zeros(2**12, dtype=np.uint8)})
+    whole = encode_file({"a": np.zeros(2**12, dtype=np.uint8)})
     return with_entries(whole, lambda e: replace(e, shape=(2**26,)))
 
 
 @attack
 def one_section_for_thousands() -> bytes:
     """Two thousand weights that share one section, each of which would be decoded anew."""
-    weight = CompressedTensor(np.zeros((64, 64), dtype=np.int32), 1.0, "float32")
+    weight = stepped(np.zeros((64, 64), dtype=np.int32))
     weight.codes[0, 0] = 1
-    whole = encode_file({"w": weight}, {})
+    whole = encode_file({"w": weight})
 
     return with_header(whole, lambda header: multiply(header, 2000))
 
@@ -100,7 +99,7 @@ def one_section_for_thousands() -> bytes:
 @attack
 def one_long_section_for_thousands() -> bytes:
     """A section of 128 kB that twenty thousand weights of one element share: 2.6 GB, if it were kept for each."""
-    whole = encode_file({"w": CompressedTensor(np.array([1], dtype=np.int32), 1.0, "float32")}, {})
+    whole = encode_file({"w": stepped(np.array([1], dtype=np.int32))})
     return with_header(with_sections(whole, [bytes(2**17)]), lambda header: multiply(header, 20_000))
 
 
@@ -205,14 +204,14 @@ def a_step_that_leads_to_infinity() -> bytes:
 @attack
 def a_bool_of_two() -> bytes:
     """A byte of 2 in a tensor of bools is neither true nor false."""
-    whole = encode_file({}, {"b": np.full(5, 2, dtype=np.uint8)})
+    whole = encode_file({"b": np.full(5, 2, dtype=np.uint8)})
     return with_entries(whole, lambda e: replace(e, dtype="bool"))
 
 
 @attack
 def halves_that_signal() -> bytes:
     """Signalling NaNs stored as float16, of which NumPy warns where it makes bfloat16 of them: two lines on the terminal."""
-    halves = encode_file({}, {"a": np.arange(1, 41, dtype=np.float32)}, "half")
+    halves = encode_file({"a": np.arange(1, 41, dtype=np.float32)}, "float16")
     nans = encode_pack([np.full(40, 0x7C01, dtype=np.uint16).view(np.float16)])
     return with_entries(with_sections(halves, [nans]), lambda e: replace(e, dtype="bfloat16"))
 

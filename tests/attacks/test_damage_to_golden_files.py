@@ -1,4 +1,4 @@
-"""Damage to golden files: every truncation and every changed byte is found by every verb, and nothing else is ever read."""
+"""Damage to golden files: every reader refuses every truncation and every changed byte."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refuses(data: bytes) -> bool:
 
 @each_file
 def test_every_truncation_is_refused(path):
-    """At every length, on opening."""
+    """A file that is cut off at any length is refused when it is opened."""
     data = path.read_bytes()
     for length in range(len(data)):
         with pytest.raises(FormatError):
@@ -42,7 +42,7 @@ def test_every_truncation_is_refused(path):
 
 @each_file
 def test_every_changed_byte_is_refused(path):
-    """At every position, one bit of it or all."""
+    """A file with a changed byte, in one bit or in all, is refused at every position."""
     data = bytearray(path.read_bytes())
     for at in range(len(data)):
         mask = 0xFF if at % 2 else 1 << at // 2 % 8
@@ -52,8 +52,8 @@ def test_every_changed_byte_is_refused(path):
 
 
 @each_file
-def test_every_verb_refuses_what_is_damaged(path, tmp_path, capsys):
-    """Loading, verifying and expanding find any changed byte; inspecting finds those of header and weights, which it reads."""
+def test_every_reader_refuses_a_damaged_file(path, tmp_path, capsys):
+    """Loading, verifying and expanding refuse any changed byte; inspecting may refuse it, and raises nothing else."""
     data = path.read_bytes()
     chance = random.Random(0)  # noqa: S311 - places, not secrets
     target = tmp_path / "f.opq"
@@ -73,9 +73,9 @@ def test_every_verb_refuses_what_is_damaged(path, tmp_path, capsys):
 
 
 def test_damage_to_a_large_file_is_refused(network, tmp_path):
-    """Of a file of some hundred kilobytes, a sample of positions and lengths."""
+    """A file of some hundred kilobytes is refused if it is cut off or changed, at a sample of positions."""
     rng = np.random.default_rng(0)
-    data = opq.numpy.save({**network, "large.weight": rng.laplace(size=(500, 700)).astype("f4")}, ratio=5)
+    data = opq.compress({**network, "large.weight": rng.laplace(size=(500, 700)).astype("f4")}, ratio=5).data
     for at in rng.integers(0, len(data), 60).tolist():
         assert refuses(data[:at])
         assert refuses(data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :])

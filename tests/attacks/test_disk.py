@@ -1,4 +1,4 @@
-"""Broken disks and killed processes: what stood there stays, and one line says what is wrong."""
+"""Full disks and killed processes: the old file stays, and the error is one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKED = "import sys; from opq.cli import main; sys.exit(main(sys.argv[1:]))"
 
 @pytest.mark.parametrize("saving", [False, True], ids=["compressing", "saving"])
 def test_a_kill_leaves_the_old_file_or_the_new_one(saving, tmp_path):
-    """SIGKILL at random moments while compressing over a file: it holds its old bytes or all the new ones. See killing.py."""
+    """After SIGKILL at random times while a file is replaced, it holds its old bytes or all the new ones; see killing.py."""
     at_work, _ = kill_compressing(tmp_path, 8, seed=1, saving=saving)
     assert at_work >= (8 if saving else 1)
 
@@ -33,8 +33,8 @@ def test_interrupted_finetuning_gives_the_same_bytes():
     assert run.stdout.startswith("finetuning: 5 kills at work")
 
 
-def test_what_a_killed_writer_left_is_swept_up(tmp_path):
-    """Temporary files of writers that are dead go with the next write; that of a writer at work stays."""
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
+    """The next write removes temporary files that no process holds, and keeps those of running writers and other paths."""
     import fcntl
 
     (tmp_path / ".f.opq.dead0000.tmp").write_bytes(b"half")
@@ -65,8 +65,8 @@ def check_refused(run: subprocess.CompletedProcess[str], output: Path, message: 
     assert run.stdout == ""
 
 
-def test_a_file_that_may_not_grow(tmp_path):
-    """A limit of the file's size that is hit half way."""
+def test_a_limit_of_the_file_size(tmp_path):
+    """If the file exceeds the limit of the process, the old file stays, without temporary files."""
     write_network(tmp_path / "n.safetensors")
     (tmp_path / "n.opq").write_bytes(b"old")
     check_refused(
@@ -88,7 +88,7 @@ def mounted(folder: Path, options: str):
 
 
 def test_a_full_disk(tmp_path):
-    """A disk with less room than the new file: the old file stays, and the room is free again."""
+    """If the disk is smaller than the new file, the old file stays, without temporary files."""
     disk = tmp_path / "disk"
     disk.mkdir()
     write_network(tmp_path / "n.safetensors")
@@ -98,8 +98,8 @@ def test_a_full_disk(tmp_path):
         assert {path.name: path.read_bytes() for path in disk.iterdir()} == {"n.opq": b"old"}
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    """A disk that is mounted to be read only."""
+def test_a_read_only_disk(tmp_path):
+    """If the disk is mounted read-only, the old file stays."""
     disk = tmp_path / "disk"
     disk.mkdir()
     write_network(tmp_path / "n.safetensors")

@@ -1,4 +1,4 @@
-"""The named hostile files: every verb that reads ends in an error of ours or in tensors, in bounded memory and time."""
+"""The named hostile files: every reader gives tensors or an OpqError, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
 
 
 @each_attack
-def test_every_verb_ends_well(name, tmp_path):
-    """Nothing is raised but OpqError, all readers agree, and nothing is verified that cannot be read."""
+def test_every_reader_gives_tensors_or_an_error(name, tmp_path):
+    """Readers raise nothing but OpqError and agree; a file that cannot be read does not pass `verify`."""
     with np.errstate(over="ignore"):
         results = read_in_every_way(ATTACKS[name](), tmp_path)
     assert results["load"] == results["load_file"] == results["safe_open"]
@@ -64,8 +64,8 @@ def test_every_verb_ends_well(name, tmp_path):
 
 @each_attack
 @pytest.mark.parametrize("verb", ["inspect", "verify", "expand"])
-def test_the_command_line_says_one_line(name, verb, tmp_path, capsys):
-    """The command line ends with 0, or with 1 and one line; what it could not expand leaves no file."""
+def test_the_command_line_prints_one_line(name, verb, tmp_path, capsys):
+    """The exit status is 0, or 1 with one line; a failed `expand` leaves no file."""
     (tmp_path / "hostile.opq").write_bytes(ATTACKS[name]())
     output = tmp_path / "out.safetensors"
     status = main([verb, str(tmp_path / "hostile.opq"), *(["-o", str(output)] if verb == "expand" else [])])
@@ -100,9 +100,9 @@ for path in sys.argv[2:]:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of a process is told by Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of a process is read on Linux")
 def test_memory_is_bounded(tmp_path):
-    """With a gigabyte of address space beyond the libraries', no hostile file of some kilobytes runs out of memory."""
+    """No hostile file of some kilobytes needs more than a gigabyte of address space."""
     paths = []
     for name, make in ATTACKS.items():
         paths.append(tmp_path / name)
@@ -121,15 +121,15 @@ def test_memory_is_bounded(tmp_path):
     assert all(json.loads(line)[2] < 60 for line in run.stdout.splitlines())
 
 
-def test_names_of_a_file_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
-    """Control characters of names are not printed: a file must not write on the terminal of who looks at it."""
+def test_control_characters_are_not_printed(tmp_path, capsys):
+    """Control characters in names are escaped, so that a file cannot control the terminal."""
     (tmp_path / "f.opq").write_bytes(ATTACKS["a_name_with_control_characters"]())
     assert main(["inspect", str(tmp_path / "f.opq")]) == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().out)
 
 
-def test_every_attack_says_what_it_tries():
-    """Each has a docstring, and README.md names them all."""
+def test_every_attack_is_documented():
+    """Each attack has a docstring and is named in README.md."""
     text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
     for name, make in ATTACKS.items():
         assert make.__doc__

@@ -1,4 +1,4 @@
-"""Loading again and again, and from many threads at once."""
+"""Loading many times, and from many threads."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def open_handles() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open handles are told by Linux")
-def test_a_thousand_files_leave_nothing_behind(tmp_path):
-    """Whole and damaged files, read to the end or dropped half way: no handle stays open, and no memory is kept."""
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open handles are counted on Linux")
+def test_reading_leaks_no_handles_and_no_memory(tmp_path):
+    """After a thousand valid and damaged files, read completely or in part, no handle is open and no memory is kept."""
     whole, damaged = tmp_path / "whole.opq", tmp_path / "damaged.opq"
     whole.write_bytes(small_file())
     damaged.write_bytes(small_file()[:-1] + bytes([small_file()[-1] ^ 1]))
@@ -60,7 +60,7 @@ def test_a_thousand_files_leave_nothing_behind(tmp_path):
 @pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file each"])
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
 def test_eight_threads_read_the_same(path, shared):
-    """Eight threads, sharing an open file or each with its own, get the same bits in any order of reading."""
+    """Eight threads that share an open file, or have one each, read the same bits in any order."""
     expected = {name: array.tobytes() for name, array in opq.numpy.load_file(path).items()}
     common = OpqFile(path)
 

@@ -1,4 +1,4 @@
-"""Round trips through the front door, of everything a state dict may hold."""
+"""Round trips of everything that a state dict may hold."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from opq import dtypes
 
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=6, min_side=0, max_side=4)
 ANCHOR = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
-"""A weight, without which there is nothing to compress."""
+"""A weight, since a state dict without weights is refused."""
 
 
 @st.composite
 def tensors(draw):
-    """An array of any dtype and shape, its memory in any order."""
+    """An array of any dtype, shape and memory order."""
     array = draw(st.sampled_from(sorted(dtypes.NUMPY)).flatmap(lambda name: bit_patterns(dtypes.NUMPY[name], SHAPES)))
     way = draw(st.sampled_from(["as it is", "transposed", "reversed", "strided", "broadcast", "fortran"]))
     if way == "transposed":
@@ -35,7 +35,7 @@ def tensors(draw):
 
 
 def is_usual(array: np.ndarray) -> bool:
-    """Finite, and within what float32 can express if not zero."""
+    """Whether all values are finite, and zero or within the range of float32."""
     magnitudes = np.abs(array.astype(np.float64))
     return bool((np.isfinite(magnitudes) & ((magnitudes == 0) | ((magnitudes > 1e-45) & (magnitudes < 1e38)))).all())
 
@@ -43,14 +43,14 @@ def is_usual(array: np.ndarray) -> bool:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("abc.", max_size=5), tensors(), max_size=4))
 def test_every_tensor_comes_back(state):
-    """Names, shapes and dtypes are kept; what is no weight is kept bit for bit; weights become what fake_quantize says."""
+    """Names, shapes and dtypes are kept; auxiliary tensors come back bit for bit, weights as fake_quantize gives them."""
     state = {**state, "anchor": ANCHOR}
     with np.errstate(invalid="ignore"):
         broken = [name for name, array in state.items() if array.dtype.name in dtypes.COMPRESSIBLE and not is_usual(array)]
     broken = [name for name in broken if state[name].ndim > 1]
     try:
         compressed = opq.compress(state, sparsity=0.25, bits=4, exclude=broken)
-    except opq.WeightError:  # values beyond what a float32 step can quantize, say so by name
+    except opq.WeightError:  # values beyond what a float32 step can quantize
         return
     for name, found in opq.numpy.load(compressed.data).items():
         array = np.ascontiguousarray(state[name]).reshape(state[name].shape)
@@ -59,22 +59,22 @@ def test_every_tensor_comes_back(state):
         assert found.tobytes() == expected.tobytes()
 
 
-def test_thirty_two_dimensions_and_no_more():
-    """As many dimensions as the format has come back; one more is refused by name."""
+def test_at_most_thirty_two_dimensions():
+    """A tensor of 32 dimensions comes back; one of 33 is a WeightError with its name."""
     most = np.arange(8, dtype=np.int16).reshape((1,) * 29 + (2, 2, 2))
-    assert (opq.numpy.load(opq.numpy.save({"x": most, "w": ANCHOR}, sparsity=0, bits=4))["x"] == most).all()
+    assert (opq.numpy.load(opq.compress({"x": most, "w": ANCHOR}, sparsity=0, bits=4).data)["x"] == most).all()
     with pytest.raises(opq.WeightError, match=r"'x'.*more than 32 dimensions"):
-        opq.numpy.save({"x": most[None], "w": ANCHOR}, sparsity=0, bits=4)
+        opq.compress({"x": most[None], "w": ANCHOR}, sparsity=0, bits=4)
 
 
-def test_storage_that_tensors_share_is_stored_once_and_comes_back_for_each():
-    """Tied weights, views of one storage, and expanded tensors."""
+def test_shared_storage_comes_back_for_each_tensor():
+    """Tied weights are stored once; views of one storage and expanded tensors come back."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
     base = torch.randn(40, 30)
     state = {"a": base, "b": base, "half": base[:20], "row": base[0], "grown": torch.ones(1, 5).expand(4, 5), "turned": base.T}
-    data = opq.torch.save(state, ratio=6)
+    data = opq.compress(state, ratio=6).data
     with opq.OpqFile(data) as file:
         assert len({entry.section for entry in file.entries if entry.name in "ab"}) == 1
     for name, tensor in opq.torch.load(data).items():
