@@ -1,4 +1,4 @@
-"""Writing files: the old one or the whole new one, whatever happens."""
+"""Writing files: after any failure the path holds the old file or the complete new one."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from opq.errors import OutputError
 
 
 def test_a_new_file_has_its_bytes_and_the_usual_mode(tmp_path):
-    """What is written is there, readable by whom a new file is readable, and nothing else is left in the folder."""
+    """A new file has its bytes and the default mode; the folder holds no other file."""
     write_file(tmp_path / "f", b"data", overwrite=False)
     (tmp_path / "g").write_bytes(b"")
     assert (tmp_path / "f").read_bytes() == b"data"
@@ -22,7 +22,7 @@ def test_a_new_file_has_its_bytes_and_the_usual_mode(tmp_path):
 
 
 def test_a_replaced_file_keeps_its_mode(tmp_path):
-    """Permissions are the old file's."""
+    """The new file has the permissions of the old one."""
     (tmp_path / "f").write_bytes(b"old")
     (tmp_path / "f").chmod(0o640)
     write_file(tmp_path / "f", b"new", overwrite=True)
@@ -32,7 +32,7 @@ def test_a_replaced_file_keeps_its_mode(tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
 def test_a_failure_at_any_step_leaves_the_old_file(call, tmp_path, monkeypatch):
-    """The disk is full, or the folder read-only, at whatever step: one clear error, the old file whole, no litter."""
+    """If any system call fails, the error is one OutputError, the old file stays, and no temporary file is left."""
     (tmp_path / "f").write_bytes(b"old")
 
     def fail(*_arguments, **_options):
@@ -46,8 +46,8 @@ def test_a_failure_at_any_step_leaves_the_old_file(call, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_disk_that_runs_full_while_writing_leaves_the_old_file(tmp_path):
-    """The system itself refuses the bytes in the middle of the file; the same holds."""
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """If the system refuses bytes in the middle of the file, the old file stays, and no temporary file is left."""
     (tmp_path / "f").write_bytes(b"old")
     code = (
         "import resource, signal, sys; from opq.atomic_file import write_file\n"
@@ -62,8 +62,8 @@ def test_a_disk_that_runs_full_while_writing_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
-def test_places_that_cannot_be_written_are_one_error(tmp_path):
-    """An existing file without leave, a folder, a pipe or device, and a folder that is not there."""
+def test_unwritable_paths_are_output_errors(tmp_path):
+    """An existing file without `overwrite`, a folder, a pipe and a missing folder are OutputErrors."""
     (tmp_path / "f").write_bytes(b"old")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
@@ -80,8 +80,8 @@ def test_places_that_cannot_be_written_are_one_error(tmp_path):
     assert (tmp_path / "f").read_bytes() == b"old"
 
 
-def test_through_a_link_its_target_is_written(tmp_path):
-    """A link stays a link, and what it leads to becomes the new file."""
+def test_a_link_stays_a_link(tmp_path):
+    """Writing through a symbolic link replaces its target."""
     (tmp_path / "f").write_bytes(b"old")
     (tmp_path / "link").symlink_to(tmp_path / "f")
     write_file(tmp_path / "link", b"new", overwrite=True)
@@ -89,15 +89,15 @@ def test_through_a_link_its_target_is_written(tmp_path):
     assert (tmp_path / "f").read_bytes() == b"new"
 
 
-def test_a_link_is_not_replaced_without_leave(tmp_path):
-    """Even one that leads nowhere."""
+def test_a_link_is_not_replaced_without_overwrite(tmp_path):
+    """Without `overwrite` a symbolic link is refused, even if its target is missing."""
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputError, match="it exists"):
         write_file(tmp_path / "link", b"new", overwrite=False)
 
 
-def test_writers_side_by_side_all_succeed(tmp_path):
-    """Many at a time, of one path and of another whose name begins alike: each writes, and in the end no litter is left."""
+def test_concurrent_writers_all_succeed(tmp_path):
+    """Concurrent writers of one path, and of a path with the same prefix, all succeed and leave no temporary files."""
 
     def write(number):
         for _ in range(15):
@@ -111,8 +111,8 @@ def test_writers_side_by_side_all_succeed(tmp_path):
         assert data == data[:1] * 1000
 
 
-def test_what_killed_writers_left_is_swept_up(tmp_path):
-    """A temporary file that nobody holds goes with the next writing of its path; those of other paths stay."""
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
+    """The next write of a path removes its temporary files that no process holds; those of other paths stay."""
     (tmp_path / ".f.abcd_123.tmp").write_bytes(b"left")
     (tmp_path / ".f.more.abcd_123.tmp").write_bytes(b"another's")
     write_file(tmp_path / "f", b"data", overwrite=True)

@@ -1,4 +1,4 @@
-"""One function over many things, on all processors."""
+"""`thread_map`: a function applied to many items on all processors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def _three_processors():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
 def test_results_come_in_order(count):
-    """Each thing's result, once, in the order of the things, also when the function calls this itself."""
+    """Each item gives one result, in order, also in nested calls."""
     assert list(thread_map(lambda x: x * x, range(count))) == [x * x for x in range(count)]
     nested = thread_map(lambda x: sum(thread_map(lambda y: x * y, range(20))), range(count))
     assert list(nested) == [x * 190 for x in range(count)]
 
 
 @given(sizes=st.lists(st.integers(0, 100)), most=st.integers(0, 300))
-def test_shares_hold_each_thing_once(sizes, most):
-    """Results come in the order of the things; shares are no larger than told, unless for a single thing."""
+def test_batches_hold_each_item_once(sizes, most):
+    """Results come in order; a batch is no larger than the limit unless it holds a single item."""
     shares = []
 
     def negate(share: list[int]) -> list[int]:
@@ -41,8 +41,8 @@ def test_shares_hold_each_thing_once(sizes, most):
     assert all(len(share) == 1 or sum(sizes[k] for k in share) <= min(most, sum(sizes) // 3) for share in shares)
 
 
-def test_no_more_is_under_way_than_promised():
-    """Of endless things, few are taken beyond those whose results were."""
+def test_few_items_are_taken_ahead():
+    """Of an endless iterator only a few items are taken beyond those whose results were taken."""
     taken = itertools.count()
     results = thread_map(lambda x: x, taken)
     assert [next(results) for _ in range(50)] == list(range(50))
@@ -50,14 +50,14 @@ def test_no_more_is_under_way_than_promised():
     assert next(taken) <= 50 + 4 * 3
 
 
-def test_helpers_help():
-    """Two things that wait for each other are both under way at once."""
+def test_items_run_concurrently():
+    """Two items that wait for each other are both processed."""
     barrier = threading.Barrier(2, timeout=20.0)
     assert len(list(thread_map(lambda _: barrier.wait(), range(2)))) == 2
 
 
-def test_errors_come_in_their_place():
-    """What the function or the things raise reaches the caller where the result would have; nothing runs afterwards."""
+def test_errors_come_in_order():
+    """An error of the function or of the iterator is raised in place of its result, and nothing runs afterwards."""
     results = thread_map(lambda x: 6 // (3 - x), range(100))
     assert [next(results) for _ in range(3)] == [2, 3, 6]
     with pytest.raises(ZeroDivisionError):

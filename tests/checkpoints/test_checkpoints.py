@@ -1,4 +1,4 @@
-"""Checkpoints in: every layout people have, and every way one can be bad."""
+"""Checkpoints: every supported layout, and the errors of others."""
 
 import json
 import os
@@ -37,8 +37,8 @@ def write_shards(folder, state):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def test_a_safetensors_file_is_read_as_it_is(state, tmp_path):
-    """Every tensor comes back with its name, dtype, shape and bytes, described without being read, metadata kept."""
+def test_a_safetensors_file_is_read(state, tmp_path):
+    """Every tensor has its name, dtype, shape and bytes, is described without being read, and metadata are kept."""
     save_file(state, tmp_path / "m.safetensors", metadata={"made": "here"})
     found = as_state(tmp_path / "m.safetensors")
     assert equal(dict(found), state)
@@ -48,7 +48,7 @@ def test_a_safetensors_file_is_read_as_it_is(state, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(dtypes.NUMPY))
 def test_every_dtype_of_safetensors_is_read(name, tmp_path):
-    """Described and read with the same dtype, bfloat16 and float8 included."""
+    """Tensors of each dtype, also bfloat16 and float8, are described and read with it."""
     array = np.arange(6).reshape(2, 3).astype(dtypes.NUMPY[name])
     if name.startswith("float8"):  # beyond safetensors' NumPy writer
         torch = pytest.importorskip("torch")
@@ -66,13 +66,13 @@ def test_every_dtype_of_safetensors_is_read(name, tmp_path):
 
 
 def test_a_folder_of_shards_is_one_checkpoint(state, tmp_path):
-    """The index says which shard holds which tensor; together they are the state dict."""
+    """The shards of an index together are the state dict."""
     write_shards(tmp_path, state)
     assert equal(dict(as_state(tmp_path)), state)
 
 
 def test_a_folder_with_one_file_needs_no_index(state, tmp_path):
-    """model.safetensors alone is a checkpoint too."""
+    """A folder with model.safetensors is a checkpoint."""
     save_file(state, tmp_path / "model.safetensors")
     assert equal(dict(as_state(tmp_path)), state)
 
@@ -81,14 +81,14 @@ def test_a_folder_with_one_file_needs_no_index(state, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 def test_pytorch_checkpoints_are_unwrapped(state, wrap, prefix, suffix, tmp_path):
-    """The usual wrappers and prefixes are taken off; what is no tensor is left out."""
+    """The usual wrappers and prefixes are removed; values that are no tensors are left out."""
     torch = pytest.importorskip("torch")
     tensors = {prefix + name: torch.from_numpy(array) for name, array in state.items()}
     torch.save(wrap(tensors), tmp_path / f"m{suffix}")
     assert equal(dict(as_state(tmp_path / f"m{suffix}")), state)
 
 
-def test_torch_tensors_cross_over_bit_for_bit():
+def test_torch_tensors_are_converted_bit_for_bit():
     """bfloat16, views, transposed and zero-dimensional tensors become arrays of the same values."""
     torch = pytest.importorskip("torch")
     base = torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7
@@ -105,7 +105,7 @@ def test_torch_tensors_cross_over_bit_for_bit():
 
 
 def test_a_model_is_its_state_dict():
-    """Anything with a state_dict() will do."""
+    """A module is read by its state_dict()."""
     torch = pytest.importorskip("torch")
     model = torch.nn.Linear(4, 3)
     assert (as_state(model)["weight"] == model.weight.detach().numpy()).all()
@@ -157,8 +157,8 @@ def bad_sources(folder):
     }
 
 
-def test_bad_sources_are_one_clear_error(tmp_path):
-    """Each is a SourceError that names the path and what is wrong with it."""
+def test_bad_sources_are_source_errors(tmp_path):
+    """Each is a SourceError of one line that names the path and the problem."""
     for name, message in bad_sources(tmp_path).items():
         with pytest.raises(opq.SourceError, match=message) as caught:
             as_state(tmp_path / name)
@@ -167,7 +167,7 @@ def test_bad_sources_are_one_clear_error(tmp_path):
 
 
 def test_a_pickle_never_runs(tmp_path):
-    """A checkpoint that would run code is refused, and has not run."""
+    """A checkpoint that would run code is refused, and the code does not run."""
     torch = pytest.importorskip("torch")
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
@@ -188,14 +188,14 @@ def test_a_pickle_never_runs(tmp_path):
     "source",
     [3, None, [np.ones(3)], {"x": "text"}, {"x": np.array(["text"])}, {1: np.ones(3)}, {"x": np.ones(3, dtype=np.complex128)}],
 )
-def test_what_holds_no_tensors_is_refused(source):
-    """Not a mapping, names that are no text, values that are no arrays, dtypes that no file could hold."""
+def test_sources_without_tensors_are_refused(source):
+    """Sources that are no mappings, names that are no text, values that are no arrays and other dtypes are refused."""
     with pytest.raises(opq.SourceError):
         dict(as_state(source))
 
 
-def test_metadata_are_kept_where_the_source_brings_none(state, tmp_path):
-    """Of a path, a state dict and an open .opq file alike; their own are not replaced."""
+def test_metadata_are_kept_if_the_source_has_none(state, tmp_path):
+    """Given metadata are used for a path or a state dict without its own, and never replace its own."""
     given = {"made": "elsewhere"}
     save_file(state, tmp_path / "none.safetensors")
     save_file(state, tmp_path / "own.safetensors", metadata={"made": "here"})
@@ -208,8 +208,8 @@ def test_metadata_are_kept_where_the_source_brings_none(state, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["beside", "list", "number"])
-def test_no_tensor_of_a_checkpoint_is_lost_in_silence(place, tmp_path):
-    """Tensors that lie beside a state dict's own, in whatever, are told by the name they lie under."""
+def test_no_tensor_of_a_checkpoint_is_dropped_silently(place, tmp_path):
+    """Tensors outside the state dict are a SourceError that names their key; a wrapper's other entries are left out."""
     torch = pytest.importorskip("torch")
     tensors = {"a.weight": torch.ones(4, 4)}
     more = {"beside": {"beside": {"b.weight": torch.ones(2)}}, "list": {"list": [torch.ones(2)]}, "number": {7: torch.ones(2)}}
@@ -220,8 +220,8 @@ def test_no_tensor_of_a_checkpoint_is_lost_in_silence(place, tmp_path):
     assert list(as_state(tmp_path / "wrapped.pt")) == list(tensors)
 
 
-def test_shells_of_tensors_are_refused_by_name():
-    """Sparse tensors, those without memory, and those that wait for their first input."""
+def test_tensors_without_dense_data_are_refused():
+    """Sparse, meta and uninitialized tensors are a SourceError with their name."""
     torch = pytest.importorskip("torch")
     shells = {
         "a sparse": torch.eye(3).to_sparse(),

@@ -1,4 +1,4 @@
-"""Auxiliary tensors to bytes and back, bit by bit."""
+"""Auxiliary tensors to byte planes and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def there_and_back(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 @given(st.lists(AUXILIARY, max_size=6))
-def test_packs_come_back_bit_by_bit(arrays):
-    """Any tensors of any dtypes and shapes, empty ones and scalars too, come back in order with every bit."""
+def test_packs_come_back_bit_for_bit(arrays):
+    """Tensors of any dtypes and shapes, also empty ones and scalars, come back in order with every bit."""
     decoded = there_and_back(arrays)
     assert len(decoded) == len(arrays)
     assert all(map(same_bits, decoded, arrays))
@@ -35,8 +35,8 @@ def test_packs_come_back_bit_by_bit(arrays):
 @pytest.mark.parametrize("name", KINDS)
 @settings(max_examples=20)
 @given(st.data())
-def test_each_dtype_comes_back_bit_by_bit(name, data):
-    """As above, for each dtype that the format knows by itself."""
+def test_each_dtype_comes_back_bit_for_bit(name, data):
+    """A tensor of each dtype of the format comes back with every bit."""
     array = data.draw(bit_patterns(dtypes.NUMPY[name]))
     assert same_bits(there_and_back([array])[0], array)
 
@@ -52,8 +52,8 @@ def test_each_dtype_comes_back_bit_by_bit(name, data):
         ("float8_e5m2", [0x80, 0x7C, 0xFC, 0x7D, 0x7E, 0xFF, 0x01]),
     ],
 )
-def test_what_is_special_about_floats_comes_back(name, words):
-    """Negative zero, infinities, quiet and signalling NaNs with their payloads, and subnormal numbers keep their bits."""
+def test_special_floats_come_back(name, words):
+    """Negative zero, infinities, NaNs with their payloads and subnormal numbers keep their bits."""
     kind = dtypes.NUMPY[name]
     array = np.array(words, dtype=f"u{kind.itemsize}").view(kind)
     assert same_bits(there_and_back([array])[0], array)
@@ -61,7 +61,7 @@ def test_what_is_special_about_floats_comes_back(name, words):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_large_and_constant_tensors_come_back(name):
-    """Planes that are coded, stored as they are, and constant: tens of thousands of elements of each kind."""
+    """Coded, uncoded and constant planes of tens of thousands of elements come back."""
     kind = dtypes.NUMPY[name]
     rng = np.random.default_rng(0)
     for high in (1, 2, 3, 256):
@@ -72,7 +72,7 @@ def test_large_and_constant_tensors_come_back(name):
 
 @given(bit_patterns(dtypes.NUMPY["float32"]), st.randoms(use_true_random=False))
 def test_strides_make_no_difference(array, random):
-    """Tensors of other memory orders, or that skip elements, are stored as their row-major copies."""
+    """Tensors of other memory orders and strides are stored as their row-major copies."""
     axes = list(range(array.ndim))
     random.shuffle(axes)
     for view in (
@@ -88,14 +88,14 @@ def test_strides_make_no_difference(array, random):
 
 @pytest.mark.parametrize("name", ["uint16", "float32", "float64", "complex64"])
 def test_byte_order_makes_no_difference(name):
-    """Values of the other byte order are stored as the same values of this machine's."""
+    """Values of the other byte order are stored as the same values in native order."""
     array = np.arange(1, 100).astype(dtypes.NUMPY[name])
     assert encode_pack([array.astype(array.dtype.newbyteorder())]) == encode_pack([array])
 
 
 @given(st.lists(AUXILIARY, max_size=4))
-def test_arguments_are_left_alone(arrays):
-    """Encoding writes to no array, and takes read-only ones."""
+def test_arguments_are_not_changed(arrays):
+    """Encoding does not write to its arguments, and takes read-only arrays."""
     before = [array.tobytes() for array in arrays]
     for array in arrays:
         array.flags.writeable = False
@@ -104,15 +104,15 @@ def test_arguments_are_left_alone(arrays):
 
 
 @given(st.lists(bit_patterns(np.dtype(np.uint8)), max_size=5))
-def test_incompressible_bytes_cost_one_more(arrays):
-    """A plane of few bytes is never more than a byte larger than these."""
+def test_an_incompressible_plane_takes_one_byte_more(arrays):
+    """A plane of few bytes takes at most one byte more than these."""
     count = sum(array.size for array in arrays)
     assert len(encode_pack(arrays)) <= count + (count > 0) + (count > 127)
 
 
 @given(drawn.arrays(np.uint16, st.integers(1, 60), elements=st.integers(0, 1000), fill=st.just(3)))
 def test_planes_are_those_of_the_format(array):
-    """A plane, the highest first, is a length and a stream where equal bytes meet often and it is shorter, else its bytes."""
+    """A plane, highest first, is a length and a stream if bytes repeat and that is shorter; else it is its bytes."""
     high, low = (array >> 8).astype(np.uint8).tobytes(), (array & 255).astype(np.uint8).tobytes()
     expected = b""
     for plane, above in ((high, b""), (low, high)):
@@ -125,21 +125,21 @@ def test_planes_are_those_of_the_format(array):
 
 @given(st.lists(AUXILIARY, max_size=6))
 def test_the_estimate_of_small_packs_is_within_their_bytes(arrays):
-    """Without coding, a pack is never taken for more than its dense bytes and four a plane."""
+    """The estimate of a pack is at most its dense bytes and four per plane."""
     planes = sum({array.dtype.itemsize for array in arrays if array.size})
     assert 0 <= estimate_pack(arrays) <= sum(array.nbytes for array in arrays) + 5 * planes
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
-def test_the_estimate_is_near_the_pack(scale):
-    """Of tensors as networks have them, it is within 3%."""
+def test_the_estimate_is_close(scale):
+    """The estimate is within 3% for tensors as networks have them."""
     rng = np.random.default_rng(5)
     arrays = [rng.normal(1.0, scale, 5000).astype(np.float32), np.full(50, 77, dtype=np.int64)]
     assert estimate_pack(arrays) == pytest.approx(len(encode_pack(arrays)), rel=0.03, abs=60)
 
 
-def test_plain_tensors_get_smaller():
-    """Values as trained networks hold them, equal exponents and counters, take less than their dense bytes."""
+def test_usual_tensors_get_smaller():
+    """Trained values, equal exponents and counters take less than their dense bytes."""
     rng = np.random.default_rng(2)
     variance = rng.uniform(0.5, 2.0, 4096).astype(np.float32)
     assert len(encode_pack([variance])) < 0.8 * variance.nbytes
@@ -147,8 +147,8 @@ def test_plain_tensors_get_smaller():
     assert len(encode_pack([counters])) < 100
 
 
-def test_the_plane_above_tells():
-    """A byte that follows from the one above it in its word takes at most two thirds of what it takes by itself."""
+def test_the_plane_above_is_context():
+    """A byte that depends on the one above it takes at most two thirds of its bytes without that context."""
     high = np.random.default_rng(0).integers(0, 16, 20_000).astype(np.uint16)
     low = high * 37 % 256
     both, alone, below = (len(encode_pack([array])) for array in (high << 8 | low, high << 8, low))
@@ -156,7 +156,7 @@ def test_the_plane_above_tells():
 
 
 def test_threads_make_no_difference():
-    """Eight threads that encode and decode the same tensors at once get what one gets."""
+    """Eight threads that encode and decode the same tensors give what one thread gives."""
     arrays = [np.random.default_rng(k).normal(size=3000 + k).astype(np.float32) for k in range(4)]
     packs = [encode_pack([array]) for array in arrays]
     with ThreadPoolExecutor(8) as pool:
@@ -165,8 +165,8 @@ def test_threads_make_no_difference():
 
 
 @given(SHAPES_WITH_EMPTY.filter(lambda shape: 0 in shape))
-def test_empty_tensors_take_nothing(shape):
-    """A pack of empty tensors has no bytes, and they come back in their shape."""
+def test_empty_tensors_take_no_bytes(shape):
+    """A pack of empty tensors has no bytes, and they come back with their shapes."""
     array = np.zeros(shape, dtype=np.float32)
     assert encode_pack([array, array]) == b""
     assert same_bits(there_and_back([array])[0], array)
@@ -174,7 +174,7 @@ def test_empty_tensors_take_nothing(shape):
 
 @given(st.lists(AUXILIARY, min_size=1, max_size=3), st.data())
 def test_a_damaged_pack_is_an_error_or_tensors(arrays, data):
-    """Any change of a pack's bytes gives a FormatError or tensors of the same shapes and dtypes, nothing else."""
+    """Any change of a pack gives a FormatError or tensors of the same shapes and dtypes."""
     pack = bytearray(encode_pack(arrays))
     for _ in range(data.draw(st.integers(1, 3)) if pack else 0):
         pack[data.draw(st.integers(0, len(pack) - 1))] = data.draw(st.integers(0, 255))
@@ -189,7 +189,7 @@ def test_a_damaged_pack_is_an_error_or_tensors(arrays, data):
 
 @given(st.lists(AUXILIARY, min_size=1, max_size=3), st.binary(min_size=1, max_size=5), st.data())
 def test_a_pack_of_another_length_is_an_error(arrays, tail, data):
-    """A pack with bytes behind it, or with its end cut off, is a FormatError."""
+    """A pack that is cut off or continued is a FormatError."""
     pack = encode_pack(arrays)
     shapes, kinds = [array.shape for array in arrays], [array.dtype for array in arrays]
     with pytest.raises(FormatError):
@@ -214,13 +214,13 @@ def test_a_pack_of_another_length_is_an_error(arrays, tail, data):
     ],
 )
 def test_each_rule_of_a_plane(pack, problem):
-    """Each way a plane can break a rule is a FormatError that names it."""
+    """A plane that breaks a rule is a FormatError that names the rule."""
     with pytest.raises(FormatError, match=problem):
         decode_pack(pack, [(4,)], [np.dtype(np.uint8)])
 
 
 def test_data_longer_than_their_plane_are_refused():
-    """A stream that goes on after the last byte of its plane is refused."""
+    """A stream that continues after the last byte of its plane is refused."""
     stream = _native.encode_plane(bytes(100), b"")
     decode_pack(varint(len(stream)) + stream, [(100,)], [np.dtype(np.uint8)])
     with pytest.raises(FormatError, match="do not end"):
@@ -228,7 +228,7 @@ def test_data_longer_than_their_plane_are_refused():
 
 
 def test_a_bool_is_0_or_1():
-    """A byte that is neither is a FormatError, because arrays of such bools behave as nobody expects."""
+    """A bool of another byte is a FormatError, since arrays of such bools behave unpredictably."""
     with pytest.raises(FormatError, match="bool"):
         decode_pack(varint(3) + b"\0\1\2", [(3,)], [np.dtype(np.bool_)])
 
@@ -247,5 +247,5 @@ def test_a_bool_is_0_or_1():
     ],
 )  # fmt: skip
 def test_bytes_of_packs(array, pack):
-    """These bytes never change."""
+    """The bytes of these packs never change."""
     assert encode_pack([array]).hex() == pack

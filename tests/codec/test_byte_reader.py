@@ -14,27 +14,27 @@ INTEGERS = st.integers(0, 2**63 - 1) | st.integers(0, 63).flatmap(lambda k: st.s
 
 @given(st.lists(INTEGERS))
 def test_varints_come_back(values):
-    """Any integers below 2^63, written one after the other, are read back, and nothing is left."""
+    """Integers below 2^63, written one after the other, are read back, and no byte is left."""
     reader = ByteReader(b"".join(map(varint, values)), "here")
     assert [reader.varint() for _ in values] == values
     reader.end()
 
 
 @given(INTEGERS)
-def test_a_varint_takes_a_byte_for_every_seven_bits(value):
-    """Its length is the bits of the value over seven, rounded up, and one byte for 0."""
+def test_a_varint_takes_a_byte_per_seven_bits(value):
+    """The length of a varint is its bits over seven, rounded up, and one byte for 0."""
     assert len(varint(value)) == max(1, -(-value.bit_length() // 7))
 
 
 @given(INTEGERS, INTEGERS)
 def test_a_varint_has_one_form(a, b):
-    """Different values have different bytes, and neither starts with the other."""
+    """Different values have different bytes, and neither is a prefix of the other."""
     assert a == b or not varint(a).startswith(varint(b))
 
 
 @given(st.binary(min_size=1, max_size=12))
 def test_bytes_are_a_varint_in_its_only_form_or_an_error(data):
-    """What reads as an integer is what that integer is written as; all else is a FormatError."""
+    """Bytes that read as an integer are the bytes of that integer; others are a FormatError."""
     reader = ByteReader(data, "here")
     try:
         value = reader.varint()
@@ -55,7 +55,7 @@ def test_a_longer_form_is_an_error(value, zeros):
 
 @given(INTEGERS, st.data())
 def test_a_varint_cut_off_is_an_error(value, data):
-    """No proper beginning of a varint is one."""
+    """No proper prefix of a varint is a varint."""
     short = varint(value)
     cut = data.draw(st.integers(0, len(short) - 1))
     with pytest.raises(FormatError, match="are left"):
@@ -75,14 +75,14 @@ def test_a_varint_is_at_most_its_limit(value, limit):
 
 @pytest.mark.parametrize("data", [varint(2**63 - 1)[:-1] + b"\x80\x01", b"\xff" * 9 + b"\x01", b"\xff" * 10, b"\xff" * 1000])
 def test_integers_of_2_to_63_and_more_are_errors(data):
-    """Nothing at or above 2^63 is read, however long it is."""
+    """No integer of 2^63 or more is read, of any length."""
     with pytest.raises(FormatError):
         ByteReader(data, "here").varint()
 
 
 @given(st.binary(max_size=40), st.lists(st.integers(0, 12), max_size=8))
 def test_takes_are_the_bytes_in_order_and_never_more(data, counts):
-    """Pieces taken one after the other are the data; one that would pass the end is an error and takes nothing."""
+    """Pieces taken in turn are the data; one beyond the end is an error and takes no byte."""
     reader = ByteReader(data, "here")
     taken = b""
     for count in counts:
@@ -96,8 +96,8 @@ def test_takes_are_the_bytes_in_order_and_never_more(data, counts):
 
 
 @given(st.binary(min_size=1))
-def test_what_is_left_over_is_an_error(data):
-    """`end` accepts the very end only."""
+def test_bytes_that_are_left_are_an_error(data):
+    """`end` accepts the end of the data only."""
     reader = ByteReader(data, "here")
     reader.take(len(data) - 1)
     with pytest.raises(FormatError, match="1 bytes too many"):
@@ -106,8 +106,8 @@ def test_what_is_left_over_is_an_error(data):
     reader.end()
 
 
-def test_an_error_says_where():
-    """The place that the cursor was given stands in the message."""
+def test_errors_name_the_place():
+    """The place that the reader was given is in the message."""
     reader = ByteReader(b"abc", "header")
     reader.take(1)
     with pytest.raises(FormatError, match="header: 5 bytes expected at 1, 2 are left"):
@@ -119,5 +119,5 @@ def test_an_error_says_where():
     [(0, "00"), (1, "01"), (127, "7f"), (128, "8001"), (16383, "ff7f"), (16384, "808001"), (2**63 - 1, "ffffffffffffffff7f")],
 )
 def test_bytes_of_varints(value, data):
-    """These bytes never change."""
+    """The bytes of these varints never change."""
     assert varint(value).hex() == data

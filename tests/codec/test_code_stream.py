@@ -78,7 +78,7 @@ def test_codes_come_back(codes):
 @settings(max_examples=30)
 @given(st.integers(0, 24), st.integers(0, 24), st.integers(0, 2**32 - 1))
 def test_codes_of_every_shape_come_back(shape, bits, rare_bits, seed):
-    """So it is for rows and kernels of every kind, kernels of more than 128 positions too, and for codes of every width."""
+    """Codes of any width come back for rows and kernels of any size, also of more than 128 positions."""
     rng = np.random.default_rng(seed)
     rare = rng.random(shape) < 0.02
     magnitudes = np.where(rare, rng.integers(0, 2**rare_bits, shape), rng.integers(0, 2**bits, shape))
@@ -88,7 +88,7 @@ def test_codes_of_every_shape_come_back(shape, bits, rare_bits, seed):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("value", [0, 1, -1, 13, 14, -15, LARGEST, -LARGEST])
 def test_constant_codes_come_back(shape, value):
-    """A tensor of one code, also of the widest, comes back in every shape; so does one of both its signs."""
+    """A tensor of one code, or of both its signs, comes back in every shape."""
     codes = np.full(shape, value, dtype=np.int32)
     assert comes_back(codes)
     assert comes_back(codes * np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.int32), shape))
@@ -106,7 +106,7 @@ def test_constant_codes_come_back(shape, value):
     ids=["ramp", "powers", "widest", "lone", "fall"],
 )
 def test_codes_at_the_edges_come_back(codes):
-    """So do the first and the last of each width, and a large code where none was to be expected."""
+    """The smallest and the largest code of each width come back, and a large code among small ones."""
     for shape in ((-1,), (1, 1, -1), (-1, 1)):
         assert comes_back(codes.reshape(shape))
 
@@ -128,8 +128,8 @@ def test_chunks_come_back(shape, scale, monkeypatch):
 
 @settings(max_examples=30)
 @given(st.lists(CODES, max_size=6), st.sampled_from([30, 2**22]))
-def test_a_batch_is_each_alone(batch, chunk):
-    """Decoded together, sections give the codes they give alone, in one chunk or in several."""
+def test_a_batch_gives_what_single_sections_give(batch, chunk):
+    """Sections that are decoded together give the codes they give alone, in one chunk or in several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opq.codec.code_stream, "CHUNK", chunk)
         decoded = decode_batch([(encode_codes(codes), codes.shape) for codes in batch])
@@ -139,8 +139,8 @@ def test_a_batch_is_each_alone(batch, chunk):
         assert (found == codes).all()
 
 
-def test_the_native_module_says_how_many_were_whole():
-    """Of a list of jobs, those before the first damaged one."""
+def test_the_native_module_counts_valid_jobs():
+    """Of a list of jobs it returns how many come before the first damaged one."""
     codes = np.arange(6, dtype=np.int32)
     good, bad = (bytes(_native.encode_codes(codes.data, 1, 6, 1, 1, 0)) + extra for extra in (b"", b"\0\0\0"))
     room = np.empty(6, dtype=np.int32).data
@@ -153,7 +153,7 @@ def test_the_native_module_says_how_many_were_whole():
 
 
 def test_threads_share_the_jobs_of_a_list():
-    """What one thread took, another leaves; a number that no thread can have counted to is the end."""
+    """Threads take jobs from a shared counter; a counter beyond the list ends the work."""
     codes = np.arange(6, dtype=np.int32)
     stream = _native.encode_codes(codes.data, 1, 6, 1, 1, 0)
     for begun, expected in ((0, 3), (2, 1), (3, 0), (2**62, 0), (-1, 0)):
@@ -173,8 +173,8 @@ KERNELS = st.sampled_from([(3, 3), (3, 3), (1, 2), (5, 5), (1, 1)])
     st.sampled_from([0.2, 1, 30, 4000]),
     st.data(),
 )
-def test_weights_in_step_are_each_alone(shapes, scale, data):
-    """Kernels of one shape are decoded in step; codes and refusals are those that each section has alone."""
+def test_interleaved_decoding_gives_the_same_codes(shapes, scale, data):
+    """Interleaved kernels of one shape give the codes and the errors that each section gives alone."""
     seed = data.draw(st.integers(0, 2**32 - 1))
     draws = np.random.default_rng(seed)
     batch = [np.rint(draws.laplace(scale=scale, size=(o, i, *kernel))).astype(np.int32) for o, i, kernel in shapes]
@@ -200,8 +200,8 @@ def test_weights_in_step_are_each_alone(shapes, scale, data):
         assert (room == expected).all()
 
 
-def test_chunks_are_sections_of_their_own(monkeypatch):
-    """First byte, lengths of all streams but the last, streams: each that of its rows alone."""
+def test_chunks_are_coded_independently(monkeypatch):
+    """A section is its first byte, the lengths of all streams but the last, and the streams of the chunks."""
     codes = laplace((7, 4), 1.0)
     monkeypatch.setattr(opq.codec.code_stream, "CHUNK", 12)
     first = 1 << 5  # no raw bits, means from 1 on
@@ -210,8 +210,8 @@ def test_chunks_are_sections_of_their_own(monkeypatch):
 
 
 @given(CODES)
-def test_a_section_depends_on_nothing_but_the_codes(codes):
-    """Strides, writability and what was encoded before make no difference; the codes given are not written to."""
+def test_a_section_depends_on_the_codes_alone(codes):
+    """Strides, writability and earlier calls make no difference; the codes are not written to."""
     before = codes.copy()
     section = encode_codes(codes)
     wide = np.repeat(codes.reshape(-1), 2)[::2].reshape(codes.shape)
@@ -222,8 +222,8 @@ def test_a_section_depends_on_nothing_but_the_codes(codes):
     assert (codes == before).all()
 
 
-def test_codes_of_a_mapped_file_are_read_only(tmp_path):
-    """Codes in memory that nobody may write to, where a write would end the process, are encoded like others."""
+def test_codes_of_a_mapped_file_are_encoded(tmp_path):
+    """Codes in read-only memory, to which a write would end the process, are encoded like others."""
     codes = laplace((20, 30), 1.0)
     np.save(tmp_path / "codes.npy", codes)
     script = """if True:
@@ -238,7 +238,7 @@ def test_codes_of_a_mapped_file_are_read_only(tmp_path):
 
 
 def test_threads_make_no_difference():
-    """Eight threads that encode and decode the same codes at once get what one gets."""
+    """Eight threads that encode and decode the same codes give what one thread gives."""
     tensors = [laplace((40, 20, 3, 3), 0.5 + k, seed=k) for k in range(4)]
     sections = [encode_codes(codes) for codes in tensors]
     with ThreadPoolExecutor(8) as pool:
@@ -248,8 +248,8 @@ def test_threads_make_no_difference():
 
 
 @pytest.mark.parametrize("count", [1, 1000, 10**6])
-def test_zeros_cost_nothing(count):
-    """A tensor that is pruned altogether takes no bytes; one code in it takes a few."""
+def test_zeros_take_no_bytes(count):
+    """A tensor of zeros takes no bytes; with one other code it takes a few."""
     codes = np.zeros(count, dtype=np.int32)
     assert encode_codes(codes) == b""
     codes[count // 2] = -1
@@ -258,30 +258,30 @@ def test_zeros_cost_nothing(count):
 
 @pytest.mark.parametrize("scale", [0.05, 0.3, 1.0, 5.0, 40.0, 1000.0])
 @pytest.mark.parametrize("shape", [(400, 500), (200, 100, 3, 3)], ids=str)
-def test_size_is_near_the_entropy(scale, shape):
-    """Codes that know nothing of each other take within 1 % and 200 bytes of their zero-order entropy."""
+def test_the_size_is_near_the_entropy(scale, shape):
+    """Independent codes take within 1% and 200 bytes of their zero-order entropy."""
     codes = laplace(shape, scale)
     assert 8.0 * len(encode_codes(codes)) <= 1.01 * entropy_bits(codes) + 1600.0
 
 
 @pytest.mark.parametrize("pruned", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("scale", [3.0, 100.0])
-def test_pruned_weights_pay_for_no_raw_bits(pruned, scale):
-    """Where many codes are 0 and the others wide, the section is within 12 % and 300 bytes of the zero-order entropy too."""
+def test_pruned_weights_have_no_raw_bits(pruned, scale):
+    """If many codes are 0 and the others wide, the section is within 12% and 300 bytes of the zero-order entropy."""
     weight = np.random.default_rng(0).laplace(size=(200, 200))
     kept = np.abs(weight) > np.quantile(np.abs(weight), pruned)
     codes = np.where(kept, np.rint(scale * weight), 0.0).astype(np.int32)
     assert 8.0 * len(encode_codes(codes)) <= 1.12 * entropy_bits(codes) + 2400.0
 
 
-def test_neighbours_save_bytes():
-    """Where weights beside each other are alike, the section is at least 3 % below the zero-order entropy."""
+def test_correlated_neighbours_save_bytes():
+    """If neighbouring weights are alike, the section is at least 3% below the zero-order entropy."""
     codes = smooth(64, 32)
     assert 8.0 * len(encode_codes(codes)) < 0.97 * entropy_bits(codes)
 
 
-def test_gain_is_what_neighbours_save():
-    """The share of context is below 0.97 for smooth kernels, and 1 within 3 % for codes that know nothing of each other."""
+def test_the_gain_is_what_context_saves():
+    """The gain is below 0.97 for smooth kernels, and within 3% of 1 for independent codes."""
     assert context_gain([smooth(64, 32)]).gain < 0.97
     for scale in (0.3, 1.0, 30.0):
         saving = context_gain([laplace((60, 30, 3, 3), scale), laplace((100, 100), scale)])
@@ -320,7 +320,7 @@ def test_contextless_bits_are_the_bits(kind, seed, shape, ratio, step, offset):
 
 @given(CODES, st.data())
 def test_a_damaged_section_is_an_error_or_codes(codes, data):
-    """Any bytes decode to codes of the right shape and range, or are a FormatError; nothing else."""
+    """A changed section gives a FormatError or codes of the right shape and range."""
     section = bytearray(encode_codes(codes))
     for _ in range(data.draw(st.integers(1, 3)) if section else 0):
         section[data.draw(st.integers(0, len(section) - 1))] = data.draw(st.integers(0, 255))
@@ -330,13 +330,13 @@ def test_a_damaged_section_is_an_error_or_codes(codes, data):
 @settings(max_examples=300)
 @given(st.integers(0, 22), st.binary(max_size=40), st.sampled_from([b"", b"\xff" * 12]), st.sampled_from(SHAPES))
 def test_any_bytes_are_an_error_or_codes(shift, stream, start, shape):
-    """As above, for bytes that no writer had a part in."""
+    """Random bytes give a FormatError or codes of the right shape and range."""
     check_decodes_or_fails(bytes([shift]) + start + stream, shape)
 
 
 @given(CODES, st.sampled_from(SHAPES))
 def test_another_shape_is_an_error_or_codes(codes, shape):
-    """As above, for a section of another tensor."""
+    """The section of another tensor gives a FormatError or codes of the right shape and range."""
     check_decodes_or_fails(encode_codes(codes), shape)
 
 
@@ -353,7 +353,7 @@ def check_decodes_or_fails(section: bytes, shape: tuple[int, ...]) -> None:
 
 @given(CODES.filter(np.any), st.binary(max_size=8))
 def test_bytes_behind_a_section_are_an_error(codes, tail):
-    """A section that goes on after its codes is refused, or stands for other codes: its end holds raw bits."""
+    """A section with bytes after its codes is refused or gives other codes, as raw bits are at its end."""
     section = encode_codes(codes)
     for longer in (section + b"\0", section + tail + b"\1" * 12):
         try:
@@ -379,7 +379,7 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
     ids=["shift", "wide shift", "no stream", "zero byte", "rest", "cut stream", "varint", "long varint", "no lengths"],
 )
 def test_each_rule_of_a_section(section, shape, problem):
-    """Each way a section can break a rule is a FormatError that names it."""
+    """A section that breaks a rule is a FormatError that names the rule."""
     with pytest.raises(FormatError, match=problem):
         decode_codes(section, shape)
 
@@ -406,7 +406,7 @@ def test_each_rule_of_a_section(section, shape, problem):
     ids=str,
 )
 def test_the_native_module_checks_shapes(geometry):
-    """A shape that is not that of the buffer is a ValueError, whatever it would overflow to."""
+    """A shape that does not fit the buffer is a ValueError, also if its size overflows."""
     codes = np.zeros(129 if geometry[2] == 129 else 24, dtype=np.int32)
     with pytest.raises(ValueError, match="does not fit"):
         _native.encode_codes(codes.data, *geometry)
@@ -415,7 +415,7 @@ def test_the_native_module_checks_shapes(geometry):
 
 
 def test_the_native_module_checks_buffers():
-    """Bytes that are no whole number of codes, or planes of different lengths, are a ValueError; read-only output an error."""
+    """Bytes that are no integer number of codes, planes of other lengths and read-only output are errors."""
     with pytest.raises(ValueError, match="does not fit"):
         _native.encode_codes(bytes(23), 1, 6, 1, 1, 0)
     with pytest.raises(ValueError, match="does not fit"):
@@ -441,5 +441,5 @@ def test_the_native_module_checks_buffers():
     ids=["zeros", "one", "minus one", "small", "wide", "kernels"],
 )  # fmt: skip
 def test_bytes_of_sections(codes, section):
-    """These bytes never change."""
+    """The bytes of these sections never change."""
     assert encode_codes(np.array(codes, dtype=np.int32)).hex() == section

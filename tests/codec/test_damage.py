@@ -1,4 +1,4 @@
-"""Damaged and hostile files: a FormatError, or a file like any other; never something else."""
+"""Damaged and hostile files: reading gives a FormatError or tensors, never another error."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def verify_or_refuse(data: bytes) -> None:
 
 
 def test_the_file_itself_is_valid():
-    """The file that the tests below damage is read without an error, and has under a kilobyte to go through."""
+    """The file that the tests below change is valid and has less than a kilobyte."""
     assert read_or_refuse(SMALL)
     assert 300 < len(SMALL) < 1024
 
 
 def test_every_truncation_is_refused():
-    """No proper beginning of a file is a file; none even opens."""
+    """No proper prefix of a file can be opened."""
     for length in range(len(SMALL)):
         with pytest.raises(FormatError):
             OpqFile(SMALL[:length])
@@ -56,7 +56,7 @@ def test_every_truncation_is_refused():
 
 @given(files(), st.data())
 def test_truncations_of_any_file_are_refused(data, draw):
-    """As above, for files of any content, and for bytes too many."""
+    """Any file is refused if it is cut off or continued."""
     with pytest.raises(FormatError):
         OpqFile(data[: draw.draw(st.integers(0, len(data) - 1))])
     with pytest.raises(FormatError):
@@ -65,15 +65,15 @@ def test_truncations_of_any_file_are_refused(data, draw):
 
 @pytest.mark.parametrize("mask", [0x01, 0x10, 0x80, 0xFF])
 def test_every_changed_byte_is_refused(mask):
-    """A change of any single byte is a FormatError when the tensors are read, wherever it is."""
+    """A file with any changed byte is a FormatError when its tensors are read."""
     for at in range(len(SMALL)):
         changed = bytearray(SMALL)
         changed[at] ^= mask
         assert not read_or_refuse(bytes(changed)), f"byte {at}"
 
 
-def test_a_damaged_section_hurts_its_own_tensors_alone():
-    """With one section damaged, exactly the tensors in it are refused, a weight by its name, a pack by its first tensor's."""
+def test_a_damaged_section_affects_its_own_tensors_only():
+    """With one damaged section the tensors in it are refused by name, and all others are read."""
     with OpqFile(SMALL) as file:
         entries = {entry.name: entry.section for entry in file.entries}
         expected = {name: file.array(name).tobytes() for name in file}
@@ -92,7 +92,7 @@ def test_a_damaged_section_hurts_its_own_tensors_alone():
 
 
 def test_every_changed_bit_of_the_columns_is_harmless():
-    """Any single bit of the inflated header may change under a right checksum: the file is refused, or read."""
+    """With any changed bit of the inflated header, under a right checksum, a file is refused or read."""
     columns = inflate(SMALL)
     body = b"".join(sections_of(SMALL))
     read = 0
@@ -104,7 +104,7 @@ def test_every_changed_bit_of_the_columns_is_harmless():
 
 
 def test_every_changed_byte_of_the_sections_is_harmless():
-    """Any byte of any section may change under a right checksum: the tensor is refused, or read as another."""
+    """With any changed byte of a section, under a right checksum, a tensor is refused or read as another."""
     sections = sections_of(SMALL)
     for number, section in enumerate(sections):
         for at in range(len(section)):
@@ -127,7 +127,7 @@ def edits(draw, data: bytes) -> bytes:
 @settings(max_examples=300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_columns_are_harmless(data, draw):
-    """Whatever the header says under a right checksum, the file is refused or read, and so by `verify`."""
+    """With any edited header, under a right checksum, a file is refused or read, also by `verify`."""
     changed = with_columns(data, draw.draw(edits(inflate(data))))
     if read_or_refuse(changed):
         verify_or_refuse(changed)
@@ -136,7 +136,7 @@ def test_edited_columns_are_harmless(data, draw):
 @settings(max_examples=300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_sections_are_harmless(data, draw):
-    """Whatever the sections hold under right checksums, each tensor is refused or read, and so by `verify`."""
+    """With any edited sections, under right checksums, each tensor is refused or read, also by `verify`."""
     sections = [draw.draw(edits(section) | st.just(section)) for section in sections_of(data)]
     changed = with_sections(data, sections)
     if read_or_refuse(changed):
@@ -146,7 +146,7 @@ def test_edited_sections_are_harmless(data, draw):
 @settings(max_examples=300)
 @given(st.binary(max_size=100))
 def test_random_bytes_are_refused(data):
-    """Bytes without a right checksum are refused, whatever they are and whatever they start with."""
+    """Bytes without a right checksum are refused, whatever they start with."""
     for start in (b"", b"OPQ", b"OPQ\1", b"OPQ\1" + len(data[8:]).to_bytes(4, "little")):
         assert not read_or_refuse(start + data)
 
@@ -160,7 +160,7 @@ def test_random_bytes_under_right_checksums_are_harmless(header, body):
 
 
 def test_other_deflate_streams_of_the_header_are_read():
-    """How the header was deflated makes no difference to what is read; a zlib frame around it is refused."""
+    """Another deflate stream of the header gives the same tensors; a zlib frame around it is refused."""
     columns = inflate(SMALL)
     body = b"".join(sections_of(SMALL))
     for level in (0, 1, 6, 9):
@@ -173,15 +173,15 @@ def test_other_deflate_streams_of_the_header_are_read():
 
 
 def test_sections_in_another_order_are_refused():
-    """Sections that changed places do not fit their checksums; with these put right, they do not fit their tensors."""
+    """Permuted sections do not match their checksums; with permuted checksums they do not match their tensors."""
     sections = sections_of(SMALL)
     shuffled = sections[1:] + sections[:1]
     assert not read_or_refuse(SMALL[: len(SMALL) - sum(map(len, sections))] + b"".join(shuffled))
     assert not read_or_refuse(with_sections(SMALL, shuffled))
 
 
-def test_reading_leaves_no_half_read_state():
-    """After a tensor was refused, the others are read as before, and the refused one is refused again."""
+def test_an_error_does_not_affect_later_reads():
+    """After a tensor is refused, the others are read as before, and it is refused again."""
     changed = bytearray(SMALL)
     changed[-1] ^= 1
     with OpqFile(bytes(changed)) as file:

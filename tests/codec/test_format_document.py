@@ -44,13 +44,13 @@ def described(arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "golden").glob("*.opq")), ids=lambda path: path.name)
 def test_golden_files_are_read_alike(path):
-    """Every bit of the golden files is the same from both readers."""
+    """Both readers give the same bits for the golden files."""
     assert read(path.read_bytes()) == described(opq.numpy.load_file(path))
 
 
 @given(files())
 def test_files_are_read_alike(data):
-    """Every bit of any file is the same from both readers, in the same order of names."""
+    """Both readers give the same bits for any file, in the same order of names."""
     expected = described(opq.numpy.load(data))
     found = read(data)
     assert found == expected
@@ -76,7 +76,7 @@ SHAPES = [
 @settings(max_examples=60)
 @given(st.sampled_from([*SHAPES, (2, 1, 12, 11), (3, 1, 129)]), st.integers(0, 24), st.integers(0, 2**32 - 1))
 def test_codes_of_every_shape_are_read_alike(shape, bits, seed):
-    """Codes of rows, kernels of every kind and kernels too large to be one, and of every width, are the same."""
+    """Codes of any width are equal for rows and kernels of any size."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(-(2**bits) + 1, 2**bits, shape, dtype=np.int32) * rng.integers(0, 2, shape, dtype=np.int32)
     data = encode_file({"w": stepped(codes)})
@@ -85,7 +85,7 @@ def test_codes_of_every_shape_are_read_alike(shape, bits, seed):
 
 @pytest.mark.parametrize("shape", [(50, 1), (9, 11), (2, 90), (60,), (7, 2, 3, 3), (5, 1, 130)])
 def test_chunks_are_read_alike(shape, monkeypatch):
-    """With both readers told of smaller chunks, they cut a tensor at the same rows."""
+    """With smaller chunks both readers split a tensor at the same rows."""
     monkeypatch.setattr(code_stream, "CHUNK", 40)
     codes = np.random.default_rng(1).integers(-9, 10, shape, dtype=np.int32)
     data = encode_file({"w": stepped(codes)})
@@ -95,7 +95,7 @@ def test_chunks_are_read_alike(shape, monkeypatch):
 @settings(max_examples=60)
 @given(CODES, st.floats(2.0**-149, 2.0**100, width=32), st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
 def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
-    """Codes of any width and steps of any size, subnormal ones too, give the same values, rounded the same way."""
+    """Codes of any width and steps of any size, also subnormal ones, give equal values."""
     codes = np.clip(codes, -(2**16), 2**16)
     largest = {"float16": 65504.0, "bfloat16": 3e38, "float32": 3e38, "float64": 3e38}[kind]
     step = min(step, float(np.float32(largest / 2**17)))
@@ -105,8 +105,8 @@ def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
 
 @settings(max_examples=200)
 @given(files(storages=["exact"]), st.data())
-def test_files_that_no_writer_wrote_are_read_alike(data, draw):
-    """Whatever section opq accepts, be it canonical or not, the document gives the same meaning."""
+def test_edited_files_are_read_alike(data, draw):
+    """Any section that opq accepts has the same meaning for both readers, whether a writer gives it or not."""
     sections = []
     for section in sections_of(data):
         edited = bytearray(section)
@@ -124,7 +124,7 @@ def test_files_that_no_writer_wrote_are_read_alike(data, draw):
 
 @pytest.mark.parametrize("mask", [0x01, 0xFF])
 def test_the_reference_reader_finds_damage(mask):
-    """A change of any byte of a file is an error of the document's reader, as it is one of opq's."""
+    """The reader of the document refuses a change of any byte."""
     data = small_file()
     for at in range(len(data)):
         changed = bytearray(data)
@@ -174,7 +174,7 @@ def test_the_limits_are_right():
 
 
 def test_the_document_names_the_version_of_the_format():
-    """Its heading is the version that opq writes."""
+    """The heading has the version that opq writes."""
     assert TEXT.startswith(f"# The .opq file format, version {file_writer.FORMAT_VERSION}\n")
     with OpqFile(small_file()) as file:
         assert file.format_version == file_writer.FORMAT_VERSION

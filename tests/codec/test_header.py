@@ -1,4 +1,4 @@
-"""The header: what it keeps, and what it refuses."""
+"""The header: round trips, and the errors of malformed headers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_headers_come_back(header):
 
 @given(headers())
 def test_metadata_have_one_order(header):
-    """The order in which metadata were put in makes no difference to the bytes."""
+    """The order of the metadata does not change the bytes."""
     turned = Header(header.entries, header.lengths, header.checksums, dict(reversed(header.metadata.items())))
     assert encode_header(turned) == encode_header(header)
 
@@ -70,7 +70,7 @@ def test_metadata_have_one_order(header):
 @settings(max_examples=50)
 @given(headers(), st.data())
 def test_a_header_of_another_length_is_an_error(header, data):
-    """Columns with their end cut off, or with bytes behind, are a FormatError; so is their deflate stream."""
+    """Columns that are cut off or continued are a FormatError; so is such a deflate stream."""
     packed = encode_header(header)
     columns = zlib.decompress(packed, -15)
     tail = data.draw(st.binary(min_size=1, max_size=4))
@@ -84,7 +84,7 @@ def test_a_header_of_another_length_is_an_error(header, data):
 @settings(max_examples=300)
 @given(headers(), st.data())
 def test_a_changed_header_is_an_error_or_a_header(header, data):
-    """Any change of the columns gives a FormatError, or a header that can be written and read again; nothing else."""
+    """Any change of the columns gives a FormatError, or a header that can be written and read again."""
     columns = bytearray(zlib.decompress(encode_header(header), -15))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(columns)))
@@ -99,7 +99,7 @@ def test_a_changed_header_is_an_error_or_a_header(header, data):
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_an_error_or_a_header(data):
-    """Random bytes, deflated or not, give a FormatError or a header; nothing else."""
+    """Random bytes, deflated or not, give a FormatError or a header."""
     for packed in (data, deflate(data)):
         try:
             header = decode_header(packed)
@@ -143,8 +143,8 @@ def columns_with(**changes: bytes) -> bytes:
     return b"".join({**COLUMNS, **{key.replace("_", " "): value for key, value in changes.items()}}.values())
 
 
-def test_a_header_put_together_by_hand():
-    """The columns of docs/format.md, in their order, are the header they spell."""
+def test_columns_are_those_of_the_format():
+    """Columns in the order of docs/format.md give the header that they describe."""
     header = decode_header(deflate(columns_with()))
     assert header == Header(
         [
@@ -219,13 +219,13 @@ def test_a_header_put_together_by_hand():
     ids=str,
 )
 def test_each_rule_of_the_header(changes, problem):
-    """Each way a header can break a rule is a FormatError that names it."""
+    """A header that breaks a rule is a FormatError that names the rule."""
     with pytest.raises(FormatError, match=problem):
         decode_header(deflate(columns_with(**changes)))
 
 
 def test_tied_weights_may_differ_in_shape_dtype_and_step():
-    """Codes serve all weights of as many elements."""
+    """Weights of equal numbers of elements may share a section of codes."""
     changes = {**TWO_WEIGHTS, "ranks": b"\2\1\1", "sizes": b"\2\3\6\5"}
     entries = decode_header(deflate(columns_with(**changes))).entries
     assert [(entry.section, entry.count, entry.dtype, entry.step) for entry in entries[:2]] == [
@@ -236,7 +236,7 @@ def test_tied_weights_may_differ_in_shape_dtype_and_step():
 
 @pytest.mark.parametrize("rank", [32])
 def test_limits_themselves_are_allowed(rank):
-    """The longest name, the most dimensions and the most elements are within their limits."""
+    """The longest name, the most dimensions and the most elements are allowed."""
     entries = [
         Entry("a", (LARGEST_TENSOR,), "uint8", "exact", 0),
         Entry("b" * 65535, (1,) * rank, "uint8", "exact", 0),
@@ -246,14 +246,14 @@ def test_limits_themselves_are_allowed(rank):
     assert decode_header(encode_header(header)) == header
 
 
-def test_names_are_stored_once():
-    """A thousand names that differ in their last bytes take little more than their differences."""
+def test_common_prefixes_of_names_are_stored_once():
+    """A thousand names that differ in their last bytes take few bytes more than these."""
     entries = [Entry(f"a.very.long.prefix.of.a.layer.{i:04}.weight", (), "float32", "exact", 0) for i in range(1000)]
     assert len(encode_header(Header(entries, [0], [0]))) < 4000
 
 
 def test_a_header_that_inflates_without_end_is_an_error():
-    """Inflating stops at its limit, whatever the stream still holds."""
+    """Inflating stops at its limit, however long the stream is."""
     compressor = zlib.compressobj(1, zlib.DEFLATED, -15)
     packed = b"".join(compressor.compress(bytes(2**20)) for _ in range(LARGEST_HEADER // 2**20 + 1)) + compressor.flush()
     with pytest.raises(FormatError, match="inflates to more than"):

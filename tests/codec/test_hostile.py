@@ -1,4 +1,4 @@
-"""Files made to take more time or memory than their size is worth. All their checksums are right."""
+"""Files made to take excessive time or memory. All their checksums are right."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def peak_bytes(data: bytes) -> int:
         tracemalloc.stop()
 
 
-def test_names_that_share_everything_take_little_memory():
-    """Names that each repeat 65,000 bytes of the one before cannot make a few kilobytes of file into a hundred megabytes."""
+def test_long_shared_prefixes_take_little_memory():
+    """Names that repeat 65,000 bytes of the previous one cannot make a small file take 100 MB of memory."""
     first = b"a" * 65_000
     data = hostile_file([first, *numbered(1500)], [b""], references=[0] + [1] * 1500, shared=[0] + [65_000] * 1500)
     assert len(data) < 10_000
     assert peak_bytes(data) < 32 * MEBIBYTE
 
 
-def test_a_header_of_millions_of_nothings_is_not_inflated():
-    """A few kilobytes that inflate to millions of empty metadata are refused before they are looked at."""
+def test_a_header_of_millions_of_empty_metadata_is_refused():
+    """A few kilobytes that inflate to millions of empty metadata are refused before they are parsed."""
     pairs = 2**21
     data = wrap(deflate(varint(pairs) + bytes(2 * pairs)))
     assert len(data) < 10_000
@@ -92,13 +92,13 @@ def test_a_header_of_millions_of_nothings_is_not_inflated():
     ("count", "message"), [(2**17, "are left"), (2**17 + 1, "where at most")], ids=["as many as may be", "one more"]
 )
 def test_the_number_of_tensors_is_bounded(count, message):
-    """More tensors than the format allows are refused by their number alone."""
+    """More tensors than the format allows are refused by their number."""
     with pytest.raises(FormatError, match=message):
         OpqFile(wrap(deflate(varint(0) + varint(count))))
 
 
-def test_the_sections_of_thousands_of_packs_are_each_looked_at_once():
-    """Every tensor in a pack of its own: each pack knows its members by its own number, and all are read."""
+def test_thousands_of_packs_are_read():
+    """Each of thousands of packs is found by its number, and all are read."""
     count = 3000
     data = hostile_file(numbered(count), [b""] * count, references=[0] * count)
     with OpqFile(data) as file:
@@ -107,7 +107,7 @@ def test_the_sections_of_thousands_of_packs_are_each_looked_at_once():
 
 
 def test_a_pack_is_decoded_once(monkeypatch):
-    """Tensors that take turns between two packs do not make the reader decode each pack again for every tensor."""
+    """Tensors that alternate between two packs do not make the reader decode a pack again."""
     count = 20
     pack = varint(100) + bytes(100)
     sizes = [10] * count
@@ -126,7 +126,7 @@ def test_a_pack_is_decoded_once(monkeypatch):
 
 @pytest.mark.parametrize("storage", [0, 2], ids=["exact", "codes"])
 def test_decoding_takes_memory_in_proportion(storage):
-    """Decoding takes at most 32 bytes for each element that the header declares, on top of the tensor itself."""
+    """Decoding takes at most 32 bytes per declared element beyond the tensor itself."""
     count = 2**20
     values = np.eye(1, count, dtype=np.int32)[0]
     section = encode_codes(values) if storage == 2 else encode_pack([values.astype(np.uint8)])
@@ -137,7 +137,7 @@ def test_decoding_takes_memory_in_proportion(storage):
 
 @pytest.mark.parametrize("rank", [1, 32])
 def test_huge_shapes_are_refused_before_they_are_allocated(rank):
-    """Dense bytes beyond the limit are refused on opening, when nothing has been allocated."""
+    """Dense bytes beyond the limit are refused when the file is opened, before anything is allocated."""
     for storage, dtype in ((0, 12), (2, 11)):
         data = hostile_file([b"w"], [b"\0\1"], references=[0], sizes=[2**31 - 1], dtype=dtype, storage=storage)
         columns = zlib.decompress(data[12:-2], -15)
@@ -151,7 +151,7 @@ def test_huge_shapes_are_refused_before_they_are_allocated(rank):
 
 
 def test_tied_weights_count_each_time():
-    """Many tensors of one section count towards the limit with all their dense bytes."""
+    """Each tensor of a shared section counts towards the limit with its dense bytes."""
     count = 2000
     section = b"\0\1"
     sizes = [2**16] * count
@@ -161,7 +161,7 @@ def test_tied_weights_count_each_time():
 
 
 def test_a_huge_header_length_is_refused():
-    """A length of the header beyond the file is refused without reading that much."""
+    """A header length beyond the file is refused without reading that much."""
     for length in (1, 2**31, 2**32 - 1):
         start = struct.pack("<3sBI", b"OPQ", 1, length)
         with pytest.raises(FormatError, match="cut off"):
@@ -169,7 +169,7 @@ def test_a_huge_header_length_is_refused():
 
 
 def test_huge_section_lengths_are_refused():
-    """Lengths of sections beyond the file, also such that add up to more than 64 bits, are refused on opening."""
+    """Section lengths beyond the file, also with a sum beyond 64 bits, are refused when the file is opened."""
     for length in (2**31, 2**63 - 1):
         columns = varint(0) + varint(3) + b"\0\0\0\1\1\1abc" + b"\0" * 6 + b"\0\0\0" + b"\0\0\0" + varint(length) * 3
         with pytest.raises(FormatError, match="cut off"):

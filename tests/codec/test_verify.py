@@ -22,8 +22,8 @@ from opq.quantization.compressed_tensor import CompressedTensor
 
 @settings(max_examples=60)
 @given(files())
-def test_what_the_writer_writes_is_whole(data):
-    """A written file passes, and is counted right."""
+def test_written_files_pass(data):
+    """A written file passes, and its weights, tensors and sections are counted."""
     found = verify(data)
     with OpqFile(data) as file:
         assert found.weights == sum(isinstance(content, CompressedTensor) for content in file.values())
@@ -33,7 +33,7 @@ def test_what_the_writer_writes_is_whole(data):
 
 
 def test_paths_are_verified(tmp_path):
-    """A path gives what its bytes give; one that is not there is a SourceError."""
+    """A path gives what its bytes give; a missing one is a SourceError."""
     path = tmp_path / "model.opq"
     path.write_bytes(small_file())
     assert verify(path) == verify(small_file())
@@ -50,7 +50,7 @@ def test_infinite_values_are_refused(kind, step):
 
 
 def test_a_code_that_becomes_zero_is_refused():
-    """Kept weights are not zero: a step too small for its dtype is refused."""
+    """A step that is too small for its dtype, so that a nonzero code has the value zero, is refused."""
     data = encode_file({"w": stepped(np.array([1, 100], dtype=np.int32), 2.0**-30, "float16")})
     with pytest.raises(FormatError, match="leads out of float16"):
         verify(data)
