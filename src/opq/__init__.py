@@ -1,11 +1,11 @@
-"""Pretrained networks to files many times smaller, and back: one-shot pruning and quantization, in closed form.
+"""Pretrained networks to files many times smaller, and back: one-shot pruning and quantization in closed form.
 
     import opq
-    plan = opq.plan("model.safetensors", ratio=20)     # what would become of each weight
-    opq.compress("model.safetensors", ratio=20).save("model.opq")
+    opq.save(model, "model.opq", ratio=20)      # a torch module, a state dict or a checkpoint's path
+    opq.load(model, "model.opq")
 
-`opq.numpy` and `opq.torch` save and load tensors in the manner of safetensors. Names are loaded when first used, so that
-reading a file does not pay for planning one.
+`opq.numpy` and `opq.torch` save and load tensors in the manner of safetensors; `opq.functional` works on single weights. Names
+are imported when first used, so that reading a file does not import what planning one needs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from opq.errors import (
     CalibrationError,
+    ConfigError,
     FormatError,
     MissingExtraError,
     ModelError,
@@ -33,76 +34,91 @@ if TYPE_CHECKING:
     from opq.calibration.calibrate import Calibration, calibrate
     from opq.codec.file_reader import OpqFile
     from opq.codec.verify import Verification, verify
-    from opq.compression.compress import CompressedModel, compress
+    from opq.compression.compress import compress
+    from opq.compression.compressed_model import CompressedModel
     from opq.compression.planning import plan
     from opq.compression.rd_curve import RDPoint, rd_curve
-    from opq.config import CompressionOptions
-    from opq.evaluation.accuracy_search import AccuracySearchResult, compress_to_accuracy
+    from opq.config import CompressionConfig, LayerConfig, Lossless, Ratio, Size, TwoStage
+    from opq.evaluation.accuracy_search import AccuracySearchResult, AccuracyTrial, compress_to_accuracy
     from opq.evaluation.evaluate import Evaluation, evaluate
+    from opq.quantization.codebook import LevelTable, UniformCodebook
     from opq.quantization.compressed_tensor import CompressedTensor
-    from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
-    from opq.quantization.statistics import measure
-    from opq.rate_distortion.layers import LayerConfig, LayerStatistics
-    from opq.rate_distortion.plan import LayerPlan, Plan
+    from opq.rate_distortion.layers import LayerStatistics
+    from opq.rate_distortion.plan import AuxiliaryPlan, LayerPlan, Plan
     from opq.reporting.compare import Comparison, compare
+    from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import Inspection, inspect
+    from opq.save_load import load, save
     from opq.training.config import TrainingConfig
     from opq.training.finetune import FinetuneResult, finetune
-    from opq.training.prepared_model import convert, prepare
+    from opq.training.prepared_model import PreparedModel, prepare
 
-_HOMES = {
-    "LayerStatistics": "opq.rate_distortion.layers",
-    "LayerConfig": "opq.rate_distortion.layers",
-    "LayerPlan": "opq.rate_distortion.plan",
-    "Plan": "opq.rate_distortion.plan",
+_MODULE_OF = {
     "Calibration": "opq.calibration.calibrate",
     "calibrate": "opq.calibration.calibrate",
     "OpqFile": "opq.codec.file_reader",
     "Verification": "opq.codec.verify",
     "verify": "opq.codec.verify",
-    "CompressedModel": "opq.compression.compress",
-    "CompressionOptions": "opq.config",
+    "compress": "opq.compression.compress",
+    "CompressedModel": "opq.compression.compressed_model",
+    "plan": "opq.compression.planning",
     "RDPoint": "opq.compression.rd_curve",
     "rd_curve": "opq.compression.rd_curve",
-    "compress": "opq.compression.compress",
-    "plan": "opq.compression.planning",
-    "CompressedTensor": "opq.quantization.compressed_tensor",
-    "dequantize": "opq.quantization.quantizer",
-    "fake_quantize": "opq.quantization.quantizer",
-    "mask": "opq.quantization.quantizer",
-    "quantize": "opq.quantization.quantizer",
-    "measure": "opq.quantization.statistics",
-    "Comparison": "opq.reporting.compare",
-    "compare": "opq.reporting.compare",
-    "Inspection": "opq.reporting.inspect",
-    "inspect": "opq.reporting.inspect",
+    "CompressionConfig": "opq.config",
+    "LayerConfig": "opq.config",
+    "Lossless": "opq.config",
+    "Ratio": "opq.config",
+    "Size": "opq.config",
+    "TwoStage": "opq.config",
+    "AccuracySearchResult": "opq.evaluation.accuracy_search",
+    "AccuracyTrial": "opq.evaluation.accuracy_search",
+    "compress_to_accuracy": "opq.evaluation.accuracy_search",
     "Evaluation": "opq.evaluation.evaluate",
     "evaluate": "opq.evaluation.evaluate",
+    "LevelTable": "opq.quantization.codebook",
+    "UniformCodebook": "opq.quantization.codebook",
+    "CompressedTensor": "opq.quantization.compressed_tensor",
+    "LayerStatistics": "opq.rate_distortion.layers",
+    "AuxiliaryPlan": "opq.rate_distortion.plan",
+    "LayerPlan": "opq.rate_distortion.plan",
+    "Plan": "opq.rate_distortion.plan",
+    "Comparison": "opq.reporting.compare",
+    "compare": "opq.reporting.compare",
+    "Expansion": "opq.reporting.expand",
+    "expand": "opq.reporting.expand",
+    "Inspection": "opq.reporting.inspect",
+    "inspect": "opq.reporting.inspect",
+    "load": "opq.save_load",
+    "save": "opq.save_load",
+    "TrainingConfig": "opq.training.config",
     "FinetuneResult": "opq.training.finetune",
     "finetune": "opq.training.finetune",
-    "convert": "opq.training.prepared_model",
+    "PreparedModel": "opq.training.prepared_model",
     "prepare": "opq.training.prepared_model",
-    "TrainingConfig": "opq.training.config",
-    "AccuracySearchResult": "opq.evaluation.accuracy_search",
-    "compress_to_accuracy": "opq.evaluation.accuracy_search",
 }
-_MODULES = ("numpy", "torch")
+_MODULES = ("functional", "numpy", "torch")
 
 __all__ = [
     "AccuracySearchResult",
+    "AccuracyTrial",
+    "AuxiliaryPlan",
     "Calibration",
     "CalibrationError",
     "Comparison",
     "CompressedModel",
     "CompressedTensor",
-    "CompressionOptions",
+    "CompressionConfig",
+    "ConfigError",
     "Evaluation",
+    "Expansion",
     "FinetuneResult",
     "FormatError",
     "Inspection",
     "LayerConfig",
     "LayerPlan",
     "LayerStatistics",
+    "LevelTable",
+    "Lossless",
     "MissingExtraError",
     "ModelError",
     "OpqError",
@@ -110,12 +126,17 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "PreparedModel",
     "RDPoint",
+    "Ratio",
     "SelectionError",
+    "Size",
     "SourceError",
     "TargetError",
     "TrainingConfig",
     "TrainingError",
+    "TwoStage",
+    "UniformCodebook",
     "Verification",
     "WeightError",
     "__version__",
@@ -123,25 +144,22 @@ __all__ = [
     "compare",
     "compress",
     "compress_to_accuracy",
-    "convert",
-    "dequantize",
     "evaluate",
-    "fake_quantize",
+    "expand",
     "finetune",
     "inspect",
-    "mask",
-    "measure",
+    "load",
     "plan",
     "prepare",
-    "quantize",
     "rd_curve",
+    "save",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+    if name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
     elif name in _MODULES:
         value = import_module(f"opq.{name}")
     else:

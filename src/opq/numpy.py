@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.codec.file_reader import OpqFile, TensorReader
+from opq.codec.file_reader import OpqFile
+from opq.codec.tensor_reader import TensorReader, check_framework
 
 if TYPE_CHECKING:
-    from opq.compression.compress import CompressedModel
-    from opq.config import CompressionOptions
+    from opq.compression.compressed_model import CompressedModel
+    from opq.config import CompressionConfig, CompressionOptions
     from opq.rate_distortion.plan import Plan
 
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
@@ -27,21 +28,28 @@ def save_file(
     filename: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     *,
-    plan: Plan | None = None,
+    config: CompressionConfig | Plan | None = None,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
-    """Compress `tensors` into a file, replacing one that is there.
+    """Compress tensors into a file.
 
-    tensors   {name: array}, any shapes and dtypes that NumPy or ml_dtypes know
-    metadata  {text: text} to keep in the file
-    plan      follow this plan; or else give
-    options   a target and what is fixed, as for `opq.plan`
-    Returns the compressed network, with its plan and sizes. Raises what `opq.compress` raises, and OutputError.
+    Args:
+        tensors: {name: array}, of any shapes and dtypes that NumPy or ml_dtypes know.
+        filename: Where to write; a file that is there is replaced.
+        metadata: {text: text} to keep in the file.
+        config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
+        options: The fields of a config as keywords.
+
+    Returns:
+        The compressed network, with its plan and sizes.
+
+    Raises:
+        OutputError: The file cannot be written.
+        OpqError: See `opq.compress`.
     """
-    from opq.compression.compress import compress
-    from opq.compression.journal import work_path  # here, because planning loads SciPy and loading a file does not
+    from opq.compression.compress import compress  # here, because planning loads SciPy and loading a file does not
 
-    compressed = compress(tensors, metadata=metadata, plan=plan, work_file=work_path(filename), **options)
+    compressed = compress(tensors, config, metadata=metadata, **options)
     compressed.save(filename)
     return compressed
 
@@ -50,20 +58,26 @@ def save(
     tensors: Mapping[str, NDArray[np.generic]],
     metadata: Mapping[str, str] | None = None,
     *,
-    plan: Plan | None = None,
+    config: CompressionConfig | Plan | None = None,
     **options: Unpack[CompressionOptions],
 ) -> bytes:
     """The bytes that `save_file` would write."""
     from opq.compression.compress import compress
 
-    return compress(tensors, metadata=metadata, plan=plan, **options).data
+    return compress(tensors, config, metadata=metadata, **options).data
 
 
 def load_file(filename: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, NDArray[np.generic]]:
     """All tensors of a file by name, each in its own dtype and shape.
 
-    max_bytes  most dense bytes it may hold; by default 64 MiB and 4096 times its size, against files made to fill memory
-    Raises SourceError when it cannot be read, FormatError when it is not a whole, valid file.
+    Args:
+        filename: The .opq file.
+        max_bytes: The most dense bytes it may hold, against files made to fill memory; by default 64 MiB and 4096 times its
+            size.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FormatError: It is not a whole, valid file.
     """
     with OpqFile(filename, max_bytes=max_bytes) as file:
         return file.arrays()
@@ -78,11 +92,31 @@ def load(data: bytes, *, max_bytes: int | None = None) -> dict[str, NDArray[np.g
 class safe_open(TensorReader[NDArray[np.generic]]):  # noqa: N801 - safetensors' name for it
     """A file whose tensors are read one at a time.
 
-    with safe_open("model.opq") as f:
+    with safe_open("model.opq", framework="numpy") as f:
         for name in f.keys():
             array = f.get_tensor(name)
+            first_rows = f.get_slice(name)[:10]
+
+    Args:
+        filename: The .opq file; only its header is read now.
+        framework: "numpy" or "np".
+        device: "cpu", as safetensors has it.
+        max_bytes: As in `load_file`.
+
+    Raises:
+        SourceError, FormatError: As in `load_file`.
+        ValueError: Framework or device is another one.
     """
 
-    def __init__(self, filename: str | os.PathLike[str], *, max_bytes: int | None = None) -> None:
-        """Open a file, reading its header alone; raises as `load_file` does."""
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        framework: str = "numpy",
+        device: Any = "cpu",
+        *,
+        max_bytes: int | None = None,
+    ) -> None:
+        check_framework("opq.numpy.safe_open", framework, ("numpy", "np"))
+        if str(device) != "cpu":
+            raise ValueError(f"device must be 'cpu' for NumPy, got {device!r}")
         super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: array)

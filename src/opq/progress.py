@@ -1,16 +1,25 @@
-"""Progress on stderr, where a person watches it."""
+"""A progress bar on stderr, if that is a terminal; progress and warnings also go to the logger "opq"."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+logger = logging.getLogger("opq")
+"""The library's logger. It has no handler of its own but the null handler, as libraries should."""
+
+logger.addHandler(logging.NullHandler())
+
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr; nothing at all where stderr is no terminal."""
-    if not sys.stderr.isatty():
+def progress_bar(*, enabled: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to call with the name of a stage, how many of its steps are finished, and how many there are.
+
+    It moves a bar on stderr, and does nothing if stderr is no terminal or `enabled` is False.
+    """
+    if not enabled or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
     from rich.console import Console

@@ -6,6 +6,7 @@ which is most of what inspecting a small file takes.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 
@@ -56,3 +57,8 @@ def file_summary(file_bytes: int, dense_bytes: int, bits_per_weight: float | Non
     if bits_per_weight is None or sparsity is None:
         return text
     return f"{text} ({bits_per_weight:.2f} bits per weight, {100.0 * sparsity:.0f}% zeros)"
+
+
+def html_text(text: str) -> str:
+    """Text for a notebook, in a font of fixed width."""
+    return f"<pre>{html.escape(text)}</pre>"

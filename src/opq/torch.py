@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.codec.file_reader import OpqFile, TensorReader
+from opq.codec.file_reader import OpqFile
+from opq.codec.tensor_reader import TensorReader, check_framework
 from opq.errors import MissingExtraError
 
 try:
@@ -18,8 +19,8 @@ except ImportError:
     raise MissingExtraError("opq.torch", "torch") from None
 
 if TYPE_CHECKING:
-    from opq.compression.compress import CompressedModel
-    from opq.config import CompressionOptions
+    from opq.compression.compressed_model import CompressedModel
+    from opq.config import CompressionConfig, CompressionOptions
     from opq.rate_distortion.plan import Plan
 
 __all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
@@ -30,21 +31,28 @@ def save_file(
     filename: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     *,
-    plan: Plan | None = None,
+    config: CompressionConfig | Plan | None = None,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
-    """Compress `tensors` into a file, replacing one that is there.
+    """Compress tensors into a file.
 
-    tensors   {name: tensor}, on any device; weights of the same values are stored once
-    metadata  {text: text} to keep in the file
-    plan      follow this plan; or else give
-    options   a target and what is fixed, as for `opq.plan`
-    Returns the compressed network, with its plan and sizes. Raises what `opq.compress` raises, and OutputError.
+    Args:
+        tensors: {name: tensor}, on any device; weights of the same values are stored once.
+        filename: Where to write; a file that is there is replaced.
+        metadata: {text: text} to keep in the file.
+        config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
+        options: The fields of a config as keywords.
+
+    Returns:
+        The compressed network, with its plan and sizes.
+
+    Raises:
+        OutputError: The file cannot be written.
+        OpqError: See `opq.compress`.
     """
-    from opq.compression.compress import compress
-    from opq.compression.journal import work_path  # here, because planning loads SciPy and loading a file does not
+    from opq.compression.compress import compress  # here, because planning loads SciPy and loading a file does not
 
-    compressed = compress(tensors, metadata=metadata, plan=plan, work_file=work_path(filename), **options)
+    compressed = compress(tensors, config, metadata=metadata, **options)
     compressed.save(filename)
     return compressed
 
@@ -53,13 +61,13 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
     *,
-    plan: Plan | None = None,
+    config: CompressionConfig | Plan | None = None,
     **options: Unpack[CompressionOptions],
 ) -> bytes:
     """The bytes that `save_file` would write."""
     from opq.compression.compress import compress
 
-    return compress(tensors, metadata=metadata, plan=plan, **options).data
+    return compress(tensors, config, metadata=metadata, **options).data
 
 
 def save_model(
@@ -67,13 +75,13 @@ def save_model(
     filename: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     *,
-    plan: Plan | None = None,
+    config: CompressionConfig | Plan | None = None,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
-    """Compress the state dict of `model` into a file; see `save_file`. The eps of batch-norms are the model's."""
+    """Compress the state dict of `model` into a file; see `save_file`. The eps of batch norms are the model's."""
     from opq.compression.compress import compress
 
-    compressed = compress(model, metadata=metadata, plan=plan, **options)
+    compressed = compress(model, config, metadata=metadata, **options)
     compressed.save(filename)
     return compressed
 
@@ -81,10 +89,17 @@ def save_model(
 def load_file(
     filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, max_bytes: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a file by name, each in its own dtype and shape, on `device`.
+    """All tensors of a file by name, each in its own dtype and shape.
 
-    max_bytes  most dense bytes it may hold; by default 64 MiB and 4096 times its size, against files made to fill memory
-    Raises SourceError when it cannot be read, FormatError when it is not a whole, valid file.
+    Args:
+        filename: The .opq file.
+        device: Where the tensors go.
+        max_bytes: The most dense bytes it may hold, against files made to fill memory; by default 64 MiB and 4096 times its
+            size.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FormatError: It is not a whole, valid file.
     """
     with OpqFile(filename, max_bytes=max_bytes) as file:
         return {name: to_tensor(array).to(device) for name, array in file.arrays().items()}
@@ -106,8 +121,18 @@ def load_model(
 ) -> tuple[list[str], list[str]]:
     """Load the tensors of a file into `model`.
 
-    Returns the names that the file lacks and those that the model lacks. With `strict`, torch raises RuntimeError when there
-    are any. Raises as `load_file` does otherwise.
+    Args:
+        model: The network.
+        filename: The .opq file.
+        strict: Whether torch raises RuntimeError if the file and the model do not have the same names.
+        device: Where the tensors are put before they are copied into the model.
+        max_bytes: As in `load_file`.
+
+    Returns:
+        The names that the file lacks, and those that the model lacks.
+
+    Raises:
+        SourceError, FormatError: As in `load_file`.
     """
     missing, unexpected = model.load_state_dict(load_file(filename, device, max_bytes=max_bytes), strict=strict)
     return missing, unexpected
@@ -116,20 +141,36 @@ def load_model(
 class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name for it
     """A file whose tensors are read one at a time.
 
-    with safe_open("model.opq", device="cpu") as f:
+    with safe_open("model.opq", framework="pt", device="cpu") as f:
         for name in f.keys():
             tensor = f.get_tensor(name)
+            first_rows = f.get_slice(name)[:10]
+
+    Args:
+        filename: The .opq file; only its header is read now.
+        framework: "pt", "torch" or "pytorch".
+        device: Where tensors go.
+        max_bytes: As in `load_file`.
+
+    Raises:
+        SourceError, FormatError: As in `load_file`.
+        ValueError: The framework is another one.
     """
 
     def __init__(
-        self, filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, max_bytes: int | None = None
+        self,
+        filename: str | os.PathLike[str],
+        framework: str = "pt",
+        device: str | int | torch.device = "cpu",
+        *,
+        max_bytes: int | None = None,
     ) -> None:
-        """Open a file, reading its header alone; raises as `load_file` does."""
+        check_framework("opq.torch.safe_open", framework, ("pt", "torch", "pytorch"))
         super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: to_tensor(array).to(device))
 
 
 def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:
-    # torch takes no ml_dtypes, so every dtype crosses over as bytes.
+    """A tensor of the same dtype, shape and bits; torch takes no ml_dtypes, so the bytes are copied as bytes."""
     dtype = getattr(torch, array.dtype.name)
     raw: Any = np.array(array, order="C").reshape(-1).view(np.uint8)
     return torch.from_numpy(raw).view(dtype).reshape(array.shape)

@@ -1,9 +1,9 @@
-"""A network and a few inputs to a file: rounded layer by layer so that its outputs stay close, at a byte target."""
+"""Compression with calibration inputs: each layer is quantized so that its outputs stay close, at a byte target."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -17,43 +17,50 @@ except ImportError:
 
 from opq.calibration.batch_norm_pairs import find_batch_norms, find_layers, find_pairs
 from opq.calibration.fisher import fisher_information
-from opq.calibration.layer_reconstruction import ReconstructedLayer, reconstruct_layer
-from opq.calibration.paired_forward import walk
-from opq.calibration.synthetic_images import settle, synthesize_images
+from opq.calibration.layer_reconstruction import reconstruct_layer
+from opq.calibration.paired_forward import run_paired
+from opq.calibration.synthetic_images import recompute_statistics, synthesize_images
 from opq.checkpoints import as_state
 from opq.checkpoints.open import epsilons_of
 from opq.checkpoints.state import TensorState
-from opq.compression.analysis import analyze, auxiliary_of, choose_weights, dense_bytes
-from opq.compression.compress import CompressedModel, compress
-from opq.compression.planning import joint_plan, plan, read_layers
+from opq.compression.analysis import CheckpointAnalysis, analyze, choose_weights, is_weight
+from opq.compression.compressed_model import CompressedModel, encode_state
+from opq.compression.planned_weight import PlannedWeight
+from opq.compression.planning import guess_joint, joint_plan
 from opq.compression.size_model import SizeModel
-from opq.config import CompressionOptions, is_shaped, read_target, select
+from opq.config import CompressionConfig, CompressionOptions, LayerConfig, as_config
+from opq.progress import logger
+from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.quantization.quantizer import fake_quantize
-from opq.rate_distortion.plan import LayerPlan, Plan
-from opq.rate_distortion.rate_control import USUAL_SLOPE, next_lambda
+from opq.rate_distortion.rate_control import BudgetSearch
 
 BATCH = 50
 
 SYNTHETIC_IMAGES = 128
-"""Images drawn where none are given."""
+"""Images that are generated if no inputs are given."""
 
-_SCOUTS = 32
-_CLOSE_ENOUGH, _AIM, _MOST_ROUNDS = 0.995, 0.998, 12
-# Of the price at which weights rounded alone take as many bytes.
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a stage, how many of its layers are finished, and how many there are."""
+
+_FIRST_INPUTS = 32
+_CLOSE_ENOUGH, _AIM, _MAX_ROUNDS = 0.995, 0.998, 12
+_FIRST_CLOSE_ENOUGH = 0.97
+# Of the lambda at which weights rounded without inputs take as many bytes.
 _USUAL_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What a few inputs say about a network.
+    """What calibration inputs show about a network.
 
-    model        the dense network, a copy in evaluation mode
-    stand_in     the same, or with the batch-norm statistics that drawn inputs have
-    inputs       (samples, ...) the inputs
-    sensitivity  {weight: what a unit of squared error costs there}, for `opq.plan(..., sensitivity=...)`; of weights that the
-                 inputs do not reach, the least that others cost
-    importance   {layer: (channels,) what a unit of squared error of its output costs}
-    norms        {layer: the batch-norm that alone takes its output}
+    Args:
+        model: The dense network, a copy in evaluation mode.
+        reference: The same, or with the batch-norm statistics of synthetic inputs.
+        inputs: (samples, ...) the inputs.
+        sensitivity: {weight: cost of a unit of squared error}. Weights that the inputs do not reach have the smallest cost of
+            the others.
+        output_sensitivity: {layer: (channels,) cost of a unit of squared error of its output}.
+        batch_norms: {layer: the batch norm that alone takes its output}.
     """
 
     model: nn.Module
@@ -61,85 +68,107 @@ class Calibration:
     inputs: Tensor
     sensitivity: Mapping[str, float]
     output_sensitivity: Mapping[str, Tensor]
-    norms: Mapping[str, str]
+    batch_norms: Mapping[str, str]
 
-    def compress(self, **options: Unpack[CompressionOptions]) -> CompressedModel:
-        """Compress the network to a byte target, each layer rounded against its outputs; options as in `opq.plan`.
+    def compress(
+        self,
+        config: CompressionConfig | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[CompressionOptions],
+    ) -> CompressedModel:
+        """Compress the network to a byte target.
 
-        Weights that no calibrated layer holds are quantized as `opq.compress` does, at the same price of a bit. The network in
-        the file computes what the dense one does, but its batch-norms are in canonical form (mean 0, variance 1), with the
-        scales of the channels in them.
-        Raises what `opq.compress` raises; a target of sparsity and bits is a TargetError.
+        Weights that no calibrated layer holds are quantized as in `opq.compress`, with the same Lagrange multiplier. In the file
+        the batch norms that follow calibrated layers are folded (mean 0, variance 1), and hold the scales of the channels.
+
+        Args:
+            config: What to do; or None, then `options` say it.
+            metadata: {text: text} to keep in the file.
+            progress: Called after each layer.
+            options: The fields of a config as keywords.
+
+        Raises:
+            TargetError: The target is not one of bytes, or cannot be reached.
+            ConfigError, SelectionError, WeightError: See `opq.compress`.
         """
-        state = as_state(self.model)
-        budget = read_target(options).budget(dense_bytes(state, choose_weights(state, options)))
+        config = as_config(config, options, "compress")
+        state = as_state(self.model, metadata)
+        measured = {name: LayerConfig(sensitivity=self.sensitivity[name]) for name in choose_weights(state, config)}
+        config = replace(config, layers={**measured, **config.layers})
+        analysis = analyze(state, config, estimated=True)
+        budget = config.budget(analysis.dense_bytes)
         if budget is None:
-            raise TargetError("calibrated compression takes a ratio or a size")
-        lmbda = _USUAL_SHARE * (plan(self.model, **self._informed(options)).lmbda or 1.0)
-        lmbda, slope = self._search(budget, lmbda, USUAL_SLOPE, self.inputs[:_SCOUTS], 0.97, options)[1:]
-        best = self._search(budget, lmbda, slope, self.inputs, _CLOSE_ENOUGH, options)[0]
-        if best is None:
+            raise TargetError("calibration needs a byte target: give a ratio or a size")
+        size_model = SizeModel.of(analysis, config)
+        lmbda = _USUAL_SHARE * (guess_joint(size_model, config.target, budget)[1].lmbda or 1.0)
+        reconstruction = _Reconstruction(self, analysis, size_model, config, progress)
+        first: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_FIRST_CLOSE_ENOUGH, aim=_AIM)
+        few = self.inputs[:_FIRST_INPUTS]
+        lmbda = first.run(lmbda, lambda at: reconstruction.encode(at, few), max_rounds=_MAX_ROUNDS, also_above=True)
+        search: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_CLOSE_ENOUGH, aim=_AIM, slope=first.slope)
+        search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
+        if search.best is None:
             raise TargetError(f"no file of at most {budget:,} bytes was found; ask for a larger one")
-        return best
+        return search.best
 
-    def rounded(self, lmbda: float, inputs: Tensor, options: CompressionOptions) -> tuple[dict[str, Tensor], Plan]:
-        """The state dict on its grids where a bit is worth `price`, and the plan that finds the same codes in it."""
-        model, walked = copy.deepcopy(self.model), copy.deepcopy(self.reference)
-        state = as_state(self.model)
-        informed = self._informed(options)
-        auxiliary = auxiliary_of(state, options)
-        analysis = analyze(state, informed, auxiliary)
-        target = read_target(options)
-        size_model = SizeModel(analysis, read_layers(analysis, target, informed), is_shaped(options))
-        rest = joint_plan(size_model, target, auxiliary, lmbda)
-        free = {layer.name: layer.override for layer in size_model.layers if not layer.override.fixed}
+
+@dataclass(frozen=True, eq=False)
+class _Reconstruction:
+    """The layers of a network, quantized against their outputs, as a function of lambda."""
+
+    calibration: Calibration
+    analysis: CheckpointAnalysis
+    size_model: SizeModel
+    config: CompressionConfig
+    progress: Progress | None
+
+    def encode(self, lmbda: float, inputs: Tensor) -> tuple[CompressedModel, int]:
+        """The file at `lmbda`, calibrated on `inputs`, and its bytes."""
+        model, weights = self._reconstruct(lmbda, inputs)
+        state = TensorState(model.state_dict(), self.analysis.state.metadata, epsilons_of(model))
+        made = encode_state(state, weights, self.analysis.auxiliary)
+        logger.debug("calibrated at lambda %.4g: %d bytes", lmbda, made.file_bytes)
+        return made, made.file_bytes
+
+    def _reconstruct(self, lmbda: float, inputs: Tensor) -> tuple[nn.Module, dict[str, QuantizedWeight]]:
+        """The network with the batch norms and biases of the file, and its weights."""
+        known = self.calibration
+        model, quantized = copy.deepcopy(known.model), copy.deepcopy(known.reference)
+        plans = joint_plan(self.size_model, self.config.target, lmbda).layers
+        free = {layer.name: layer for layer in self.size_model.layers if not layer.config.is_fixed}
         layers = {
             name: layer
             for name, layer in find_layers(model).items()
-            if f"{name}.weight" in free and name in self.output_sensitivity
+            if f"{name}.weight" in free and name in known.output_sensitivity
         }
-        plans = dict(rest.layers)
-        # What is not rounded against its outputs is rounded first, so that the layers behind can make up for it.
+        weights: dict[str, QuantizedWeight] = {
+            name: PlannedWeight(self.analysis.state, name, plan) for name, plan in plans.items()
+        }
+        # What is not reconstructed is quantized first, so that the layers behind it can compensate.
         with torch.no_grad():
-            own = walked.state_dict()  # parameters and buffers alike, in the network's own memory
+            own = quantized.state_dict()  # parameters and buffers alike, in the network's own memory
             for name in plans.keys() - {f"{name}.weight" for name in layers}:
                 own[name].copy_(fake_quantize(own[name], plans[name]))
+        finished = 0
 
-        def round_one(name: str, dense: Tensor, own: Tensor) -> None:
-            norm = self.norms.get(name)
-            # A sensitivity that the user gives is told by the weight; what was measured, by the output channel.
-            asked = free[f"{name}.weight"].sensitivity / self.sensitivity[f"{name}.weight"]
-            found = reconstruct_layer(layers[name], norm is not None, dense, own, asked * self.output_sensitivity[name], lmbda)
-            for network in (model, walked):
-                found.place(find_layers(network)[name], find_batch_norms(network)[norm] if norm else None)
-            plans[f"{name}.weight"] = _on_grid(plans[f"{name}.weight"], found)
+        def reconstruct(name: str, dense_input: Tensor, own_input: Tensor) -> None:
+            nonlocal finished
+            norm = known.batch_norms.get(name)
+            # A user's sensitivity is per weight; what was measured is per output channel.
+            factor = free[f"{name}.weight"].sensitivity / known.sensitivity[f"{name}.weight"]
+            costs = factor * known.output_sensitivity[name]
+            found = reconstruct_layer(layers[name], norm is not None, dense_input, own_input, costs, lmbda)
+            for network in (model, quantized):
+                found.apply(find_layers(network)[name], find_batch_norms(network)[norm] if norm else None)
+            weights[f"{name}.weight"] = found.tensor()
+            finished += 1
+            if self.progress is not None:
+                self.progress("calibrating", finished, len(layers))
 
-        walk(self.reference, walked, layers, inputs, round_one)
-        return model.state_dict(), replace(rest, layers=plans)
-
-    def _informed(self, options: CompressionOptions) -> CompressionOptions:
-        weights = [name for name, tensor in self.model.state_dict().items() if tensor.ndim > 1 and tensor.is_floating_point()]
-        measured = {name: self.sensitivity[name] for name in select(weights, options)}
-        return CompressionOptions(**{**options, "sensitivity": {**measured, **options.get("sensitivity", {})}})
-
-    def _search(
-        self, budget: int, lmbda: float, slope: float, inputs: Tensor, close: float, options: CompressionOptions
-    ) -> tuple[CompressedModel | None, float, float]:
-        """The largest file within the budget, at least `close` of it, and the price and slope that the search ended with."""
-        best: CompressedModel | None = None
-        tried: list[tuple[float, float]] = []
-        for _ in range(_MOST_ROUNDS):
-            state, made = self.rounded(lmbda, inputs, options)
-            found = compress(TensorState(state, epsilons=epsilons_of(self.model)), plan=made)
-            tried.append((lmbda, found.file_bytes))
-            if found.file_bytes <= budget and (best is None or found.file_bytes > best.file_bytes):
-                best = replace(found, plan=replace(made, predicted_bytes=found.file_bytes))
-            lmbda, slope = next_lambda(tried, budget, _AIM * budget, slope)
-            if close * budget <= found.file_bytes <= budget or (
-                close < _CLOSE_ENOUGH and budget < found.file_bytes <= budget / close
-            ):
-                break
-        return best, lmbda, slope
+        run_paired(known.reference, quantized, layers, inputs, reconstruct)
+        return model, weights
 
 
 def calibrate(
@@ -149,16 +178,22 @@ def calibrate(
     shape: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Learn what errors in each layer of `model` cost, from a few inputs without labels, or from none at all.
+    """Measure what errors in each layer of `model` cost, on a few unlabelled inputs or on synthetic images.
 
-    inputs  (samples, ...) or batches of them, as the network takes them, labels beside them or not; 100 to 1,000 serve
-    shape   in place of `inputs`: (channels, height, width) of an image; the images are then drawn (`opq.calibration.synthetic_images`),
-            and the network's batch-norms say what the statistics of real ones are
-    It runs on the processor, wherever `model` is. Memory: the activations of all inputs at the network's widest place, twice.
-    Raises CalibrationError when the network cannot run on them.
+    It runs on the CPU, wherever `model` is. Memory: the activations of all inputs at the network's widest place, twice.
+
+    Args:
+        model: The dense network. It is copied.
+        inputs: (samples, ...) or batches of them, as the network takes them, with or without labels; 100 to 1,000 samples.
+        shape: In place of `inputs`: (channels, height, width) of an image. Images are then generated
+            (`opq.calibration.synthetic_images`), and the network's batch norms tell the statistics of real ones.
+        seed: Of everything drawn at random.
+
+    Raises:
+        CalibrationError: The network cannot run on the inputs.
     """
     if (inputs is None) == (shape is None):
-        raise CalibrationError("give either inputs, or the shape of one to draw them")
+        raise CalibrationError("give either inputs, or the shape of an image to generate them")
     if shape is not None:
         taken = synthesize_images(SYNTHETIC_IMAGES, shape, seed=seed)
     else:
@@ -168,16 +203,17 @@ def calibrate(
     dense = copy.deepcopy(model).cpu().eval()
     reference = dense
     try:
-        norms = find_pairs(dense, taken[:2])
+        batch_norms = find_pairs(dense, taken[:2])
         if shape is not None:
-            reference = settle(copy.deepcopy(dense), taken)
-        output_sensitivity, costs = fisher_information(reference, find_layers(reference), torch.split(taken, BATCH), seed=seed)
+            reference = recompute_statistics(copy.deepcopy(dense), taken)
+        sensitivity, costs = fisher_information(reference, find_layers(reference), torch.split(taken, BATCH), seed=seed)
     except (RuntimeError, ValueError, TypeError) as error:
         raise CalibrationError(f"the network does not run on inputs of shape {tuple(taken.shape)}: {error}") from error
-    weights = [name for name, tensor in dense.state_dict().items() if tensor.ndim > 1 and tensor.is_floating_point()]
+    state = as_state(dense)
+    weights = [name for name in state if is_weight(*state.describe(name))]
     least = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
-    sensitivity = {name: costs.get(name, 0.0) or least for name in weights}
-    return Calibration(dense, reference, taken, sensitivity, output_sensitivity, norms)
+    by_weight = {name: costs.get(name, 0.0) or least for name in weights}
+    return Calibration(dense, reference, taken, by_weight, sensitivity, batch_norms)
 
 
 def _joined(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
@@ -187,8 +223,3 @@ def _joined(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
         return torch.cat(inputs) if inputs else torch.zeros(0)
     except (RuntimeError, TypeError, LookupError) as error:
         raise CalibrationError(f"batches must hold inputs of one shape: {error}") from None
-
-
-def _on_grid(before: LayerPlan, grid: ReconstructedLayer) -> LayerPlan:
-    zeros = float((grid.codes == 0).double().mean())
-    return replace(before, step=grid.step, threshold=0.5 * grid.step, rounding_offset=0.5, sparsity=zeros, shaped=False)

@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opq.batch_norm import BatchNormVectors
 from opq.calibration.batch_norm_pairs import BatchNorm, Layer, statistics
 from opq.calibration.gptq import compensated_error, damped, round_rows, steps_at
 from opq.calibration.second_moments import Moments, moments_of
+from opq.quantization.codebook import UniformCodebook
+from opq.quantization.compressed_tensor import CompressedTensor
 
 _RIDGE = 0.01
 _LARGEST_GAIN = 4.0
@@ -31,19 +34,26 @@ _LARGEST_GAIN = 4.0
 class ReconstructedLayer:
     """A layer's outcome.
 
-    step    distance of neighbouring values of the weight
-    codes   int32, shaped as the weight
-    scales  (channels,) what the batch-norm that follows multiplies the new output by; None without one
-    shift   (channels,) what it, or else the layer's bias, then adds; None where there is neither
+    Args:
+        step: Distance of neighbouring values of the weight.
+        codes: int32, shaped as the weight.
+        dtype: Name of the weight's dtype.
+        scales: (channels,) what the batch norm that follows multiplies the new output by; None without one.
+        shift: (channels,) what it, or else the layer's bias, then adds; None if there is neither.
     """
 
     step: float
     codes: Tensor
+    dtype: str
     scales: Tensor | None
     shift: Tensor | None
 
-    def place(self, layer: Layer, norm: BatchNorm | None) -> None:
-        """Make `layer`, and the batch-norm `norm` that alone takes its output, what was found."""
+    def tensor(self) -> CompressedTensor:
+        """The weight for a file."""
+        return CompressedTensor(self.codes.cpu().numpy(), UniformCodebook(self.step), self.dtype)
+
+    def apply(self, layer: Layer, norm: BatchNorm | None) -> None:
+        """Give `layer`, and the batch norm that alone takes its output, their new values."""
         layer.weight.copy_(self.step * self.codes)
         if norm is not None and self.scales is not None and self.shift is not None:
             _absorb(norm, self.scales, self.shift if layer.bias is None else self.shift + layer.bias.double())
@@ -81,7 +91,8 @@ def reconstruct_layer(
     else:
         gains, scales, step = torch.ones(rows, dtype=torch.float64), None, float(steps[0].float())
     shift = _shift(original, values, gains, moments) if shifted else None
-    return ReconstructedLayer(step, codes.reshape(layer.weight.shape), scales, shift)
+    dtype = str(layer.weight.dtype).removeprefix("torch.")
+    return ReconstructedLayer(step, codes.reshape(layer.weight.shape), dtype, scales, shift)
 
 
 def _target(original: Tensor, moments: Moments) -> Tensor:
@@ -104,14 +115,15 @@ def _shift(original: Tensor, values: Tensor, gains: Tensor, moments: Moments) ->
 
 
 def _absorb(norm: BatchNorm, scales: Tensor, shift: Tensor) -> None:
-    """Make `norm` take scales * input + shift in place of what it took; in canonical form, mean 0 and variance 1.
+    """Make `norm` take scales * input + shift in place of its input; its statistics become mean 0 and variance 1.
 
     Its weight and bias keep eight leading bits, as bfloat16 does: an error of 2^-9, far under that of the codes, at half the
     bytes.
     """
     mean, variance = statistics(norm)
-    slope = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
-    norm.bias.copy_((norm.bias.double() + slope * (shift - mean.double())).bfloat16())
-    norm.weight.copy_((slope * scales * math.sqrt(1.0 + norm.eps)).bfloat16())
+    before = BatchNormVectors(norm.weight.double(), norm.bias.double(), mean.double(), variance.double(), norm.eps)
+    after = before.absorb(scales, shift).with_statistics(torch.zeros_like(before.mean), torch.ones_like(before.mean))
+    norm.weight.copy_(after.weight.bfloat16())
+    norm.bias.copy_(after.bias.bfloat16())
     mean.zero_()
     variance.fill_(1.0)

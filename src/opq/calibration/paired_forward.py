@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opq.errors import CalibrationError
 
-Round = Callable[[str, Tensor, Tensor], None]
+Reconstruct = Callable[[str, Tensor, Tensor], None]
 """(layer, its input in the dense network, its input in the rounded one): changes the layer in the rounded network."""
 
 
@@ -80,8 +80,8 @@ class _DensePass(Thread):
             raise _Abandoned
 
 
-def walk(
-    dense: nn.Module, rounded: nn.Module, names: Mapping[str, nn.Module], inputs: Tensor, reconstruct_layer: Round
+def run_paired(
+    dense: nn.Module, rounded: nn.Module, names: Mapping[str, nn.Module], inputs: Tensor, reconstruct: Reconstruct
 ) -> None:
     """Run both networks on `inputs`, rounding every layer of `names` in `rounded` when it is first reached.
 
@@ -93,7 +93,7 @@ def walk(
     def reach(name: str, taken: Tensor) -> None:
         if name not in seen:
             seen.add(name)
-            reconstruct_layer(name, other.input_of(name), taken)
+            reconstruct(name, other.input_of(name), taken)
             other.go_on()
 
     handles = [

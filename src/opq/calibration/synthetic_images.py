@@ -33,7 +33,7 @@ def synthesize_images(count: int, shape: Sequence[int], *, seed: int) -> Tensor:
     return (images - images.mean()) / images.std().clamp(min=1e-6)
 
 
-def settle(model: nn.Module, inputs: Tensor) -> nn.Module:
+def recompute_statistics(model: nn.Module, inputs: Tensor) -> nn.Module:
     """Give every batch-norm of `model`, in place, the mean and variance of its input; each knows those before it."""
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]

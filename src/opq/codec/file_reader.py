@@ -7,11 +7,11 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Generic, Self, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from opq.quantization.compressed_tensor import CompressedTensor
 from opq.thread_map import thread_map_batched
 
 Content = CompressedTensor | NDArray[np.generic]
-Tensor = TypeVar("Tensor")
 
 _GROUP = 4 * CHUNK
 
@@ -273,29 +272,3 @@ def _read_at(handle: int, offset: int, count: int) -> bytes:
         parts.append(part)
         offset, count = offset + len(part), count - len(part)
     return b"".join(parts)
-
-
-class TensorReader(Generic[Tensor]):
-    """An open file whose tensors are read one at a time, each converted as a framework likes it."""
-
-    def __init__(self, file: OpqFile, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
-        self._file = file
-        self._convert = convert
-
-    def keys(self) -> list[str]:
-        """Names of the tensors, in ascending order."""
-        return list(self._file)
-
-    def metadata(self) -> dict[str, str]:
-        """The metadata that were saved."""
-        return self._file.metadata
-
-    def get_tensor(self, name: str) -> Tensor:
-        """The tensor of this name; KeyError when there is none, FormatError when its bytes are damaged."""
-        return self._convert(self._file.array(name))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()

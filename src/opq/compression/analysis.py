@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -126,11 +126,16 @@ def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None 
 
 def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
     """How auxiliary tensors are stored; with the eps of the state's own batch norms, so that the plan serves without modules."""
-    asked = AuxiliaryPlan(config.auxiliary, config.batch_norm, config.batch_norm_eps)
-    known = set(state.epsilons.values())
-    if asked.batch_norm != "folded" or not known:
-        return asked
-    return replace(asked, eps=known.pop() if len(known) == 1 else None)
+    eps = shared_eps(state.epsilons, config.batch_norm_eps) if config.batch_norm == "folded" else config.batch_norm_eps
+    return AuxiliaryPlan(config.auxiliary, config.batch_norm, eps)
+
+
+def shared_eps(epsilons: Mapping[str, float], default: float = 1e-5) -> float | None:
+    """The eps that all batch norms have; the default if none is known, None if they differ."""
+    known = set(epsilons.values())
+    if not known:
+        return default
+    return known.pop() if len(known) == 1 else None
 
 
 def fold_if_asked(state: State, auxiliary: AuxiliaryPlan) -> State:

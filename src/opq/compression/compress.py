@@ -2,93 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Unpack
 
-from opq.atomic_file import write_file
-from opq.codec.file_writer import Layout, write
-from opq.codec.header import repeated_weights
+from opq.codec.file_writer import write
 from opq.compression.analysis import CheckpointAnalysis, analyze, analyze_planned
+from opq.compression.compressed_model import CompressedModel
 from opq.compression.lossless import compress_losslessly
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, guess_two_stage, joint_plan
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Lossless, TwoStage, as_config
 from opq.errors import TargetError
+from opq.progress import logger
 from opq.rate_distortion import joint
 from opq.rate_distortion.plan import Plan
 from opq.rate_distortion.rate_control import BudgetSearch
-from opq.text_table import file_summary
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how many of its tensors are finished, and how many there are."""
 
 # A first guess is taken when it is this close under the budget; the next ones know the coder and aim closer.
 _CLOSE_ENOUGH, _CLOSER_AIM = 0.995, 0.9985
-
-
-@dataclass(frozen=True, eq=False)
-class CompressedModel:
-    """A compressed network.
-
-    Args:
-        plan: The plan it follows; None if there is none, as in lossless compression and after training from a file.
-        layout: The .opq file in pieces.
-        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
-    """
-
-    plan: Plan | None
-    layout: Layout
-    dense_bytes: int
-
-    @property
-    def data(self) -> bytes:
-        """The bytes of the .opq file."""
-        return b"".join(self.layout.pieces())
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the file."""
-        return self.layout.size
-
-    @property
-    def file_ratio(self) -> float:
-        """Dense bytes over file bytes."""
-        return self.dense_bytes / self.file_bytes
-
-    @property
-    def num_weights(self) -> int:
-        """Number of weights; a weight that modules share counts once."""
-        repeats = repeated_weights(self.layout.entries)
-        return sum(entry.count for entry in self.layout.entries if entry.is_weight and entry.name not in repeats)
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """8 * file_bytes over the number of weights; None if there are none."""
-        return 8.0 * self.file_bytes / self.num_weights if self.num_weights else None
-
-    @property
-    def sparsity(self) -> float | None:
-        """Fraction of zeros over all weights, 0..1; None if there are none."""
-        repeats = repeated_weights(self.layout.entries)
-        nonzero = sum(count for name, count in self.layout.nonzero.items() if name not in repeats)
-        return 1.0 - nonzero / self.num_weights if self.num_weights else None
-
-    def __str__(self) -> str:
-        return file_summary(self.file_bytes, self.dense_bytes, self.bits_per_weight, self.sparsity)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self}>"
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-        """Write the file, through a temporary one beside it: `path` holds the old file or the whole new one.
-
-        Raises:
-            OutputError: The file cannot be written, or it exists and `overwrite` is False.
-        """
-        write_file(path, self.layout.pieces(), overwrite=overwrite)
 
 
 def compress(
@@ -144,6 +79,7 @@ def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | 
     def encode(lmbda: float) -> tuple[CompressedModel, int]:
         nonlocal made
         made = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), progress)
+        logger.debug("lambda %.4g gives %d bytes, the budget is %d", lmbda, made.file_bytes, budget)
         return made, made.file_bytes
 
     def predict(aim: float) -> float:

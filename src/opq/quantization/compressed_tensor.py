@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.errors import WeightError
-from opq.quantization.codebook import Codebook, UniformCodebook
 from opq.quantization.arrays import Array
+from opq.quantization.codebook import Codebook, UniformCodebook
 from opq.quantization.quantizer import quantize
 from opq.rate_distortion.plan import LayerPlan
 

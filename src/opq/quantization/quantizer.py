@@ -59,7 +59,7 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     if tuple(weight.shape) != plan.shape:
         raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
     work = working_copy(weight, xp)
-    max_codes = largest_codes(weight, plan)
+    max_codes = largest_codes(weight, plan.step, plan.max_codes)
     levels = magnitude_levels(work, scalar_like(plan.step, work, xp), scalar_like(plan.rounding_offset, work, xp))
     unclipped = levels if plan.max_codes is None else xp.minimum(levels, max_codes)
     if math.prod(plan.shape) and (largest := float(xp.max(unclipped))) > LARGEST_CODE:
@@ -72,8 +72,13 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     return xp.astype(ROUNDINGS[plan.rounding].codes(work, plan, max_codes, xp), xp.int32)
 
 
-def largest_codes(weight: Array, plan: LayerPlan) -> Array:
-    """The largest code per channel: `max_codes` of the plan if it has them, and what the weight's dtype can hold.
+def largest_codes(weight: Array, step: float, limits: tuple[int, ...] | None = None) -> Array:
+    """The largest code per channel: its limit if there are limits, and what the weight's dtype can hold.
+
+    Args:
+        weight: The weight; axis 0 is the channel axis.
+        step: Its step, in weight units.
+        limits: Largest code per channel, >= 1, or None.
 
     Returns:
         float32 (float64 for float64 weights), shaped to broadcast with `weight`.
@@ -83,17 +88,17 @@ def largest_codes(weight: Array, plan: LayerPlan) -> Array:
     """
     xp = namespace(weight)
     work = working_copy(weight, xp)
-    fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / plan.step
+    fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / step
     if fitting < 1.0:
         raise WeightError(
-            "weight", plan.shape, f"step {plan.step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
+            "weight", weight.shape, f"step {step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
         )
     most = scalar_like(min(math.floor(min(fitting, LARGEST_CODE)), LARGEST_CODE), work, xp)
-    if plan.max_codes is None:
+    if limits is None:
         return most
-    limits = xp.asarray(plan.max_codes, dtype=work.dtype, device=device(work))
-    limits = xp.reshape(limits, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else limits[0]
-    return xp.minimum(limits, most)
+    per_channel = xp.asarray(limits, dtype=work.dtype, device=device(work))
+    per_channel = xp.reshape(per_channel, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else per_channel[0]
+    return xp.minimum(per_channel, most)
 
 
 def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The statistics of batch-norms: estimated anew, or put back where a canonical form has none."""
+"""The statistics of batch norms in a network: estimated anew, or restored if they were folded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from opq.batch_norm import PARTS, BatchNormVectors, is_folded
 from opq.training.batches import Loader, call, to_device
 from opq.training.device import autocast
 
@@ -45,13 +46,13 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
 
 @torch.no_grad()
 def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -> None:
-    """Give batch-norms in canonical form statistics of their own again; what the network computes stays the same.
+    """Give folded batch norms statistics of their own again; what the network computes stays the same.
 
-    In canonical form (mean 0, variance a constant) weight and bias hold what the statistics would do. While training, the
-    statistics of each batch take their place, and would be counted twice: so mean and variance are measured, from up to
-    REFRESHING batches of `loader` through the network in evaluation mode, and taken out of weight and bias.
+    In a folded batch norm (mean 0, variance a constant) weight and bias hold what the statistics would do. In training, the
+    statistics of each batch would be counted twice. So mean and variance are measured, from up to REFRESHING batches of
+    `loader` through the network in evaluation mode, and taken out of weight and bias.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and is_canonical(module)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and has_folded_statistics(module)]
     if not layers:
         return
     sums = {layer: _Moments() for layer in layers}
@@ -69,12 +70,12 @@ def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -
             _move_statistics(layer, *moments.mean_and_variance())
 
 
-def is_canonical(layer: nn.Module) -> bool:
-    """Whether a batch-norm has no statistics of its own: mean 0, and one variance for all of its channels."""
-    mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
-    if mean is None or variance is None or layer.weight is None or layer.bias is None:
+def has_folded_statistics(module: nn.Module) -> bool:
+    """Whether a module is a batch norm without statistics of its own: mean 0, and one variance for all channels."""
+    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    if mean is None or variance is None or module.weight is None or module.bias is None:
         return False
-    return bool((mean == 0).all() and (variance == variance[0]).all())
+    return is_folded(mean, variance)
 
 
 def _run(model: nn.Module, loader: Loader, device: torch.device) -> None:
@@ -103,15 +104,8 @@ class _Moments:
 
 
 def _move_statistics(layer: nn.Module, mean: Tensor, variance: Tensor) -> None:
-    weight, bias, old_mean, old_variance = (
-        getattr(layer, name).double() for name in ("weight", "bias", "running_mean", "running_var")
-    )
-    eps = float(layer.eps)  # type: ignore[arg-type]
-    slope = weight / (old_variance + eps).sqrt()
-    for name, values in (
-        ("weight", slope * (variance + eps).sqrt()),
-        ("bias", bias + slope * (mean - old_mean)),
-        ("running_mean", mean),
-        ("running_var", variance),
-    ):
+    weight, bias, old_mean, old_variance = (getattr(layer, name).double() for name in PARTS)
+    before = BatchNormVectors(weight, bias, old_mean, old_variance, float(layer.eps))  # type: ignore[arg-type]
+    after = before.with_statistics(mean, variance)
+    for name, values in zip(PARTS, (after.weight, after.bias, after.mean, after.variance), strict=True):
         getattr(layer, name).copy_(values)

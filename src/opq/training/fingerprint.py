@@ -1,4 +1,4 @@
-"""What tells one run from another: the arguments that its folder is of."""
+"""What tells one run from another: the arguments that its folder belongs to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from opq.config import CompressionOptions
+from opq.config import CompressionConfig
 from opq.rate_distortion.plan import Plan
+from opq.training.attach import prepared_weights
 from opq.training.batches import Loader
-from opq.training.initialization import Start, opened
-from opq.training.prepared_model import codebooks
+from opq.training.config import TrainingConfig
+from opq.training.initialization import opened
+from opq.training.prepared_model import Start
 from opq.training.trainer import Teacher
 
 if TYPE_CHECKING:
@@ -24,26 +26,27 @@ def run_arguments(
     model: nn.Module,
     loader: Loader,
     start: Start | None,
+    training: TrainingConfig,
+    *,
     teacher: Teacher | None,
     calibrated: bool,
-    options: CompressionOptions,
-    declared: Mapping[str, Any],
+    budget: int | None,
     accelerator: Accelerator | None,
 ) -> dict[str, Any]:
-    """The arguments of a finetuning as JSON has them, the first process's in all of them: `told`, and digests of the rest.
+    """The arguments of a finetuning as JSON holds them, those of the first process in all processes.
 
-    Of the loader only its length is told. Where a run starts at a file, `model` may hold any values; where it is calibrated,
-    the inputs may be others than at first, as the run keeps the file that they made.
+    Networks and files stand as digests, and the loader as its length. If a run starts at a file, `model` may hold any values; if
+    it is calibrated, the inputs may differ from the first time, since the run keeps the file that they made.
     """
-    at_file = start is not None and not isinstance(start, Plan)
+    from_file = start is not None and not isinstance(start, Plan | CompressionConfig)
     arguments = {
-        "network": None if at_file else fingerprint(model),
+        "network": None if from_file else fingerprint(model),
         "start": _start(start),
         "teacher": _teacher(teacher),
         "calibrated": calibrated,
         "batches": len(loader) if isinstance(loader, Sized) else None,
-        "options": {key: repr(value) for key, value in options.items()},
-        **declared,
+        "budget": budget,
+        "training": training.describe(),
     }
     if accelerator is not None:
         from accelerate.utils import broadcast_object_list
@@ -54,7 +57,7 @@ def run_arguments(
 
 def fingerprint(model: nn.Module) -> str:
     """What tells a network from another: of its tensors; of a prepared one's, whose values a run moves, of its steps alone."""
-    weights = codebooks(model)
+    weights = prepared_weights(model)
     return _digest({weight.names[0]: weight.codebook.step for weight in weights} if weights else model.state_dict())
 
 
@@ -66,9 +69,11 @@ def _teacher(teacher: Teacher | None) -> str | None:
     return str(getattr(teacher, "__qualname__", type(teacher).__qualname__))
 
 
-def _start(start: Start | None) -> str | None:
+def _start(start: Start | None) -> Any:
     if start is None:
         return None
+    if isinstance(start, CompressionConfig):
+        return start.to_dict()
     if isinstance(start, Plan):
         return f"a plan, sha256 {hashlib.sha256(start.to_json().encode()).hexdigest()}"
     with opened(start) as file:

@@ -1,178 +1,157 @@
-"""Codebooks onto the weights of a network, and off again.
-
-While a network is prepared, each of its weights has a latent value, the parameter that trains, and the value that the rest
-of the network sees, which is always in its codebook. `torch.nn.utils.parametrize` keeps the two apart.
-"""
+"""A network whose weights are in their codebooks: prepare it, train it with any loop, export its file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Unpack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from opq import torch as face
+from opq import torch as save_load
+from opq.checkpoints.open import epsilons_of
+from opq.checkpoints.state import TensorState
+from opq.codec.auxiliary import asked_storage
 from opq.codec.file_reader import OpqFile
+from opq.compression.analysis import shared_eps
+from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.compression.planning import plan as make_plan
-from opq.config import CompressionOptions
-from opq.errors import PlanError, SourceError, TargetError, WeightError
+from opq.config import CompressionConfig, CompressionOptions, as_config
+from opq.errors import PlanError, SourceError, WeightError
+from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
-from opq.rate_distortion.plan import LayerPlan, Plan
-from opq.training.device import to_contiguous
-from opq.training.parametrization import Codebook, fixed_plan
-from opq.training.tied_weights import tie, untie
+from opq.rate_distortion.plan import AuxiliaryPlan, Plan
+from opq.training.attach import PreparedWeight, attach, detach, find_tensor, plain_state_dict, prepared_weights
+from opq.training.batches import Loader
+from opq.training.bn_statistics import has_folded_statistics
+from opq.training.budget.code_reduction import CodeReduction, reduced_to_budget, section_bytes
+from opq.training.parametrization import CodebookParametrization
 
-_ORDER = "_opq_order"
-"""Where a prepared module notes the order of its own tensors."""
+Start = CompressionConfig | Plan | OpqFile | str | os.PathLike[str] | bytes
+"""What a network is prepared with: a config or a plan; or a .opq file, open, by path or as bytes."""
 
 
-@dataclass(frozen=True)
-class PreparedWeight:
-    """A weight with a codebook.
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A network whose weights are in their codebooks, whatever an optimizer does to them.
 
-    names   its names in the network's own state dict; more than one where modules share it
-    latent  what trains
+    Args:
+        model: The network, prepared in place.
+        plan: The plan of its masks and steps; None if they come from a file.
+        auxiliary: How tensors that are not weights are stored.
+        budget: The most bytes that the file may have; None for any.
+        metadata: {text: text} to keep in the file.
     """
 
-    names: tuple[str, ...]
-    latent: Tensor
-    codebook: Codebook
+    model: nn.Module
+    plan: Plan | None
+    auxiliary: AuxiliaryPlan
+    budget: int | None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> list[PreparedWeight]:
+        """The weights with codebooks, each once, in order of their first names."""
+        return prepared_weights(self.model)
+
+    def code_bytes(self) -> int:
+        """Bytes that the codes of all weights take in the file now."""
+        return section_bytes([weight.tensor().codes for weight in self.weights])
+
+    def encode(self) -> CompressedModel:
+        """The file as the network is now, whatever its size.
+
+        Raises:
+            WeightError: A weight holds NaN or infinite values.
+        """
+        weights = {name: tensor for weight in self.weights for tensor in [weight.tensor()] for name in weight.names}
+        state = TensorState(plain_state_dict(self.model), self.metadata, epsilons_of(self.model))
+        return encode_state(state, weights, self.auxiliary, plan=self.plan)
+
+    def export(self, loader: Loader | None = None) -> CompressedModel:
+        """The file of the network, within the budget. The network stays prepared and unchanged.
+
+        If the file is too large, codes of 2 and more are lowered, those first that save most bits for their error.
+
+        Args:
+            loader: Batches from which batch-norm statistics are estimated anew if codes were lowered; None to keep them.
+
+        Raises:
+            TargetError: The codes cannot be brought into the budget.
+            WeightError: A weight holds NaN or infinite values.
+        """
+        return self.export_with_report(loader)[0]
+
+    def export_with_report(self, loader: Loader | None = None) -> tuple[CompressedModel, int, CodeReduction]:
+        """As `export`; also the bytes before any code was lowered, and how many codes were."""
+        return reduced_to_budget(self.model, self.encode, self.budget, loader)
+
+    def convert(self) -> nn.Module:
+        """Make the weights plain parameters again, with the values they round to, and return the network.
+
+        Raises:
+            WeightError: A weight holds NaN or infinite values; the network stays prepared.
+        """
+        weights = self.weights
+        values = {id(weight.latent): weight.value() for weight in weights}
+        with torch.no_grad():
+            for weight in weights:
+                weight.latent.copy_(values[id(weight.latent)])
+        detach(self.model, weights)
+        return self.model
+
+    def __repr__(self) -> str:
+        """Sizes; the network itself is too much to print."""
+        budget = "any size" if self.budget is None else f"at most {self.budget:,} bytes"
+        return f"<PreparedModel: {len(self.weights)} weights in codebooks, for a file of {budget}>"
 
 
 def prepare(
     model: nn.Module,
-    plan: Plan | OpqFile | str | os.PathLike[str] | bytes | None = None,
+    start: Start | None = None,
+    *,
+    budget: int | None = None,
+    metadata: Mapping[str, str] | None = None,
     **options: Unpack[CompressionOptions],
-) -> nn.Module:
+) -> PreparedModel:
     """Attach masks and steps to the weights of `model`, in place: from now on they are always in their codebooks.
 
-    plan     a plan, whose masks are taken from the weights as they are now; or a .opq file, whose tensors are loaded into the
-             network and whose masks and steps are kept; or None, to make a plan with
-    options  a target and what is fixed, as for `opq.plan`, but that a byte target rounds plainly unless told otherwise
-    Any optimizer of the network's parameters stays as it is, any training loop too; `convert` ends it. Returns `model`.
-    Raises PlanError when the plan was not made for this network, or the network is prepared already; what `opq.plan` and
-    reading a file raise.
+    Any optimizer of the network's parameters and any training loop stay as they are.
+
+    Args:
+        model: The network.
+        start: A config, or a plan, whose masks are taken from the weights as they are now; or a .opq file, whose tensors are
+            loaded into the network and whose masks and steps are kept; or None, then `options` say what to do.
+        budget: The most bytes that the exported file may have; by default what the target asks for, or the size of the file.
+        metadata: {text: text} to keep in the exported file.
+        options: The fields of a config as keywords.
+
+    Raises:
+        PlanError: The plan was not made for this network, or the network is prepared already.
+        SourceError, FormatError: The file cannot be read, or is of another network.
+        TargetError, ConfigError, SelectionError, WeightError: See `opq.plan`.
     """
-    if codebooks(model):
-        raise PlanError("the network is prepared already; convert it first")
-    if plan is None:
-        plan = make_plan(model, **for_training(options))
-    elif options:
-        raise TargetError(f"a plan already says {', '.join(sorted(options))}: give either the plan or options")
-    if isinstance(plan, Plan):
-        _attach(model, {name: partial(Codebook.from_plan, name, plan=layer) for name, layer in plan.layers.items()})
-    elif isinstance(plan, OpqFile):
-        _start_from(model, plan)
-    else:
-        with OpqFile(plan) as file:
-            _start_from(model, file)
-    return model
+    if prepared_weights(model):
+        raise PlanError("the network is prepared already; call convert() on what opq.prepare returned")
+    if start is not None and options:
+        raise TypeError(f"prepare() takes a start or keywords, got both a start and {min(options)!r}")
+    metadata = metadata or {}
+    if start is None or isinstance(start, CompressionConfig):
+        start = make_plan(model, as_config(start, options, "prepare"))
+    if isinstance(start, Plan):
+        makers = {name: partial(CodebookParametrization.from_plan, name, plan=layer) for name, layer in start.layers.items()}
+        attach(model, makers)
+        return PreparedModel(model, start, start.auxiliary, start.budget if budget is None else budget, metadata)
+    if isinstance(start, OpqFile):
+        return _from_file(model, start, budget, metadata)
+    with OpqFile(start) as file:
+        return _from_file(model, file, budget, metadata)
 
 
-def for_training(options: CompressionOptions) -> CompressionOptions:
-    """The options with plain rounding where a byte target leaves it open: training rounds each weight by itself."""
-    in_bytes = options.get("ratio") is not None or options.get("size") is not None
-    return CompressionOptions(**{"rounding": "plain", **options}) if in_bytes else options
-
-
-def convert(model: nn.Module) -> nn.Module:
-    """Make the weights of a prepared `model` plain parameters again, holding the values they round to. Returns `model`.
-
-    Raises WeightError, leaving the network prepared, when a weight holds NaN or infinite values.
-    """
-    weights = codebooks(model)
-    values = {id(weight.latent): _finite_value(weight) for weight in weights}
-    with torch.no_grad():
-        for weight in weights:
-            weight.latent.copy_(values[id(weight.latent)])
-    _strip(model, weights)
-    return model
-
-
-@contextmanager
-def restore_on_failure(model: nn.Module) -> Iterator[None]:
-    """Where the block fails or is interrupted, make `model` what it was before: dense, its values and modes its own.
-
-    A network that is prepared already stays prepared, as far as it has come.
-    """
-    if codebooks(model):
-        yield
-        return
-    modes = {module: module.training for module in model.modules()}
-    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    try:
-        yield
-    except BaseException:
-        _strip(model, codebooks(model))
-        to_contiguous(model)
-        model.load_state_dict(state, strict=False)
-        for module, training in modes.items():
-            module.training = training
-        raise
-
-
-def _strip(model: nn.Module, weights: Iterable[PreparedWeight]) -> None:
-    """Make prepared weights plain parameters again, holding their latent values."""
-    untie(model)
-    for weight in weights:
-        for name in weight.names:
-            _detach(*_owner(model, name))
-
-
-def is_prepared(model: nn.Module) -> bool:
-    """Whether `model` has weights with codebooks."""
-    return bool(codebooks(model))
-
-
-def codebooks(model: nn.Module) -> list[PreparedWeight]:
-    """The prepared weights of `model`, each once, in order of their first names."""
-    found: dict[int, tuple[list[str], Tensor, Codebook]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for attribute, chain in getattr(module, "parametrizations", {}).items():
-            if isinstance(chain, parametrize.ParametrizationList) and isinstance(chain[0], Codebook):
-                name = f"{path}.{attribute}" if path else attribute
-                found.setdefault(id(chain.original), ([], chain.original, chain[0]))[0].append(name)
-    weights = [PreparedWeight(tuple(sorted(names)), latent, codebook) for names, latent, codebook in found.values()]
-    return sorted(weights, key=lambda weight: weight.names[0].encode())
-
-
-def current_codes(weights: Iterable[PreparedWeight]) -> list[NDArray[np.int32]]:
-    """Codes of prepared weights as they are now."""
-    return [weight.codebook.codes(weight.latent).cpu().numpy() for weight in weights]
-
-
-def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that a prepared `model` would have after `convert`: its own names, weights in their codebooks."""
-    weights = {name: weight for weight in codebooks(model) for name in weight.names}
-    values = {id(weight.latent): _finite_value(weight) for weight in weights.values()}
-    state = {}
-    for key, tensor in model.state_dict().items():
-        name = _plain_name(key)
-        if name not in weights:
-            state[key] = tensor
-        elif key.endswith(".original"):
-            state[name] = values[id(weights[name].latent)]
-    return state | {name: values[id(weight.latent)] for name, weight in weights.items()}
-
-
-def fixed_layers(model: nn.Module) -> dict[str, LayerPlan]:
-    """{name: the LayerPlan under which the values of a prepared `model` get their own codes}."""
-    return {
-        name: fixed_plan(tuple(weight.latent.shape), float(weight.codebook.step))
-        for weight in codebooks(model)
-        for name in weight.names
-    }
-
-
-def _start_from(model: nn.Module, file: OpqFile) -> None:
+def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Mapping[str, str]) -> PreparedModel:
     """Load the tensors of a file into `model`, and take its masks and steps."""
     contents = {name: file[name] for name in file}
     own = model.state_dict()
@@ -181,95 +160,17 @@ def _start_from(model: nn.Module, file: OpqFile) -> None:
             raise SourceError("the file", f"it is not of this network: {name!r} is in only one of them")
         if tuple(own[name].shape) != contents[name].shape:
             raise SourceError("the file", f"{name!r} is {contents[name].shape} in it, {tuple(own[name].shape)} in the network")
-    weights = {name: content for name, content in contents.items() if isinstance(content, CompressedTensor)}
-    for name, content in weights.items():
-        _tensor(model, name)
-        if content.step is None:
-            raise WeightError(name, content.shape, "it has a table of levels, and training needs a step; compress it to a size")
-    model.load_state_dict({name: face.to_tensor(file.array(name)) for name in file})
-    _attach(model, {name: partial(Codebook.from_file, tensor=tensor) for name, tensor in weights.items()})
-
-
-def _attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], Codebook]]) -> None:
-    """Give each named weight, and whatever shares its memory under another name, the codebook that its maker makes of it."""
-    made: dict[int, Codebook] = {}
-    for name, maker in makers.items():  # all of them, before any is attached
-        tensor = _tensor(model, name)
-        if id(tensor) not in made:
-            made[id(tensor)] = maker(tensor.detach())
-    for name in makers:
-        made[id(_tensor(model, name))].settle(_tensor(model, name).detach())
-    for module in list(model.modules()):
-        own: dict[str, Tensor | None] = {**module._parameters, **module._buffers}
-        found = {attribute: made[id(tensor)] for attribute, tensor in own.items() if id(tensor) in made}
-        if found:
-            setattr(module, _ORDER, tuple(own))
-        for attribute, codebook in found.items():
-            parametrize.register_parametrization(module, attribute, codebook)
-        if found and isinstance(module, nn.RNNBase):
-            module.register_forward_pre_hook(_refresh_flat_weights)
-            module.register_forward_hook(_forget_flat_weights)
-    tie(model, [weight.names for weight in codebooks(model)])
-
-
-def _detach(module: nn.Module, attribute: str) -> None:
-    if not parametrize.is_parametrized(module, attribute):
-        return  # a module that stands in two places
-    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
-    own = module._parameters if attribute in module._parameters else module._buffers
-    for name in getattr(module, _ORDER):  # as the state dict had them
-        if name in own:
-            own[name] = own.pop(name)  # type: ignore[assignment]
-    if parametrize.is_parametrized(module):
-        return
-    delattr(module, _ORDER)
-    if isinstance(module, nn.RNNBase):
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_refresh_flat_weights, _forget_flat_weights)]:
-                del hooks[key]
-        _refresh_flat_weights(module)
-
-
-def _refresh_flat_weights(module: nn.Module, inputs: object = None) -> None:
-    """Recurrent layers keep their weights in a list of their own, which must hold the present values."""
-    names: list[str] = module._flat_weights_names  # type: ignore[assignment]
-    module._flat_weights = [getattr(module, name) for name in names]  # type: ignore[assignment]
-
-
-def _forget_flat_weights(module: nn.Module, inputs: object, outputs: object) -> None:
-    """Values that were computed hang on a graph, which cannot be copied with the network."""
-    module._flat_weights = [weight.detach() for weight in module._flat_weights]  # type: ignore[union-attr,assignment]
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = name.rpartition(".")
-    return model.get_submodule(path), attribute
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    try:
-        module, attribute = _owner(model, name)
-    except AttributeError:
-        module, attribute = nn.Module(), ""
-    if isinstance(module, parametrize.ParametrizationList):
-        raise PlanError(f"{name!r} is part of a weight that is parametrized already, as weight_norm does; make it plain first")
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise PlanError(f"{name!r} is rewritten by its embedding as it runs; set max_norm to None first")
-    tensor = module._parameters.get(attribute, module._buffers.get(attribute))
-    if tensor is None:
-        raise PlanError(f"it has a layer {name!r}, which the network lacks")
-    return tensor
-
-
-def _finite_value(weight: PreparedWeight) -> Tensor:
-    if not torch.isfinite(weight.latent).all():
-        raise WeightError(weight.names[0], weight.latent.shape, "training has led to NaN or infinite values; lower the rate")
-    with torch.no_grad():
-        value: Tensor = weight.codebook(weight.latent)
-    return value
-
-
-def _plain_name(key: str) -> str:
-    """a.weight for a.parametrizations.weight.original, a.parametrizations.weight.0.mask and the like."""
-    path, marker, rest = f".{key}".rpartition(".parametrizations.")
-    return f"{path}.{rest.partition('.')[0]}".removeprefix(".") if marker else key
+    makers = {}
+    for name, content in contents.items():
+        if isinstance(content, CompressedTensor):
+            find_tensor(model, name)
+            if not isinstance(content.codebook, UniformCodebook):
+                raise WeightError(
+                    name, content.shape, "it has a table of levels, and training needs a step; compress it to a size"
+                )
+            makers[name] = partial(CodebookParametrization.from_file, tensor=content, codebook=content.codebook)
+    model.load_state_dict({name: save_load.to_tensor(file.array(name)) for name in file})
+    attach(model, makers)
+    form = "folded" if any(has_folded_statistics(module) for module in model.modules()) else "keep"
+    auxiliary = AuxiliaryPlan(asked_storage(file.entries), form, shared_eps(epsilons_of(model)))
+    return PreparedModel(model, None, auxiliary, file.file_bytes if budget is None else budget, {**file.metadata, **metadata})

@@ -34,45 +34,51 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass
-class Training:
+class Trainer:
     """One training of a network, epoch by epoch.
 
-    seed         of everything drawn at random; every epoch begins with a seed of its own, so that one continued from a
-                 checkpoint draws what it would have drawn
-    folder       where checkpoints and history go, None for nowhere
-    hold         called after each step, and kept in checkpoints; None for none
-    watch        called with the network after each epoch; what it returns goes into the history
-    accelerator  Hugging Face Accelerate's, for many processes; None for this one alone
-    progress     called after each step
+    Every epoch has a seed of its own, so that a run resumed from a checkpoint draws what it would have drawn.
+
+    Args:
+        model: The network, prepared or plain.
+        loader: Batches; it has a length.
+        config: How to train.
+        teacher: Gives logits to learn from, or None.
+        folder: Where checkpoints and history go, None for nowhere.
+        controller: Called after each step, and kept in checkpoints; None for none.
+        on_epoch_end: Called with the network after each epoch; what it returns goes into the history.
+        accelerator: Hugging Face Accelerate's, for several processes; None for this one alone.
+        progress: Called after each step.
     """
 
     model: nn.Module
     loader: Loader
-    epochs: int
-    recipe: TrainingConfig
+    config: TrainingConfig
     teacher: Teacher | None = None
-    seed: int = 0
     folder: RunFolder | None = None
     controller: BudgetController | None = None
-    watch: Callable[[nn.Module], Row] | None = None
+    on_epoch_end: Callable[[nn.Module], Row] | None = None
     accelerator: Accelerator | None = None
     progress: Progress | None = None
 
     def run(self) -> list[Row]:
-        """Train for `epochs` epochs, going on where the folder's checkpoint stands; the history, a row an epoch.
+        """Train for all epochs, from the folder's checkpoint if there is one. The network is left in evaluation mode.
 
-        The network is left in evaluation mode. Raises RecipeError when the loss is no longer a number, or when there is
-        nothing to learn from.
+        Returns:
+            The history, a row per epoch.
+
+        Raises:
+            TrainingError: The loss is NaN or infinite, or there is nothing to learn from.
         """
         if not isinstance(self.loader, Sized) or not len(self.loader):
-            raise TrainingError("expected a loader that says how many batches it has, at least one")
+            raise TrainingError("loader must have a length of at least one batch")
         to_channels_last(self.model)
         self.model.train()
         device = self.accelerator.device if self.accelerator else device_of(self.model)
         if isinstance(self.teacher, nn.Module):
             self.teacher = self.teacher.to(device).eval()
             to_channels_last(self.teacher)
-        optimizer = self.recipe.make_optimizer(self.model)
+        optimizer = self.config.make_optimizer(self.model)
         network, loader = self.model, self.loader
         if self.accelerator:
             network, optimizer, loader = self.accelerator.prepare(self.model, optimizer, self.loader)
@@ -82,13 +88,13 @@ class Training:
         history: list[Row] = []
         if self.folder and (state := self.folder.load()):
             history = self._restore(state, optimizer, average)
-        for epoch in range(len(history), self.epochs):
+        for epoch in range(len(history), self.config.epochs):
             start = time.perf_counter()
-            seed_everything(self.seed, epoch, loader)
+            seed_everything(self.config.seed, epoch, loader)
             loss = self._epoch(epoch, network, loader, optimizer, average, device)
             row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
             leads = self.accelerator is None or self.accelerator.is_main_process
-            history.append({**row, **(plain_row(self.watch(self.model)) if self.watch and leads else {})})
+            history.append({**row, **(plain_row(self.on_epoch_end(self.model)) if self.on_epoch_end and leads else {})})
             if self.folder and leads:
                 self._save(self.folder, history, optimizer, average)
         if self.accelerator:
@@ -97,7 +103,7 @@ class Training:
             with torch.no_grad():
                 for own, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
                     own.copy_(mean)
-            seed_everything(self.seed, self.epochs, self.loader)
+            seed_everything(self.config.seed, self.config.epochs, self.loader)
             refresh_batch_norm(self.model, self.loader, device)
         self.model.eval()
         return history
@@ -117,7 +123,7 @@ class Training:
         total = torch.zeros((), device=device)
         rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
         for number, batch in enumerate(loader):
-            share = self.recipe.rate_at(epoch * batches + number, self.epochs * batches)
+            share = self.config.rate_at(epoch * batches + number, self.config.epochs * batches)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
             loss = self._loss(network, to_device(batch, device), device)
@@ -126,19 +132,19 @@ class Training:
                 self.accelerator.backward(loss)
             else:
                 loss.backward()  # type: ignore[no-untyped-call]
-            if self.recipe.clip is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            if self.config.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
             optimizer.step()
             if self.controller is not None:
-                self.controller(epoch * batches + number, self.epochs * batches, share)
+                self.controller(epoch * batches + number, self.config.epochs * batches, share)
             if average is not None:
                 average.update_parameters(self.model)
             total += loss.detach()
             if self.progress:
-                self.progress(f"epoch {epoch + 1} of {self.epochs}", number + 1, batches)
+                self.progress(f"epoch {epoch + 1} of {self.config.epochs}", number + 1, batches)
         mean = float(total) / batches
         if not math.isfinite(mean):
-            raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower the learning rate, or clip gradients")
+            raise TrainingError(f"the loss became {mean} in epoch {epoch + 1}; lower the learning rate, or clip gradients")
         return mean
 
     def _loss(self, network: nn.Module, batch: Any, device: torch.device) -> Tensor:
@@ -150,7 +156,7 @@ class Training:
             outputs = call(network, batch)
         labels = labels_of(batch)
         try:
-            return self.recipe.loss(outputs, labels, taught)
+            return self.config.loss(outputs, labels, taught)
         except IndexError:
             if labels is not None:
                 check_labels(labels, outputs.shape[-1])
@@ -166,9 +172,9 @@ class Training:
                     buffer.copy_(broadcast(buffer.clone(), from_process=0))
 
     def _average(self) -> AveragedModel | None:
-        if self.recipe.average is None:
+        if self.config.ema_decay is None:
             return None
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.average))  # type: ignore[no-untyped-call]
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))  # type: ignore[no-untyped-call]
 
     def _save(
         self, folder: RunFolder, history: list[Row], optimizer: torch.optim.Optimizer, average: AveragedModel | None

@@ -1,4 +1,4 @@
-"""A trained network into a byte target, with masks and steps as they are: a few codes, lowered.
+"""A trained network into a byte budget, with masks and steps as they are: a few codes are lowered.
 
 Codes spread while a network trains, and the file grows. What still can give is magnitudes. Lowering the code k of a latent
 value v costs (|v| - (k-1) step)^2 - (|v| - k step)^2 of squared error, little where v lies near the border to the next lower
@@ -8,8 +8,7 @@ for their error go first, as many as it takes. Where one step down for all would
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from opq.codec.code_stream import encode_codes
+from opq.compression.compressed_model import CompressedModel
 from opq.errors import TargetError
+from opq.rate_distortion.rate_control import geometric_bisection
 from opq.thread_map import thread_map
-from opq.training.prepared_model import PreparedWeight, codebooks, current_codes
+from opq.training.attach import PreparedWeight, current_codes, prepared_weights
+from opq.training.batches import Loader
+from opq.training.bn_statistics import refresh_batch_norm
+from opq.training.device import device_of
 
 _SMALLEST_SAVING = 0.05
-_CLOSE_ENOUGH = 1.002
+_TOLERANCE = 0.002
+_MAX_ROUNDS = 8
 _MANY = 1024
 """Codes from here on are counted as one: they are rare, and cost about alike."""
 
@@ -42,7 +47,7 @@ def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
     Latent values of lowered codes move to the middle of their new cells. Raises TargetError when even codes of 1 alone take
     more.
     """
-    weights = codebooks(model)
+    weights = prepared_weights(model)
     before = current_codes(weights)
     codes = _scaled_down(before, code_bytes)
     while (size := section_bytes(codes)) > code_bytes:
@@ -67,17 +72,56 @@ def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
     return CodeReduction(lowered, kept)
 
 
+def reduced_to_budget(
+    model: nn.Module, encode: Callable[[], CompressedModel], budget: int | None, loader: Loader | None
+) -> tuple[CompressedModel, int, CodeReduction]:
+    """The file of a prepared network within a budget, its bytes as trained, and what it took. The network is unchanged.
+
+    Args:
+        model: The prepared network.
+        encode: Gives its file as it is now.
+        budget: The most bytes of the file; None for any.
+        loader: Batches from which batch-norm statistics are estimated anew after codes were lowered; None to keep them.
+
+    Raises:
+        TargetError: The codes cannot be brought into the budget.
+    """
+    file = encode()
+    trained_bytes = file.file_bytes
+    weights = prepared_weights(model)
+    codes = current_codes(weights)
+    reduction = CodeReduction(0, sum(int(np.count_nonzero(array)) for array in codes))
+    if budget is None or trained_bytes <= budget:
+        return file, trained_bytes, reduction
+    state = model.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    room = float(budget - trained_bytes + section_bytes(codes))
+    try:
+        for _ in range(_MAX_ROUNDS):
+            model.load_state_dict(before, strict=False)
+            reduction = reduce_codes(model, room)
+            if loader is not None:
+                refresh_batch_norm(model, loader, device_of(model))
+            file = encode()
+            if file.file_bytes <= budget:
+                return file, trained_bytes, reduction
+            room -= file.file_bytes - budget + 2  # batch norms and the header may have grown by a few bytes
+    finally:
+        model.load_state_dict(before, strict=False)
+    raise TargetError(f"the file takes {file.file_bytes:,} bytes, {budget:,} were asked for; leave a larger reserve")
+
+
 def _scaled_down(codes: Sequence[NDArray[np.int32]], code_bytes: float) -> Sequence[NDArray[np.int32]]:
-    """The codes; where they take more than `code_bytes` even after one step down, times the smallest share that still does."""
+    """The codes; if they take more than `code_bytes` even after one step down, times the smallest share that still does."""
     ones = [np.sign(array) for array in codes]
     if section_bytes([array - one * (np.abs(array) > 1) for array, one in zip(codes, ones, strict=True)]) <= code_bytes:
         return codes
-    low, high = 1.0 / max(int(np.abs(array).max(initial=1)) for array in codes), 1.0
-    while high > _CLOSE_ENOUGH * low:
-        middle = math.sqrt(low * high)
-        scaled = [np.ceil(np.abs(array) * middle).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
-        low, high = (low, middle) if section_bytes(scaled) > code_bytes else (middle, high)
-    return [np.ceil(np.abs(array) * high).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
+
+    def scaled(share: float) -> list[NDArray[np.int32]]:
+        return [np.ceil(np.abs(array) * share).astype(np.int32) * one for array, one in zip(codes, ones, strict=True)]
+
+    smallest = 1.0 / max(int(np.abs(array).max(initial=1)) for array in codes)
+    return scaled(geometric_bisection(lambda share: section_bytes(scaled(share)) > code_bytes, smallest, 1.0, _TOLERANCE)[1])
 
 
 def section_bytes(codes: Sequence[NDArray[np.int32]]) -> int:

@@ -1,15 +1,16 @@
-"""A network in training, held to a byte budget: where its codes take more, those of 2 and more are pulled down.
+"""Holds a network to a byte budget while it trains: a PI controller on the bytes of its codes.
 
-Codes spread while a network trains, and by how much nobody knows before: 3 to 14% of the bytes in a few epochs of ResNet-20. To
-lower them all at the end costs more than to let the training work against a pull (docs/log.md). A latent value whose code is k
-moves towards zero by
+Codes spread while a network trains, and by how much is not known before: 3 to 14% of the bytes in a few epochs of ResNet-20.
+Lowering them all at the end costs more than letting the training work against a pull (docs/log.md). A latent value whose code is
+k >= 2 moves towards zero by
 
     pull * share * bits saved * step,    bits saved about log2(n_(k-1) / n_k), n_k codes of magnitude k in the weight
 
-a step of the training, `share` being that of the learning rate; codes of 1 stay, since masks are fixed. The pull is zero while
-the codes are within the budget, and else follows the excess and its sum, as a thermostat does.
+per training step, `share` being that of the learning rate; codes of 1 do not move, since masks are fixed. The pull is zero while
+the codes are within the budget, and else proportional to the excess and to its sum, which cannot fall below zero.
 
-While masks are open (`opq.training.budget.mask_threshold`) nothing is pulled where borders keep the codes within the budget.
+While masks are recomputed (`opq.training.budget.mask_threshold`) nothing is pulled if thresholds keep the codes within the
+budget.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from opq.errors import TrainingError
+from opq.training.attach import current_codes, prepared_weights
 from opq.training.budget.code_reduction import bits_saved, section_bytes
 from opq.training.budget.mask_threshold import MaskThresholds
-from opq.training.prepared_model import codebooks, current_codes
 
 _MEASUREMENTS = 60
 _LEAST_BETWEEN = 20
@@ -37,49 +38,53 @@ _MOST_BITS = 6.0
 class BudgetController:
     """Called after each step of a training.
 
-    code_bytes  what the sections of all weights may take
-    open_share  share of the steps, the first ones, in which masks are open
+    Args:
+        model: The prepared network.
+        code_bytes: The most bytes that the codes of all weights may take.
+        mask_update_share: Share of the steps, the first ones, in which masks are recomputed, 0..1.
     """
 
-    def __init__(self, model: nn.Module, code_bytes: int, open_share: float = 0.0) -> None:
-        self._weights, self._code_bytes, self._open_share = codebooks(model), code_bytes, open_share
+    def __init__(self, model: nn.Module, code_bytes: int, mask_update_share: float = 0.0) -> None:
+        self._weights, self._code_bytes, self._mask_update_share = prepared_weights(model), code_bytes, mask_update_share
         self._sum = self._pull = 0.0
         self._saved: list[Tensor] = []
         self._masks = MaskThresholds(self._weights)
-        if open_share > 0.0:
-            self._masks.open()
+        if mask_update_share > 0.0:
+            self._masks.begin()
 
     def __call__(self, step: int, steps: int, share: float) -> None:
         """After step number `step` of `steps`, at `share` of the highest learning rate."""
         is_due = step % max(_LEAST_BETWEEN, steps // _MEASUREMENTS) == 0
-        is_open = self._masks.are_open
-        closes = is_open and step + 1 >= round(self._open_share * steps)
-        if is_due or closes:
+        recomputed = self._masks.are_recomputed
+        ends = recomputed and step + 1 >= round(self._mask_update_share * steps)
+        if is_due or ends:
             self._check(step)
-            if is_open and self._masks.fit(self._code_bytes):
+            if recomputed and self._masks.fit(self._code_bytes):
                 self._sum = self._pull = 0.0
             else:
                 self._measure()
-        if closes:
-            self._masks.close()
+        if ends:
+            self._masks.freeze()
         if self._pull > 0.0 and step % _MOVE_EVERY == 0:
             self._move(_MOVE_EVERY * share * self._pull)
 
     def state(self) -> dict[str, Any]:
         """All that a training needs to go on."""
-        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "borders": self._masks.borders}
+        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "thresholds": self._masks.thresholds}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._sum, self._pull = state["sum"], state["pull"]
         self._saved = [saved.to(weight.latent) for saved, weight in zip(state["saved"], self._weights, strict=False)]
-        self._masks.borders = state["borders"]
+        self._masks.thresholds = state["thresholds"]
 
     def _check(self, step: int) -> None:
         for weight in self._weights:
             if not torch.isfinite(weight.latent).all():
                 name = weight.names[0]
-                raise TrainingError(f"{name} is no number after {step + 1:,} steps; lower the learning rate, or clip gradients")
+                raise TrainingError(
+                    f"{name!r} became NaN or infinite at step {step + 1:,}; lower the learning rate, or clip gradients"
+                )
 
     def _measure(self) -> None:
         codes = current_codes(self._weights)

@@ -1,0 +1,88 @@
+"""An open file whose tensors are read one at a time, in the manner of safetensors' safe_open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq.codec.file_reader import OpqFile
+
+Tensor = TypeVar("Tensor")
+
+
+class TensorReader(Generic[Tensor]):
+    """An open file whose tensors are converted for a framework as they are read.
+
+    Args:
+        file: The open file; closed with this object.
+        convert: Makes the framework's tensor of an array.
+    """
+
+    def __init__(self, file: OpqFile, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
+        self._file = file
+        self._convert = convert
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in ascending order."""
+        return list(self._file)
+
+    def offset_keys(self) -> list[str]:
+        """Names of the tensors in the order of the file, which is that of `keys`."""
+        return self.keys()
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata that were saved."""
+        return self._file.metadata
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor of this name; KeyError if there is none, FormatError if its bytes are damaged."""
+        return self._convert(self._file.array(name))
+
+    def get_slice(self, name: str) -> TensorSlice[Tensor]:
+        """A tensor of which parts can be taken by index; KeyError if there is none of this name."""
+        if name not in self._file:
+            raise KeyError(name)
+        return TensorSlice(self._file, name, self._convert)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+class TensorSlice(Generic[Tensor]):
+    """One tensor of an open file. An index decodes the whole tensor and gives a part of it."""
+
+    def __init__(self, file: OpqFile, name: str, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
+        self._file, self._name, self._convert = file, name, convert
+        self._entry = next(entry for entry in file.entries if entry.name == name)
+
+    def get_shape(self) -> list[int]:
+        """The tensor's shape."""
+        return list(self._entry.shape)
+
+    def get_dtype(self) -> str:
+        """The name of the tensor's dtype, as safetensors spells it: "F32", "BF16", "I64" and so on."""
+        return _SAFETENSORS_NAMES[self._entry.dtype]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The part at `index`, as NumPy indexes arrays."""
+        return self._convert(np.ascontiguousarray(self._file.array(self._name)[index]))
+
+
+def check_framework(caller: str, framework: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless the framework is one of those known to the caller."""
+    if framework not in known:
+        raise ValueError(f"{caller}: framework must be one of {', '.join(map(repr, known))}, got {framework!r}")
+
+
+_SAFETENSORS_NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
+    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip

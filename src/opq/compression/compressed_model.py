@@ -1,0 +1,110 @@
+"""A compressed network: the result of everything that compresses, and how it is encoded from codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opq.atomic_file import write_file
+from opq.checkpoints import State
+from opq.codec.file_writer import Layout, Report, in_order, pack_auxiliary, write
+from opq.codec.header import repeated_weights
+from opq.compression.analysis import dense_bytes, fold_if_asked
+from opq.quantization.compressed_tensor import QuantizedWeight
+from opq.rate_distortion.plan import AuxiliaryPlan, Plan
+from opq.text_table import file_summary, html_text
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedModel:
+    """A compressed network.
+
+    Args:
+        plan: The plan it follows; None if no plan alone leads to it, as with lossless, calibrated and trained files.
+        layout: The .opq file in pieces.
+        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
+    """
+
+    plan: Plan | None
+    layout: Layout
+    dense_bytes: int
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the .opq file."""
+        return b"".join(self.layout.pieces())
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return self.layout.size
+
+    @property
+    def file_ratio(self) -> float:
+        """Dense bytes over file bytes."""
+        return self.dense_bytes / self.file_bytes
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights; a weight that modules share counts once."""
+        repeats = repeated_weights(self.layout.entries)
+        return sum(entry.count for entry in self.layout.entries if entry.is_weight and entry.name not in repeats)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """8 * file_bytes over the number of weights; None if there are none."""
+        return 8.0 * self.file_bytes / self.num_weights if self.num_weights else None
+
+    @property
+    def sparsity(self) -> float | None:
+        """Fraction of zeros over all weights, 0..1; None if there are none."""
+        repeats = repeated_weights(self.layout.entries)
+        nonzero = sum(count for name, count in self.layout.nonzero.items() if name not in repeats)
+        return 1.0 - nonzero / self.num_weights if self.num_weights else None
+
+    def __str__(self) -> str:
+        """The size in one line."""
+        return file_summary(self.file_bytes, self.dense_bytes, self.bits_per_weight, self.sparsity)
+
+    def __repr__(self) -> str:
+        """The same, in brackets: the tensors are too much to print."""
+        return f"<{type(self).__name__}: {self}>"
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        """Write the file, through a temporary one beside it: `path` holds the old file or the whole new one.
+
+        Raises:
+            OutputError: The file cannot be written, or it exists and `overwrite` is False.
+        """
+        write_file(path, self.layout.pieces(), overwrite=overwrite)
+
+
+def encode_state(
+    state: State,
+    weights: Mapping[str, QuantizedWeight],
+    auxiliary: AuxiliaryPlan,
+    *,
+    plan: Plan | None = None,
+    report: Report | None = None,
+) -> CompressedModel:
+    """The file of a checkpoint whose weights are given as codes.
+
+    Args:
+        state: All tensors of the checkpoint, the weights among them.
+        weights: {name: weight}; every other tensor is auxiliary.
+        auxiliary: How those are stored.
+        plan: The plan that the codes follow, if there is one.
+        report: Called after each weight.
+
+    Raises:
+        WeightError, SourceError, TargetError: See `opq.codec.file_writer.write`.
+    """
+    folded = fold_if_asked(state, auxiliary)
+    rest = ((name, folded[name]) for name in in_order(folded) if name not in weights)
+    packs = pack_auxiliary(rest, auxiliary.storage)
+    layout = write(weights, packs=packs, metadata=state.metadata, report=report)
+    return CompressedModel(plan, layout, dense_bytes(state, weights))

@@ -1,0 +1,107 @@
+"""One line to save a network, one line to load it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+from opq.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
+
+    from opq.compression.compressed_model import CompressedModel
+    from opq.config import CompressionConfig, CompressionOptions
+    from opq.rate_distortion.plan import Plan
+
+Path = str | os.PathLike[str]
+
+
+def save(
+    source: Any,
+    path: Path,
+    config: CompressionConfig | Plan | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: bool = True,
+    **options: Unpack[CompressionOptions],
+) -> CompressedModel:
+    """Compress a network into a file.
+
+        opq.save(model, "model.opq", ratio=20)
+
+    Args:
+        source: A torch module, a state dict of torch tensors or NumPy arrays, or the path of a checkpoint.
+        path: Where to write; a file that is there is replaced.
+        config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
+        metadata: {text: text} to keep in the file if the source has none of its own.
+        progress: Whether to show a progress bar if stderr is a terminal.
+        options: The fields of a config as keywords.
+
+    Returns:
+        The compressed network, which prints as its sizes.
+
+    Raises:
+        OutputError: The file cannot be written.
+        OpqError: See `opq.compress`.
+    """
+    from opq.compression.compress import compress
+    from opq.progress import progress_bar
+
+    with progress_bar(enabled=progress) as report:
+        compressed = compress(source, config, metadata=metadata, progress=report, **options)
+    compressed.save(path)
+    return compressed
+
+
+@overload
+def load(
+    target: torch.nn.Module, path: Path, *, device: Any = "cpu", strict: bool = True, max_bytes: int | None = None
+) -> torch.nn.Module: ...
+
+
+@overload
+def load(
+    target: Path, path: None = None, *, device: Any = "cpu", strict: bool = True, max_bytes: int | None = None
+) -> dict[str, torch.Tensor]: ...
+
+
+def load(
+    target: torch.nn.Module | Path,
+    path: Path | None = None,
+    *,
+    device: Any = "cpu",
+    strict: bool = True,
+    max_bytes: int | None = None,
+) -> torch.nn.Module | dict[str, torch.Tensor]:
+    """Load a file into a network, or as a state dict. Without PyTorch use `opq.numpy.load_file`.
+
+        opq.load(model, "model.opq")            # into the network, which is returned
+        tensors = opq.load("model.opq")         # {name: torch.Tensor}
+
+    Args:
+        target: The network; or the file, to get its tensors.
+        path: The file, if `target` is a network.
+        device: Where tensors go.
+        strict: Whether the file and the network must have the same names.
+        max_bytes: The most dense bytes the file may hold; by default 64 MiB and 4096 times its size.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FormatError: It is not a whole, valid file.
+        RuntimeError: PyTorch's, if the file is of another network.
+        MissingExtraError: PyTorch is not installed.
+    """
+    try:
+        from opq import torch as opq_torch
+    except MissingExtraError:
+        raise MissingExtraError("opq.load (opq.numpy.load_file does not)", "torch") from None
+    if isinstance(target, str | os.PathLike):
+        if path is not None:
+            raise TypeError("load() takes a network and a file, or a file alone; got two files")
+        return opq_torch.load_file(target, device, max_bytes=max_bytes)
+    if path is None:
+        raise TypeError("load() takes a network and a file, or a file alone; got no file")
+    opq_torch.load_model(target, path, strict, device, max_bytes=max_bytes)
+    return target
