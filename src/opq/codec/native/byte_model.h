@@ -9,25 +9,25 @@ typedef struct {
     uint32_t alone[256], before[256 * 256], above[256 * 256];
 } ByteModel;
 
-ALWAYS_INLINE int code_mean(Coder *coder, int decoding, uint32_t *a, uint32_t *b, uint32_t *c, int bit) {
-    bit = code_bit(coder, decoding, bit, inner(((*a >> 16) + (*b >> 16) + (*c >> 16)) * 21845u >> 16)); /* under 2^32 before >> */
-    adapt(a, bit);
-    adapt(b, bit);
-    adapt(c, bit);
+ALWAYS_INLINE int code_mixed_bit(RangeCoder *coder, int decoding, uint32_t *a, uint32_t *b, uint32_t *c, int bit) {
+    bit = code_bit(coder, decoding, bit, bit_probability(((*a >> 16) + (*b >> 16) + (*c >> 16)) * 21845u >> 16)); /* under 2^32 before >> */
+    update_bit(a, bit);
+    update_bit(b, bit);
+    update_bit(c, bit);
     return bit;
 }
 
-static inline void code_plane(Coder *coder, int decoding, ByteModel *model, const uint8_t *above, uint8_t *plane,
+static inline void code_plane(RangeCoder *coder, int decoding, ByteModel *model, const uint8_t *above, uint8_t *plane,
                               int64_t count) {
-    fill(model->alone, 256);
-    fill(model->before, 256 * 256);
-    fill(model->above, 256 * 256);
+    reset_bits(model->alone, 256);
+    reset_bits(model->before, 256 * 256);
+    reset_bits(model->above, 256 * 256);
     uint32_t last = 0;
     for (int64_t k = 0; k < count; k++) {
         uint32_t value = plane[k], node = 1, upper = above ? above[k] : 0;
         for (int bit = 7; bit >= 0; bit--) {
-            renew(coder, decoding);
-            node = node << 1 | (uint32_t)code_mean(coder, decoding, &model->alone[node], &model->before[last << 8 | node],
+            refill(coder, decoding);
+            node = node << 1 | (uint32_t)code_mixed_bit(coder, decoding, &model->alone[node], &model->before[last << 8 | node],
                                                    &model->above[upper << 8 | node], value >> bit & 1);
         }
         plane[k] = (uint8_t)node;

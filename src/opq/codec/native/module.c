@@ -3,47 +3,47 @@
 #include <Python.h>
 
 #include "byte_model.h"
-#include "codes.h"
+#include "dispatch.h"
 
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
 
 typedef struct {
-    Model model;
-    Frame frame;
-    Position table[POSITIONS];
-    Kernels kernels;
-    Stream stream, raw;
-    Walk walk;
+    CodeModel model;
+    PaddedKernels frame;
+    PositionContext table[MAX_POSITIONS];
+    KernelColumn kernels;
+    ByteBuffer stream, raw;
+    BandState band;
     uint32_t columns[];
-} Work;
+} Workspace;
 
 typedef struct {
     ByteModel model;
-    Stream stream, raw;
-} PlaneWork;
+    ByteBuffer stream, raw;
+} PlaneWorkspace;
 
 /* A walk at the beginning of a weight, but for its coder. */
-static Work *prepare(const Shape *shape, int32_t *codes) {
-    Work *work = (Work *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
+static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
+    Workspace *work = (Workspace *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
     if (!work) return NULL;
     work->model = tables.start;
     memset(&work->frame, 0, sizeof work->frame);
-    describe(work->table, shape);
-    Walk *walk = &work->walk;
-    memset(walk, 0, sizeof *walk);
-    walk->model = &work->model, walk->shape = shape, walk->table = work->table, walk->frame = &work->frame;
-    walk->columns = work->columns, walk->global = shape->start, walk->codes = codes;
-    begin_rows(walk);
+    init_positions(work->table, shape);
+    BandState *band = &work->band;
+    memset(band, 0, sizeof *band);
+    band->model = &work->model, band->shape = shape, band->table = work->table, band->frame = &work->frame;
+    band->columns = work->columns, band->global = shape->start, band->codes = codes;
+    start_band(band);
     return work;
 }
 
 /* Whether a weight of so many bytes can have this shape, whose first byte of its section says the rest. */
-static int complete(Shape *shape, int first, Py_ssize_t bytes) {
+static int complete_shape(Shape *shape, int first, Py_ssize_t bytes) {
     if (first < 0 || first > 255) return 0;
-    shape->shift = first & 31, shape->start = (uint32_t)(2 * ONE) >> (first >> 5);
-    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > POSITIONS) return 0;
+    shape->shift = first & 31, shape->start = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
+    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > MAX_POSITIONS) return 0;
     if (shape->width < 1 || shape->positions % shape->width || shape->shift > 20) return 0;
     int64_t count = (int64_t)bytes / 4;
     return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
@@ -51,7 +51,7 @@ static int complete(Shape *shape, int first, Py_ssize_t bytes) {
 }
 
 /* The bytes of a finished stream, whose buffers are given back. */
-static PyObject *take(Stream *stream, Stream *raw) {
+static PyObject *take_bytes(ByteBuffer *stream, ByteBuffer *raw) {
     PyObject *result = NULL;
     if (stream->failed || raw->failed) PyErr_NoMemory();
     else result = PyBytes_FromStringAndSize((const char *)stream->bytes, (Py_ssize_t)stream->at);
@@ -68,23 +68,23 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*LLLLi", &codes, &outputs, &inputs, &positions, &width, &first)) return NULL;
     shape.outputs = outputs, shape.inputs = inputs, shape.positions = positions, shape.width = width;
-    if (!complete(&shape, first, codes.len)) {
+    if (!complete_shape(&shape, first, codes.len)) {
         PyBuffer_Release(&codes);
         PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
         return NULL;
     }
-    Work *work;
+    Workspace *work;
     Py_BEGIN_ALLOW_THREADS;
-    work = prepare(&shape, (int32_t *)codes.buf);
+    work = new_workspace(&shape, (int32_t *)codes.buf);
     if (work) {
-        work->walk.coder = start_encoding(&work->stream, &work->raw);
-        encode_rows(&work->walk, &work->kernels);
-        finish_encoding(&work->walk.coder);
+        work->band.coder = start_encoder(&work->stream, &work->raw);
+        encode_bands(&work->band, &work->kernels);
+        finish_encoder(&work->band.coder);
     }
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&codes);
     if (!work) return PyErr_NoMemory();
-    PyObject *result = take(&work->stream, &work->raw);
+    PyObject *result = take_bytes(&work->stream, &work->raw);
     free(work);
     return result;
 }
@@ -103,11 +103,11 @@ typedef struct {
 } Queue;
 
 typedef struct {
-    Work *work;
+    Workspace *work;
     Py_ssize_t number;
-} Hand;
+} Slot;
 
-static int64_t take_next(int64_t *taken) {
+static int64_t next_job(int64_t *taken) {
 #if defined(_MSC_VER)
     return _InterlockedExchangeAdd64(taken, 1);
 #else
@@ -115,37 +115,37 @@ static int64_t take_next(int64_t *taken) {
 #endif
 }
 
-static void begin_job(Queue *queue, Hand *hand) {
-    const int64_t number = take_next(queue->taken);
+static void start_job(Queue *queue, Slot *slot) {
+    const int64_t number = next_job(queue->taken);
     if (number < 0 || number >= queue->count) return;
     const Job *job = &queue->jobs[number];
-    hand->number = (Py_ssize_t)number;
-    hand->work = prepare(&job->shape, (int32_t *)job->codes.buf);
-    if (hand->work) hand->work->walk.coder = start_decoding((const uint8_t *)job->data.buf, (size_t)job->data.len);
+    slot->number = (Py_ssize_t)number;
+    slot->work = new_workspace(&job->shape, (int32_t *)job->codes.buf);
+    if (slot->work) slot->work->band.coder = start_decoder((const uint8_t *)job->data.buf, (size_t)job->data.len);
     else queue->without_memory = 1;
 }
 
 /* Whole are data without a magnitude out of range, and with nothing left over. */
-static void end_job(Queue *queue, Hand *hand) {
-    const Walk *walk = &hand->work->walk;
-    if ((walk->failed || !took_all(&walk->coder)) && hand->number < queue->whole) queue->whole = hand->number;
-    free(hand->work);
-    hand->work = NULL;
+static void finish_job(Queue *queue, Slot *slot) {
+    const BandState *band = &slot->work->band;
+    if ((band->failed || !consumed_exactly(&band->coder)) && slot->number < queue->whole) queue->whole = slot->number;
+    free(slot->work);
+    slot->work = NULL;
 }
 
 /* Two jobs are in hand, as long as there are so many, and decoded in step where they can be. */
 static void decode_queue(Queue *queue) {
-    Hand hands[2] = {{NULL, 0}, {NULL, 0}};
+    Slot slots[2] = {{NULL, 0}, {NULL, 0}};
     for (;;) {
         for (int k = 0; k < 2; k++)
-            if (!hands[k].work) begin_job(queue, &hands[k]);
-        Work *one = hands[0].work, *two = hands[1].work;
+            if (!slots[k].work) start_job(queue, &slots[k]);
+        Workspace *one = slots[0].work, *two = slots[1].work;
         if (!one && !two) return;
-        if (one && two && are_alike(one->walk.shape, two->walk.shape))
-            decode_pair(&one->walk, &two->walk, &one->kernels, &two->kernels);
-        else decode_rows(one ? &one->walk : &two->walk, one ? &one->kernels : &two->kernels);
+        if (one && two && have_same_kernels(one->band.shape, two->band.shape))
+            decode_pair(&one->band, &two->band, &one->kernels, &two->kernels);
+        else decode_bands(one ? &one->band : &two->band, one ? &one->kernels : &two->kernels);
         for (int k = 0; k < 2; k++)
-            if (hands[k].work && hands[k].work->walk.rows <= 0) end_job(queue, &hands[k]);
+            if (slots[k].work && slots[k].work->band.rows <= 0) finish_job(queue, &slots[k]);
     }
 }
 
@@ -154,7 +154,7 @@ static int read_job(Job *job, PyObject *tuple) {
     int first;
     if (!PyArg_ParseTuple(tuple, "y*w*LLLLi", &job->data, &job->codes, &outputs, &inputs, &positions, &width, &first)) return 0;
     job->shape.outputs = outputs, job->shape.inputs = inputs, job->shape.positions = positions, job->shape.width = width;
-    if (complete(&job->shape, first, job->codes.len)) return 1;
+    if (complete_shape(&job->shape, first, job->codes.len)) return 1;
     PyBuffer_Release(&job->data);
     PyBuffer_Release(&job->codes);
     PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
@@ -202,17 +202,17 @@ static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*y*", &plane, &above)) return NULL;
     int fits = above.len == 0 || above.len == plane.len;
-    PlaneWork *work = NULL;
+    PlaneWorkspace *work = NULL;
     uint8_t *copy = NULL;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        work = (PlaneWork *)malloc(sizeof *work);
+        work = (PlaneWorkspace *)malloc(sizeof *work);
         copy = (uint8_t *)malloc((size_t)plane.len + 1);
         if (work && copy) {
             memcpy(copy, plane.buf, (size_t)plane.len);
-            Coder coder = start_encoding(&work->stream, &work->raw);
+            RangeCoder coder = start_encoder(&work->stream, &work->raw);
             code_plane(&coder, 0, &work->model, above.len ? (const uint8_t *)above.buf : NULL, copy, plane.len);
-            finish_encoding(&coder);
+            finish_encoder(&coder);
         }
         Py_END_ALLOW_THREADS;
     }
@@ -220,7 +220,7 @@ static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
     PyBuffer_Release(&above);
     PyObject *result = NULL;
     if (!fits) PyErr_SetString(PyExc_ValueError, "the plane above does not fit the plane");
-    else if (work && copy) result = take(&work->stream, &work->raw);
+    else if (work && copy) result = take_bytes(&work->stream, &work->raw);
     else PyErr_NoMemory();
     free(copy);
     free(work);
@@ -232,14 +232,14 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*y*w*", &data, &above, &plane)) return NULL;
     int fits = above.len == 0 || above.len == plane.len, whole = 0;
-    PlaneWork *work = NULL;
+    PlaneWorkspace *work = NULL;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        work = (PlaneWork *)malloc(sizeof *work);
+        work = (PlaneWorkspace *)malloc(sizeof *work);
         if (work) {
-            Coder coder = start_decoding((const uint8_t *)data.buf, (size_t)data.len);
+            RangeCoder coder = start_decoder((const uint8_t *)data.buf, (size_t)data.len);
             code_plane(&coder, 1, &work->model, above.len ? (const uint8_t *)above.buf : NULL, (uint8_t *)plane.buf, plane.len);
-            whole = took_all(&coder);
+            whole = consumed_exactly(&coder);
         }
         Py_END_ALLOW_THREADS;
     }
@@ -264,13 +264,13 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static PyModuleDef_Slot module_slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, slots, NULL, NULL, NULL};
+    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, module_slots, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
-    prepare_tables();
-    choose_decoder();
+    init_tables();
+    detect_avx2();
     return PyModuleDef_Init(&definition);
 }
