@@ -53,12 +53,27 @@ typedef struct {
     int32_t value[FRAME_CELLS * BAND_ROWS];      /* m in docs/format.md, negative if the code is, once its sign is known */
 } PaddedKernels;
 
+/* A mask has one bit for each position and row, bit p * BAND_ROWS + j, in words of 64 bits. */
+enum { WORD_POSITIONS = 64 / BAND_ROWS, MASK_WORDS = MAX_POSITIONS / WORD_POSITIONS };
+
+/* The kernels of one column of a band. */
+typedef struct {
+    Vec4 sum, sum_of_squares;         /* of the magnitudes so far, at most CONTEXT_MAX each */
+    uint32_t coarse_level[BAND_ROWS]; /* K in docs/format.md, as a byte offset in a set */
+    uint32_t column_mean;
+    uint64_t nonzero[MASK_WORDS], nonzero_neighbours[MASK_WORDS]; /* masks: the code is not 0; a neighbour of it is not 0 */
+    /* decoder: magnitudes of CONTEXT_MAX or more or with raw bits, which PaddedKernels cannot hold, by position and row */
+    uint32_t large[MAX_POSITIONS * BAND_ROWS];
+    int has_large;
+} KernelColumn;
+
 typedef struct {
     RangeCoder coder;
     CodeModel *model;
     const Shape *shape;
     const PositionContext *contexts; /* of each position */
     PaddedKernels *padded;
+    KernelColumn *kernels; /* of the current column */
     uint32_t *column_means, global_mean; /* in 4096ths: c_i and G in docs/format.md */
     Vec4 row_means;                      /* r */
     int32_t *codes;                      /* of the current column in the first row of the band */

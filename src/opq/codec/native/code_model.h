@@ -52,7 +52,7 @@ typedef struct {
 static struct {
     int32_t rate[MAX_BIT_COUNT + 1];                           /* of a bit state after n decisions, in 65536ths */
     uint32_t reciprocal[HALVING_TOTAL + MAX_UPDATE_INTERVAL];  /* 2^31 / (COUNT_UNIT n) */
-    uint16_t level[((CONTEXT_MAX + 1) * MEAN_ONE >> 6)];       /* of x >> 6: byte offset in set A of the first context of its level */
+    uint16_t level[((CONTEXT_MAX + 1) * MEAN_ONE >> 6)];       /* of x >> 6: byte offset in set A of its level's first context */
     uint16_t increments[LANES + 1][LANES];                     /* what a symbol adds to counts */
     CodeModel initial;
 } tables;

@@ -13,7 +13,8 @@
 #endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define COLD static __attribute__((noinline)) /* a rare path, kept out of the loops that call it */
+#define NOINLINE static __attribute__((noinline))
+#define COLD NOINLINE /* a rare path, kept out of the loops that call it */
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
 #if defined(__clang__)

@@ -41,53 +41,52 @@ ALWAYS_INLINE void code_matrix_band(BandState *band, Direction direction, Instru
     }
 }
 
-/* All bands that are left. */
-ALWAYS_INLINE void code_bands(BandState *caller, Direction direction, InstructionSet isa, KernelColumn *kernels) {
-    BandState copy = *caller, *band = &copy; /* its address does not leave this function: it stays in registers */
-    if (band->shape->positions > 1) {
-        code_kernels(band, NULL, direction, isa, kernels, NULL);
-    } else {
-        do {
-            if (band->rows == BAND_ROWS) code_matrix_band(band, direction, isa, BAND_ROWS);
-            else code_matrix_band(band, direction, isa, band->rows);
-            band->column = band->shape->inputs - 1, band->codes += band->column;
-        } while (advance(band));
-    }
-    *caller = copy;
+/* All bands that are left of a weight without kernels. */
+ALWAYS_INLINE void code_matrix(BandState *caller, Direction direction, InstructionSet isa) {
+    BandState band = *caller; /* its address does not leave this function: it stays in registers */
+    do {
+        if (band.rows == BAND_ROWS) code_matrix_band(&band, direction, isa, BAND_ROWS);
+        else code_matrix_band(&band, direction, isa, band.rows);
+        band.column = band.shape->inputs - 1, band.codes += band.column;
+    } while (advance(&band));
+    *caller = band;
 }
+
+/* All bands that are left of a weight with kernels. */
+ALWAYS_INLINE void code_weight(BandState *caller, Direction direction, InstructionSet isa) {
+    BandState band = *caller;
+    code_kernels(&band, 1, direction, isa);
+    *caller = band;
+}
+
+static int has_kernels(const Shape *shape) { return shape->positions > 1; }
 
 /* Whether two weights have kernels of one shape, and can be decoded interleaved. */
 static int have_same_kernels(const Shape *one, const Shape *two) {
-    return one->positions > 1 && one->positions == two->positions && one->width == two->width;
+    return has_kernels(one) && one->positions == two->positions && one->width == two->width;
 }
 
 /* Two such weights, until one of them has no bands left. */
-ALWAYS_INLINE void decode_interleaved(BandState *first, BandState *second, InstructionSet isa, KernelColumn *kernels,
-                                      KernelColumn *others) {
-    BandState one = *first, two = *second;
-    code_kernels(&one, &two, DECODE, isa, kernels, others);
-    *first = one, *second = two;
+ALWAYS_INLINE void decode_interleaved(BandState *one, BandState *two, InstructionSet isa) {
+    BandState bands[2] = {*one, *two};
+    code_kernels(bands, 2, DECODE, isa);
+    *one = bands[0], *two = bands[1];
 }
 
-COLD void encode_bands(BandState *band, KernelColumn *kernels) { code_bands(band, ENCODE, BASELINE, kernels); }
-
-COLD void decode_bands_baseline(BandState *band, KernelColumn *kernels) { code_bands(band, DECODE, BASELINE, kernels); }
-
-COLD void decode_pair_baseline(BandState *one, BandState *two, KernelColumn *kernels, KernelColumn *others) {
-    decode_interleaved(one, two, BASELINE, kernels, others);
-}
+/* Each loop is compiled as a function of its own, so that registers are allocated for it alone. */
+NOINLINE void encode_matrix(BandState *band) { code_matrix(band, ENCODE, BASELINE); }
+NOINLINE void encode_kernels(BandState *band) { code_weight(band, ENCODE, BASELINE); }
+NOINLINE void decode_matrix_baseline(BandState *band) { code_matrix(band, DECODE, BASELINE); }
+NOINLINE void decode_kernels_baseline(BandState *band) { code_weight(band, DECODE, BASELINE); }
+NOINLINE void decode_pair_baseline(BandState *one, BandState *two) { decode_interleaved(one, two, BASELINE); }
 
 #if defined(OPQ_AVX2)
-/* The same with instructions that nearly every x86-64 of the last ten years has. `flatten` inlines the functions of vec8_u16.h that
- * need them. */
-__attribute__((flatten)) TARGET_AVX2 COLD void decode_bands_avx2(BandState *band, KernelColumn *kernels) {
-    code_bands(band, DECODE, AVX2, kernels);
-}
-
-__attribute__((flatten)) TARGET_AVX2 COLD void decode_pair_avx2(BandState *one, BandState *two, KernelColumn *kernels,
-                                                                KernelColumn *others) {
-    decode_interleaved(one, two, AVX2, kernels, others);
-}
+/* With instructions that nearly every x86-64 of the last ten years has. `flatten` inlines the functions of vec8_u16.h that need
+ * them. */
+#define FOR_AVX2 __attribute__((flatten)) TARGET_AVX2 NOINLINE
+FOR_AVX2 void decode_matrix_avx2(BandState *band) { code_matrix(band, DECODE, AVX2); }
+FOR_AVX2 void decode_kernels_avx2(BandState *band) { code_weight(band, DECODE, AVX2); }
+FOR_AVX2 void decode_pair_avx2(BandState *one, BandState *two) { decode_interleaved(one, two, AVX2); }
 
 /* detect_avx2 sets it once, when the module is loaded: under a virtual machine, CPUID takes microseconds. */
 static int cpu_has_avx2;
@@ -99,26 +98,39 @@ static void detect_avx2(void) {
     cpu_has_avx2 = has_lzcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 
-/* decode_symbol_avx2 needs a code offset below the range. Every decision keeps it there; only damaged data begin at or beyond it. */
+/* decode_symbol_avx2 needs a code offset below the range. Every decision keeps it there; only damaged data begin beyond it. */
 static int can_use_avx2(const BandState *band) { return cpu_has_avx2 && code_offset(&band->coder) < band->coder.range; }
-
-static void decode_bands(BandState *band, KernelColumn *kernels) {
-    if (can_use_avx2(band)) decode_bands_avx2(band, kernels);
-    else decode_bands_baseline(band, kernels);
-}
-
-static void decode_pair(BandState *one, BandState *two, KernelColumn *kernels, KernelColumn *others) {
-    if (can_use_avx2(one) && can_use_avx2(two)) decode_pair_avx2(one, two, kernels, others);
-    else decode_pair_baseline(one, two, kernels, others);
-}
 #else
 static void detect_avx2(void) {}
-
-static void decode_bands(BandState *band, KernelColumn *kernels) { decode_bands_baseline(band, kernels); }
-
-static void decode_pair(BandState *one, BandState *two, KernelColumn *kernels, KernelColumn *others) {
-    decode_pair_baseline(one, two, kernels, others);
-}
 #endif
+
+/* All bands that are left of a weight. */
+static void encode_bands(BandState *band) {
+    if (has_kernels(band->shape)) encode_kernels(band);
+    else encode_matrix(band);
+}
+
+static void decode_bands(BandState *band) {
+#if defined(OPQ_AVX2)
+    if (can_use_avx2(band)) {
+        if (has_kernels(band->shape)) decode_kernels_avx2(band);
+        else decode_matrix_avx2(band);
+        return;
+    }
+#endif
+    if (has_kernels(band->shape)) decode_kernels_baseline(band);
+    else decode_matrix_baseline(band);
+}
+
+/* Two weights with kernels of one shape, until one of them has no bands left. */
+static void decode_pair(BandState *one, BandState *two) {
+#if defined(OPQ_AVX2)
+    if (can_use_avx2(one) && can_use_avx2(two)) {
+        decode_pair_avx2(one, two);
+        return;
+    }
+#endif
+    decode_pair_baseline(one, two);
+}
 
 #endif

@@ -43,6 +43,7 @@ static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
     BandState *band = &work->band;
     memset(band, 0, sizeof *band);
     band->model = &work->model, band->shape = shape, band->contexts = work->contexts, band->padded = &work->padded;
+    band->kernels = &work->kernels;
     band->column_means = work->column_means, band->global_mean = shape->initial_mean, band->codes = codes;
     start_band(band);
     return work;
@@ -100,7 +101,7 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     work = new_workspace(&shape, (int32_t *)codes.buf);
     if (work) {
         work->band.coder = start_encoder(&work->output, &work->raw_output);
-        encode_bands(&work->band, &work->kernels);
+        encode_bands(&work->band);
         finish_encoder(&work->band.coder);
     }
     Py_END_ALLOW_THREADS;
@@ -157,9 +158,8 @@ static void decode_queue(Queue *queue) {
             if (!slots[k].work) start_job(queue, &slots[k]);
         Workspace *one = slots[0].work, *two = slots[1].work;
         if (!one && !two) return;
-        if (one && two && have_same_kernels(one->band.shape, two->band.shape))
-            decode_pair(&one->band, &two->band, &one->kernels, &two->kernels);
-        else decode_bands(one ? &one->band : &two->band, one ? &one->kernels : &two->kernels);
+        if (one && two && have_same_kernels(one->band.shape, two->band.shape)) decode_pair(&one->band, &two->band);
+        else decode_bands(one ? &one->band : &two->band);
         for (int k = 0; k < 2; k++)
             if (slots[k].work && slots[k].work->band.rows <= 0) finish_job(queue, &slots[k]);
     }
@@ -188,12 +188,14 @@ static PyObject *decode_codes(PyObject *self, PyObject *arguments) {
     Py_ssize_t num_read = 0;
     const Py_ssize_t count = PyList_Check(list) ? PyList_Size(list) : -1;
     if (count < 0) PyErr_SetString(PyExc_TypeError, "expected a list of tuples");
-    else if (next.len != 8 || (uintptr_t)next.buf % 8) PyErr_SetString(PyExc_ValueError, "expected eight bytes at a multiple of eight");
+    else if (next.len != 8 || (uintptr_t)next.buf % 8)
+        PyErr_SetString(PyExc_ValueError, "expected eight bytes at a multiple of eight");
     else if (!(jobs = (Job *)calloc((size_t)count + 1, sizeof *jobs))) PyErr_NoMemory();
     Queue queue = {jobs, count, count, (int64_t *)next.buf, 0};
     int decoded = 0;
     if (jobs) {
-        while (num_read < count && num_read < PyList_Size(list) && read_job(&jobs[num_read], PyList_GetItem(list, num_read))) num_read++;
+        while (num_read < count && num_read < PyList_Size(list) && read_job(&jobs[num_read], PyList_GetItem(list, num_read)))
+            num_read++;
         if (num_read == count) {
             Py_BEGIN_ALLOW_THREADS;
             decode_queue(&queue);
@@ -255,7 +257,8 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
         work = (PlaneWorkspace *)malloc(sizeof *work);
         if (work) {
             RangeCoder coder = start_decoder((const uint8_t *)data.buf, (size_t)data.len);
-            code_plane(&coder, DECODE, &work->model, above.len ? (const uint8_t *)above.buf : NULL, (uint8_t *)plane.buf, plane.len);
+            const uint8_t *upper = above.len ? (const uint8_t *)above.buf : NULL;
+            code_plane(&coder, DECODE, &work->model, upper, (uint8_t *)plane.buf, plane.len);
             valid = consumed_exactly(&coder);
         }
         Py_END_ALLOW_THREADS;
@@ -284,7 +287,8 @@ static PyMethodDef methods[] = {
 static PyModuleDef_Slot module_slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, module_slots, NULL, NULL, NULL};
+    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, module_slots,
+    NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
     init_tables();
