@@ -13,19 +13,19 @@
 #include "vec8_u16.h"
 
 enum {
-    LANES = 8,             /* thresholds of a distribution, each in a 16-bit lane of a vector: symbol > 0, ..., symbol > 7 */
-    ESCAPE = LANES,        /* the symbol for 8 or more; the excess over 8 follows */
-    MEAN_ONE = 1 << 12,    /* 1 in the unit of running means and expected magnitudes, which are in 4096ths */
-    CONTEXT_MAX = 63,      /* largest magnitude in contexts and means; larger ones count as this */
-    NUM_LEVELS = 20,       /* classes of a running mean or an expected magnitude, half octaves from 1/32 to 16 */
-    MAX_ESCAPE_BITS = 25,  /* binary digits, without the leading one, of the largest Exp-Golomb number */
-    SIGN_PLACES = 16,      /* classes of a position in its kernel, for signs */
-    SIGN_BINS = 16,        /* classes of how well a sign can be predicted, of 1/2 octave each */
-    COUNT_UNIT = 64,       /* what one symbol adds to a count: counts are in 64ths of a symbol */
-    PRIOR_TOTAL = 8,       /* symbols that a new distribution counts as seen */
-    HALVING_TOTAL = 960,   /* symbols: a distribution that counts so many is halved, so that old ones lose weight */
+    LANES = 8,                /* thresholds of a distribution, each in a 16-bit lane of a vector: symbol > 0, ..., symbol > 7 */
+    ESCAPE = LANES,           /* the symbol for 8 or more; the excess over 8 follows */
+    MEAN_ONE = 1 << 12,       /* 1 in the unit of running means and expected magnitudes, which are in 4096ths */
+    CONTEXT_MAX = 63,         /* largest magnitude in contexts and means; larger ones count as this */
+    NUM_LEVELS = 20,          /* classes of a running mean or an expected magnitude, half octaves from 1/32 to 16 */
+    MAX_ESCAPE_BITS = 25,     /* binary digits, without the leading one, of the largest Exp-Golomb number */
+    SIGN_PLACES = 16,         /* classes of a position in its kernel, for signs */
+    SIGN_BINS = 16,           /* classes of how well a sign can be predicted, of 1/2 octave each */
+    COUNT_UNIT = 64,          /* what one symbol adds to a count: counts are in 64ths of a symbol */
+    PRIOR_TOTAL = 8,          /* symbols that a new distribution counts as seen */
+    HALVING_TOTAL = 960,      /* symbols: a distribution that counts so many is halved, so that old ones lose weight */
     MAX_UPDATE_INTERVAL = 32, /* symbols: the most between two computations of a distribution's probabilities */
-    MAX_BIT_COUNT = 1023,  /* decisions: a bit state counts no further, and its rate of adaptation stays as it is */
+    MAX_BIT_COUNT = 1023,     /* decisions: a bit state counts no further, and its rate of adaptation stays as it is */
 };
 
 /* Where the three sets of contexts in docs/format.md, "Sections of codes", begin among the distributions of a model. */
@@ -50,10 +50,10 @@ typedef struct {
 
 /* Constants, which init_tables computes when the module is loaded. */
 static struct {
-    int32_t rate[MAX_BIT_COUNT + 1];                           /* of a bit state after n decisions, in 65536ths */
-    uint32_t reciprocal[HALVING_TOTAL + MAX_UPDATE_INTERVAL];  /* 2^31 / (COUNT_UNIT n) */
-    uint16_t level[((CONTEXT_MAX + 1) * MEAN_ONE >> 6)];       /* of x >> 6: byte offset in set A of its level's first context */
-    uint16_t increments[LANES + 1][LANES];                     /* what a symbol adds to counts */
+    int32_t rate[MAX_BIT_COUNT + 1];                          /* of a bit state after n decisions, in 65536ths */
+    uint32_t reciprocal[HALVING_TOTAL + MAX_UPDATE_INTERVAL]; /* 2^31 / (COUNT_UNIT n) */
+    uint16_t level[((CONTEXT_MAX + 1) * MEAN_ONE >> 6)];      /* by x >> 6: byte offset in set A of its level's first context */
+    uint16_t increments[LANES + 1][LANES];                    /* what a symbol adds to counts */
     CodeModel initial;
 } tables;
 

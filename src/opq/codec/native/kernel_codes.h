@@ -161,8 +161,8 @@ ALWAYS_INLINE void code_kernels(BandState *bands, const int count, Direction dir
     const int words = (positions + WORD_POSITIONS - 1) / WORD_POSITIONS;
     const uint32_t factor = MEAN_ONE / (uint32_t)positions;
     uint16_t bounds[2][24] = {{0}};
-    int more = 1, scales[2][BAND_ROWS];
-    while (more) {
+    int more, scales[2][BAND_ROWS];
+    do {
         FOR_EACH_WEIGHT start_column(&bands[w]);
         for (int p = 0; p < positions; p++) {
             Distribution *chosen[2][BAND_ROWS];
@@ -195,8 +195,9 @@ ALWAYS_INLINE void code_kernels(BandState *bands, const int count, Direction dir
             }
         }
         if (direction == DECODE) FOR_EACH_WEIGHT store_codes(&bands[w]);
+        more = 1;
         FOR_EACH_WEIGHT more &= advance(&bands[w]);
-    }
+    } while (more);
 }
 
 #endif
