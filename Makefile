@@ -8,6 +8,8 @@ NATIVE := $(wildcard src/opq/codec/native/*)
 INCLUDE = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))")
 LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))")
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
+# What tests the C module: golden files, and codes and planes to bytes and back.
+CODEC_TESTS = $(wildcard $(addprefix tests/codec/test_,native.py golden.py entropy.py code_stream.py planes.py byte_planes.py))
 FUZZ_SECONDS ?= 600
 # The memory is for atheris, which keeps most of a kilobyte of each execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
@@ -17,7 +19,7 @@ LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check base reproduce reproduce-quick peers fuzz corpus sanitize clean
+.PHONY: help demo test check base reproduce reproduce-quick peers fuzz corpus portable sanitize clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -25,7 +27,7 @@ help:  ## Show what can be made
 demo: .venv/ready  ## Train a small network, compress it, load it back, and compare
 	$(BIN)/python examples/digits.py
 
-test: check .venv/ready base  ## Everything that must hold: lint, types, tests, and tests without PyTorch
+test: check .venv/ready base portable  ## Everything that must hold: lint, types, tests, and tests without PyTorch
 	$(BIN)/python -m pytest
 
 check: .venv/ready  ## Lint, formatting and types
@@ -61,13 +63,20 @@ corpus: .venv-fuzz/ready build/fuzz/native  ## Keep what `make fuzz` found, as f
 	ASAN_OPTIONS=detect_leaks=0 build/fuzz/native -merge=1 build/fuzz/kept/native build/fuzz/native-new fuzz/corpus/native
 	rm -rf fuzz/corpus && mv build/fuzz/kept fuzz/corpus
 
+# The flags are those of pyproject.toml.
+portable: .venv/ready  ## Tests of the codec with the C code that processors other than x86-64 run
+	rm -rf build/portable && mkdir -p build/portable && cp -r src/opq build/portable/ && rm -f build/portable/opq/codec/*.so
+	gcc -O3 -fno-tree-slp-vectorize -DOPQ_PORTABLE -shared -fPIC -DPy_LIMITED_API=0x030B0000 -I$(INCLUDE) \
+		-o build/portable/opq/codec/_native.abi3.so src/opq/codec/native/module.c
+	PYTHONPATH=build/portable $(BIN)/python -c "from opq.codec import _native; assert 'portable' in _native.__file__"
+	PYTHONPATH=build/portable $(BIN)/python -m pytest $(CODEC_TESTS)
+
 sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and UndefinedBehaviorSanitizer in the C module
 	rm -rf build/sanitized && mkdir -p build/sanitized && cp -r src/opq build/sanitized/ && rm -f build/sanitized/opq/codec/*.so
 	gcc -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -shared -fPIC \
 		-DPy_LIMITED_API=0x030B0000 -I$(INCLUDE) -o build/sanitized/opq/codec/_native.abi3.so src/opq/codec/native/module.c
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest \
-		tests/codec/test_entropy.py tests/codec/test_planes.py tests/codec/test_golden.py tests/attacks/test_corpus.py
+		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(CODEC_TESTS) tests/attacks/test_corpus.py
 
 clean:  ## Remove environments and caches
 	rm -rf .venv .venv-base .venv-peers .venv-fuzz build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,62 +1,86 @@
-/* The module opq.codec._native: four functions over buffers. They check what keeps memory safe; the Python side checks the rest. */
+/* The module opq.codec._native: four functions over buffers, which encode and decode streams of docs/format.md. They check what
+ * memory safety depends on; their callers in Python check the rest. All integers of a model are bounded whatever the data are.
+ *
+ *     compiler.h      attributes; what is assumed of the compiler
+ *     vec8_u16.h      eight 16-bit numbers: the probabilities of a distribution
+ *     vec4_u32.h      four 32-bit numbers: one for each row of a band
+ *     range_coder.h   decisions and raw bits <-> bytes                        docs/format.md, "Coder"
+ *     code_model.h    adaptive probabilities of magnitudes and signs          "Adaptive states and rows"
+ *     band.h          position in a weight, running means; a picture          "Sections of codes"
+ *     kernel_codes.h  weights with kernels                                    "Sections of codes"
+ *     dispatch.h      weights without kernels; choice of instruction set      "Sections of codes"
+ *     byte_model.h    byte planes                                             "Packs of auxiliary tensors"
+ */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "byte_model.h"
-#include "codes.h"
+#include "dispatch.h"
 
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
-
+/* All that coding one weight needs. */
 typedef struct {
-    Model model;
-    Frame frame;
-    Position table[POSITIONS];
-    Kernels kernels;
-    Stream stream, raw;
-    Walk walk;
-    uint32_t columns[];
-} Work;
+    CodeModel model;
+    PaddedKernels padded;
+    PositionContext contexts[MAX_POSITIONS];
+    KernelColumn kernels;
+    ByteBuffer output, raw_output; /* encoder */
+    BandState band;
+    uint32_t column_means[];
+} Workspace;
 
 typedef struct {
     ByteModel model;
-    Stream stream, raw;
-} PlaneWork;
+    ByteBuffer output, raw_output; /* encoder */
+} PlaneWorkspace;
 
-/* A walk at the beginning of a weight, but for its coder. */
-static Work *prepare(const Shape *shape, int32_t *codes) {
-    Work *work = (Work *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
+/* A workspace at the first band of a weight, without a coder; NULL without memory. */
+static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
+    Workspace *work = (Workspace *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
     if (!work) return NULL;
-    work->model = tables.start;
-    memset(&work->frame, 0, sizeof work->frame);
-    describe(work->table, shape);
-    Walk *walk = &work->walk;
-    memset(walk, 0, sizeof *walk);
-    walk->model = &work->model, walk->shape = shape, walk->table = work->table, walk->frame = &work->frame;
-    walk->columns = work->columns, walk->global = shape->start, walk->codes = codes;
-    begin_rows(walk);
+    work->model = tables.initial;
+    memset(&work->padded, 0, sizeof work->padded);
+    init_positions(work->contexts, shape);
+    BandState *band = &work->band;
+    memset(band, 0, sizeof *band);
+    band->model = &work->model, band->shape = shape, band->contexts = work->contexts, band->padded = &work->padded;
+    band->kernels = &work->kernels;
+    band->column_means = work->column_means, band->global_mean = shape->initial_mean, band->codes = codes;
+    start_band(band);
     return work;
 }
 
-/* Whether a weight of so many bytes can have this shape, whose first byte of its section says the rest. */
-static int complete(Shape *shape, int first, Py_ssize_t bytes) {
+/* Sets what the first byte of a section says, s + 32 h in docs/format.md, "Sections of codes". Whether codes of so many bytes can
+ * have this shape. */
+static int complete_shape(Shape *shape, int first, Py_ssize_t bytes) {
     if (first < 0 || first > 255) return 0;
-    shape->shift = first & 31, shape->start = (uint32_t)(2 * ONE) >> (first >> 5);
-    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > POSITIONS) return 0;
-    if (shape->width < 1 || shape->positions % shape->width || shape->shift > 20) return 0;
+    shape->raw_bits = first & 31, shape->initial_mean = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
+    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > MAX_POSITIONS) return 0;
+    if (shape->width < 1 || shape->positions % shape->width || shape->raw_bits > 20) return 0;
     int64_t count = (int64_t)bytes / 4;
     return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
            count / shape->positions / shape->inputs == shape->outputs;
 }
 
-/* The bytes of a finished stream, whose buffers are given back. */
-static PyObject *take(Stream *stream, Stream *raw) {
+/* As `complete_shape`, for the buffer that holds the codes; or an exception. */
+static int check_codes(Shape *shape, int first, const Py_buffer *codes) {
+    if (!complete_shape(shape, first, codes->len)) {
+        PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
+        return 0;
+    }
+    if ((uintptr_t)codes->buf % _Alignof(int32_t)) {
+        PyErr_SetString(PyExc_ValueError, "the codes must begin at a multiple of four bytes");
+        return 0;
+    }
+    return 1;
+}
+
+/* The bytes of a finished stream, whose buffers are freed. */
+static PyObject *take_bytes(ByteBuffer *output, ByteBuffer *raw_output) {
     PyObject *result = NULL;
-    if (stream->failed || raw->failed) PyErr_NoMemory();
-    else result = PyBytes_FromStringAndSize((const char *)stream->bytes, (Py_ssize_t)stream->at);
-    free(stream->bytes);
-    free(raw->bytes);
+    if (output->out_of_memory || raw_output->out_of_memory) PyErr_NoMemory();
+    else result = PyBytes_FromStringAndSize((const char *)output->data, (Py_ssize_t)output->length);
+    free(output->data);
+    free(raw_output->data);
     return result;
 }
 
@@ -68,84 +92,76 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*LLLLi", &codes, &outputs, &inputs, &positions, &width, &first)) return NULL;
     shape.outputs = outputs, shape.inputs = inputs, shape.positions = positions, shape.width = width;
-    if (!complete(&shape, first, codes.len)) {
+    if (!check_codes(&shape, first, &codes)) {
         PyBuffer_Release(&codes);
-        PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
         return NULL;
     }
-    Work *work;
+    Workspace *work;
     Py_BEGIN_ALLOW_THREADS;
-    work = prepare(&shape, (int32_t *)codes.buf);
+    work = new_workspace(&shape, (int32_t *)codes.buf);
     if (work) {
-        work->walk.coder = start_encoding(&work->stream, &work->raw);
-        encode_rows(&work->walk, &work->kernels);
-        finish_encoding(&work->walk.coder);
+        work->band.coder = start_encoder(&work->output, &work->raw_output);
+        encode_bands(&work->band);
+        finish_encoder(&work->band.coder);
     }
     Py_END_ALLOW_THREADS;
     PyBuffer_Release(&codes);
     if (!work) return PyErr_NoMemory();
-    PyObject *result = take(&work->stream, &work->raw);
+    PyObject *result = take_bytes(&work->output, &work->raw_output);
     free(work);
     return result;
 }
 
+/* One stream to decode. */
 typedef struct {
     Py_buffer data, codes;
     Shape shape;
 } Job;
 
-/* Jobs that threads share: each takes the next one that none has taken. */
+/* Jobs that threads share. Each thread has its own Queue; `next`, the number of the next job, is common to all. */
 typedef struct {
     const Job *jobs;
-    Py_ssize_t count, whole; /* whole: how many come before the first of this thread's that was not */
-    int64_t *taken;
-    int without_memory;
+    Py_ssize_t count, num_valid; /* num_valid: jobs before the first invalid stream among those of this thread */
+    int64_t *next;
+    int out_of_memory;
 } Queue;
 
+/* A job that is being decoded; without a workspace, none. */
 typedef struct {
-    Work *work;
+    Workspace *work;
     Py_ssize_t number;
-} Hand;
+} Slot;
 
-static int64_t take_next(int64_t *taken) {
-#if defined(_MSC_VER)
-    return _InterlockedExchangeAdd64(taken, 1);
-#else
-    return __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
-#endif
-}
-
-static void begin_job(Queue *queue, Hand *hand) {
-    const int64_t number = take_next(queue->taken);
+static void start_job(Queue *queue, Slot *slot) {
+    const int64_t number = __atomic_fetch_add(queue->next, 1, __ATOMIC_RELAXED);
     if (number < 0 || number >= queue->count) return;
     const Job *job = &queue->jobs[number];
-    hand->number = (Py_ssize_t)number;
-    hand->work = prepare(&job->shape, (int32_t *)job->codes.buf);
-    if (hand->work) hand->work->walk.coder = start_decoding((const uint8_t *)job->data.buf, (size_t)job->data.len);
-    else queue->without_memory = 1;
+    slot->number = (Py_ssize_t)number;
+    slot->work = new_workspace(&job->shape, (int32_t *)job->codes.buf);
+    if (slot->work) slot->work->band.coder = start_decoder((const uint8_t *)job->data.buf, (size_t)job->data.len);
+    else queue->out_of_memory = 1;
 }
 
-/* Whole are data without a magnitude out of range, and with nothing left over. */
-static void end_job(Queue *queue, Hand *hand) {
-    const Walk *walk = &hand->work->walk;
-    if ((walk->failed || !took_all(&walk->coder)) && hand->number < queue->whole) queue->whole = hand->number;
-    free(hand->work);
-    hand->work = NULL;
+/* A stream is valid if no magnitude is out of range and no byte is left over or missing. */
+static void finish_job(Queue *queue, Slot *slot) {
+    const BandState *band = &slot->work->band;
+    if ((band->out_of_range || !consumed_exactly(&band->coder)) && slot->number < queue->num_valid) queue->num_valid = slot->number;
+    free(slot->work);
+    slot->work = NULL;
 }
 
-/* Two jobs are in hand, as long as there are so many, and decoded in step where they can be. */
+/* Decodes two jobs at a time while there are two, interleaved if their kernels have one shape. */
 static void decode_queue(Queue *queue) {
-    Hand hands[2] = {{NULL, 0}, {NULL, 0}};
+    Slot slots[2] = {{NULL, 0}, {NULL, 0}};
     for (;;) {
         for (int k = 0; k < 2; k++)
-            if (!hands[k].work) begin_job(queue, &hands[k]);
-        Work *one = hands[0].work, *two = hands[1].work;
+            if (!slots[k].work) start_job(queue, &slots[k]);
+        Workspace *one = slots[0].work, *two = slots[1].work;
         if (!one && !two) return;
-        if (one && two && are_alike(one->walk.shape, two->walk.shape))
-            decode_pair(&one->walk, &two->walk, &one->kernels, &two->kernels);
-        else decode_rows(one ? &one->walk : &two->walk, one ? &one->kernels : &two->kernels);
+        if (one && two && have_same_kernels(one->band.shape, two->band.shape)) decode_pair(&one->band, &two->band);
+        else decode_bands(one ? &one->band : &two->band);
         for (int k = 0; k < 2; k++)
-            if (hands[k].work && hands[k].work->walk.rows <= 0) end_job(queue, &hands[k]);
+            if (slots[k].work && slots[k].work->band.rows <= 0) finish_job(queue, &slots[k]);
     }
 }
 
@@ -154,47 +170,49 @@ static int read_job(Job *job, PyObject *tuple) {
     int first;
     if (!PyArg_ParseTuple(tuple, "y*w*LLLLi", &job->data, &job->codes, &outputs, &inputs, &positions, &width, &first)) return 0;
     job->shape.outputs = outputs, job->shape.inputs = inputs, job->shape.positions = positions, job->shape.width = width;
-    if (complete(&job->shape, first, job->codes.len)) return 1;
+    if (check_codes(&job->shape, first, &job->codes)) return 1;
     PyBuffer_Release(&job->data);
     PyBuffer_Release(&job->codes);
-    PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
     return 0;
 }
 
-/* Jobs of a list in one go: many small weights want Python's lock but once. Threads that are given the same list and the same eight
- * bytes, 0 at first, share its jobs. How many come before the first, of those that this thread took, that was not whole. */
+/* Decodes a list of jobs, for which Python's lock is released once. `next` is eight bytes, 0 at first: threads that are given the
+ * same list and the same bytes share the jobs. Returns how many jobs come before the first one, of those of this thread, whose
+ * stream is invalid. */
 static PyObject *decode_codes(PyObject *self, PyObject *arguments) {
     PyObject *list;
-    Py_buffer taken;
+    Py_buffer next;
     (void)self;
-    if (!PyArg_ParseTuple(arguments, "Ow*", &list, &taken)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "Ow*", &list, &next)) return NULL;
     Job *jobs = NULL;
-    Py_ssize_t held = 0;
+    Py_ssize_t num_read = 0;
     const Py_ssize_t count = PyList_Check(list) ? PyList_Size(list) : -1;
     if (count < 0) PyErr_SetString(PyExc_TypeError, "expected a list of tuples");
-    else if (taken.len != 8 || (uintptr_t)taken.buf % 8) PyErr_SetString(PyExc_ValueError, "expected eight bytes at a multiple of eight");
+    else if (next.len != 8 || (uintptr_t)next.buf % 8)
+        PyErr_SetString(PyExc_ValueError, "expected eight bytes at a multiple of eight");
     else if (!(jobs = (Job *)calloc((size_t)count + 1, sizeof *jobs))) PyErr_NoMemory();
-    Queue queue = {jobs, count, count, (int64_t *)taken.buf, 0};
+    Queue queue = {jobs, count, count, (int64_t *)next.buf, 0};
     int decoded = 0;
     if (jobs) {
-        while (held < count && held < PyList_Size(list) && read_job(&jobs[held], PyList_GetItem(list, held))) held++;
-        if (held == count) {
+        while (num_read < count && num_read < PyList_Size(list) && read_job(&jobs[num_read], PyList_GetItem(list, num_read)))
+            num_read++;
+        if (num_read == count) {
             Py_BEGIN_ALLOW_THREADS;
             decode_queue(&queue);
             Py_END_ALLOW_THREADS;
-            decoded = !queue.without_memory;
+            decoded = !queue.out_of_memory;
             if (!decoded) PyErr_NoMemory();
         } else if (!PyErr_Occurred()) {
             PyErr_SetString(PyExc_ValueError, "the list changed while it was read");
         }
     }
-    for (Py_ssize_t k = 0; k < held; k++) {
+    for (Py_ssize_t k = 0; k < num_read; k++) {
         PyBuffer_Release(&jobs[k].data);
         PyBuffer_Release(&jobs[k].codes);
     }
     free(jobs);
-    PyBuffer_Release(&taken);
-    return decoded ? PyLong_FromSsize_t(queue.whole) : NULL;
+    PyBuffer_Release(&next);
+    return decoded ? PyLong_FromSsize_t(queue.num_valid) : NULL;
 }
 
 static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
@@ -202,17 +220,17 @@ static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*y*", &plane, &above)) return NULL;
     int fits = above.len == 0 || above.len == plane.len;
-    PlaneWork *work = NULL;
-    uint8_t *copy = NULL;
+    PlaneWorkspace *work = NULL;
+    uint8_t *copy = NULL; /* code_plane writes what it codes, and the buffer may be read-only */
     if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        work = (PlaneWork *)malloc(sizeof *work);
+        work = (PlaneWorkspace *)malloc(sizeof *work);
         copy = (uint8_t *)malloc((size_t)plane.len + 1);
         if (work && copy) {
             memcpy(copy, plane.buf, (size_t)plane.len);
-            Coder coder = start_encoding(&work->stream, &work->raw);
-            code_plane(&coder, 0, &work->model, above.len ? (const uint8_t *)above.buf : NULL, copy, plane.len);
-            finish_encoding(&coder);
+            RangeCoder coder = start_encoder(&work->output, &work->raw_output);
+            code_plane(&coder, ENCODE, &work->model, above.len ? (const uint8_t *)above.buf : NULL, copy, plane.len);
+            finish_encoder(&coder);
         }
         Py_END_ALLOW_THREADS;
     }
@@ -220,26 +238,28 @@ static PyObject *encode_plane(PyObject *self, PyObject *arguments) {
     PyBuffer_Release(&above);
     PyObject *result = NULL;
     if (!fits) PyErr_SetString(PyExc_ValueError, "the plane above does not fit the plane");
-    else if (work && copy) result = take(&work->stream, &work->raw);
+    else if (work && copy) result = take_bytes(&work->output, &work->raw_output);
     else PyErr_NoMemory();
     free(copy);
     free(work);
     return result;
 }
 
+/* Whether the stream is valid. */
 static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
     Py_buffer data, above, plane;
     (void)self;
     if (!PyArg_ParseTuple(arguments, "y*y*w*", &data, &above, &plane)) return NULL;
-    int fits = above.len == 0 || above.len == plane.len, whole = 0;
-    PlaneWork *work = NULL;
+    int fits = above.len == 0 || above.len == plane.len, valid = 0;
+    PlaneWorkspace *work = NULL;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        work = (PlaneWork *)malloc(sizeof *work);
+        work = (PlaneWorkspace *)malloc(sizeof *work);
         if (work) {
-            Coder coder = start_decoding((const uint8_t *)data.buf, (size_t)data.len);
-            code_plane(&coder, 1, &work->model, above.len ? (const uint8_t *)above.buf : NULL, (uint8_t *)plane.buf, plane.len);
-            whole = took_all(&coder);
+            RangeCoder coder = start_decoder((const uint8_t *)data.buf, (size_t)data.len);
+            const uint8_t *upper = above.len ? (const uint8_t *)above.buf : NULL;
+            code_plane(&coder, DECODE, &work->model, upper, (uint8_t *)plane.buf, plane.len);
+            valid = consumed_exactly(&coder);
         }
         Py_END_ALLOW_THREADS;
     }
@@ -252,25 +272,26 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
     }
     if (!work) return PyErr_NoMemory();
     free(work);
-    return PyBool_FromLong(whole);
+    return PyBool_FromLong(valid);
 }
 
 static PyMethodDef methods[] = {
     {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, first) -> bytes"},
     {"decode_codes", decode_codes, METH_VARARGS,
-     "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...], taken) -> int"},
+     "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...], next) -> int"},
     {"encode_plane", encode_plane, METH_VARARGS, "encode_plane(plane, above) -> bytes"},
     {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static PyModuleDef_Slot module_slots[] = {{0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, slots, NULL, NULL, NULL};
+    PyModuleDef_HEAD_INIT, "opq.codec._native", "Entropy coding of codes and byte planes.", 0, methods, module_slots,
+    NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
-    prepare_tables();
-    choose_decoder();
+    init_tables();
+    detect_avx2();
     return PyModuleDef_Init(&definition);
 }

@@ -1,9 +1,16 @@
-/* Range coding with integers alone, so that every machine finds the same intervals; and raw bits beside it.
+/* An adaptive binary and multi-symbol range coder with integers alone, and raw bits beside it. docs/format.md, "Coder".
  *
- * The range has 16 bits, 2^15 or more before every decision. The encoder keeps the low end of the interval, puts out its leading
- * 32 bits whenever so many have gathered above the last 16, and lets a carry run back into what is already out. The decoder keeps
- * the code's distance from the low end in the leading 16 bits of a word, and behind it bits that are still to come: `renew` tops
- * them up, without a branch that a processor would have to foresee. Raw bits stand at the end of the data, backwards.
+ *     stream:   | range coder bytes  ->  ...  <-  raw bit bytes |
+ *
+ * The range has 16 bits and is at least 2^15 before every decision. A decision chooses a part [from, to) of [0, range);
+ * `code_interval` makes this part the new interval, and `renormalize` doubles it until the range has 16 bits again.
+ *
+ * The encoder keeps the low end of the interval. Once 32 bits have been shifted above its last 16, `shift_out` appends them to the
+ * output, and a carry is propagated into the bytes that were written before. The decoder keeps code - low, the distance of the
+ * code from the low end, in the highest 16 bits of a word, and some bits that follow in the code below them. `refill` reads more
+ * of these without a branch, as no processor would predict it.
+ *
+ * Functions named code_... do both: they encode their argument, or ignore it and decode. They return the value in both cases.
  */
 #ifndef OPQ_RANGE_CODER_H
 #define OPQ_RANGE_CODER_H
@@ -12,208 +19,210 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lanes.h"
+#include "compiler.h"
 
+/* Bytes that grow as they are appended to. */
 typedef struct {
-    uint8_t *bytes; /* owned, grow */
-    size_t at, size; /* used, allocated */
-    int failed;
-} Stream;
+    uint8_t *data; /* owned */
+    size_t length, capacity;
+    int out_of_memory;
+} ByteBuffer;
 
-/* The hot loops work on a copy of their own, which never leaves the processor's registers: only the streams have an address. */
+/* Loops work on a copy of this in a local variable whose address is never taken, so that it stays in registers. */
 typedef struct {
-    uint64_t low; /* encoder: 16 + have bits and a carry; the decoder keeps code - low in the leading 16 bits, `have` more behind */
-    uint32_t range;
-    int have;
-    uint64_t bits; /* raw bits, the next one lowest */
-    Stream *stream, *raw; /* encoder */
-    int held;             /* encoder: of `bits` */
-    const uint8_t *bytes; /* decoder: */
-    size_t size, at;      /* their number, and of these taken from the start */
-    uint64_t taken;       /* bits taken from the end */
-} Coder;
+    uint64_t low;      /* encoder: a carry bit and 16 + num_bits bits; decoder: code - low, in the highest 16 + num_bits bits */
+    uint32_t range;    /* 2^15 to 2^16 - 1 */
+    int num_bits;      /* encoder: bits not yet written, beside the last 16; decoder: bits read ahead */
+    uint64_t raw_bits; /* encoder: not yet written; decoder: read ahead; the next one is the lowest */
+    /* encoder */
+    ByteBuffer *output, *raw_output;
+    int num_raw_bits; /* of raw_bits */
+    /* decoder */
+    const uint8_t *input;
+    size_t input_size, position; /* position: bytes read from the start, up to 8 of them beyond the end */
+    uint64_t raw_position;       /* bits taken from the end */
+} RangeCoder;
 
-static inline int highest_bit(uint32_t x) { /* floor(log2 x), x > 0 */
-#if defined(__GNUC__)
-    return 31 - __builtin_clz(x);
-#else
-    int bit = 0;
-    if (x >= 1u << 16) x >>= 16, bit += 16;
-    if (x >= 1u << 8) x >>= 8, bit += 8;
-    if (x >= 1u << 4) x >>= 4, bit += 4;
-    if (x >= 1u << 2) x >>= 2, bit += 2;
-    return bit + (int)(x >> 1);
-#endif
-}
+static inline int highest_bit(uint32_t x) { return 31 - __builtin_clz(x); } /* floor(log2 x), x > 0 */
 
-static int has_room(Stream *stream, size_t count) {
-    if (stream->at + count <= stream->size) return 1;
-    size_t size = stream->size * 2 + count + 4096;
-    uint8_t *bytes = (uint8_t *)realloc(stream->bytes, size);
-    if (bytes) {
-        stream->bytes = bytes;
-        stream->size = size;
+/* Whether `count` bytes can be appended. Without memory the buffer is emptied and used again; its bytes are then worthless. */
+static int reserve(ByteBuffer *buffer, size_t count) {
+    if (buffer->length + count <= buffer->capacity) return 1;
+    size_t capacity = buffer->capacity * 2 + count + 4096;
+    uint8_t *data = (uint8_t *)realloc(buffer->data, capacity);
+    if (data) {
+        buffer->data = data;
+        buffer->capacity = capacity;
         return 1;
     }
-    stream->failed = 1;
-    stream->at = 0;
-    return stream->size >= count;
+    buffer->out_of_memory = 1;
+    buffer->length = 0;
+    return buffer->capacity >= count;
 }
 
-static void put(Stream *stream, uint64_t value, int count) { /* `count` bytes, highest first */
-    if (!has_room(stream, (size_t)count)) return;
-    while (count-- > 0) stream->bytes[stream->at++] = (uint8_t)(value >> (8 * count));
+/* The last `count` bytes of `value`, highest first. */
+static void append(ByteBuffer *buffer, uint64_t value, int count) {
+    if (!reserve(buffer, (size_t)count)) return;
+    while (count-- > 0) buffer->data[buffer->length++] = (uint8_t)(value >> (8 * count));
 }
 
-static void carry(Stream *stream) {
-    size_t k = stream->at;
-    while (k > 0 && ++stream->bytes[--k] == 0) {
+static void propagate_carry(ByteBuffer *buffer) {
+    size_t k = buffer->length;
+    while (k > 0 && ++buffer->data[--k] == 0) {
     }
 }
 
-RARE uint64_t put_leading(Stream *stream, uint64_t low, int have) { /* what is left of low */
-    if (low >> (have + 16)) carry(stream);
-    put(stream, (uint32_t)(low >> (have - 16)), 4);
-    return low & (((uint64_t)1 << (have - 16)) - 1);
+/* Writes the highest 32 of `low`'s 16 + num_bits bits, and returns the rest. */
+COLD uint64_t shift_out(ByteBuffer *buffer, uint64_t low, int num_bits) {
+    if (low >> (num_bits + 16)) propagate_carry(buffer);
+    append(buffer, (uint32_t)(low >> (num_bits - 16)), 4);
+    return low & (((uint64_t)1 << (num_bits - 16)) - 1);
 }
 
-/* Eight bytes from `at` on, highest first, counted from the start or from the end. Past the data every byte is 0. */
-RARE uint64_t get_last_bytes(const uint8_t *bytes, size_t size, size_t at) {
+/* Eight bytes from `position` on, the first one highest, where fewer than eight are left. Bytes beyond the end are 0. */
+COLD uint64_t load_be64_near_end(const uint8_t *bytes, size_t size, size_t position) {
     uint64_t word = 0;
-    for (size_t k = 0; k < 8; k++) word = word << 8 | (at + k < size ? bytes[at + k] : 0u);
+    for (size_t k = 0; k < 8; k++) word = word << 8 | (position + k < size ? bytes[position + k] : 0u);
     return word;
 }
 
-RARE uint64_t get_first_bytes_backwards(const uint8_t *bytes, size_t size, size_t at) {
+/* Eight bytes backwards, the first one lowest; `position` counts from the end. Bytes before the start are 0. */
+COLD uint64_t load_raw_near_start(const uint8_t *bytes, size_t size, size_t position) {
     uint64_t word = 0;
-    for (size_t k = 0; k < 8; k++) word |= (uint64_t)(at + k < size ? bytes[size - 1 - at - k] : 0u) << 8 * k;
+    for (size_t k = 0; k < 8; k++) word |= (uint64_t)(position + k < size ? bytes[size - 1 - position - k] : 0u) << 8 * k;
     return word;
 }
 
-ALWAYS_INLINE uint64_t get_bytes(const uint8_t *bytes) {
-    uint64_t word;
-#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+ALWAYS_INLINE uint64_t load_be64(const uint8_t *bytes) {
+    uint64_t word = 0;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && !defined(OPQ_PORTABLE)
     memcpy(&word, bytes, 8);
     return __builtin_bswap64(word);
 #else
-    word = 0;
     for (int k = 0; k < 8; k++) word = word << 8 | bytes[k];
     return word;
 #endif
 }
 
-static Coder start_encoding(Stream *stream, Stream *raw) {
-    Coder coder;
+static RangeCoder start_encoder(ByteBuffer *output, ByteBuffer *raw_output) {
+    RangeCoder coder;
     memset(&coder, 0, sizeof coder);
-    memset(stream, 0, sizeof *stream);
-    memset(raw, 0, sizeof *raw);
-    coder.range = 65535, coder.stream = stream, coder.raw = raw;
+    memset(output, 0, sizeof *output);
+    memset(raw_output, 0, sizeof *raw_output);
+    coder.range = 65535, coder.output = output, coder.raw_output = raw_output;
     return coder;
 }
 
-static Coder start_decoding(const uint8_t *bytes, size_t size) {
-    Coder coder;
+static RangeCoder start_decoder(const uint8_t *input, size_t size) {
+    RangeCoder coder;
     memset(&coder, 0, sizeof coder);
-    coder.bytes = bytes, coder.size = size;
-    coder.range = 65535, coder.at = 2, coder.low = get_last_bytes(bytes, size, 0) >> 48 << 48;
+    coder.input = input, coder.input_size = size;
+    coder.range = 65535, coder.position = 2, coder.low = load_be64_near_end(input, size, 0) >> 48 << 48;
     return coder;
 }
 
-/* Makes at least 41 bits ready for the decoder, enough for two decisions. Bits that stood there already come out the same. */
-ALWAYS_INLINE void renew(Coder *coder, int decoding) {
-    if (!decoding) return;
-    uint64_t word = coder->at + 8 <= coder->size ? get_bytes(coder->bytes + coder->at)
-                                                 : get_last_bytes(coder->bytes, coder->size, coder->at);
-    int count = (48 - coder->have) >> 3;
-    coder->low |= word >> 16 >> coder->have;
-    coder->at += (size_t)count;
-    coder->have += 8 * count;
+/* The decoder then has at least 41 bits read ahead, enough for two decisions: each takes 15 at most. Bits that are read again
+ * have the same values. */
+ALWAYS_INLINE void refill(RangeCoder *coder, Direction direction) {
+    if (direction == ENCODE) return;
+    uint64_t word = coder->position + 8 <= coder->input_size
+                        ? load_be64(coder->input + coder->position)
+                        : load_be64_near_end(coder->input, coder->input_size, coder->position);
+    int count = (48 - coder->num_bits) >> 3;
+    coder->low |= word >> 16 >> coder->num_bits;
+    coder->position += (size_t)count;
+    coder->num_bits += 8 * count;
 }
 
-/* As `renew`, where decisions take so few bits that a processor foresees whether there are enough. */
-ALWAYS_INLINE void renew_seldom(Coder *coder, int decoding) {
-    if (decoding && UNLIKELY(coder->have < 30)) renew(coder, decoding);
+/* Does what `refill` does, with a branch. It is faster where decisions take few bits, so that the branch is predicted well. */
+ALWAYS_INLINE void refill_if_low(RangeCoder *coder, Direction direction) {
+    if (direction == DECODE && UNLIKELY(coder->num_bits < 30)) refill(coder, direction);
 }
 
-ALWAYS_INLINE void widen(Coder *coder, int decoding) {
+ALWAYS_INLINE void renormalize(RangeCoder *coder, Direction direction) {
     int shift = 15 - highest_bit(coder->range);
     coder->range <<= shift;
     coder->low <<= shift;
-    if (decoding) {
-        coder->have -= shift;
+    if (direction == DECODE) {
+        coder->num_bits -= shift;
     } else {
-        coder->have += shift;
-        if (UNLIKELY(coder->have >= 32)) {
-            coder->low = put_leading(coder->stream, coder->low, coder->have);
-            coder->have -= 32;
+        coder->num_bits += shift;
+        if (UNLIKELY(coder->num_bits >= 32)) {
+            coder->low = shift_out(coder->output, coder->low, coder->num_bits);
+            coder->num_bits -= 32;
         }
     }
 }
 
-ALWAYS_INLINE void narrow(Coder *coder, int decoding, uint32_t from, uint32_t to) {
-    coder->low = decoding ? coder->low - ((uint64_t)from << 48) : coder->low + from;
+/* Makes [from, to) the new interval: the decision is made. */
+ALWAYS_INLINE void code_interval(RangeCoder *coder, Direction direction, uint32_t from, uint32_t to) {
+    coder->low = direction == DECODE ? coder->low - ((uint64_t)from << 48) : coder->low + from;
     coder->range = to - from;
-    widen(coder, decoding);
+    renormalize(coder, direction);
 }
 
-/* One binary decision, after `renew`; `one` is the probability of 1 in 65536ths, 2..65534. Encodes `bit`, or ignores it and
- * decodes; without a branch on the bit, because no processor foresees it. */
-ALWAYS_INLINE int code_bit(Coder *coder, int decoding, int bit, uint32_t one) {
+/* The code's distance from the low end of the interval. Only damaged data put it at or beyond the range. */
+ALWAYS_INLINE uint32_t code_offset(const RangeCoder *coder) { return (uint32_t)(coder->low >> 48); }
+
+/* A binary decision, after `refill`. `one` is the probability of a 1 in 65536ths, from 2 to 65534. There is no branch on the bit,
+ * as no processor would predict it. */
+ALWAYS_INLINE int code_bit(RangeCoder *coder, Direction direction, int bit, uint32_t one) {
     uint32_t bound = coder->range * one >> 16;
-    if (decoding) bit = (uint32_t)(coder->low >> 48) < bound;
-    uint32_t zero = (uint32_t)bit - 1; /* all ones where the bit is 0 */
-    narrow(coder, decoding, bound & zero, (bound & ~zero) | (coder->range & zero));
+    if (direction == DECODE) bit = code_offset(coder) < bound;
+    uint32_t if_zero = (uint32_t)bit - 1; /* all ones if the bit is 0 */
+    code_interval(coder, direction, bound & if_zero, (bound & ~if_zero) | (coder->range & if_zero));
     return bit;
 }
 
-/* Makes at least 57 raw bits ready to be taken, or room for 32. */
-ALWAYS_INLINE void renew_raw(Coder *coder, int decoding) {
-    if (decoding) {
-        size_t at = (size_t)(coder->taken / 8);
-        uint64_t word = at + 8 <= coder->size ? get_bytes(coder->bytes + (coder->size - at - 8))
-                                              : get_first_bytes_backwards(coder->bytes, coder->size, at);
-        coder->bits = word >> coder->taken % 8;
-    } else if (coder->held >= 32) {
-        uint32_t word = (uint32_t)coder->bits;
-        put(coder->raw, (uint64_t)(word & 255) << 24 | (word >> 8 & 255) << 16 | (word >> 16 & 255) << 8 | word >> 24, 4);
-        coder->bits >>= 32;
-        coder->held -= 32;
+/* The decoder then has at least 57 raw bits read ahead, the encoder room for 32. */
+ALWAYS_INLINE void refill_raw_bits(RangeCoder *coder, Direction direction) {
+    if (direction == DECODE) {
+        size_t position = (size_t)(coder->raw_position / 8);
+        uint64_t word = position + 8 <= coder->input_size ? load_be64(coder->input + (coder->input_size - position - 8))
+                                                          : load_raw_near_start(coder->input, coder->input_size, position);
+        coder->raw_bits = word >> coder->raw_position % 8;
+    } else if (coder->num_raw_bits >= 32) {
+        uint32_t word = (uint32_t)coder->raw_bits;
+        append(coder->raw_output, __builtin_bswap32(word), 4);
+        coder->raw_bits >>= 32;
+        coder->num_raw_bits -= 32;
     }
 }
 
-/* `count` <= 31 bits of `value`, lowest first; after renew_raw, and at most 32 bits until the next. */
-ALWAYS_INLINE uint32_t code_raw(Coder *coder, int decoding, uint32_t value, int count) {
-    if (decoding) {
-        value = (uint32_t)coder->bits & ((1u << count) - 1);
-        coder->bits >>= count;
-        coder->taken += (uint64_t)count;
+/* The lowest `count` <= 31 bits of `value`, the lowest one first. At most 32 bits may be coded after a `refill_raw_bits`. */
+ALWAYS_INLINE uint32_t code_raw_bits(RangeCoder *coder, Direction direction, uint32_t value, int count) {
+    if (direction == DECODE) {
+        value = (uint32_t)coder->raw_bits & ((1u << count) - 1);
+        coder->raw_bits >>= count;
+        coder->raw_position += (uint64_t)count;
     } else {
-        coder->bits |= (uint64_t)value << coder->held;
-        coder->held += count;
+        coder->raw_bits |= (uint64_t)value << coder->num_raw_bits;
+        coder->num_raw_bits += count;
     }
     return value;
 }
 
-/* Two bits more than were shifted out name an interval within the last one, whatever bytes follow; then the raw bytes. */
-static void finish_encoding(Coder *coder) {
+/* Writes the end of the code, the smallest multiple of 2^14 from low on, which lies in the interval whatever bytes follow; then
+ * the raw bytes, in reverse order. */
+static void finish_encoder(RangeCoder *coder) {
     uint64_t point = (coder->low + (1 << 14) - 1) >> 14;
-    int bits = coder->have + 2, count = (bits + 7) / 8;
-    if (point >> bits) carry(coder->stream);
-    put(coder->stream, point << (8 * count - bits), count);
-    while (coder->held > 0) {
-        put(coder->raw, coder->bits & 255, 1);
-        coder->bits >>= 8;
-        coder->held -= 8;
+    int num_bits = coder->num_bits + 2, count = (num_bits + 7) / 8;
+    if (point >> num_bits) propagate_carry(coder->output);
+    append(coder->output, point << (8 * count - num_bits), count);
+    while (coder->num_raw_bits > 0) {
+        append(coder->raw_output, coder->raw_bits & 255, 1);
+        coder->raw_bits >>= 8;
+        coder->num_raw_bits -= 8;
     }
-    Stream *stream = coder->stream, *raw = coder->raw;
-    if (!has_room(stream, raw->at)) return;
-    while (raw->at > 0) stream->bytes[stream->at++] = raw->bytes[--raw->at];
+    ByteBuffer *output = coder->output, *raw = coder->raw_output;
+    if (!reserve(output, raw->length)) return;
+    while (raw->length > 0) output->data[output->length++] = raw->data[--raw->length];
 }
 
-/* Whether the data are as long as what was taken from both their ends. */
-static int took_all(const Coder *coder) {
-    uint64_t shifted = 8 * (uint64_t)coder->at - 16 - (uint64_t)coder->have;
-    return (shifted + 9) / 8 + (coder->taken + 7) / 8 == coder->size;
+/* Whether the decoder has used every byte of its input, from both ends, and no byte twice. */
+static int consumed_exactly(const RangeCoder *coder) {
+    uint64_t num_shifts = 8 * (uint64_t)coder->position - 16 - (uint64_t)coder->num_bits; /* w in docs/format.md */
+    return (num_shifts + 9) / 8 + (coder->raw_position + 7) / 8 == coder->input_size;
 }
 
 #endif

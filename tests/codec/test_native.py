@@ -1,0 +1,86 @@
+"""The native module: bytes that no build of it may change, and what it asks of its buffers.
+
+`make portable` runs this for a build without the instructions of x86-64, which is what other processors compile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from opq.codec import _native
+
+
+def random_numbers(count: int, seed: int) -> np.ndarray:
+    """Numbers from 0 to 2^32 - 1 of a generator that is written out here, so that no library can change them."""
+    state, numbers = seed, np.empty(count, dtype=np.int64)
+    for k in range(count):
+        state = (6364136223846793005 * state + 1442695040888963407) % 2**64
+        numbers[k] = state >> 32
+    return numbers
+
+
+def random_codes(count: int, limit: int, seed: int) -> np.ndarray:
+    """Codes of magnitudes below `limit`, small ones most often: products of two random numbers."""
+    numbers = random_numbers(2 * count, seed)
+    magnitudes = (numbers[:count] * limit // 2**32) * numbers[count:] // 2**32
+    return np.where(numbers[:count] % 2, magnitudes, -magnitudes).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "limit", "raw_bits", "digest"),
+    [
+        ((33, 90, 1, 1), 4, 0, "6c11aa61af094cc8"),
+        ((10, 300, 1, 1), 200, 2, "10ec32c7fe79f6f2"),
+        ((9, 90, 1, 1), 2**24 - 1, 20, "fa0b9fec877a299d"),
+        ((30, 21, 9, 3), 3, 0, "43d5cf0ef715b7ff"),
+        ((30, 21, 9, 3), 6, 0, "655338b30d2c8e67"),
+        ((31, 20, 9, 3), 60, 0, "633551c00754eae4"),
+        ((31, 20, 9, 3), 600, 3, "6ad522c163681288"),
+        ((13, 10, 9, 3), 2**24 - 1, 0, "6283b8e8ef1b06f0"),
+        ((13, 17, 25, 5), 6, 0, "98b90434fff4d2f5"),
+        ((7, 5, 49, 7), 15, 1, "a7bc88f44df37d87"),
+        ((6, 5, 128, 128), 6, 0, "acc0254ad26c2475"),
+        ((6, 5, 128, 16), 6, 0, "08ed0db79bd61e89"),
+        ((40, 20, 4, 2), 4, 0, "960d8c285cde9232"),
+        ((40, 20, 7, 1), 4, 0, "0ddd266a5ac3f76a"),
+    ],
+    ids=str,
+)
+def test_streams_of_random_codes_never_change(geometry, limit, raw_bits, digest):
+    """Random codes are encoded to the same bytes for ever, and decoded, three streams in a list, to the same codes."""
+    outputs, inputs, positions, _ = geometry
+    codes = random_codes(outputs * inputs * positions, limit, seed=positions)
+    first = raw_bits | 1 << 5
+    stream = _native.encode_codes(codes.data, *geometry, first)
+    assert hashlib.sha256(stream).hexdigest()[:16] == digest
+    decoded = np.empty((3, codes.size), dtype=np.int32)
+    assert _native.decode_codes([(stream, room.data, *geometry, first) for room in decoded], bytearray(8)) == 3
+    assert (decoded == codes).all()
+
+
+@pytest.mark.parametrize(("limit", "digest"), [(60, "d48db91eaed0c43c"), (2000, "f25aa9f35a965b66")])
+def test_streams_of_random_planes_never_change(limit, digest):
+    """So it is for byte planes, without a plane above and with one."""
+    codes = random_codes(4000, limit, seed=limit)
+    upper, lower = (codes >> 8).astype(np.uint8), codes.astype(np.uint8)
+    streams = [_native.encode_plane(upper.data, b""), _native.encode_plane(lower.data, upper.data)]
+    assert hashlib.sha256(b"".join(streams)).hexdigest()[:16] == digest
+    for stream, above, plane in ((streams[0], b"", upper), (streams[1], upper.data, lower)):
+        decoded = np.empty_like(plane)
+        assert _native.decode_plane(stream, above, decoded.data)
+        assert (decoded == plane).all()
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_codes_must_be_aligned(offset):
+    """Codes that do not begin at a multiple of four bytes are a ValueError, in both directions, and are not written to."""
+    room = np.full(25, 7, dtype=np.int32).view(np.uint8)
+    codes = room[offset : offset + 96].data
+    with pytest.raises(ValueError, match="multiple of four"):
+        _native.encode_codes(codes, 4, 6, 1, 1, 0)
+    with pytest.raises(ValueError, match="multiple of four"):
+        _native.decode_codes([(b"\1", codes, 4, 6, 1, 1, 0)], bytearray(8))
+    assert (room.view(np.int32) == 7).all()
