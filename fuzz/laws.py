@@ -1,4 +1,4 @@
-"""What must hold for any bytes that are taken for a file; the fuzzer and the tests share it."""
+"""Laws of reading that hold for any bytes; the fuzzer and the tests share them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class BrokenLawError(Exception):
 
 
 MOST = 2**18
-"""Dense bytes of the files that are looked into: larger ones only cost time."""
+"""Dense bytes of the files that are read; larger ones only take time."""
 
 Content = dict[str, bytes]
 Verb = Callable[[bytes, Content | None], None]
 
 
 def try_file(data: bytes, verbs: Sequence[Verb] | None = None) -> bool:
-    """Read a file tensor by tensor and with `verbs`, by default all, and hold it to the laws; whether it was read to its end.
+    """Read a file tensor by tensor and with `verbs`, by default all, and check the laws; whether it was read completely.
 
-    Nothing is raised but FormatError; what is read has the shape and dtype that the header tells; every way to read gives the
-    same bits; `inspect` accounts for every byte; `verify` calls nothing whole that cannot be read.
+    Nothing is raised but FormatError; tensors have the shape and dtype that the header gives; every reader gives the same
+    bits; `inspect` accounts for every byte; a file that cannot be read does not pass `verify`.
     """
     content = None
     try:
@@ -48,7 +48,7 @@ def _read_one_by_one(file: OpqFile) -> Content:
     for entry in file.entries:
         array = file.array(entry.name)
         if array.shape != entry.shape or array.dtype != dtypes.NUMPY[entry.dtype]:
-            raise BrokenLawError(f"{entry.name!r} is not what the header tells")
+            raise BrokenLawError(f"{entry.name!r} has another shape or dtype than in the header")
         content[entry.name] = array.tobytes()
     return content
 
@@ -63,7 +63,7 @@ def _load(data: bytes, content: Content | None) -> None:
 
 
 def _inspect(data: bytes, content: Content | None) -> None:
-    """It decodes weights only, and so may take what cannot be read to its end."""
+    """It decodes weights only, so it may accept a file that cannot be read completely."""
     try:
         inspection = inspect(data)
     except FormatError:
@@ -75,11 +75,11 @@ def _inspect(data: bytes, content: Content | None) -> None:
 
 
 def _verify(data: bytes, content: Content | None) -> None:
-    """It may refuse what can be read and is not what a writer would write."""
+    """It may refuse a file that can be read, if no writer would give its bytes."""
     with suppress(FormatError):
         verify(data)
         if content is None:
-            raise BrokenLawError("verify calls whole what cannot be read")
+            raise BrokenLawError("verify accepts what cannot be read")
 
 
 VERBS: Sequence[Verb] = (_load, _inspect, _verify)

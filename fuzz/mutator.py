@@ -1,7 +1,7 @@
-"""Changes files so that the checksums are right whatever else is wrong: bytes changed at random would end at the first of them.
+"""Changes files and keeps their checksums right: readers refuse randomly changed bytes at the first checksum.
 
-A file is taken apart, one thing in it is changed, and it is put together again. Most changes are of what a header tells of one
-tensor, often with data that fit it: files that are nearly right get farther than those that are not.
+A file is parsed, changed in one place, and written again. Most changes are of the header's fields of one tensor, often with
+data that match them: files that are nearly valid reach more code than others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals
 
 Mutate = Callable[[bytes, int], bytes]
-"""Other bytes, at most so many, made from some: libFuzzer's own mutations."""
+"""Mutates bytes to at most that many others, as libFuzzer does."""
 
 _SIZES = (0, 1, 2, 3, 7, 16, 63, 64, 65, 255, 256, 4095, 2**16, 2**31 - 1)
 _STORAGES = ("exact", "float16", "codes", "levels", "linear8", "relative8")
@@ -37,7 +37,7 @@ _MOST_REFILLED = 2000
 
 @dataclass
 class _Parts:
-    """A file taken apart; the entries' section is an index of `sections`."""
+    """A parsed file; the section of an entry is an index of `sections`."""
 
     entries: list[Entry]
     sections: list[bytes]
@@ -56,7 +56,7 @@ class Mutator:
         self._chance.seed(seed)
         try:
             changed = self._change(data, most)
-        except (OpqError, ValueError, struct.error, zlib.error):  # it cannot be taken apart, or what it says cannot be written
+        except (OpqError, ValueError, struct.error, zlib.error):  # it cannot be parsed, or cannot be written
             changed = (
                 small_file()
                 if self._chance.random() < 0.1
@@ -80,7 +80,7 @@ class Mutator:
         return _put_together(parts)
 
     def _change_entry(self, parts: _Parts) -> None:
-        """Tell something else of a tensor, and then often fill its section anew."""
+        """Change fields of a tensor, and often also its section."""
         chance, entries = self._chance, parts.entries
         if not entries:
             entries.append(Entry("w", (2, 3), "float32", "exact", 0))
@@ -99,7 +99,7 @@ class Mutator:
             entry = self._other(entry, len(parts.sections))
         entries[number] = entry
         if chance.random() < 0.6:
-            with suppress(OpqError, ValueError):  # what is told may be what nothing fits
+            with suppress(OpqError, ValueError):  # no section may match the fields
                 parts.sections[entry.section] = self._fill([other for other in entries if other.section == entry.section])
 
     def _other(self, entry: Entry, sections: int) -> Entry:
@@ -145,7 +145,7 @@ class Mutator:
         return self._chance.choice((0.0, 1.0, -1.0, 2.0**-126, 2.0**-149, 0.1, 3.0e38, 65504.0, math.inf, math.nan))
 
     def _fill(self, members: Sequence[Entry]) -> bytes:
-        """A section that holds what these entries tell, where it can be."""
+        """A section that matches these entries; ValueError if there is none."""
         entry = members[0]
         if sum(member.count for member in members) > _MOST_REFILLED:
             raise ValueError("too large")

@@ -58,7 +58,7 @@ def test_weights_come_back_as_fake_quantize(network, options):
             value = file.array(name)
             assert (value.shape, value.dtype) == (original.shape, original.dtype)
             if name in compressed.plan.layers:
-                assert value.tobytes() == opq.fake_quantize(original, compressed.plan.layers[name]).tobytes()
+                assert value.tobytes() == opq.functional.fake_quantize(original, compressed.plan.layers[name]).tobytes()
             elif options.get("auxiliary") != "float16":
                 assert value.tobytes() == original.tobytes()
             else:

@@ -12,6 +12,7 @@ import safetensors.numpy
 import opq
 from opq.cli import main
 from opq.errors import TargetError
+from opq.functional import fake_quantize
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_the_distortion_is_close_to_the_real_one(tensors):
     point = opq.rd_curve(tensors, ratios=[10.0])[0]
     plan = opq.plan(tensors, ratio=10.0)
     weights = [name for name in tensors if name in plan.layers]
-    error = sum(float(np.square(opq.fake_quantize(tensors[name], plan.layers[name]) - tensors[name]).sum()) for name in weights)
+    error = sum(float(np.square(fake_quantize(tensors[name], plan.layers[name]) - tensors[name]).sum()) for name in weights)
     energy = sum(float(np.square(tensors[name]).sum()) for name in weights)
     assert point.distortion == pytest.approx(error / energy, rel=0.1)
 

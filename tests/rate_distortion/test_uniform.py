@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import opq
 from opq.config import LayerConfig
+from opq.functional import fake_quantize
 from opq.rate_distortion import joint, laplace, uniform
 from opq.rate_distortion.layers import Layer, LayerStatistics
 
@@ -59,7 +60,7 @@ def test_layers_of_a_pruned_network_share_one_step():
     def errors(rounding):
         made = opq.compress(state, size=22_000, rounding=rounding)
         return made, [
-            float(np.square(opq.fake_quantize(state[name], made.plan.layers[name]) - state[name]).sum()) for name in state
+            float(np.square(fake_quantize(state[name], made.plan.layers[name]) - state[name]).sum()) for name in state
         ]
 
     (ours, found), (_, before) = errors("compensated"), errors("deadzone")
