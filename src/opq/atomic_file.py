@@ -15,12 +15,12 @@ _RENAMES_OPEN_FILES = os.name == "posix"
 """Whether an open file, and with it a held one, can be renamed."""
 
 
-def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raise OutputError when something stands at `path`, or when its folder is missing."""
+def refuse_existing(path: str | os.PathLike[str], remedy: str = "pass overwrite=True to replace it") -> None:
+    """Raise OutputError if something exists at `path`, or its folder is missing; the message ends with the remedy."""
     path = Path(path)
     _refuse_irregular(path)
     if path.exists() or path.is_symlink():
-        raise OutputError(path, "it exists; use --force, or overwrite=True, to replace it")
+        raise OutputError(path, f"it exists; {remedy}")
     if not path.parent.is_dir():
         raise OutputError(path, f"there is no folder {path.parent}")
 

@@ -10,19 +10,20 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.model_options import make_network, network_options
+from opq.cli.model_options import data_options, make_network, model_options
 from opq.text_table import format_table
 
 
 @click.command()
 @click.argument("model")
 @click.argument("file", required=False)
-@network_options
+@model_options
+@data_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
-    """Show how well MODEL does on the images, and beside it what the .opq FILE makes of it.
+    """Show the accuracy of MODEL on the images, and of the same network with the weights of a .opq FILE.
 
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Agreement is with MODEL as it comes.
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Agreement is with the dense MODEL.
     """
     from opq.zoo.image_data import open_images
     from opq.zoo.models import load_weights

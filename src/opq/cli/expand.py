@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import click
-import safetensors.numpy
 
 import opq
-import opq.numpy
-from opq.atomic_file import refuse_existing, refuse_same, write_file
+from opq.atomic_file import refuse_existing, refuse_same
 
 
 @click.command()
@@ -18,10 +16,6 @@ def command(file: str, output: str, force: bool) -> None:
     """Turn a .opq FILE back into a .safetensors checkpoint with every tensor's name, shape and dtype."""
     refuse_same(file, output)
     if not force:
-        refuse_existing(output)
-    with opq.numpy.safe_open(file) as reader:
-        tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 - not a dict
-        metadata = reader.metadata()
-    data = safetensors.numpy.save(tensors, metadata or None)
-    write_file(output, data, overwrite=force)
-    click.echo(f"{output}: {len(tensors)} tensors, {len(data):,} bytes")
+        refuse_existing(output, "use --force to replace it")
+    written = opq.expand(file, output, overwrite=force)
+    click.echo(f"{output}: {written.tensors} tensors, {written.file_bytes:,} bytes")

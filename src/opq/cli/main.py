@@ -1,4 +1,4 @@
-"""The entry point: verbs loaded when they are called, errors in one line, exit codes."""
+"""The entry point: commands imported when they are called, errors in one line, exit codes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ import click
 from opq.errors import OpqError
 from opq.version import __version__
 
-_VERBS = {
-    "compress": "Compress a checkpoint to a .opq file.",
+_COMMANDS = {
+    "compress": "Compress a checkpoint to a .opq file, from the weights alone.",
+    "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic images.",
+    "finetune": "Train a network with quantized and pruned weights, to a .opq file.",
+    "search": "Find the smallest .opq file within a drop of accuracy.",
     "plan": "Show what compressing would do, without doing it.",
-    "finetune": "Train a network's weights in the codebooks of a plan, to a .opq file.",
-    "evaluate": "Show how well a network does, and what a .opq file makes of it.",
+    "evaluate": "Show the accuracy of a network, dense and from a .opq file.",
     "expand": "Turn a .opq file back into a .safetensors checkpoint.",
-    "inspect": "Show what is in a .opq file, and where its bytes went.",
-    "verify": "Prove that a .opq file is whole.",
+    "inspect": "Show what is in a .opq file, and what its bytes are spent on.",
+    "verify": "Check that a .opq file is whole and valid.",
 }
 
 
-class _Verbs(click.Group):
-    """Verbs by name; only the module of the one that is called gets loaded."""
+class _Commands(click.Group):
+    """Commands by name; only the module of the one that is called is imported."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
+        if cmd_name not in _COMMANDS:
             return None
         command: click.Command = import_module(f"opq.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(_VERBS.items()))
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="opq")
 def _opq() -> None:
     """Pretrained networks to files many times smaller, and back.
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return _fail("interrupted")
     except BrokenPipeError:
-        # Whoever read our output has gone; keep Python from complaining about it once more on the way out.
+        # The reader of the output is gone; this keeps Python from reporting it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OpqError as error:

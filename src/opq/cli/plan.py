@@ -12,21 +12,21 @@ import click
 
 import opq
 from opq.atomic_file import refuse_existing, refuse_same, write_file
-from opq.cli.compression_options import read_options, read_selection, target_options
+from opq.cli.compression_options import compression_options, read_config, read_selection
 from opq.errors import MissingExtraError
 from opq.text_table import format_table
 
 
 @click.command()
 @click.argument("source")
-@target_options
+@compression_options
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for `opq compress --plan`.")
 @click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--curve", is_flag=True, help="In place of a target: what eleven ratios from 4 to 50 would cost.")
+@click.option("--curve", is_flag=True, help="In place of a target: bytes and distortion at eleven ratios from 4 to 50.")
 @click.option("--plot", metavar="PICTURE", help="With --curve: draw it, as .png, .svg or .pdf (needs the extra opq[plot]).")
 def command(source: str, output: str | None, force: bool, as_json: bool, curve: bool, plot: str | None, **given: Any) -> None:
-    """Show what compressing SOURCE would do: each weight's zeros, step and bytes. Nothing is compressed.
+    """Show what compressing SOURCE would do: zeros, step and bytes per weight. Nothing is compressed.
 
     Bytes are predicted, to about 3%; `opq compress` with the same target counts them and meets it.
     """
@@ -34,15 +34,17 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
         if path is not None:
             refuse_same(source, path)
             if not force:
-                refuse_existing(path)
+                refuse_existing(path, "use --force to replace it")
     if curve:
         if output is not None:
             raise click.UsageError("--curve makes no plan; leave --output out.")
-        _show_curve(opq.rd_curve(source, **read_selection(given, "--curve shows all sizes")), as_json, plot)
+        if given["config_file"] is not None or any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
+            raise click.UsageError("--curve shows all sizes; leave the target out.")
+        _show_curve(opq.rd_curve(source, **read_selection(given)), as_json, plot)
         return
     if plot is not None:
         raise click.UsageError("--plot goes with --curve.")
-    plan = opq.plan(source, **read_options(given))
+    plan = opq.plan(source, read_config(given))
     if output is not None:
         write_file(output, plan.to_json().encode(), overwrite=force)
     click.echo(plan.to_json() if as_json else str(plan), nl=not as_json)

@@ -65,7 +65,7 @@ def encode_codes(codes: NDArray[np.int32], *, coarser: int = 0) -> bytes:
 
     `coarser` is how many more low bits of a magnitude go raw than the mean magnitude suggests.
     """
-    flat = np.ascontiguousarray(codes).reshape(-1)
+    flat = np.require(codes, np.int32, ["C", "A"]).reshape(-1)
     return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], coarser=coarser)[0]
 
 

@@ -76,7 +76,7 @@ class CompressedTensor:
 
     def read_codes(self) -> CodeReader:
         """A reader of slices of the codes."""
-        flat = np.ascontiguousarray(self.codes).reshape(-1)
+        flat = np.require(self.codes, np.int32, ["C", "A"]).reshape(-1)
         return lambda start, stop: flat[start:stop]
 
     @property

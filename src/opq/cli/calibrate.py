@@ -1,0 +1,33 @@
+"""opq calibrate MODEL --images DIR -o FILE"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from opq.cli.calibration_options import calibrate, images_options
+from opq.cli.compression_options import compression_options, read_config
+from opq.cli.model_options import make_network, model_options
+from opq.cli.output import check_output, output_options, save_and_print
+from opq.progress import progress_bar
+
+
+@click.command()
+@click.argument("model")
+@model_options
+@images_options
+@compression_options
+@output_options
+def command(model: str, **given: Any) -> None:
+    """Compress MODEL to a .opq file, calibrated (GPTQ-style) on unlabelled or synthetic images.
+
+    Each layer is quantized so that its outputs on the images stay close. MODEL is torchvision:NAME, timm:NAME,
+    package.module:factory or file.py:factory.
+    """
+    config = read_config(given)
+    check_output(given, [given["weights"]])
+    named = make_network(model, given, "cpu")
+    with progress_bar() as progress:
+        compressed = calibrate(named, given).compress(config, progress=progress)
+    save_and_print(compressed, given)

@@ -1,0 +1,41 @@
+"""What commands that write a .opq file share: the path, checked before the work, and the line that is printed after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import opq
+from opq.atomic_file import refuse_existing, refuse_same
+from opq.cli.compression_options import add_options
+
+output_options = add_options(
+    click.option("-o", "--output", required=True, metavar="FILE", help="The .opq file to write."),
+    click.option("--force", is_flag=True, help="Replace FILE if it exists."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)
+"""Adds the output of a command that writes a .opq file."""
+
+
+def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
+    """OutputError if the output is a source, or exists and must not be replaced."""
+    for source in sources:
+        if source is not None:
+            refuse_same(source, given["output"])
+    if not given["force"]:
+        refuse_existing(given["output"], "use --force to replace it")
+
+
+def save_and_print(compressed: opq.CompressedModel, given: dict[str, Any], line: str | None = None) -> None:
+    """Write the file, and print its size in a line or as JSON."""
+    output = given["output"]
+    compressed.save(output, overwrite=given["force"])
+    if given["as_json"]:
+        result = opq.inspect(compressed.data).to_dict()
+        del result["tensors"], result["metadata"]
+        click.echo(json.dumps({"file": output, **result}))
+    else:
+        click.echo(f"{output}: {line or compressed}")

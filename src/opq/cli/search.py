@@ -1,0 +1,47 @@
+"""opq search MODEL --max-drop D --data DIR -o FILE"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import opq
+from opq.cli.calibration_options import calibrate, calibration_options
+from opq.cli.compression_options import read_selection, selection_options
+from opq.cli.model_options import data_options, make_network, model_options, place
+from opq.cli.output import check_output, output_options, save_and_print
+
+if TYPE_CHECKING:
+    from opq.evaluation.accuracy_search import AccuracyTrial
+
+
+@click.command()
+@click.argument("model")
+@click.option("--max-drop", type=click.FloatRange(0.0), required=True, metavar="D", help="Points of top-1 that may be lost.")
+@model_options
+@data_options
+@calibration_options
+@selection_options
+@output_options
+def command(model: str, max_drop: float, **given: Any) -> None:
+    """Find the smallest .opq file of MODEL whose top-1 on labelled images falls by at most D points.
+
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --calibrate every file is calibrated.
+    """
+    selection = read_selection(given)
+    check_output(given, [given["weights"]])
+    from opq.zoo.image_data import open_images
+
+    named = make_network(model, given, "cpu")
+    calibration = calibrate(named, given) if given["calibrate"] is not None else None
+    loader = open_images(given["data"], named.preprocessing, training=False, batch=given["batch"], workers=given["workers"])
+    place(named, given["device"])
+    found = opq.compress_to_accuracy(
+        named.network, loader, max_drop=max_drop, calibration=calibration, report=_report, **selection
+    )
+    save_and_print(found.compressed, given, f"{found.compressed}, {found.best.drop:.2f} points of top-1 lost")
+
+
+def _report(trial: AccuracyTrial) -> None:
+    click.echo(f"{trial.compressed}: {trial.drop:.2f} points of top-1 lost", err=True)
