@@ -1,0 +1,190 @@
+"""Break the library on purpose, one place at a time, and see that a test fails: `make mutants`, or
+
+    python tests/mutants/run.py [--jobs N] [NAME...]
+
+mutants.toml lists the breaks. Each names a file of src/opq, what to find in it, exactly once, what to put in its place, and the
+tests that must then fail. Each is made in a copy of src/, so that the working tree is never touched. First the named tests run
+on a copy that is whole, and must pass. The exit status is 0 where every break is noticed, and 1 where one is not, where the
+tests fail without it, or where the list no longer fits the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIST = Path(__file__).with_name("mutants.toml")
+SECONDS = 120
+"""A test that has not ended by then has noticed."""
+
+_PASSED, _FAILED = 0, 1  # what pytest exits with; everything else is no verdict
+
+
+class StaleError(Exception):
+    """The list does not fit the source or the tests."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One break of the library.
+
+    name     of the break, in a few words
+    file     relative to src/opq
+    find     text that stands there exactly once
+    replace  what stands there instead
+    tests    files of tests, or pytest's ids of them, relative to tests/; the fewest that notice
+    why      what a user would suffer
+    """
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+    why: str
+
+    def broken(self, source: Path) -> str:
+        """The text of the file, under the `source` folder, with the break; StaleError where that cannot be made."""
+        path = source / "opq" / self.file
+        if not path.is_file():
+            raise StaleError(f"{self.name}: there is no {self.file}")
+        text = path.read_text()
+        if (times := text.count(self.find)) != 1:
+            raise StaleError(f"{self.name}: {self.file} has {times} times, not once: {self.find}")
+        changed = text.replace(self.find, self.replace)
+        if changed == text:
+            raise StaleError(f"{self.name}: it changes nothing")
+        try:
+            compile(changed, str(path), "exec")
+        except SyntaxError as error:
+            raise StaleError(f"{self.name}: {error}") from None
+        return changed
+
+
+def read_list(path: Path = LIST) -> list[Mutant]:
+    """All mutants, in order; StaleError where one is not as it must be."""
+    mutants = []
+    for row in tomllib.loads(path.read_text())["mutant"]:
+        wanted = {field.name for field in fields(Mutant)}
+        if set(row) != wanted or not all(row[key] for key in wanted - {"replace"}):
+            raise StaleError(f"{row.get('name')}: expected {', '.join(sorted(wanted))}, none empty, got {sorted(row)}")
+        mutants.append(Mutant(**{**row, "tests": tuple(row["tests"])}))
+    names = [mutant.name for mutant in mutants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise StaleError(f"two mutants are called {min(twice)}")
+    return mutants
+
+
+def check_tests(mutant: Mutant) -> None:
+    """Raise StaleError where a test that a mutant names is not there."""
+    for test in mutant.tests:
+        path, _, function = test.partition("::")
+        if not (ROOT / "tests" / path).is_file():
+            raise StaleError(f"{mutant.name}: there is no tests/{path}")
+        if function and f"def {function.partition('[')[0]}(" not in (ROOT / "tests" / path).read_text():
+            raise StaleError(f"{mutant.name}: tests/{path} has no {function}")
+
+
+def copied(folder: str) -> Path:
+    """A copy of src/ in `folder`, the compiled module with it."""
+    source = Path(folder) / "src"
+    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return source
+
+
+def run_tests(source: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """What pytest exits with, and what it wrote, of `tests` with the library under `source`."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}  # CI: no new examples
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *(f"tests/{test}" for test in tests)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return _FAILED, f"no end after {SECONDS} s"
+    return done.returncode, done.stdout
+
+
+def try_out(mutant: Mutant) -> tuple[str, float, str]:
+    """Whether a mutant is "killed" or "alive", or "broken" where the tests do not even run; seconds; and what pytest wrote."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        source = copied(folder)
+        text = mutant.broken(source)
+        (source / "opq" / mutant.file).write_text(text)
+        status, output = run_tests(source, mutant.tests)
+    outcome = {_PASSED: "alive", _FAILED: "killed"}.get(status, "broken")
+    return outcome, time.perf_counter() - start, output
+
+
+def check_whole(mutants: Sequence[Mutant]) -> tuple[bool, str]:
+    """Whether all tests that `mutants` name pass on a whole copy, which is what Python imports there; and what pytest wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = copied(folder)
+        code = "import opq, opq.codec._native as native; print(opq.__file__); print(native.__file__)"
+        environment = {**os.environ, "PYTHONPATH": str(source)}
+        seen = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=folder)
+        if not seen.stdout or not all(line.startswith(str(source)) for line in seen.stdout.splitlines()):
+            return False, f"expected Python to import the copy in {source}, got {seen.stdout}{seen.stderr}"
+        status, output = run_tests(source, sorted({test for mutant in mutants for test in mutant.tests}))
+        return status == _PASSED, output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try out all mutants, or those of the given names; the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to try, globs; all unless given")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time (default: one a processor)")
+    asked = parser.parse_args(arguments)
+    try:
+        mutants = [
+            mutant for mutant in read_list() if not asked.names or any(fnmatchcase(mutant.name, name) for name in asked.names)
+        ]
+        for mutant in mutants:
+            check_tests(mutant)
+            mutant.broken(ROOT / "src")
+    except StaleError as error:
+        print(f"the list is stale: {error}")
+        return 1
+    if not mutants:
+        print("there is no such mutant")
+        return 1
+    passed, output = check_whole(mutants)
+    if not passed:
+        print(output)
+        print("without a mutant the tests fail already")
+        return 1
+    width, place = (max(len(getattr(mutant, key)) for mutant in mutants) for key in ("name", "file"))
+    left = []
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for mutant, (outcome, seconds, output) in zip(mutants, pool.map(try_out, mutants), strict=True):
+            print(f"{mutant.name:{width}}  {mutant.file:{place}}  {outcome:6}  {seconds:5.1f} s", flush=True)
+            if outcome != "killed":
+                left.append(mutant)
+                print(f"    {mutant.why}")
+            if outcome == "broken":
+                print(output)
+    print(f"{len(mutants) - len(left)} of {len(mutants)} mutants killed")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
