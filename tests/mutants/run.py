@@ -11,18 +11,24 @@ tests fail without it, or where the list no longer fits the source.
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import tomllib
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from typing import IO
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("mutants.toml")
@@ -97,55 +103,58 @@ def check_tests(mutant: Mutant) -> None:
             raise StaleError(f"{mutant.name}: tests/{path} has no {function}")
 
 
-def copied(folder: str) -> Path:
-    """A copy of src/ in `folder`, the compiled module with it."""
-    source = Path(folder) / "src"
-    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    return source
+def copied(source: Path, folder: str) -> Path:
+    """A copy of a src/ folder in `folder`, the compiled module with it."""
+    return Path(shutil.copytree(source, Path(folder) / "src", ignore=shutil.ignore_patterns("*.egg-info")))
 
 
-def run_tests(source: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """What pytest exits with, and what it wrote, of `tests` with the library under `source`."""
-    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}  # CI: no new examples
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+def run_tests(source: Path, tests: Sequence[str], output: IO[str], seconds: int = SECONDS) -> int:
+    """What pytest exits with of `tests` with the library under `source`, in a process of its own that writes to `output`.
+
+    The process is forked from this one, so that all share what `warm_up` has imported.
+    """
+    sys.stdout.flush()
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        return _FAILED if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    status = 70
     try:
-        done = subprocess.run(
-            [*command, *(f"tests/{test}" for test in tests)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return _FAILED, f"no end after {SECONDS} s"
-    return done.returncode, done.stdout
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        signal.alarm(seconds)
+        os.chdir(ROOT)
+        os.environ["PYTHONPATH"] = str(source)  # for processes that tests start
+        sys.path.insert(0, str(source))
+        modules = importlib.import_module("opq"), importlib.import_module("opq.codec._native")
+        if not all(str(module.__file__).startswith(str(source)) for module in modules):
+            raise StaleError(f"expected Python to import the copy in {source}, got {modules}")
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "mutants"]
+        status = int(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
-def try_out(mutant: Mutant) -> tuple[str, float, str]:
+def try_out(mutant: Mutant, whole: Path) -> tuple[str, float, str]:
     """Whether a mutant is "killed" or "alive", or "broken" where the tests do not even run; seconds; and what pytest wrote."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        source = copied(folder)
-        text = mutant.broken(source)
-        (source / "opq" / mutant.file).write_text(text)
-        status, output = run_tests(source, mutant.tests)
-    outcome = {_PASSED: "alive", _FAILED: "killed"}.get(status, "broken")
-    return outcome, time.perf_counter() - start, output
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
+        source = copied(whole, folder)
+        (source / "opq" / mutant.file).write_text(mutant.broken(whole))
+        shutil.rmtree((source / "opq" / mutant.file).parent / "__pycache__", ignore_errors=True)
+        status = run_tests(source, mutant.tests, output)
+        output.seek(0)
+        wrote = output.read()
+    return {_PASSED: "alive", _FAILED: "killed"}.get(status, "broken"), time.perf_counter() - start, wrote
 
 
-def check_whole(mutants: Sequence[Mutant]) -> tuple[bool, str]:
-    """Whether all tests that `mutants` name pass on a whole copy, which is what Python imports there; and what pytest wrote."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = copied(folder)
-        code = "import opq, opq.codec._native as native; print(opq.__file__); print(native.__file__)"
-        environment = {**os.environ, "PYTHONPATH": str(source)}
-        seen = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=folder)
-        if not seen.stdout or not all(line.startswith(str(source)) for line in seen.stdout.splitlines()):
-            return False, f"expected Python to import the copy in {source}, got {seen.stdout}{seen.stderr}"
-        status, output = run_tests(source, sorted({test for mutant in mutants for test in mutant.tests}))
-        return status == _PASSED, output
+def warm_up() -> None:
+    """Import what takes long and is not ours; not what pytest wants to import itself."""
+    for name in ("scipy.integrate", "scipy.optimize", "scipy.special", "torch", "torch.nn.utils.parametrize", "accelerate"):
+        importlib.import_module(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,15 +176,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not mutants:
         print("there is no such mutant")
         return 1
-    passed, output = check_whole(mutants)
-    if not passed:
-        print(output)
-        print("without a mutant the tests fail already")
-        return 1
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        whole = copied(ROOT / "src", folder)
+        with tempfile.TemporaryFile("w+") as output:
+            named = sorted({test for mutant in mutants for test in mutant.tests})
+            if run_tests(whole, named, output, 10 * SECONDS) != _PASSED:
+                output.seek(0)
+                print(f"{output.read()}\nwithout a mutant the tests fail already")
+                return 1
+        return 1 if try_all(mutants, whole, asked.jobs) else 0
+
+
+def try_all(mutants: Sequence[Mutant], whole: Path, jobs: int) -> list[Mutant]:
+    """Try out all mutants of the library under `whole`, `jobs` at a time, and print a line for each; those not killed."""
     width, place = (max(len(getattr(mutant, key)) for mutant in mutants) for key in ("name", "file"))
     left = []
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        for mutant, (outcome, seconds, output) in zip(mutants, pool.map(try_out, mutants), strict=True):
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        found = pool.imap(partial(try_out, whole=whole), mutants)
+        for mutant, (outcome, seconds, output) in zip(mutants, found, strict=True):
             print(f"{mutant.name:{width}}  {mutant.file:{place}}  {outcome:6}  {seconds:5.1f} s", flush=True)
             if outcome != "killed":
                 left.append(mutant)
@@ -183,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if outcome == "broken":
                 print(output)
     print(f"{len(mutants) - len(left)} of {len(mutants)} mutants killed")
-    return 1 if left else 0
+    return left
 
 
 if __name__ == "__main__":
