@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -11,9 +10,10 @@ TEXT = (TESTS.parent / "docs" / "method.md").read_text()
 
 
 def functions():
-    """Names of all functions of all tests."""
-    trees = [ast.parse(path.read_text()) for path in TESTS.rglob("test_*.py")]
-    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    """Names of all tests."""
+    return {
+        name for path in TESTS.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
 
 
 def test_every_test_that_the_document_names_exists():
