@@ -19,7 +19,7 @@ LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check base reproduce reproduce-quick peers fuzz corpus portable sanitize clean
+.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers fuzz corpus portable sanitize clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -37,6 +37,9 @@ check: .venv/ready  ## Lint, formatting and types
 
 base: .venv-base/ready  ## The tests that hold for the base install, as a wheel and without PyTorch
 	$(BASE)/python -m pytest tests/cli tests/base
+
+mutants: .venv/ready  ## Break the library in many places, one at a time: a test must notice each
+	$(BIN)/python tests/mutants/run.py
 
 reproduce: .venv/ready .venv-peers/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; goes on from checkpoints
 	$(MAKE) reproduce-quick

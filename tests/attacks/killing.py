@@ -1,14 +1,13 @@
-"""Kills a process again and again while it writes a file, and looks what is left.
+"""Kills a process many times while it writes a file, and checks the file.
 
     python tests/attacks/killing.py [--moments 200] [--seed 0]
     python tests/attacks/killing.py --finetuning [--moments 200] [--seed 0]
     python tests/attacks/killing.py --file PATH --check COMMAND -- COMMAND...
 
-Without a command it compresses over an existing file, half of the times as the command line does it, half in a loop that does
-nothing but save, so that the moments fall on the writing. With --finetuning it kills a training, goes on from its checkpoint
-each time, and compares with one that was never interrupted (killing_finetuning.py). With a command of your own it runs that:
-after each kill `--check` (a shell command; PATH in $FILE) must end with 0 unless PATH is not there yet. Exit status 1 when a
-file was found that is not whole, or not what it should be.
+Without a command it replaces an existing file, half of the times by the command line, half in a loop that only saves, so that
+kills hit the writing. With --finetuning it kills a training, resumes from its checkpoint each time, and compares with an
+uninterrupted one (killing_finetuning.py). With a command it runs that: after each kill `--check` (a shell command; PATH in
+$FILE) must exit with 0 unless PATH is missing. The exit status is 1 if a file is damaged or not the expected one.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ while True:
 def kill_often(
     command: Sequence[str], check: Callable[[], None], moments: int, seed: int, *, longest: float, wait: bool = False
 ) -> int:
-    """Run `command` and kill it (SIGKILL) after a random time, `moments` times; how many times it was killed at work.
+    """Run `command` and kill it (SIGKILL) after a random time, `moments` times; how many times it was still running.
 
-    check    called after each kill; raises when what is left is not whole
+    check    called after each kill; raises if the file is damaged
     longest  seconds to wait at most before a kill
-    wait     for a first line of output before the time begins
+    wait     whether the time starts at the first line of output
     """
     chance = random.Random(seed)  # noqa: S311 - moments, not secrets
     at_work = 0
@@ -67,7 +66,7 @@ def write_network(path: Path) -> None:
 
 
 def kill_compressing(folder: Path, moments: int, seed: int, *, saving: bool) -> tuple[int, int]:
-    """Kill what compresses over an existing file; how many times it was at work, and how many temporary files are left."""
+    """Kill a process that replaces a file; how many times it was running, and how many temporary files are left."""
     source, target = folder / "network.safetensors", folder / "network.opq"
     write_network(source)
     compress = [sys.executable, "-m", "opq", "compress", str(source), "--force", "-o", str(target), "--ratio"]
@@ -89,7 +88,7 @@ def kill_compressing(folder: Path, moments: int, seed: int, *, saving: bool) -> 
 
 
 def main() -> int:
-    """Kill, look, tell; the exit status."""
+    """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
-"""Kills finetuning again and again, goes on in the same folder each time, and compares with a run that was never interrupted.
+"""Kills finetuning many times, resumes in the same folder each time, and compares with an uninterrupted run.
 
-The network is so small that an epoch takes milliseconds, and much of them goes into its folder. Processes are forked from one
-that has imported all they need, PyTorch's own late imports too, and computed nothing: kills fall on work, not on imports.
+The network is so small that an epoch takes milliseconds, much of it for writing its folder. Processes are forked from one that
+has imported all that they need, also what PyTorch imports late, and computed nothing: kills hit the work, not the imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from opq.training.run_folder import ARGUMENTS, CHECKPOINT, FILE, HISTORY, PLAN, 
 
 EPOCHS = 40
 _PART = 0.25
-"""Of the time that a run takes: the longest until a kill."""
+"""The longest time until a kill, as a share of the time of a run."""
 
 Row = dict[str, Any]
 
@@ -37,10 +37,10 @@ Row = dict[str, Any]
 class Kills:
     """What was done.
 
-    kills    processes killed before they came to their end
-    writing  those among them that left a temporary file, and so were writing
-    reached  checkpoints of different epochs that were found and looked at
-    runs     runs brought to their end, each with the bytes of the one that was never interrupted
+    kills    processes killed before they ended
+    writing  those of them that left a temporary file, so that they were writing
+    reached  checkpoints of different epochs that were checked
+    runs     completed runs, each with the bytes of the uninterrupted one
     """
 
     kills: int = 0
@@ -50,10 +50,10 @@ class Kills:
 
 
 def kill_finetuning(folder: Path, moments: int, seed: int) -> Kills:
-    """Kill `moments` processes that finetune, over as many runs as that takes, and bring the last run to its end.
+    """Kill `moments` processes that finetune, over as many runs as needed, and complete the last run.
 
-    Raises SystemExit when something in the folder of a run is not whole, when a checkpoint is not what the uninterrupted run
-    had after as many epochs, and when a file is not that of the uninterrupted run.
+    Raises SystemExit if a file in the folder of a run is damaged, if a checkpoint differs from that of the uninterrupted run
+    after as many epochs, or if the result differs from that of the uninterrupted run.
     """
     torch.set_num_threads(1)  # threads do not survive a fork
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def kill_finetuning(folder: Path, moments: int, seed: int) -> Kills:
 
 
 def _finetune_apart(folder: Path, seconds: float | None) -> bool:
-    """Finetune in a process of its own, which is killed after `seconds`; whether it came to its end before."""
+    """Finetune in a forked process, which is killed after `seconds`; whether it ended before."""
     process = os.fork()
     if process == 0:
         try:
@@ -97,13 +97,12 @@ def _finetune(folder: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
     images = TensorDataset(torch.randn(32, 3, 6, 6), torch.arange(32) % 4)
     loader = DataLoader(images, batch_size=16, shuffle=True, generator=torch.Generator())
-    recipe = opq.TrainingConfig(labels=0.5, average=0.9)
-    opq.finetune(
-        network, loader, epochs=EPOCHS, ratio=4.0, teacher="dense", recipe=recipe, folder=folder, watch=_watch, progress=False
-    )
+    start = opq.CompressionConfig(target=opq.Ratio(4.0))
+    training = opq.TrainingConfig(epochs=EPOCHS, label_weight=0.5, ema_decay=0.9)
+    opq.finetune(network, loader, start, training, teacher="dense", folder=folder, on_epoch_end=_digest_row, progress=False)
 
 
-def _watch(network: nn.Module) -> Row:
+def _digest_row(network: nn.Module) -> Row:
     return {"digest": _digest(network.state_dict())}
 
 
@@ -112,14 +111,14 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def _look(run: Path, whole: Path, epochs: int) -> int:
-    """Hold the folder of a run to the uninterrupted one; the epochs of its checkpoint, not less than `epochs`."""
+    """Compare the folder of a run with the uninterrupted one; the epochs of its checkpoint, at least `epochs`."""
     for name in (ARGUMENTS, PLAN, FILE):
         if (run / name).exists() and (run / name).read_bytes() != (whole / name).read_bytes():
             raise SystemExit(f"{run / name} is not what the uninterrupted run has")
     expected = _rows(whole)
     if _rows(run) != expected[: len(_rows(run))]:
         raise SystemExit(f"{run / HISTORY} is not the beginning of the uninterrupted run's")
-    checkpoint = RunFolder(run).load()  # raises when it is not whole
+    checkpoint = RunFolder(run).load()  # raises if it is damaged
     reached = len(checkpoint["history"]) if checkpoint else 0
     if reached < epochs or (epochs and not reached):
         raise SystemExit(f"{run / CHECKPOINT} stood at epoch {epochs} and stands at {reached}")

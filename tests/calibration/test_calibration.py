@@ -11,7 +11,11 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.calibration import batch_norm_pairs, fisher, gptq, paired_forward, synthetic_images
+from opq.calibration import batch_norm_pairs
+from opq.calibration import fisher
+from opq.calibration import gptq
+from opq.calibration import paired_forward
+from opq.calibration import synthetic_images
 from opq.calibration.calibrate import calibrate
 from opq.errors import CalibrationError, TargetError
 
@@ -137,6 +141,32 @@ def test_fine_steps_leave_the_function_as_it_is(network, inputs):
     assert divergence(network, model.eval(), inputs) < 1e-4 * spread
 
 
+def test_coarse_steps_leave_means_and_slopes_as_they_are(network, inputs):
+    """However high the price of a bit, behind each paired batch-norm a channel has its dense mean, and the dense output is, by
+    least squares, once the new one: gain and shift make up for what rounding took.
+    """
+    calibration = calibrate(network, inputs)
+    state, _ = calibration.rounded(3e-7, inputs, {"ratio": 4.0})
+    model = Small()
+    model.load_state_dict(state)
+
+    def outputs(network, name):
+        found = []
+        handle = network.get_submodule(name).register_forward_hook(lambda _, __, output: found.append(output.clone()))
+        with torch.no_grad():
+            network.eval()(inputs)
+        handle.remove()
+        return found[0].double().transpose(0, 1).flatten(1)
+
+    for name in calibration.norms.values():
+        dense, own = outputs(network, name), outputs(model, name)
+        assert float((dense - own).square().mean()) > 0.01 * float(dense.var())  # the steps are coarse
+        torch.testing.assert_close(own.mean(1), dense.mean(1), rtol=0.0, atol=0.05)
+        centred = own - own.mean(1, keepdim=True)
+        slopes = (centred * dense).sum(1) / centred.square().sum(1)
+        torch.testing.assert_close(slopes, torch.ones_like(slopes), rtol=0.0, atol=0.05)
+
+
 def test_compensation_beats_rounding_to_nearest():
     """With correlated inputs, codes chosen column by column make less output error than rounding to nearest, at equal steps."""
     generator = torch.Generator().manual_seed(3)
@@ -175,10 +205,8 @@ def test_importance_is_the_curvature_of_the_divergence():
     assert costs["0.weight"] == pytest.approx(float(((p * (1 - p))[:, :, None] * inputs[:, None, :] ** 2).mean()), rel=0.15)
 
 
-def test_settled_batch_norms_have_the_statistics_of_their_inputs(network):
-    """After settling on inputs, what each batch-norm gives has its bias as mean and its weight as deviation."""
-    model = synthetic_images.settle(Small(), torch.randn(64, 3, 8, 8))
-    assert not any(norm.training for norm in batch_norm_pairs.find_batch_norms(model).values())
+def test_drawn_images_are_of_mean_0_and_variance_1():
+    """Over all, and equal for an equal seed."""
     drawn = synthetic_images.synthesize_images(4, (3, 16, 16), seed=0)
     assert torch.equal(drawn, synthetic_images.synthesize_images(4, (3, 16, 16), seed=0))
     assert math.isclose(float(drawn.mean()), 0.0, abs_tol=1e-5)

@@ -150,13 +150,16 @@ def test_values_stay_finite(name, largest):
     """A weight near the largest number of its dtype is rounded down, not to infinity."""
     dtype = np.dtype(getattr(ml_dtypes, name, None) or name)
     weight = np.array([largest, -largest, 0.0], dtype=dtype)
-    step = min(largest / 1.3, 2.0**127)
+    step = float(np.float32(min(largest / 1.3, 2.0**127)))
     plan = make_plan(weight.shape, step)
+    if largest / step > LARGEST_CODE:  # no step that float32 holds is coarse enough: an error, not infinity
+        with pytest.raises(WeightError, match="too fine for its largest magnitude"):
+            fake_quantize(weight, plan)
+        weight = np.array([LARGEST_CODE * step, -LARGEST_CODE * step, 0.0], dtype=dtype)
     with np.errstate(over="ignore"):
-        value = fake_quantize(weight, plan).astype(np.float64) if name != "float64" else None
-    if value is not None:
-        assert np.isfinite(value).all()
-        assert np.sign(value).tolist() == [1, -1, 0]
+        value = fake_quantize(weight, plan).astype(np.float64)
+    assert np.isfinite(value).all()
+    assert np.sign(value).tolist() == [1, -1, 0]
 
 
 def test_a_step_beyond_the_dtype_is_refused():

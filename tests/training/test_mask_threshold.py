@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from interruptions import InterruptionError, interrupting_after
 from small_networks import make
@@ -16,12 +16,12 @@ from test_holding import spread
 from torch import nn
 
 import opq
+from opq.training.run_folder import RunFolder
+from opq.training.parametrization import Codebook
 from opq.training.budget.code_reduction import section_bytes
 from opq.training.budget.controller import BudgetController
 from opq.training.budget.mask_threshold import MaskThresholds
-from opq.training.parametrization import Codebook
 from opq.training.prepared_model import codebooks
-from opq.training.run_folder import RunFolder
 
 STEEP = opq.TrainingConfig(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
 
@@ -124,8 +124,7 @@ def test_closed_masks_never_open_again(optimizer, open_steps):
         model(inputs).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         made.step()
-        if not all(torch.isfinite(weight.latent).all() for weight in codebooks(model)):
-            return
+        assume(all(torch.isfinite(weight.latent).all() for weight in codebooks(model)))
         controller(step, 8, 1.0)
         facts = fixed_facts(model) if step == open_steps - 1 else facts
     check_invariants(model, facts)
@@ -139,15 +138,7 @@ def test_a_resumed_run_with_open_masks_gives_the_same_bytes(tmp_path, stop):
     def run(folder, watch=None):
         model, _ = make("convolutions")
         return opq.finetune(
-            model,
-            images(),
-            epochs=4,
-            mask_update_epochs=2,
-            ratio=6.0,
-            teacher="dense",
-            recipe=STEEP,
-            folder=folder,
-            watch=watch,
+            model, images(), epochs=4, mask_update_epochs=2, ratio=6.0, teacher="dense", recipe=STEEP, folder=folder, watch=watch
         )
 
     whole = run(tmp_path / "whole")
@@ -211,7 +202,14 @@ def test_masks_that_are_fixed_cannot_be_open():
 def test_masks_are_fixed_where_something_else_decides_them(tmp_path, options):
     """Without being asked, no epoch is open in the paper's mode, under shaped rounding, or beside an override of zeros."""
     model, _ = make("convolutions")
-    opq.finetune(model, images(), epochs=3, folder=tmp_path, **options)
+    masks = []
+
+    def look(stage, done, total):
+        assert all(weight.codebook.border is None for weight in codebooks(model))
+        masks.append([weight.codebook.mask.clone() for weight in codebooks(model)])
+
+    opq.finetune(model, images(), epochs=3, folder=tmp_path, progress=look, **options)
+    assert all(torch.equal(now, first) for found in masks for now, first in zip(found, masks[0], strict=True))
     assert json.loads((tmp_path / "arguments.json").read_text())["open_epochs"] == 0
 
 
@@ -240,7 +238,18 @@ def test_a_layer_of_zeros_stays_zero_while_masks_are_open():
 
 @pytest.mark.parametrize(("asked", "epochs", "opened"), [(None, 6, 4), (None, 1, 0), (0, 0, 0), (0, 4, 0), (3, 4, 3)])
 def test_two_thirds_of_the_epochs_are_open(tmp_path, asked, epochs, opened):
-    """By default masks are open for two thirds of the epochs, rounded down; the run's arguments tell for how many."""
+    """By default masks are open for two thirds of the epochs, rounded down, and closed by their last step; the run's arguments
+    tell for how many.
+    """
     model, _ = make("convolutions")
-    opq.finetune(model, images(), epochs=epochs, mask_update_epochs=asked, ratio=6.0, folder=tmp_path)
+    seen = []
+
+    def look(stage, done, total):
+        seen.append([weight.codebook.border is not None for weight in codebooks(model)])
+
+    loader = images()
+    opq.finetune(model, loader, epochs=epochs, mask_update_epochs=asked, ratio=6.0, folder=tmp_path, progress=look)
+    last = opened * len(loader) - 1  # the step after which masks close
+    assert [any(open_) for open_ in seen] == [step < last for step in range(epochs * len(loader))]
+    assert all(all(open_) for open_ in seen[: max(last, 0)])
     assert json.loads((tmp_path / "arguments.json").read_text())["open_epochs"] == opened

@@ -1,0 +1,114 @@
+"""What README.md promises in figures: each is asked for here as it stands there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import opq
+import opq.numpy
+from opq.compression.rd_curve import RATIOS
+
+
+def dense_bytes(state):
+    return sum(array.nbytes for array in state.values())
+
+
+@pytest.mark.parametrize("rounding", ["shaped", "plain"])
+@pytest.mark.parametrize("ratio", [3, 7, 10, 20])
+def test_a_target_is_met_within_half_a_percent(network, ratio, rounding):
+    """The whole file, header, biases and batch-norm included, takes at most the target's bytes and at least 99.5% of them."""
+    made = opq.compress(network, ratio=ratio, rounding=rounding)
+    assert 0.995 <= len(made.data) * ratio / dense_bytes(network) <= 1.0
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 5.0), st.sampled_from(["exact", "half", "8bit"]))
+def test_a_size_is_met_within_half_a_percent(seed, bits, auxiliary):
+    """Whatever the weights' shapes and densities, and however the other tensors are stored, from ten thousand weights on."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for number in range(rng.integers(1, 5)):
+        shape = tuple(rng.integers(10, 40, rng.integers(2, 4)))
+        weight = rng.choice([rng.laplace, rng.normal])(size=shape) * 10.0 ** rng.uniform(-2, 0)
+        state[f"w{number}"] = weight.astype(np.float32)
+        state[f"b{number}"] = rng.normal(size=shape[0]).astype(np.float32)
+    count = sum(array.size for array in state.values())
+    assume(count > 10_000)
+    size = int(count * bits / 8) + dense_bytes(state) // 50 + 1000
+    assert 0.995 * size <= opq.compress(state, size=size, auxiliary=auxiliary).file_bytes <= size
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 60))
+@settings(max_examples=60)
+def test_half_errs_by_at_most_2_to_the_minus_11(seed, kind, size):
+    """Of each value; a tensor in which one value could not be kept so stays as it is, bit for bit."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(-7.0, 7.0, 3)
+    vectors = {f"b{at}": (rng.normal(size=size) * factor).astype(kind) for at, factor in enumerate(scale)}
+    back = opq.numpy.load(opq.numpy.save({"w": rng.normal(size=(40, 40)), **vectors}, ratio=4, auxiliary="half"))
+    for name, vector in vectors.items():
+        exact = back[name].tobytes() == vector.tobytes()
+        assert exact or (np.abs(back[name] - vector) <= 2.0**-11 * np.abs(vector)).all()
+        fits = (np.abs(vector) >= 2.0**-14).all() and (np.abs(vector) <= 65504.0).all()
+        assert exact or fits
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 80))
+@settings(max_examples=60)
+def test_eight_bits_err_by_a_500th_of_the_span_or_2_to_the_minus_6(seed, kind, size):
+    """Of vectors of 16 or more: 1/500 of the span, or 2^-6 of each value where none is negative; others, and those for whose
+    values that is coarse, are kept as half.
+    """
+    rng = np.random.default_rng(seed)
+    octaves = rng.uniform(0.0, 12.0)
+    vectors = {
+        "signed": np.append(rng.normal(0.5, 1.0, size), -0.5),
+        "outlying": np.append(rng.normal(size=size), 500.0),
+        "positive": 2.0 ** rng.uniform(-octaves / 2.0, octaves / 2.0, size),
+        "some zeros": rng.uniform(0.5, 1.5, size) * (rng.random(size) < 0.7),
+    }
+    vectors = {name: vector.astype(kind) for name, vector in vectors.items()}
+    data = opq.numpy.save({"w": rng.normal(size=(40, 40)), **vectors}, ratio=4, auxiliary="8bit")
+    back, declared = opq.numpy.load(data), {tensor.name: tensor for tensor in opq.inspect(data).tensors}
+    for name, vector in vectors.items():
+        error, magnitude = np.abs(back[name].astype(float) - vector), np.abs(vector.astype(float))
+        if declared[name].storage in ("linear8", "relative8"):
+            assert vector.size >= 16
+            span = float(vector.max()) - float(vector.min())
+            bound = span / 500.0 + 1e-6 * magnitude if vector.min() < 0 else 2.0**-6 * magnitude
+        else:
+            bound = 2.0**-11 * magnitude
+        assert (error <= bound).all()
+        assert (error <= declared[name].absolute_error + declared[name].relative_error * magnitude).all()  # what inspect tells
+    if size >= 40:
+        assert declared["signed"].storage == "linear8"
+        assert declared["some zeros"].storage == "relative8"
+        assert declared["outlying"].storage not in ("linear8", "relative8")
+        assert (declared["positive"].storage == "relative8") == (octaves < 7.0) or 6.0 < octaves < 11.0
+
+
+def test_the_curve_has_eleven_ratios_from_4_to_50():
+    """As `opq plan --curve` shows them."""
+    state = {"w": np.random.default_rng(0).laplace(size=(300, 300)).astype(np.float32)}
+    assert (len(RATIOS), RATIOS[0], RATIOS[-1]) == (11, 4.0, 50.0)
+    found = [point.ratio for point in opq.rd_curve(state)]
+    assert found == pytest.approx(RATIOS, rel=0.01)
+
+
+def test_a_file_ratio_counts_all_and_a_nominal_ratio_only_codes(network):
+    """Dense bytes over file bytes; and 32 / (density x bits), a kept code taking log2 of twice its channel's largest, in whole
+    bits.
+    """
+    made = opq.compress(network, ratio=10)
+    found = opq.inspect(made.data)
+    assert found.file_ratio == pytest.approx(dense_bytes(network) / len(made.data))
+    bits = weights = 0
+    with opq.OpqFile(made.data) as file:
+        for name in made.plan.layers:
+            rows = np.abs(file[name].codes).reshape(len(file[name].codes), -1)
+            weights += rows.size
+            bits += sum(np.count_nonzero(row) * np.ceil(np.log2(2.0 * row.max())) for row in rows if row.any())
+    assert found.nominal_ratio == pytest.approx(32.0 * weights / bits)

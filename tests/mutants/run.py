@@ -1,0 +1,209 @@
+"""Break the library on purpose, one place at a time, and see that a test fails: `make mutants`, or
+
+    python tests/mutants/run.py [--jobs N] [NAME...]
+
+mutants.toml lists the breaks. Each names a file of src/opq, what to find in it, exactly once, what to put in its place, and the
+tests that must then fail. Each is made in a copy of src/, so that the working tree is never touched. First the named tests run
+on a copy that is whole, and must pass. The exit status is 0 where every break is noticed, and 1 where one is not, where the
+tests fail without it, or where the list no longer fits the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIST = Path(__file__).with_name("mutants.toml")
+SECONDS = 120
+"""A test that has not ended by then has noticed."""
+
+_PASSED, _FAILED = 0, 1  # what pytest exits with; everything else is no verdict
+
+
+class StaleError(Exception):
+    """The list does not fit the source or the tests."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One break of the library.
+
+    name     of the break, in a few words
+    file     relative to src/opq
+    find     text that stands there exactly once
+    replace  what stands there instead
+    tests    files of tests, or pytest's ids of them, relative to tests/; the fewest that notice
+    why      what a user would suffer
+    """
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+    why: str
+
+    def broken(self, source: Path) -> str:
+        """The text of the file, under the `source` folder, with the break; StaleError where that cannot be made."""
+        path = source / "opq" / self.file
+        if not path.is_file():
+            raise StaleError(f"{self.name}: there is no {self.file}")
+        text = path.read_text()
+        if (times := text.count(self.find)) != 1:
+            raise StaleError(f"{self.name}: {self.file} has {times} times, not once: {self.find}")
+        changed = text.replace(self.find, self.replace)
+        if changed == text:
+            raise StaleError(f"{self.name}: it changes nothing")
+        try:
+            compile(changed, str(path), "exec")
+        except SyntaxError as error:
+            raise StaleError(f"{self.name}: {error}") from None
+        return changed
+
+
+def read_list(path: Path = LIST) -> list[Mutant]:
+    """All mutants, in order; StaleError where one is not as it must be."""
+    mutants = []
+    for row in tomllib.loads(path.read_text())["mutant"]:
+        wanted = {field.name for field in fields(Mutant)}
+        if set(row) != wanted or not all(row[key] for key in wanted - {"replace"}):
+            raise StaleError(f"{row.get('name')}: expected {', '.join(sorted(wanted))}, none empty, got {sorted(row)}")
+        mutants.append(Mutant(**{**row, "tests": tuple(row["tests"])}))
+    names = [mutant.name for mutant in mutants]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise StaleError(f"two mutants are called {min(twice)}")
+    return mutants
+
+
+def check_tests(mutant: Mutant) -> None:
+    """Raise StaleError where a test that a mutant names is not there."""
+    for test in mutant.tests:
+        path, _, function = test.partition("::")
+        if not (ROOT / "tests" / path).is_file():
+            raise StaleError(f"{mutant.name}: there is no tests/{path}")
+        if function and f"def {function.partition('[')[0]}(" not in (ROOT / "tests" / path).read_text():
+            raise StaleError(f"{mutant.name}: tests/{path} has no {function}")
+
+
+def copied(source: Path, folder: str) -> Path:
+    """A copy of a src/ folder in `folder`, the compiled module with it."""
+    return Path(shutil.copytree(source, Path(folder) / "src", ignore=shutil.ignore_patterns("*.egg-info")))
+
+
+def run_tests(source: Path, tests: Sequence[str], output: IO[str], seconds: int = SECONDS) -> int:
+    """What pytest exits with of `tests` with the library under `source`, in a process of its own that writes to `output`.
+
+    The process is forked from this one, so that all share what `warm_up` has imported.
+    """
+    sys.stdout.flush()
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        return _FAILED if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    status = 70
+    try:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        signal.alarm(seconds)
+        os.chdir(ROOT)
+        os.environ["PYTHONPATH"] = str(source)  # for processes that tests start
+        sys.path.insert(0, str(source))
+        modules = importlib.import_module("opq"), importlib.import_module("opq.codec._native")
+        if not all(str(module.__file__).startswith(str(source)) for module in modules):
+            raise StaleError(f"expected Python to import the copy in {source}, got {modules}")
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "mutants"]
+        status = int(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def try_out(mutant: Mutant, whole: Path) -> tuple[str, float, str]:
+    """Whether a mutant is "killed" or "alive", or "broken" where the tests do not even run; seconds; and what pytest wrote."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
+        source = copied(whole, folder)
+        (source / "opq" / mutant.file).write_text(mutant.broken(whole))
+        shutil.rmtree((source / "opq" / mutant.file).parent / "__pycache__", ignore_errors=True)
+        status = run_tests(source, mutant.tests, output)
+        output.seek(0)
+        wrote = output.read()
+    return {_PASSED: "alive", _FAILED: "killed"}.get(status, "broken"), time.perf_counter() - start, wrote
+
+
+def warm_up() -> None:
+    """Import what takes long and is not ours; not what pytest wants to import itself."""
+    for name in ("scipy.integrate", "scipy.optimize", "scipy.special", "torch", "torch.nn.utils.parametrize", "accelerate"):
+        importlib.import_module(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try out all mutants, or those of the given names; the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to try, globs; all unless given")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time (default: one a processor)")
+    asked = parser.parse_args(arguments)
+    try:
+        mutants = [
+            mutant for mutant in read_list() if not asked.names or any(fnmatchcase(mutant.name, name) for name in asked.names)
+        ]
+        for mutant in mutants:
+            check_tests(mutant)
+            mutant.broken(ROOT / "src")
+    except StaleError as error:
+        print(f"the list is stale: {error}")
+        return 1
+    if not mutants:
+        print("there is no such mutant")
+        return 1
+    warm_up()
+    with tempfile.TemporaryDirectory() as folder:
+        whole = copied(ROOT / "src", folder)
+        with tempfile.TemporaryFile("w+") as output:
+            named = sorted({test for mutant in mutants for test in mutant.tests})
+            if run_tests(whole, named, output, 10 * SECONDS) != _PASSED:
+                output.seek(0)
+                print(f"{output.read()}\nwithout a mutant the tests fail already")
+                return 1
+        return 1 if try_all(mutants, whole, asked.jobs) else 0
+
+
+def try_all(mutants: Sequence[Mutant], whole: Path, jobs: int) -> list[Mutant]:
+    """Try out all mutants of the library under `whole`, `jobs` at a time, and print a line for each; those not killed."""
+    width, place = (max(len(getattr(mutant, key)) for mutant in mutants) for key in ("name", "file"))
+    left = []
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        found = pool.imap(partial(try_out, whole=whole), mutants)
+        for mutant, (outcome, seconds, output) in zip(mutants, found, strict=True):
+            print(f"{mutant.name:{width}}  {mutant.file:{place}}  {outcome:6}  {seconds:5.1f} s", flush=True)
+            if outcome != "killed":
+                left.append(mutant)
+                print(f"    {mutant.why}")
+            if outcome == "broken":
+                print(output)
+    print(f"{len(mutants) - len(left)} of {len(mutants)} mutants killed")
+    return left
+
+
+if __name__ == "__main__":
+    sys.exit(main())
