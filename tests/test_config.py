@@ -302,6 +302,15 @@ def test_an_invalid_ratio_is_refused(ratio):
         Ratio(ratio)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, "many", True, None])
+def test_two_stage_targets_hold_finite_numbers(number):
+    """A sparsity or width that is no finite number is a TargetError."""
+    with pytest.raises(TargetError, match="sparsity must be a finite number"):
+        TwoStage(number, 4)
+    with pytest.raises(TargetError, match="bits must be a finite number"):
+        TwoStage(0.5, number)
+
+
 @pytest.mark.parametrize("number", [4, 4.0, np.float32(4), np.int64(4), np.array(4.0)])
 def test_numbers_of_any_library_are_taken(number):
     """Numbers become floats, so that configs compare equal and go to JSON."""
