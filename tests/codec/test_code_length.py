@@ -1,4 +1,4 @@
-"""What codes cost without contexts, counted by hand."""
+"""The bits of codes without contexts, against a direct count."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opq.rate_distortion.layers import LayerStatistics
 
 
 def class_of(magnitude):
-    """Its class and the bits within: magnitudes under 16 have one each, above those of equal leading three bits share one."""
+    """Its class and the bits within: each magnitude under 16 has a class; larger ones of equal leading three bits share one."""
     below = max(magnitude.bit_length() - 3, 0) if magnitude >= 16 else 0
     return (magnitude >> below, below), below
 
@@ -29,7 +29,7 @@ def bits_by_hand(codes):
 
 @given(st.integers(0, 999), st.integers(1, 400), st.floats(0.002, 3.0), st.floats(0.1, 0.9), st.integers(1, 5))
 def test_contextless_bits_are_entropy_signs_and_bits_within_classes(seed, size, step, offset, times):
-    """From ascending magnitudes alone, those of every code the quantizer gives; a sample counts for the whole weight."""
+    """Ascending magnitudes give the bits of the codes; a sample counts for the whole weight."""
     weight = np.random.default_rng(seed).laplace(size=size)
     threshold = (1.0 - offset) * step
     levels = np.maximum(np.floor(np.abs(weight) / step + offset), 1.0)
@@ -41,7 +41,7 @@ def test_contextless_bits_are_entropy_signs_and_bits_within_classes(seed, size, 
 
 @given(st.lists(st.integers(-5000, 5000) | st.integers(-3, 3), min_size=1, max_size=200))
 def test_bits_of_each_code_add_up_to_the_same(codes):
-    """And equal magnitudes cost the same."""
+    """The bits per code add up to the whole, and equal magnitudes have equal bits."""
     found = contextless_code_bits(np.array(codes, dtype=np.int32))
     assert float(found.sum()) == pytest.approx(bits_by_hand(codes), rel=1e-9, abs=1e-9)
     assert len({(abs(code), float(bits)) for code, bits in zip(codes, found, strict=True)}) == len({abs(c) for c in codes})

@@ -1,4 +1,4 @@
-"""Shaped rounding against the formulas of docs/method.md, section 4, in dense linear algebra."""
+"""Compensated rounding against the formulas of docs/method.md, section 4, in dense linear algebra."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opq.quantization.error_feedback import excess
+from opq.quantization.error_feedback import squared_error_factor
 from opq.quantization.quantizer import quantize
 from opq.rate_distortion.plan import LayerPlan
 
 SHAPES = [(2, 18, 3, 3), (4, 24), (5, 7, 3), (3, 1, 5, 5), (2, 21, 1, 1), (2, 3, 2, 3, 2)]
-# What the file's bytes depend on, as the document has it.
+# The constants of the document, on which the bytes of files depend.
 NEIGHBOURS, SHARED, ROW, PARTS = 0.3, 0.3, 0.1, 16
 
 
 def within(kernel):
-    """A: 0.7 times 0.3^distance, distance in steps along the kernel's axes, plus 0.3."""
+    """A: 0.7 times 0.3^distance, distance in steps along the axes of the kernel, plus 0.3."""
     places = list(np.ndindex(*kernel))
     distance = [[sum(abs(a - b) for a, b in zip(p, q, strict=True)) for q in places] for p in places]
     return (1.0 - SHARED) * NEIGHBOURS ** np.array(distance, dtype=float) + SHARED
 
 
 def best_move(moments, known, wanted):
-    """What moves the `wanted` weights best once those of `known` err by one each, or by given errors: the least of e^T M e."""
+    """The changes of the `wanted` weights that minimise e^T M e for errors of one of the `known` weights."""
     return -np.linalg.solve(moments[np.ix_(wanted, wanted)], moments[np.ix_(wanted, known)])
 
 
 def codes_by_hand(row, kernel):
-    """Codes of one row in steps: each position of a kernel makes up for those before it, each 16th of the row for its sum."""
+    """Codes of one row in steps: each position compensates those before it, each 16th of the row the sum of errors."""
     inner = row.reshape(-1, int(np.prod(kernel)))
     moments, (channels, size) = within(kernel), inner.shape
     codes, total = np.zeros_like(inner), 0.0
@@ -56,22 +56,22 @@ def codes_by_hand(row, kernel):
 
 @given(st.sampled_from(SHAPES), st.integers(0, 99))
 @settings(max_examples=15)
-def test_codes_make_up_for_errors_as_the_document_says(shape, seed):
-    """The codes are those that dense linear algebra finds: within a kernel, and for the sum of a row's errors."""
+def test_codes_are_those_of_the_documented_formulas(shape, seed):
+    """Dense linear algebra gives the same codes: within a kernel, and for the sum of the errors of a row."""
     weight, step = np.random.default_rng(seed).normal(size=shape), 0.5
-    plan = LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, 0.0, shaped=True)
+    plan = LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, rounding="compensated")
     found = quantize(weight, plan)
     wanted = np.stack([codes_by_hand(row / step, shape[2:] or (1,)) for row in weight])
     np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("kernel", [(), (3,), (3, 3), (5, 5), (2, 3, 2)])
-def test_the_excess_is_one_plus_the_mean_square_of_all_moves(kernel):
-    """1 + sum over p < q of (move of q for an error at p)^2 / k; 1.2 for 3x3 kernels."""
+def test_the_squared_error_factor_is_one_plus_the_mean_square_of_all_moves(kernel):
+    """It is 1 + sum over p < q of (change of q for an error at p)^2 / k; 1.2 for 3x3 kernels."""
     moments = within(kernel or (1,))
     size = len(moments)
     moves = [best_move(moments, [place], list(range(place + 1, size))) for place in range(size - 1)]
     wanted = 1.0 + sum(float(np.square(move).sum()) for move in moves) / size
-    assert excess((8, 4, *kernel)) == pytest.approx(wanted)
+    assert squared_error_factor((8, 4, *kernel)) == pytest.approx(wanted)
     if kernel == (3, 3):
-        assert excess((8, 4, *kernel)) == pytest.approx(1.2, abs=0.05)
+        assert squared_error_factor((8, 4, *kernel)) == pytest.approx(1.2, abs=0.05)

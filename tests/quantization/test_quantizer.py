@@ -153,7 +153,7 @@ def test_values_stay_finite(name, largest):
     step = float(np.float32(min(largest / 1.3, 2.0**127)))
     plan = make_plan(weight.shape, step)
     if largest / step > LARGEST_CODE:  # no step that float32 holds is coarse enough: an error, not infinity
-        with pytest.raises(WeightError, match="too fine for its largest magnitude"):
+        with pytest.raises(WeightError, match="too small for its largest magnitude"):
             fake_quantize(weight, plan)
         weight = np.array([LARGEST_CODE * step, -LARGEST_CODE * step, 0.0], dtype=dtype)
     with np.errstate(over="ignore"):

@@ -66,7 +66,7 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
         raise WeightError(
             "weight",
             plan.shape,
-            f"step {plan.step:g} is too small for its largest magnitude: the code would be {largest:.0f}, "
+            f"step {plan.step:g} is too small for its largest magnitude: the code would be {largest:.8g}, "
             f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
         )
     return xp.astype(ROUNDINGS[plan.rounding].codes(work, plan, max_codes, xp), xp.int32)
