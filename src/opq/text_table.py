@@ -1,7 +1,7 @@
-"""Rows of text as an aligned table, the one look that plans, reports and the command line share.
+"""Aligned tables, sizes and one-line summaries as plain text, for plans, reports and the command line.
 
-Plain text, so that it is the same in a terminal, a file and a pipe; rich's tables take 0.2 s longer for a few hundred rows,
-which is most of what inspecting a small file takes.
+Plain text is the same in a terminal, a file and a pipe. Tables of rich take 0.2 s longer for a few hundred rows, which is most
+of the time of `opq inspect` on a small file.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ from collections.abc import Sequence
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their column names, aligned: first column to the left, the rest to the right. No closing newline.
+    """Format rows of cells as a table.
 
-    Characters that are not printable are escaped: names come from files, and a file must not command a terminal.
+    Characters that are not printable are escaped, since names come from files and could hold control sequences of a terminal.
+
+    Args:
+        columns: Names of the columns. The first column is aligned to the left, the others to the right.
+        rows: The cells of each row.
+
+    Returns:
+        The lines, without a newline at the end.
     """
     rows = [[_printable(cell) for cell in cells] for cells in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
@@ -33,7 +40,7 @@ def _printable(text: str) -> str:
 
 
 def size_text(size: float) -> str:
-    """A number of bytes with three digits in a decimal unit: "2.34 MB"."""
+    """A number of bytes with three significant digits and a decimal unit, such as "2.34 MB"."""
     if size < 1000:
         return f"{size:.0f} B"
     for unit in ("kB", "MB", "GB"):
@@ -45,13 +52,16 @@ def size_text(size: float) -> str:
 
 
 def file_summary(file_bytes: int, dense_bytes: int, bits_per_weight: float | None, sparsity: float | None) -> str:
-    """A file in one line: "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros)".
+    """Summarize a file in one line, such as "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros)".
 
     Args:
         file_bytes: Size of the file.
         dense_bytes: Bytes of its tensors as their dtypes store them.
-        bits_per_weight: 8 * file_bytes over the number of weights; None if there are no weights.
-        sparsity: Fraction of zeros over all weights, 0..1; None if there are none.
+        bits_per_weight: 8 * file_bytes over the number of weights. None if there are no weights.
+        sparsity: Fraction of zeros over all weights, 0..1. None if there are no weights.
+
+    Returns:
+        The line; without the part in brackets if there are no weights.
     """
     text = f"{size_text(file_bytes)}, {dense_bytes / file_bytes:.1f}x smaller than {size_text(dense_bytes)}"
     if bits_per_weight is None or sparsity is None:
@@ -60,5 +70,5 @@ def file_summary(file_bytes: int, dense_bytes: int, bits_per_weight: float | Non
 
 
 def html_text(text: str) -> str:
-    """Text for a notebook, in a font of fixed width."""
+    """Text as HTML in a font of fixed width, for notebooks."""
     return f"<pre>{html.escape(text)}</pre>"

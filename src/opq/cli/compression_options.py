@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
-from opq.config import CompressionConfig, LayerConfig, as_config
+from opq.config import AuxiliaryStorage, BatchNormForm, CompressionConfig, LayerConfig, RoundingName, as_config
 from opq.errors import ConfigError, PlanError
 from opq.rate_distortion.plan import Plan
 
@@ -36,19 +36,20 @@ _OTHER_OPTIONS = (
     ),
     click.option(
         "--rounding",
-        type=click.Choice(["auto", "compensated", "deadzone"]),
+        type=click.Choice(get_args(RoundingName)),
         help="compensated: rounding errors within an output row compensate each other; deadzone: each weight alone, with dead "
         "zones for the least squared error; auto (the default): compensated, but deadzone in finetune.",
     ),
     click.option(
         "--auxiliary",
-        type=click.Choice(["exact", "float16", "uint8"]),
+        type=click.Choice(get_args(AuxiliaryStorage)),
         help="How biases, batch norms and the like are stored: bit for bit (the default); as float16, with a relative error of "
-        "at most 2^-11; or in 8 bits, with an error of at most 1/500 of a tensor's span, or 1/64 of a value if none is negative.",
+        "at most 2^-11; or in 8 bits, with an error of at most 1/500 of a tensor's span (1/64 of each value if none is "
+        "negative).",
     ),
     click.option(
         "--batch-norm",
-        type=click.Choice(["keep", "folded"]),
+        type=click.Choice(get_args(BatchNormForm)),
         help="folded: fold means and variances into weights and biases. The network is the same in evaluation, but for "
         "rounding, and differs in training.",
     ),

@@ -6,17 +6,20 @@ Every function that compresses takes such a config, or the same settings as keyw
 `as_config` turns into one. Behind that point nothing is optional or parsed again.
 """
 
-from opq.config.compression_config import CompressionConfig
+from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, RoundingName
 from opq.config.keywords import CompressionOptions, as_config, refuse_unknown, without_target
 from opq.config.layer_config import LayerConfig
 from opq.config.targets import Lossless, Ratio, Size, Target, TwoStage, parse_size, target_from_dict, target_to_dict
 
 __all__ = [
+    "AuxiliaryStorage",
+    "BatchNormForm",
     "CompressionConfig",
     "CompressionOptions",
     "LayerConfig",
     "Lossless",
     "Ratio",
+    "RoundingName",
     "Size",
     "Target",
     "TwoStage",

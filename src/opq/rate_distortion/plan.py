@@ -6,18 +6,18 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from opq.config import Target, target_from_dict, target_to_dict
+from opq.config import RoundingName, Target, target_from_dict, target_to_dict
 from opq.errors import PlanError, TargetError
 from opq.text_table import format_table
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
 _JSON_FORMAT = "opq-plan-2"
 _LARGEST_NUMBER = 1e300
-_ROUNDINGS = ("compensated", "deadzone")
+_ROUNDINGS = [name for name in get_args(RoundingName) if name != "auto"]
 
 
 @dataclass(frozen=True)

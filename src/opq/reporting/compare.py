@@ -1,4 +1,4 @@
-"""What general compressors make of the same network: of its dense checkpoint, and of its codes."""
+"""Sizes of the same network under general compressors: of its dense checkpoint, and of its codes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from numpy.typing import NDArray
 
 from opq.codec.file_reader import OpqFile
 from opq.quantization.compressed_tensor import CompressedTensor
-from opq.text_table import format_table
+from opq.text_table import format_table, html_text
 from opq.thread_map import thread_map
 
 GZIP_LEVEL, ZSTD_LEVEL, XZ_LEVEL = 9, 19, 6
-"""How hard each tries."""
+"""Compression levels."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Bytes of the same tensors, stored in other ways.
+    """Bytes of the same tensors under other compressors.
 
-    opq_bytes      of the file
-    code_bytes     of the file's sections of weights, tables of levels included
-    dense_bytes    of the checkpoint that `opq expand` writes, as safetensors
-    integer_bytes  of all codes, each weight's in the smallest integer type that holds them, one after the other
-    entropy_bytes  zero-order entropy of each weight's codes
-    dense, codes   {"gzip -9": bytes, "zstd -19": bytes, "xz -6": bytes} of the checkpoint and of the integers; None for zstd
-                   where it is not installed
+    Args:
+        opq_bytes: Size of the .opq file.
+        code_bytes: Bytes of the file's weight sections, tables of levels included.
+        dense_bytes: Size of the .safetensors checkpoint that `opq expand` writes.
+        integer_bytes: Bytes of all codes, each weight's in the smallest integer type that holds them.
+        entropy_bytes: Zero-order entropy of each weight's codes, summed, in bytes.
+        dense: {"gzip -9": bytes, "zstd -19": bytes, "xz -6": bytes} of the checkpoint; None for zstd if it is not installed.
+        codes: The same of the integers.
     """
 
     opq_bytes: int
@@ -49,19 +50,35 @@ class Comparison:
         return asdict(self)
 
     def __str__(self) -> str:
-        """A table with a row a way to store them."""
+        """A table with a row per compressor."""
         rows = [("opq", f"{self.opq_bytes:,}", f"{self.code_bytes:,}")]
         rows += [(method, _number(self.dense[method]), _number(self.codes[method])) for method in self.dense]
         rows.append(("entropy", "", f"{self.entropy_bytes:,.0f}"))
-        rows.append(("as they are", f"{self.dense_bytes:,}", f"{self.integer_bytes:,}"))
+        rows.append(("uncompressed", f"{self.dense_bytes:,}", f"{self.integer_bytes:,}"))
         text = format_table(("", "whole checkpoint", "codes alone"), rows)
         return text if None not in self.dense.values() else f"{text}\nzstd is not installed: pip install 'opq[zstd]'"
 
+    def __repr__(self) -> str:
+        """Sizes of the whole checkpoint, in brackets."""
+        others = ", ".join(f"{method} {_number(size)}" for method, size in self.dense.items())
+        return f"<Comparison: opq {self.opq_bytes:,} bytes, {others}, uncompressed {self.dense_bytes:,}>"
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
+
 
 def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
-    """Compress what is in a .opq file, given by path or as bytes, with gzip, zstd and xz; about 3 s for 10 MB dense.
+    """Compress the tensors of a .opq file with gzip, zstd and xz. It takes about 3 s per 10 MB of dense tensors.
 
-    Raises FormatError when the file is not valid, SourceError when the path cannot be read.
+    Args:
+        source: The file, by path or as bytes.
+
+    Returns:
+        The sizes, which print as a table.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FormatError: It is not a valid file.
     """
     with OpqFile(source) as file:
         weights = [content for content in map(file.__getitem__, file) if isinstance(content, CompressedTensor)]
@@ -92,7 +109,7 @@ def _methods() -> dict[str, Callable[[bytes], bytes] | None]:
 
 
 def _zstd() -> Callable[[bytes], bytes] | None:
-    """Python's own zstd, there since 3.14, or the package zstandard."""
+    """Python's own zstd (3.14 and later), or the package zstandard; None if neither is installed."""
     try:
         own: Any = import_module("compression.zstd")
         return lambda data: bytes(own.compress(data, ZSTD_LEVEL))

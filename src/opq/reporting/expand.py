@@ -1,4 +1,4 @@
-"""A .opq file back to a .safetensors checkpoint."""
+"""Convert a .opq file to a .safetensors checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from opq.codec.file_reader import OpqFile
 
 @dataclass(frozen=True)
 class Expansion:
-    """What was written: how many tensors, in how many bytes."""
+    """A checkpoint that was written.
+
+    Args:
+        tensors: Number of tensors.
+        file_bytes: Size of the checkpoint.
+    """
 
     tensors: int
     file_bytes: int
@@ -25,10 +30,14 @@ def expand(source: str | os.PathLike[str] | bytes, output: str | os.PathLike[str
     Args:
         source: The .opq file, by path or as bytes.
         output: Where to write.
-        overwrite: Whether a file that is there is replaced.
+        overwrite: Whether an existing file is replaced.
+
+    Returns:
+        The number of tensors and the size of the checkpoint.
 
     Raises:
-        SourceError, FormatError: The source cannot be read.
+        SourceError: The source cannot be read.
+        FormatError: The source is not a valid file.
         OutputError: The output cannot be written, or it exists and `overwrite` is False.
     """
     with OpqFile(source) as file:

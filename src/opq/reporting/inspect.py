@@ -1,4 +1,4 @@
-"""What is in a file, and what every byte of it is spent on."""
+"""What a file holds, tensor by tensor, and what its bytes are used for."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from opq.codec.file_reader import OpqFile
 from opq.codec.header import Entry, repeated_weights
 from opq.codec.weight_section import table_bytes
 from opq.quantization.codebook import LevelTable
-from opq.text_table import format_table
+from opq.text_table import file_summary, format_table, html_text
 from opq.thread_map import thread_map
 
 KINDS = ("codes", "levels", "batch-norm", "biases", "other auxiliary", "header", "checksums")
-"""What bytes are spent on."""
+"""Kinds of bytes, in the order of `Inspection.bytes_by_kind`."""
 
 _CHECKSUM = 4
 
@@ -27,17 +27,23 @@ _CHECKSUM = 4
 class TensorReport:
     """One tensor of a file.
 
-    kind      "weight" or "auxiliary"
-    storage   "codes" or "levels"; "exact", "half", "linear8" or "relative8"
-    sparsity  fraction of zeros, 0..1; None for auxiliary tensors, as are step, levels and bits
-    step      quantization step in weight units; None for a weight with levels
-    levels    number of levels, zero not counted; None for a weight with a step
-    bits      nominal width of a kept code in whole bits, mean over kept weights; 0 where none is kept
-    absolute_error, relative_error  what storing an auxiliary tensor so errs by at most, for each value: absolutely, in the
-              tensor's own units, and relative to it; None for weights, 0 where nothing is lost
-    spent_on  "codes" (levels are counted apart), "batch-norm", "biases" or "other auxiliary"
-    bytes     bytes of the file spent on it. What a pack of auxiliary tensors takes is split as the entropy of their bytes has
-              it; a section of tied weights is counted for the first of them
+    Args:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype, as the checkpoint had it.
+        kind: "weight" or "auxiliary".
+        storage: How it is stored. Weights: "codes" (a quantization step) or "levels" (a table of values). Auxiliary tensors:
+            "exact", "half", "linear8" or "relative8".
+        sparsity: Fraction of zeros, 0..1. None for auxiliary tensors, as are step, levels and bits.
+        step: Quantization step in weight units. None for a weight with a table of levels.
+        levels: Number of levels without zero. None for a weight with a step.
+        bits: Nominal bits per kept code, the mean over kept weights. 0 if none is kept.
+        absolute_error: Largest absolute error per value of an auxiliary tensor, in its own units. 0 if it is exact; None for
+            weights.
+        relative_error: Largest relative error per value, likewise.
+        byte_kind: The kind in `Inspection.bytes_by_kind` that its bytes belong to. The table of levels is counted as "levels".
+        bytes: Bytes of the file that the tensor takes. Auxiliary tensors share a section, whose bytes are divided in proportion
+            to their estimated entropy. Weights that share a section are counted at the first of them.
     """
 
     name: str
@@ -51,22 +57,32 @@ class TensorReport:
     bits: float | None
     absolute_error: float | None
     relative_error: float | None
-    spent_on: str
+    byte_kind: str
     bytes: int
+
+    def __repr__(self) -> str:
+        """Name, shape, storage and bytes."""
+        return f"<TensorReport {self.name[:80]!r}: {_shape(self.shape)} {self.dtype}, {self.storage}, {self.bytes:,} bytes>"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A file in numbers.
+    """Sizes and contents of a file. A weight that has several names, because modules share it, counts once in every total.
 
-    dense_bytes      bytes of all tensors as their dtypes store them; here and below a weight that stands under several names,
-                     as modules share it, counts once
-    file_ratio       dense_bytes over file_bytes
-    nominal_ratio    the paper's accounting, 32 / (density * bits) over the weights alone; None where no weight is kept
-    bits_per_weight  8 * file_bytes over the number of weights; None where there is none
-    sparsity         fraction of zeros over all weights, 0..1
-    header_bytes     bytes of prefix and header, checksums included; the tensors' bytes make up the rest
-    ledger           {kind: bytes}: all bytes of the file by what they are spent on
+    Args:
+        file_bytes: Size of the file.
+        dense_bytes: Bytes of all tensors as their dtypes store them.
+        file_ratio: dense_bytes over file_bytes.
+        nominal_ratio: Compression ratio of the weights as the OPQ paper counts it: 32 / (density * bits per kept code). None if
+            no weight is kept.
+        bits_per_weight: 8 * file_bytes over the number of weights. None if there are none.
+        sparsity: Fraction of zeros over all weights, 0..1. None if there are none.
+        format_version: Version of the file format.
+        weights: Number of weights.
+        header_bytes: Bytes of the prefix, the header and all checksums. They and the bytes of the tensors add up to the file.
+        bytes_by_kind: {kind: bytes}: what all bytes of the file are used for.
+        metadata: {text: text} of the checkpoint.
+        tensors: One report per tensor, in order of their names.
     """
 
     file_bytes: int
@@ -78,7 +94,7 @@ class Inspection:
     format_version: int
     weights: int
     header_bytes: int
-    ledger: dict[str, int]
+    bytes_by_kind: dict[str, int]
     metadata: dict[str, str]
     tensors: list[TensorReport]
 
@@ -87,11 +103,11 @@ class Inspection:
         return asdict(self)
 
     def __str__(self) -> str:
-        """A table with a row a tensor, one with a row a kind of bytes, and a closing line of totals."""
+        """A table with a row per tensor, a table with a row per kind of bytes, and a line of totals."""
         rows = [
             (
                 tensor.name,
-                "x".join(map(str, tensor.shape)) or "scalar",
+                _shape(tensor.shape),
                 tensor.dtype,
                 tensor.storage,
                 "" if tensor.sparsity is None else f"{100.0 * tensor.sparsity:.2f}%",
@@ -104,18 +120,28 @@ class Inspection:
         ]
         rows.append(("(header)", "", "", "", "", "", "", "", f"{self.header_bytes:,}"))
         columns = ("tensor", "shape", "dtype", "stored", "zeros", "step", "bits", "error", "bytes")
-        spent = [(kind, f"{size:,}", f"{100.0 * size / self.file_bytes:.2f}%") for kind, size in self.ledger.items()]
-        ledger = format_table(("spent on", "bytes", "share"), spent)
-        return f"{format_table(columns, rows)}\n\n{ledger}\n\n{self.summary()}"
+        kinds = [(kind, f"{size:,}", f"{100.0 * size / self.file_bytes:.2f}%") for kind, size in self.bytes_by_kind.items()]
+        by_kind = format_table(("used for", "bytes", "share"), kinds)
+        return f"{format_table(columns, rows)}\n\n{by_kind}\n\n{self.summary()}"
+
+    def __repr__(self) -> str:
+        """The totals, in brackets."""
+        return f"<Inspection: {len(self.tensors):,} tensors, {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
 
     def summary(self) -> str:
-        """The totals in one line."""
-        parts = [f"{self.file_bytes:,} bytes of {self.dense_bytes:,} dense", f"file ratio {self.file_ratio:.2f}"]
-        if self.nominal_ratio is not None:
-            parts.append(f"nominal ratio {self.nominal_ratio:.2f}")
-        if self.bits_per_weight is not None and self.sparsity is not None:
-            parts += [f"{self.bits_per_weight:.3f} bits a weight", f"{100.0 * self.sparsity:.2f}% zeros"]
-        return ", ".join(parts)
+        """The totals in one line.
+
+        For example: "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros), nominal ratio 27.1".
+        """
+        line = file_summary(self.file_bytes, self.dense_bytes, self.bits_per_weight, self.sparsity)
+        return line if self.nominal_ratio is None else f"{line}, nominal ratio {self.nominal_ratio:.1f}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _codebook(tensor: TensorReport) -> str:
@@ -131,12 +157,20 @@ def _error(tensor: TensorReport) -> str:
 
 
 def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
-    """Read a .opq file, given by path or as bytes, and say what is in it; every tensor is decoded on the way.
+    """Read a .opq file and report its tensors and sizes. Every tensor is decoded.
 
-    Raises FormatError when the file is not valid, SourceError when the path cannot be read.
+    Args:
+        source: The file, by path or as bytes.
+
+    Returns:
+        The report, which prints as tables.
+
+    Raises:
+        SourceError: The file cannot be read.
+        FormatError: It is not a valid file.
     """
     with OpqFile(source) as file:
-        spent = dict(_bytes_by_tensor(file))
+        sizes = dict(_bytes_by_tensor(file))
         tables = sum(
             table_bytes(file.section(section))
             for section in {entry.section for entry in file.entries if entry.storage == "levels"}
@@ -167,8 +201,8 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
                     bits=bits,
                     absolute_error=absolute,
                     relative_error=relative,
-                    spent_on=_spent_on(entry, norms),
-                    bytes=spent[entry.name],
+                    byte_kind=_byte_kind(entry, norms),
+                    bytes=sizes[entry.name],
                 )
             )
         sections = len({entry.section for entry in file.entries})
@@ -182,14 +216,14 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
             format_version=file.format_version,
             weights=weights,
             header_bytes=file.header_bytes,
-            ledger=_ledger(tensors, tables, file.header_bytes, _CHECKSUM * (1 + sections)),
+            bytes_by_kind=_bytes_by_kind(tensors, tables, file.header_bytes, _CHECKSUM * (1 + sections)),
             metadata=file.metadata,
             tensors=tensors,
         )
 
 
 def _describe(file: OpqFile, entry: Entry) -> tuple[int, float, int | None] | None:
-    """Of a weight how many are kept, their nominal bits, and the number of levels."""
+    """Number of kept weights, their nominal bits, and the number of levels; None for an auxiliary tensor."""
     if not entry.is_weight:
         return None
     kept, bits, levels = 0, 0.0, None
@@ -199,17 +233,17 @@ def _describe(file: OpqFile, entry: Entry) -> tuple[int, float, int | None] | No
     return kept, bits, levels
 
 
-def _ledger(tensors: list[TensorReport], tables: int, header: int, checksums: int) -> dict[str, int]:
-    ledger = dict.fromkeys(KINDS, 0)
+def _bytes_by_kind(tensors: list[TensorReport], tables: int, header: int, checksums: int) -> dict[str, int]:
+    sizes = dict.fromkeys(KINDS, 0)
     for tensor in tensors:
-        ledger[tensor.spent_on] += tensor.bytes
-    ledger["codes"] -= tables
-    ledger["levels"] = tables
-    ledger["header"], ledger["checksums"] = header - checksums, checksums
-    return ledger
+        sizes[tensor.byte_kind] += tensor.bytes
+    sizes["codes"] -= tables
+    sizes["levels"] = tables
+    sizes["header"], sizes["checksums"] = header - checksums, checksums
+    return sizes
 
 
-def _spent_on(entry: Entry, norms: set[str]) -> str:
+def _byte_kind(entry: Entry, norms: set[str]) -> str:
     if entry.is_weight:
         return "codes"
     if entry.name[: len(entry.name) - len(_last(entry.name))] in norms:
@@ -222,7 +256,7 @@ def _last(name: str) -> str:
 
 
 def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
-    """Bytes of each tensor; they and the header add up to the file."""
+    """(name, bytes) of each tensor; they and the header add up to the file."""
     for section in {entry.section for entry in file.entries}:
         entries = file.members(section)
         size = file.section_bytes(section)
@@ -230,15 +264,15 @@ def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
             yield from zip([entry.name for entry in entries], [size, *[0] * (len(entries) - 1)], strict=True)
             continue
         shares = [_entropy(file, entry) for entry in entries]
-        total, passed, given = sum(shares), 0.0, 0
+        total, summed, assigned = sum(shares), 0.0, 0
         for entry, share in zip(entries, shares, strict=True):
-            passed += share
-            mine = (round(size * passed / total) if entry is not entries[-1] else size) - given
-            yield entry.name, mine
-            given += mine
+            summed += share
+            own = (round(size * summed / total) if entry is not entries[-1] else size) - assigned
+            yield entry.name, own
+            assigned += own
 
 
 def _entropy(file: OpqFile, entry: Entry) -> float:
-    """About the bytes of a tensor in its pack; the estimate counts four more for each plane, which are the pack's."""
+    """Estimated bytes of a tensor in its pack, without the four bytes per plane that belong to the whole pack."""
     stored = file.stored(entry.name)
     return max(estimate_pack([stored]) - 4 * stored.dtype.itemsize, 0) + (1 + entry.count) / 1024.0
