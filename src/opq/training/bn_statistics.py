@@ -28,7 +28,7 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
         return
     momenta = [layer.momentum for layer in layers]
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
-    training = model.training
+    modes = _modes(model)
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
@@ -36,7 +36,7 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
     try:
         _run(model, loader, device)
     finally:
-        model.train(training)
+        _restore_modes(modes)
         for layer, momentum, buffers in zip(layers, momenta, before, strict=True):
             layer.momentum = momentum
             if not layer.num_batches_tracked:
@@ -57,12 +57,12 @@ def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -
         return
     sums = {layer: _Moments() for layer in layers}
     hooks = [layer.register_forward_pre_hook(sums[layer].add) for layer in layers]
-    training = model.training
+    modes = _modes(model)
     model.eval()
     try:
         _run(model, loader, device)
     finally:
-        model.train(training)
+        _restore_modes(modes)
         for hook in hooks:
             hook.remove()
     for layer, moments in sums.items():
@@ -76,6 +76,16 @@ def has_folded_statistics(module: nn.Module) -> bool:
     if mean is None or variance is None or module.weight is None or module.bias is None:
         return False
     return is_folded(mean, variance)
+
+
+def _modes(model: nn.Module) -> dict[nn.Module, bool]:
+    """Whether each module is in training mode."""
+    return {module: module.training for module in model.modules()}
+
+
+def _restore_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
 
 
 def _run(model: nn.Module, loader: Loader, device: torch.device) -> None:

@@ -95,4 +95,4 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return dict(json.loads(json.dumps(plain)))
     except (TypeError, ValueError) as error:
-        raise TrainingError(f"watch must return what JSON holds, numbers and text by name: {error}") from None
+        raise TrainingError(f"on_epoch_end must return what JSON holds, numbers and text by name: {error}") from None
