@@ -5,14 +5,14 @@ class InterruptionError(Exception):
     """Ends a training."""
 
 
-def interrupting_after(epochs):
-    """A `watch` that lets so many epochs be, and interrupts the next before its checkpoint is written."""
+def interrupt_after(epochs):
+    """An `on_epoch_end` that lets so many epochs pass, and interrupts the next one before its checkpoint is written."""
     left = [epochs]
 
-    def watch(model):
+    def on_epoch_end(model):
         left[0] -= 1
         if left[0] < 0:
             raise InterruptionError
         return {}
 
-    return watch
+    return on_epoch_end

@@ -1,24 +1,24 @@
-"""Where a network runs, and in which precision."""
+"""On which device a network runs, and in which precision."""
 
 import pytest
 import torch
 from torch import nn
 
 import opq
-from opq.training.trainer import Training
 from opq.training.device import device_of
+from opq.training.trainer import Trainer
 
 MACHINES = {
     "Sapphire Rapids": (("avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16"), torch.bfloat16),
     "Zen 4": (("avx512_f", "avx512_bf16"), torch.bfloat16),
     "Sapphire Rapids, its AMX hidden by a virtual machine": (("avx512_f", "avx512_bf16", "avx512_fp16"), torch.float32),
     "Skylake": (("avx512_f",), torch.float32),
-    "one that tells nothing": ((), torch.float32),
+    "no capability reported": ((), torch.float32),
 }
 
 
-class Looking(nn.Module):
-    """A layer that notes in which dtype it computes."""
+class Recording(nn.Module):
+    """A layer that records in which dtype it computes."""
 
     def __init__(self):
         super().__init__()
@@ -31,22 +31,22 @@ class Looking(nn.Module):
         return outputs
 
 
-@pytest.mark.parametrize(("found", "kind"), MACHINES.values(), ids=MACHINES)
-def test_networks_run_in_what_is_faster_there(monkeypatch, found, kind):
-    """Trained or evaluated, a network computes in bfloat16 on processors where that was measured to be faster (docs/log.md), in
-    float32 on all others; its weights stay float32.
+@pytest.mark.parametrize(("capabilities", "dtype"), MACHINES.values(), ids=MACHINES)
+def test_networks_run_in_the_faster_precision(monkeypatch, capabilities, dtype):
+    """In training and evaluation a network computes in bfloat16 on processors on which that was measured to be faster
+    (docs/log.md), and in float32 on all others; its weights stay float32.
     """
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(found, True), raising=False)
-    model = Looking()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True), raising=False)
+    model = Recording()
     batches = [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))]
-    Training(model, batches, 1, opq.TrainingConfig()).run()
+    Trainer(model, batches, opq.TrainingConfig(epochs=1)).run()
     opq.evaluate(model, batches)
-    assert model.seen == [kind, kind]
+    assert model.seen == [dtype, dtype]
     assert model.layer.weight.dtype == torch.float32
 
 
-def test_a_network_runs_where_its_tensors_are():
-    """On the device of its parameters, else of its buffers, else on the processor."""
+def test_the_device_of_a_network_is_that_of_its_tensors():
+    """It is the device of its parameters, else of its buffers, else the CPU."""
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.BatchNorm1d(2, affine=False, device="meta")) == torch.device("meta")
     assert device_of(nn.ReLU()) == torch.device("cpu")

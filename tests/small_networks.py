@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import opq
+
 
 class Convolutions(nn.Module):
     """Every kind of convolution, on images (n, 2, 8, 8): plain, grouped, depthwise, transposed, in one, two and three axes."""
@@ -70,6 +72,11 @@ def images(count=48, labelled=True, seed=0):
     labels = torch.randint(10, (count,), generator=generator)
     data = TensorDataset(inputs, labels) if labelled else inputs
     return DataLoader(data, batch_size=16, shuffle=True)
+
+
+def to_ratio(ratio, **settings):
+    """The config that asks for this ratio."""
+    return opq.CompressionConfig(target=opq.Ratio(ratio), **settings)
 
 
 def flat():
