@@ -41,13 +41,12 @@ def _printable(text: str) -> str:
 
 def size_text(size: float) -> str:
     """A number of bytes with three significant digits and a decimal unit, such as "2.34 MB"."""
-    if size < 1000:
-        return f"{size:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000.0
+    unit = "B"
+    for larger in ("kB", "MB", "GB"):
         if size < 999.5:
             break
-    digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
+        size, unit = size / 1000.0, larger
+    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
     return f"{size:.{digits}f} {unit}"
 
 

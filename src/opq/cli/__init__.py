@@ -1,4 +1,4 @@
-"""The command line: one module per command, and the only place that prints."""
+"""The command line: one module per command. No other part of the package prints."""
 
 from opq.cli.main import main
 

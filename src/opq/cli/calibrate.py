@@ -20,10 +20,10 @@ from opq.progress import progress_bar
 @compression_options
 @output_options
 def command(model: str, **given: Any) -> None:
-    """Compress MODEL to a .opq file, calibrated (GPTQ-style) on unlabelled or synthetic images.
+    """Compress MODEL to a .opq file, calibrated on unlabelled or synthetic images.
 
-    Each layer is quantized so that its outputs on the images stay close. MODEL is torchvision:NAME, timm:NAME,
-    package.module:factory or file.py:factory.
+    Each layer is quantized to minimize the error of its outputs on the images (GPTQ-style). The target is --ratio or --size.
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory.
     """
     config = read_config(given)
     check_output(given, [given["weights"]])

@@ -1,4 +1,4 @@
-"""The options of commands that calibrate a network, and what they stand for."""
+"""Options for calibration, and the calibration that they describe."""
 
 from __future__ import annotations
 
@@ -17,41 +17,58 @@ if TYPE_CHECKING:
 SYNTHETIC = "synthetic"
 
 _NUMBER = click.option(
-    "--num-images", type=click.IntRange(1), default=256, show_default=True, help="Calibration images to use, at most."
+    "--num-images", type=click.IntRange(1), default=256, show_default=True, help="Maximum number of calibration images."
 )
 
 calibration_options = add_options(
     click.option(
         "--calibrate",
         metavar=f"DIR|{SYNTHETIC}",
-        help="Start from a file that is calibrated on these unlabelled images, or on synthetic ones.",
+        help="Calibrate on these unlabelled images, or on generated images.",
     ),
     _NUMBER,
 )
-"""Adds an optional calibration to a command."""
+"""Adds the options of an optional calibration to a command."""
 
 images_options = add_options(
     click.option(
-        "--images", "calibrate", required=True, metavar=f"DIR|{SYNTHETIC}", help="Unlabelled images, or synthetic ones."
+        "--images",
+        "calibrate",
+        required=True,
+        metavar=f"DIR|{SYNTHETIC}",
+        help="A folder of unlabelled images, or generated images.",
     ),
     _NUMBER,
 )
-"""Adds a required calibration to a command."""
+"""Adds the options of a required calibration to a command."""
 
 
 def calibrate(named: NamedModel, given: dict[str, Any]) -> opq.Calibration:
-    """The calibration that a command's options ask for; the network is on the CPU."""
+    """Calibrate a network as the options of a command say.
+
+    Args:
+        named: The network, on the CPU.
+        given: The command's parameters.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        click.UsageError: --num-images is given with synthetic images, or their size is unknown.
+        CalibrationError: The network does not run on the images.
+        SourceError: The images cannot be read.
+    """
     if given["calibrate"] != SYNTHETIC:
         return opq.calibrate(named.network, _images(named, given))
     if is_given("num_images"):
-        raise click.UsageError("--num-images needs a folder of images.")
+        raise click.UsageError("--num-images requires a folder of images; leave it out with synthetic images.")
     if named.preprocessing.shape is None:
-        raise click.UsageError("synthetic images need a size, and the network has none; give --input-size.")
+        raise click.UsageError("Synthetic images require an input size, and MODEL has none; give --input-size.")
     return opq.calibrate(named.network, shape=named.preprocessing.shape)
 
 
 def _images(named: NamedModel, given: dict[str, Any]) -> Tensor:
-    """Some of the images of a folder, drawn at random, the same in every run."""
+    """A random subset of the images, the same in every run."""
     import torch
 
     from opq.zoo.image_data import Images, open_images

@@ -15,14 +15,18 @@ from opq.progress import progress_bar
 @click.command()
 @click.argument("source")
 @compression_options
-@click.option("--lossless", is_flag=True, help="Keep every bit, in place of a target: for clustered or quantized weights.")
-@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
+@click.option(
+    "--lossless", is_flag=True, help="Keep every bit. Takes the place of a target; for clustered or quantized weights."
+)
+@click.option(
+    "--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote. Takes the place of a target."
+)
 @output_options
 def command(source: str, plan_file: str | None, **given: Any) -> None:
-    """Compress the checkpoint SOURCE to a .opq file, from the weights alone.
+    """Compress the checkpoint SOURCE to a .opq file, using the weights alone.
 
-    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. With --ratio or --size the whole
-    file takes at most that many bytes, and at least 99.5% of them. With --lossless every tensor comes back bit for bit.
+    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. With --ratio or --size, the
+    file takes at most that many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
     """
     if plan_file is not None:
         refuse_compression_options(given, "--plan")

@@ -1,4 +1,4 @@
-"""The options that say how to compress, shared by several commands, and the config they stand for."""
+"""Options for compression, and the CompressionConfig that they describe."""
 
 from __future__ import annotations
 
@@ -19,51 +19,60 @@ _CHOICES = ("rounding", "auxiliary", "batch_norm", "batch_norm_eps")
 _LISTS = ("include", "exclude", "layers")
 
 _TARGET_OPTIONS = (
-    click.option("--ratio", type=float, metavar="R", help="Dense bytes over file bytes."),
-    click.option("--size", metavar="S", help="Size of the file: 250000, 250kB, 1.5MiB."),
-    click.option("--sparsity", type=float, metavar="P", help="Fraction of zeros, 0..1; goes with --bits."),
-    click.option("--bits", type=float, metavar="B", help="Mean nominal bits of a kept weight; goes with --sparsity."),
+    click.option("--ratio", type=float, metavar="R", help="Target: dense bytes over file bytes."),
+    click.option("--size", metavar="S", help="Target: size of the file, such as 250000, 250kB or 1.5MiB."),
+    click.option("--sparsity", type=float, metavar="P", help="Target, together with --bits: fraction of zeros, 0..1."),
+    click.option(
+        "--bits", type=float, metavar="B", help="Target, together with --sparsity: mean nominal bits per kept weight."
+    ),
 )
 _OTHER_OPTIONS = (
-    click.option("--include", multiple=True, metavar="GLOB", help="Compress only weights that match. Repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Store weights that match as they are. Repeatable."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Compress only the weights whose names match. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Do not quantize the weights whose names match. Repeatable."),
     click.option(
         "--layer",
         "layers",
         multiple=True,
         metavar="GLOB:KEY=X[,KEY=X]",
-        help="Fix sparsity, bits or step, or set the sensitivity, of weights that match. Repeatable.",
+        help="Fix sparsity, bits or step, or set the sensitivity, of the weights whose names match. Repeatable.",
     ),
     click.option(
         "--rounding",
         type=click.Choice(get_args(RoundingName)),
-        help="compensated: rounding errors within an output row compensate each other; deadzone: each weight alone, with dead "
-        "zones for the least squared error; auto (the default): compensated, but deadzone in finetune.",
+        help="compensated: rounding errors within an output row compensate each other. deadzone: each weight is rounded alone, "
+        "with the dead zone of the least squared error. auto (default): compensated, except in finetune.",
     ),
     click.option(
         "--auxiliary",
         type=click.Choice(get_args(AuxiliaryStorage)),
-        help="How biases, batch norms and the like are stored: bit for bit (the default); as float16, with a relative error of "
-        "at most 2^-11; or in 8 bits, with an error of at most 1/500 of a tensor's span (1/64 of each value if none is "
+        help="Storage of biases, batch norms and other tensors that are not weights. exact (default): bit for bit. float16: "
+        "relative error at most 2^-11. uint8: error at most 1/500 of a tensor's span (1/64 of each value if none is "
         "negative).",
     ),
     click.option(
         "--batch-norm",
         type=click.Choice(get_args(BatchNormForm)),
-        help="folded: fold means and variances into weights and biases. The network is the same in evaluation, but for "
-        "rounding, and differs in training.",
+        help="folded: fold means and variances of batch norms into their weights and biases. The outputs in evaluation mode "
+        "stay the same up to rounding. keep (default): store them.",
     ),
     click.option(
         "--batch-norm-eps",
         type=float,
         metavar="E",
-        help="The eps of batch norms in a checkpoint: 1e-5, PyTorch's, by default; Keras has 1e-3.",
+        help="The eps of the checkpoint's batch norms. Default: 1e-5, as in PyTorch; Keras uses 1e-3.",
     ),
 )
 
 
 def add_options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that adds options to a command, in this order."""
+    """Combine options into one decorator.
+
+    Args:
+        options: Decorators of click, in the order of the help text.
+
+    Returns:
+        A decorator that adds all of them to a command.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -74,37 +83,62 @@ def add_options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], 
 
 
 selection_options = add_options(*_OTHER_OPTIONS)
-"""Adds everything but the target to a command."""
+"""Adds the options for compression, without the target, to a command."""
 
 compression_options = add_options(
     *_TARGET_OPTIONS,
     *_OTHER_OPTIONS,
-    click.option("--config", "config_file", metavar="JSON", help="A CompressionConfig as JSON, in place of these options."),
+    click.option(
+        "--config", "config_file", metavar="JSON", help="Read all of these settings from a CompressionConfig in a JSON file."
+    ),
 )
-"""Adds the target and everything else to a command."""
+"""Adds all options for compression to a command."""
 
 
 def is_given(key: str) -> bool:
-    """Whether the command line names an option of the present command."""
+    """Whether the command line holds this option of the current command."""
     return click.get_current_context().get_parameter_source(key) is ParameterSource.COMMANDLINE
 
 
 def read_config(given: dict[str, Any]) -> CompressionConfig:
-    """The config that a command's options describe; UsageError unless there is exactly one target."""
+    """Make the config that a command's options describe.
+
+    Args:
+        given: The command's parameters.
+
+    Returns:
+        The config.
+
+    Raises:
+        click.UsageError: There is no target or more than one, or --config is given with other options.
+        ConfigError: A setting is out of range, or the file of --config is malformed.
+    """
     if given.get("config_file") is not None:
         if idle := _first_given(given):
-            raise click.UsageError(f"--config already says how to compress; leave --{idle.replace('_', '-')} out.")
+            raise click.UsageError(f"--config holds all settings; leave out --{idle.replace('_', '-')}.")
         return CompressionConfig.from_json(_read_text(given["config_file"], ConfigError))
     targets = {key for key in ("ratio", "size", "sparsity", "bits") if given[key] is not None}
     if given.get("lossless"):
         targets.add("lossless")
     if targets not in _TARGETS:
-        raise click.UsageError("Give one target: --ratio, or --size, or --sparsity and --bits; or compress --lossless.")
+        raise click.UsageError(
+            "Give exactly one target: --ratio, or --size, or --sparsity with --bits; `opq compress` also takes --lossless."
+        )
     return as_config(None, {**{key: given[key] for key in targets}, **read_selection(given)}, "opq")
 
 
 def read_selection(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config that a command's options give, without a target."""
+    """Read the fields of a config from a command's options, without the target.
+
+    Args:
+        given: The command's parameters.
+
+    Returns:
+        {field of CompressionConfig: value}.
+
+    Raises:
+        click.UsageError: A --layer is malformed.
+    """
     return {
         "include": given["include"],
         "exclude": given["exclude"],
@@ -114,14 +148,32 @@ def read_selection(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_compression_options(given: dict[str, Any], instead: str) -> None:
-    """UsageError if a command's options say how to compress, which `instead`, an option, already does."""
+    """Check that no option for compression is given.
+
+    Args:
+        given: The command's parameters.
+        instead: The option that already holds masks and steps.
+
+    Raises:
+        click.UsageError: An option for compression is given.
+    """
     idle = "config" if given.get("config_file") is not None else _first_given(given)
     if idle is not None:
-        raise click.UsageError(f"{instead} already says how to compress; leave --{idle.replace('_', '-')} out.")
+        raise click.UsageError(f"{instead} already determines masks and steps; leave out --{idle.replace('_', '-')}.")
 
 
 def read_plan(path: str) -> Plan:
-    """The plan that `opq plan -o` wrote; PlanError if there is none."""
+    """Read a plan that `opq plan -o` wrote.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: The file cannot be read or holds no plan.
+    """
     return Plan.from_json(_read_text(path, PlanError))
 
 
@@ -135,7 +187,7 @@ def _read_text(path: str, error: type[ConfigError] | type[PlanError]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise error(f"{path} is not text") from None
+        raise error(f"{path} must be a JSON file in UTF-8") from None
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror}") from None
 
@@ -149,6 +201,6 @@ def _layers(texts: Sequence[str]) -> dict[str, LayerConfig]:
         except ValueError:
             values = {}
         if not glob or not values or not set(values) <= set(_FIELDS):
-            raise click.UsageError(f"--layer {text!r}: expected GLOB:KEY=X[,KEY=X] with keys {', '.join(_FIELDS)}.")
+            raise click.UsageError(f"--layer must be GLOB:KEY=X[,KEY=X] with the keys {', '.join(_FIELDS)}, got {text!r}.")
         layers[glob] = layers.get(glob, LayerConfig()).updated(LayerConfig(**values))
     return layers

@@ -19,11 +19,12 @@ from opq.text_table import format_table
 @click.argument("file", required=False)
 @model_options
 @data_options
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
-    """Show the accuracy of MODEL on the images, and of the same network with the weights of a .opq FILE.
+    """Print the accuracy of MODEL on the images, and the accuracy with the weights of a .opq FILE.
 
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Agreement is with the dense MODEL.
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. The agreement is the percentage of images
+    that MODEL, dense and with the weights of FILE, assigns to the same class.
     """
     from opq.zoo.image_data import open_images
     from opq.zoo.models import load_weights
@@ -38,7 +39,7 @@ def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps({key: asdict(value) for key, value in results.items()}, indent=1))
         return
-    columns = ("", "inputs", "top-1 %", "top-5 %", "loss", "agreement %")
+    columns = ("weights", "images", "top-1 %", "top-5 %", "loss", "agreement %")
     rows = [
         (
             str(file) if key == "file" else "dense",

@@ -18,39 +18,46 @@ from opq.cli.output import check_output, output_options, save_and_print
 @click.argument("model")
 @model_options
 @data_options
-@click.option("--epochs", type=click.IntRange(1), required=True, metavar="N", help="Passes over the images.")
+@click.option("--epochs", type=click.IntRange(1), required=True, metavar="N", help="Number of passes over the images.")
 @compression_options
-@click.option("--from", "start", metavar="FILE", help="Keep the masks and steps of a .opq file, in place of a target.")
-@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, in place of a target.")
+@click.option(
+    "--from", "start", metavar="FILE", help="Start from a .opq file and keep its masks and steps. Takes the place of a target."
+)
+@click.option(
+    "--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote. Takes the place of a target."
+)
 @calibration_options
 @click.option(
     "--mask-update-epochs",
     type=click.IntRange(0),
     metavar="N",
-    help="Recompute the pruning mask during the first N epochs; by default two thirds of them with --ratio or --size.",
+    help="Recompute the pruning masks in the first N epochs. Default with --ratio or --size: two thirds of all epochs; else 0.",
 )
 @click.option(
     "--label-weight",
     type=click.FloatRange(0.0, 1.0),
     default=0.0,
     show_default=True,
-    help="Weight of the label loss; distillation from the dense network has the rest. 0 needs no labels.",
+    help="Weight of the cross-entropy with the labels, 0..1. Distillation from the dense network has the rest. "
+    "0 needs no labels.",
 )
-@click.option("--learning-rate", type=float, metavar="R", help="The highest; by default that of opq.TrainingConfig.")
-@click.option("--run", "folder", metavar="FOLDER", help="Keep history and checkpoints there, and resume from them.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything drawn at random.")
+@click.option("--learning-rate", type=float, metavar="R", help="Peak learning rate. Default: that of opq.TrainingConfig.")
+@click.option(
+    "--run", "folder", metavar="FOLDER", help="Store history and checkpoints in FOLDER. An interrupted run resumes from there."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random numbers.")
 @output_options
 def command(model: str, start: str | None, plan_file: str | None, **given: Any) -> None:
     """Train MODEL with quantized and pruned weights, and write a .opq file of the requested size.
 
-    Step sizes are fixed before training; masks are frozen after --mask-update-epochs. MODEL is torchvision:NAME, timm:NAME,
-    package.module:factory or file.py:factory. Under `accelerate launch -m opq` it trains in several processes.
+    Step sizes are fixed before training. Pruning masks are fixed after --mask-update-epochs. MODEL is torchvision:NAME,
+    timm:NAME, package.module:factory or file.py:factory. To train in several processes, run `accelerate launch -m opq`.
     """
     if start is not None and plan_file is not None:
-        raise click.UsageError("--from and --plan both say how to compress; give one of them.")
+        raise click.UsageError("--from and --plan both determine masks and steps; give one of them.")
     fixed = "--from" if start is not None else "--plan" if plan_file is not None else None
     if fixed is not None and given["calibrate"] is not None:
-        raise click.UsageError(f"--calibrate decides masks and steps, and so does {fixed}; give one of them.")
+        raise click.UsageError(f"--calibrate and {fixed} both determine masks and steps; give one of them.")
     if fixed is not None:
         refuse_compression_options(given, fixed)
     what = start or (read_plan(plan_file) if plan_file else read_config(given))
@@ -85,7 +92,7 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
 
 
 def _accelerator() -> Any:
-    """Accelerate's, if it started several processes; else None."""
+    """An Accelerator if Accelerate started several processes, else None."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     try:

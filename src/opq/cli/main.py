@@ -1,4 +1,4 @@
-"""The entry point: commands imported when they are called, errors in one line, exit codes."""
+"""The entry point of the command line: imports the called command, prints errors in one line, returns the exit status."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from opq.errors import OpqError
 from opq.version import __version__
 
 _COMMANDS = {
-    "compress": "Compress a checkpoint to a .opq file, from the weights alone.",
+    "compress": "Compress a checkpoint to a .opq file, using the weights alone.",
     "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic images.",
-    "finetune": "Train a network with quantized and pruned weights, to a .opq file.",
-    "search": "Find the smallest .opq file within a drop of accuracy.",
-    "plan": "Show what compressing would do, without doing it.",
-    "evaluate": "Show the accuracy of a network, dense and from a .opq file.",
-    "expand": "Turn a .opq file back into a .safetensors checkpoint.",
-    "inspect": "Show what is in a .opq file, and what its bytes are spent on.",
-    "verify": "Check that a .opq file is whole and valid.",
+    "finetune": "Train a network with quantized and pruned weights, and write a .opq file.",
+    "search": "Find the smallest .opq file whose accuracy falls by at most a given amount.",
+    "plan": "Print zeros, step and predicted bytes of each weight without compressing.",
+    "evaluate": "Print the accuracy of a network and of its .opq file.",
+    "expand": "Convert a .opq file to a .safetensors checkpoint.",
+    "inspect": "Print the tensors of a .opq file and what its bytes are used for.",
+    "verify": "Check that a .opq file is complete and valid.",
 }
 
 
 class _Commands(click.Group):
-    """Commands by name; only the module of the one that is called is imported."""
+    """Commands by name. Only the module of the called command is imported."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -45,15 +45,23 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="opq")
 def _opq() -> None:
-    """Pretrained networks to files many times smaller, and back.
+    """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. Results go to stdout,
-    progress to stderr. Exit status: 0 done, 1 an error, 2 wrong usage.
+    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. MODEL is torchvision:NAME,
+    timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr. The exit status is 0
+    for success, 1 for an error, and 2 for wrong usage.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status, 0 done, 1 the user's error in one line, 2 usage."""
+    """Run the command line.
+
+    Args:
+        arguments: The arguments. None: those of the process.
+
+    Returns:
+        The exit status: 0 for success, 1 for an error, which is printed in one line, and 2 for wrong usage.
+    """
     try:
         status = _opq.main(args=list(arguments) if arguments is not None else None, prog_name="opq", standalone_mode=False)
         sys.stdout.flush()
@@ -64,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return _fail("interrupted")
     except BrokenPipeError:
-        # The reader of the output is gone; this keeps Python from reporting it once more at exit.
+        # The reader of stdout has closed it. Without this Python would report the same error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OpqError as error:

@@ -1,4 +1,4 @@
-"""What commands that write a .opq file share: the path, checked before the work, and the line that is printed after it."""
+"""Output of the commands that write a .opq file: the path is checked before the work, and the size printed after it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from opq.atomic_file import refuse_existing, refuse_same
 from opq.cli.compression_options import add_options
 
 output_options = add_options(
-    click.option("-o", "--output", required=True, metavar="FILE", help="The .opq file to write."),
+    click.option("-o", "--output", required=True, metavar="FILE", help="Path of the .opq file."),
     click.option("--force", is_flag=True, help="Replace FILE if it exists."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )
-"""Adds the output of a command that writes a .opq file."""
+"""Adds the options of the output to a command that writes a .opq file."""
 
 
 def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
-    """OutputError if the output is a source, or exists and must not be replaced."""
+    """Check the output path before the work.
+
+    Args:
+        given: The command's parameters.
+        sources: Paths that the command reads, or None.
+
+    Raises:
+        OutputError: The output is one of the sources, or it exists and --force is not given.
+    """
     for source in sources:
         if source is not None:
             refuse_same(source, given["output"])
@@ -30,7 +38,16 @@ def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
 
 
 def save_and_print(compressed: opq.CompressedModel, given: dict[str, Any], line: str | None = None) -> None:
-    """Write the file, and print its size in a line or as JSON."""
+    """Write the file, and print its sizes in a line or as JSON.
+
+    Args:
+        compressed: The compressed network.
+        given: The command's parameters.
+        line: Text to print after the path. None: the sizes.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     output = given["output"]
     compressed.save(output, overwrite=given["force"])
     if given["as_json"]:

@@ -20,15 +20,22 @@ from opq.text_table import format_table
 @click.command()
 @click.argument("source")
 @compression_options
-@click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for `opq compress --plan`.")
+@click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for the option --plan of compress and finetune.")
 @click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--curve", is_flag=True, help="In place of a target: bytes and distortion at eleven ratios from 4 to 50.")
-@click.option("--plot", metavar="PICTURE", help="With --curve: draw it, as .png, .svg or .pdf (needs the extra opq[plot]).")
+@click.option(
+    "--curve", is_flag=True, help="Print bytes and distortion at eleven ratios from 4 to 50. Takes the place of a target."
+)
+@click.option(
+    "--plot",
+    metavar="PICTURE",
+    help="With --curve: also draw the curve to a .png, .svg or .pdf file. Needs the extra opq[plot].",
+)
 def command(source: str, output: str | None, force: bool, as_json: bool, curve: bool, plot: str | None, **given: Any) -> None:
-    """Show what compressing SOURCE would do: zeros, step and bytes per weight. Nothing is compressed.
+    """Print zeros, step and predicted bytes of each weight of SOURCE without compressing.
 
-    Bytes are predicted, to about 3%; `opq compress` with the same target counts them and meets it.
+    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. The predicted size of the file
+    is accurate to about 3%. `opq compress` with the same target corrects the plan until the file meets the target.
     """
     for path in (output, plot):
         if path is not None:
@@ -37,13 +44,13 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
                 refuse_existing(path, "use --force to replace it")
     if curve:
         if output is not None:
-            raise click.UsageError("--curve makes no plan; leave --output out.")
+            raise click.UsageError("--curve makes no plan; leave out --output.")
         if given["config_file"] is not None or any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
-            raise click.UsageError("--curve shows all sizes; leave the target out.")
+            raise click.UsageError("--curve covers all ratios; leave out the target.")
         _show_curve(opq.rd_curve(source, **read_selection(given)), as_json, plot)
         return
     if plot is not None:
-        raise click.UsageError("--plot goes with --curve.")
+        raise click.UsageError("--plot requires --curve.")
     plan = opq.plan(source, read_config(given))
     if output is not None:
         write_file(output, plan.to_json().encode(), overwrite=force)
@@ -69,10 +76,10 @@ def _draw(points: Sequence[opq.RDPoint], path: str) -> None:
     except ImportError:
         raise MissingExtraError("--plot", "plot") from None
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise click.UsageError("--plot: PICTURE must end in .png, .svg or .pdf.")
+        raise click.UsageError(f"--plot must end in .png, .svg or .pdf, got {path!r}.")
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axes = figure.subplots()
     axes.plot([point.ratio for point in points], [point.distortion for point in points], marker="o", markersize=3)
-    axes.set(xlabel="file ratio", ylabel="distortion (error over energy)", xscale="log", yscale="log")
+    axes.set(xlabel="file ratio", ylabel="distortion (squared error over energy)", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
     figure.savefig(path)

@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--max-drop", type=click.FloatRange(0.0), required=True, metavar="D", help="Points of top-1 that may be lost.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0.0),
+    required=True,
+    metavar="D",
+    help="Largest allowed drop of top-1 accuracy, in percentage points.",
+)
 @model_options
 @data_options
 @calibration_options
 @selection_options
 @output_options
 def command(model: str, max_drop: float, **given: Any) -> None:
-    """Find the smallest .opq file of MODEL whose top-1 on labelled images falls by at most D points.
+    """Find the smallest .opq file of MODEL whose top-1 accuracy on labelled images falls by at most D percentage points.
 
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --calibrate every file is calibrated.
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --calibrate, every tried file is
+    calibrated.
     """
     selection = read_selection(given)
     check_output(given, [given["weights"]])
@@ -40,8 +47,8 @@ def command(model: str, max_drop: float, **given: Any) -> None:
     found = opq.compress_to_accuracy(
         named.network, loader, max_drop=max_drop, calibration=calibration, report=_report, **selection
     )
-    save_and_print(found.compressed, given, f"{found.compressed}, {found.best.drop:.2f} points of top-1 lost")
+    save_and_print(found.compressed, given, f"{found.compressed}, top-1 drop {found.best.drop:.2f} points")
 
 
 def _report(trial: AccuracyTrial) -> None:
-    click.echo(f"{trial.compressed}: {trial.drop:.2f} points of top-1 lost", err=True)
+    click.echo(f"{trial.compressed}, top-1 drop {trial.drop:.2f} points", err=True)

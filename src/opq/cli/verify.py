@@ -10,9 +10,12 @@ import opq
 @click.command()
 @click.argument("file")
 def command(file: str) -> None:
-    """Prove that a .opq FILE is whole: checksums, every tensor decodes, and encodes again to the same bytes."""
-    proof = opq.verify(file)
+    """Check that a .opq FILE is complete and valid.
+
+    All checksums must match, every tensor must decode, and encoding the tensors again must give the same bytes.
+    """
+    found = opq.verify(file)
     click.echo(
-        f"{file}: whole; {proof.weights} weights and {proof.auxiliary} auxiliary tensors in {proof.sections} sections, "
-        f"{proof.file_bytes:,} bytes"
+        f"{file}: valid; {found.weights} weights and {found.auxiliary} auxiliary tensors in {found.sections} sections, "
+        f"{found.file_bytes:,} bytes"
     )

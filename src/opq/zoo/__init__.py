@@ -1,8 +1,8 @@
-"""Other people's networks and data."""
+"""Networks by name, and images from folders and .npz files."""
 
 from opq.errors import MissingExtraError
 
 try:
     import torch as _torch  # noqa: F401
 except ImportError:
-    raise MissingExtraError("naming a network", "torch") from None
+    raise MissingExtraError("a network by name", "torch") from None

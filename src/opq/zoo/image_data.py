@@ -1,4 +1,4 @@
-"""Images to train and evaluate on: folders of image files, and .npz files."""
+"""Loaders of images for training and evaluation, from folders of image files and from .npz files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from opq.errors import MissingExtraError, OpqError, SourceError
 from opq.zoo.preprocessing import Preprocessing, Transform
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Those of torchvision's ImageFolder."""
+"""Suffixes of image files, those of torchvision's ImageFolder."""
 
 TRAINING, TESTING = ("train",), ("val", "test", "validation")
+"""Names of the folders with training and test images; the first that exists is used."""
 
 
 class ImageError(SourceError):
-    """An image cannot be read, or not put into a batch with others.
+    """An image cannot be read, or has another size than the others of its batch.
 
-    PyTorch makes such an error of a loader's process anew from one text, the traceback there, whose last line is the message.
+    If a worker process of a loader raises it, PyTorch makes a new one from one text: the traceback, which ends in the message.
     """
 
     def __init__(self, text: str) -> None:
@@ -32,13 +33,13 @@ class ImageError(SourceError):
 
 
 class Images(Dataset[Any]):
-    """Images that a transform has made tensors, each as (input, label), or as the input alone if there are no labels.
+    """A dataset of transformed images: (input, label), or the input alone if there are no labels.
 
     Args:
-        items: One for each image: the image, or what `read` takes.
-        labels: One for each image, or None.
-        transform: From an image to the network's input.
-        read: Gives an image for an item; None if the items are the images.
+        items: One item per image: the image itself, or an argument of `read`.
+        labels: One label per image, or None.
+        transform: Maps an image to the network's input.
+        read: Reads the image of an item. None if the items are the images.
     """
 
     def __init__(
@@ -63,85 +64,91 @@ class Images(Dataset[Any]):
 def open_images(
     path: str | os.PathLike[str], preprocessing: Preprocessing, *, training: bool, batch: int = 128, workers: int = 0
 ) -> DataLoader[Any]:
-    """A loader of the images under a path.
+    """Make a loader of the images under a path.
 
     Args:
-        path: A .npz file with x_train, y_train, x_test and y_test, where images are uint8 (n, height, width) or (n, height,
-            width, channels). Or a folder with a folder for each class, read as torchvision's ImageFolder reads it: labels
-            are by the order of the names, and images may lie deeper. Or a folder of images without labels. Or a folder with
-            such folders "train" and "val", "test" or "validation". Names that begin with a dot are ignored.
-        preprocessing: Of the network.
-        training: Whether to shuffle, take the images for training and use the transform for training.
-        batch: How many images a batch has at most.
-        workers: How many processes read images; 0 for none but this one.
+        path: One of these; names that begin with a dot are ignored:
+
+            * A .npz file with the arrays x_train, y_train, x_test and y_test. Images are uint8, (n, height, width) or
+              (n, height, width, channels).
+            * A folder with one folder per class, read as by torchvision's ImageFolder: classes are numbered in order of their
+              names, and images may lie in deeper folders.
+            * A folder of images without labels.
+            * A folder with a folder "train" and a folder "val", "test" or "validation", each as above.
+        preprocessing: The network's preprocessing.
+        training: True for the training images, shuffled and with random crops; False for the test images.
+        batch: Images per batch.
+        workers: Number of processes that read images. 0: the calling process reads them.
 
     Returns:
         The loader.
 
     Raises:
-        SourceError: There are no images. Later, while images are read: a file is not an image, or sizes differ.
+        SourceError: There are no images. Iterating raises it too, if a file is not an image or the sizes of images differ.
         MissingExtraError: Pillow or torchvision is needed and not installed.
-        OpqError: torchvision is needed and does not load.
+        OpqError: torchvision is needed and cannot be imported.
     """
     path = Path(path)
     transform = preprocessing.training if training else preprocessing.evaluation
-    images = _arrays(path, training, transform) if path.suffix == ".npz" else _files(path, training, transform)
+    images = _from_npz(path, training, transform) if path.suffix == ".npz" else _from_folder(path, training, transform)
     return DataLoader(
         images,
         min(batch, len(images)),
         shuffle=training,
         drop_last=training,
         num_workers=workers,
-        collate_fn=partial(_batch, path),
+        collate_fn=partial(_collate, path),
     )
 
 
-def _batch(path: Path, images: list[Any]) -> Any:
+def _collate(path: Path, images: list[Any]) -> Any:
     shapes = {tuple((image[0] if isinstance(image, tuple) else image).shape) for image in images}
     if len(shapes) > 1:
         raise ImageError(
-            f"cannot read {path}: images are of different sizes, and the network does not tell its own; give --input-size"
+            f"cannot read {path}: images have different sizes, and the network has no input size of its own; give --input-size"
         )
     return default_collate(images)
 
 
-def _arrays(path: Path, training: bool, transform: Transform) -> Images:
+def _from_npz(path: Path, training: bool, transform: Transform) -> Images:
     part = "train" if training else "test"
     try:
         with np.load(path, allow_pickle=False) as content:
             images = content[f"x_{part}"]
             labels = content[f"y_{part}"].reshape(-1).tolist() if f"y_{part}" in content else None
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(path, f"expected a .npz file with x_{part} and y_{part}: {error}") from None
+        raise SourceError(path, f"it must be a .npz file with the arrays x_{part} and y_{part}: {error}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images) or (labels and len(labels) != len(images)):
         raise SourceError(
-            path, f"x_{part}: expected uint8 (n, height, width) or with channels, got {images.dtype} {images.shape}"
+            path,
+            f"x_{part} must be uint8 of shape (n, height, width) or (n, height, width, channels), and y_{part} as long, got "
+            f"{images.dtype} of shape {images.shape}",
         )
     if images.shape[3:] not in ((), (1,), (3,)):
-        raise SourceError(path, f"x_{part}: expected 1 or 3 channels behind height and width, got {images.shape}")
+        raise SourceError(path, f"x_{part} must have 1 or 3 channels in its last axis, got shape {images.shape}")
     return Images(images, labels, transform)
 
 
-def _files(folder: Path, training: bool, transform: Transform) -> Images:
+def _from_folder(folder: Path, training: bool, transform: Transform) -> Images:
     if not folder.is_dir():
-        raise SourceError(folder, "no such folder")
+        raise SourceError(folder, "there is no such folder")
     parts = [folder / part for part in (TRAINING if training else TESTING) if (folder / part).is_dir()]
     root = parts[0] if parts else folder
     classes = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    found = [_listed(source) for source in classes or [root]]
+    found = [_image_files(source) for source in classes or [root]]
     files = [file for source in found for file in source]
     labels = [label for label, source in enumerate(found) for _ in source]
     if not files:
-        raise SourceError(root, f"there are no images ({', '.join(SUFFIXES)}) in it, nor in the folders in it")
+        raise SourceError(root, f"it holds no images ({', '.join(SUFFIXES)})")
     try:
-        import PIL.Image  # noqa: F401 - missing here, not in the middle of an epoch
+        import PIL.Image  # noqa: F401 - an error now, not in the middle of an epoch
     except ImportError:
         raise MissingExtraError("reading image files", "models") from None
     return Images(files, labels if classes else None, transform, read_image)
 
 
-def _listed(folder: Path) -> list[Path]:
-    """The image files in a folder and in the folders in it, in order."""
+def _image_files(folder: Path) -> list[Path]:
+    """All image files under a folder, in ascending order."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -150,16 +157,16 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike[str]) -> Any:
-    """An image file as a PIL image in RGB; 16-bit greys are scaled to 8 bits.
+    """Read an image file in RGB. Grey images of 16 bits are scaled to 8 bits.
 
     Args:
-        path: Of the file.
+        path: The image file.
 
     Returns:
-        The image.
+        A PIL image.
 
     Raises:
-        ImageError: It is not an image, or a damaged or too large one.
+        ImageError: The file is not an image, is damaged, or is too large.
     """
     from PIL import Image
 
@@ -169,4 +176,4 @@ def read_image(path: str | os.PathLike[str]) -> Any:
                 return Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and others
-        raise ImageError(f"cannot read {path}: not an image: {' '.join(str(error).split())}") from None
+        raise ImageError(f"cannot read {path}: it is not a valid image: {' '.join(str(error).split())}") from None

@@ -1,4 +1,7 @@
-"""Networks by name: torchvision's, timm's, and a user's own. The code of a network comes from the user, never from a file."""
+"""Networks by name: torchvision's, timm's, and those of the user's own code.
+
+A .opq file holds tensors only. The code of a network comes from the user or an installed library.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from opq import torch as face
+from opq import torch as save_load
 from opq.checkpoints import as_state
 from opq.errors import ModelError
 from opq.zoo.preprocessing import MEAN, STD, Preprocessing, load_library, of_timm, of_torchvision, plain
@@ -21,7 +24,12 @@ from opq.zoo.preprocessing import MEAN, STD, Preprocessing, load_library, of_tim
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A network, and the preprocessing of its images."""
+    """A network and the preprocessing of its images.
+
+    Args:
+        network: The network.
+        preprocessing: Transforms for training and for evaluation.
+    """
 
     network: nn.Module
     preprocessing: Preprocessing = field(default_factory=plain)
@@ -36,91 +44,107 @@ def open_model(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> NamedModel:
-    """The network of this name, with these weights.
+    """Make a network and load its weights.
 
     Args:
-        name: torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory; a factory takes no arguments and
-            gives a module.
-        weights: A checkpoint as `opq.compress` takes it, or a .opq file; or for torchvision and timm the name of published
-            weights, which these libraries fetch, such as DEFAULT or IMAGENET1K_V2 for torchvision, and for timm a tag or
-            "pretrained"; None for those that the factory makes.
-        seed: Of what the factory draws; None leaves the generator as it is.
-        input_size: Height and width of its images. None for what torchvision or timm says; a network of the user's own then
-            gets images as large as they are.
-        mean: Of its images in 0..1, one for each channel or one for all. None for what torchvision or timm says, else
-            ImageNet's.
-        std: As for the mean.
+        name: torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory. A factory takes no arguments and
+            returns a module.
+        weights: A checkpoint as for `opq.compress`, or a .opq file. For torchvision and timm also the name of published
+            weights, which the library downloads: DEFAULT, IMAGENET1K_V2 and so on for torchvision; "pretrained" or a tag for
+            timm. None: the initial weights.
+        seed: Seed of random initial weights. None leaves PyTorch's generator as it is.
+        input_size: Height and width of the images. None: the size that torchvision or timm publishes; images keep their size
+            for other networks.
+        mean: Mean of images in 0..1, one value per channel or one for all channels. None: the values that torchvision or timm
+            publishes; ImageNet's for other networks.
+        std: Standard deviation, likewise.
 
     Returns:
         The network and its preprocessing.
 
     Raises:
-        ModelError: There is no such network, or its weights do not fit.
+        ModelError: There is no such network, or the weights belong to another one.
         SourceError: The weights cannot be read.
         MissingExtraError: torchvision or timm is not installed.
-        OpqError: torchvision or timm does not load.
+        OpqError: torchvision or timm cannot be imported.
     """
     if seed is not None:
         torch.manual_seed(seed)
     library, separator, attribute = name.rpartition(":")
     if not separator or not library or not attribute:
-        raise ModelError(name, "expected torchvision:NAME, timm:NAME, package.module:factory or file.py:factory")
+        raise ModelError(name, "MODEL must be torchvision:NAME, timm:NAME, package.module:factory or file.py:factory")
     checkpoint = weights if weights is not None and os.path.exists(weights) else None
     published = weights if checkpoint is None else None
+    settings = _ImageSettings(input_size, mean, std)
     if library == "torchvision":
-        model = _torchvision(name, attribute, published, (input_size, mean, std))
+        model = _torchvision(name, attribute, published, settings)
     elif library == "timm":
-        model = _timm(name, attribute, published, (input_size, mean, std))
+        model = _timm(name, attribute, published, settings)
     elif published is not None:
-        raise ModelError(name, f"there is no file {published!r} with its weights")
+        raise ModelError(name, f"weights must be an existing file, got {published!r}")
     else:
-        model = NamedModel(_made(name, library, attribute), plain(input_size, mean or MEAN, std or STD))
+        model = NamedModel(_from_factory(name, library, attribute), plain(input_size, mean or MEAN, std or STD))
     if checkpoint is not None:
         load_weights(name, model.network, checkpoint)
     return model
 
 
 def load_weights(name: str, network: nn.Module, checkpoint: str) -> None:
-    """Load a checkpoint or .opq file into a network; ModelError where they do not belong together."""
+    """Load a checkpoint or .opq file into a network.
+
+    Args:
+        name: Name of the network, for messages.
+        network: The network.
+        checkpoint: Path of a checkpoint as for `opq.compress`, or of a .opq file.
+
+    Raises:
+        ModelError: The file belongs to another network.
+        SourceError: The file cannot be read.
+        FormatError: It is not a valid .opq file.
+    """
     if Path(checkpoint).suffix == ".opq":
-        tensors = face.load_file(checkpoint)
+        tensors = save_load.load_file(checkpoint)
     else:
         state = as_state(checkpoint)
-        tensors = {key: face.to_tensor(state[key]) for key in state}
+        tensors = {key: save_load.to_tensor(state[key]) for key in state}
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelError(name, f"{checkpoint} is not of it: {' '.join(str(error).split())[:300]}") from None
+        raise ModelError(name, f"{checkpoint} belongs to another network: {' '.join(str(error).split())[:300]}") from None
 
 
-_Told = tuple[int | None, tuple[float, ...] | None, tuple[float, ...] | None]
-"""Size, mean and standard deviation, in place of the network's own."""
+class _ImageSettings(NamedTuple):
+    """Settings that replace those of the network; None keeps them."""
+
+    size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
 
 
-def _torchvision(name: str, model: str, weights: str | None, declared: _Told) -> NamedModel:
-    torchvision = load_library("torchvision", "torchvision's networks")
+def _torchvision(name: str, model: str, weights: str | None, settings: _ImageSettings) -> NamedModel:
+    torchvision = load_library("torchvision", "a network of torchvision")
     try:
         transforms = torchvision.models.get_model_weights(model)[weights or "DEFAULT"].transforms
         if (kind := getattr(transforms, "func", transforms).__name__) != "ImageClassification":
-            raise ModelError(name, f"it is no classifier of images; torchvision's preprocessing for it is {kind}")
+            raise ModelError(name, f"it must be an image classifier; its preprocessing in torchvision is {kind}")
         network = torchvision.models.get_model(model, weights=weights)
     except (ValueError, KeyError) as error:
         raise ModelError(name, str(error)) from None
-    return NamedModel(network, of_torchvision(transforms, *declared))
+    return NamedModel(network, of_torchvision(transforms, *settings))
 
 
-def _timm(name: str, model: str, weights: str | None, declared: _Told) -> NamedModel:
-    timm = load_library("timm", "timm's networks")
+def _timm(name: str, model: str, weights: str | None, settings: _ImageSettings) -> NamedModel:
+    timm = load_library("timm", "a network of timm")
     full = model if weights in (None, "pretrained") else f"{model}.{weights}"
     try:
         network = timm.create_model(full, pretrained=weights is not None)
     except RuntimeError as error:
         raise ModelError(name, str(error)) from None
-    return NamedModel(network, of_timm(timm.data.resolve_model_data_config(network), *declared))
+    return NamedModel(network, of_timm(timm.data.resolve_model_data_config(network), *settings))
 
 
-def _made(name: str, module: str, attribute: str) -> nn.Module:
-    """What a factory gives; as it is loaded, and as it runs, it may import what lies beside it."""
+def _from_factory(name: str, module: str, attribute: str) -> nn.Module:
+    """The network that a factory returns. The factory and its module may import modules in the same folder."""
     path = Path(module) if module.endswith(".py") else None
     folder = str(path.parent.resolve()) if path else os.getcwd()
     sys.path.insert(0, folder)
@@ -135,7 +159,7 @@ def _made(name: str, module: str, attribute: str) -> nn.Module:
     finally:
         sys.path.remove(folder)
     if not isinstance(network, nn.Module):
-        raise ModelError(name, f"expected it to give a torch module, got {type(network).__name__}")
+        raise ModelError(name, f"the factory must return a torch module, got {type(network).__name__}")
     return network
 
 
@@ -145,8 +169,8 @@ def _load_file(name: str, path: Path) -> Any:
     own_name = f"_opq_network_{path.stem}"
     description = importlib.util.spec_from_file_location(own_name, path)
     if description is None or description.loader is None:
-        raise ModelError(name, f"{path} is no Python file")
+        raise ModelError(name, f"{path} is not a Python file")
     module = importlib.util.module_from_spec(description)
-    sys.modules[own_name] = module  # where dataclasses look for it
+    sys.modules[own_name] = module  # dataclasses look up their module there
     description.loader.exec_module(module)
     return module

@@ -1,8 +1,8 @@
-"""What is done with an image before a network gets it: torchvision's and timm's own transforms, and those for other networks.
+"""Preprocessing of images: the transforms that torchvision and timm publish, and transforms for other networks.
 
-A network of torchvision or timm gets the transforms that its library publishes with it: interpolation, crop and rounding are
-then those of the published accuracies. Any other network gets torchvision's transforms for the size that the user gives.
-Without a size, images keep theirs, and neither torchvision nor Pillow is needed: this is the way of .npz files.
+A network of torchvision or timm gets the transforms that its library publishes, so that interpolation, crop and rounding are
+those of the published accuracies. Other networks get torchvision's transforms for the size that the user gives. Without a size
+images keep their own, and neither torchvision nor Pillow is needed; this suits .npz files.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 from opq.errors import MissingExtraError, OpqError
 
 Transform = Callable[[Any], Any]
-"""A function of a PIL image, or of a uint8 array (height, width) or (height, width, channels)."""
+"""Takes a PIL image, or a uint8 array (height, width) or (height, width, channels)."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, for a network that has none of its own."""
+"""Mean and standard deviation of ImageNet, the defaults."""
 
 _SMALL = 64
 _SCALE = (0.25, 1.0)
@@ -32,13 +32,13 @@ _SCALE = (0.25, 1.0)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The transforms of a network's images, each to a float32 tensor (channels, height, width).
+    """The transforms of a network's images. Each returns a float32 tensor (channels, height, width).
 
-    A transform is made when it is asked for, so that a library it needs is not imported before.
+    A transform is made when it is used, so that the library it needs is imported only then.
 
     Args:
-        make: Gives the transform for training, if its argument is true, else that for evaluation.
-        shape: Channels, height and width of what the transforms give; None if they depend on the image.
+        make: Returns the transform for training if its argument is true, else the transform for evaluation.
+        shape: (channels, height, width) of the tensors. None if the shape depends on the image.
     """
 
     make: Callable[[bool], Transform]
@@ -46,18 +46,18 @@ class Preprocessing:
 
     @property
     def evaluation(self) -> Transform:
-        """Without chance: the same image gives the same tensor."""
+        """The transform for evaluation, which is deterministic."""
         return self.make(False)
 
     @property
     def training(self) -> Transform:
-        """With random crops and flips, which follow PyTorch's and Python's seeds."""
+        """The transform for training, with random crops and flips drawn from PyTorch's and Python's generators."""
         return self.make(True)
 
 
 @dataclass(frozen=True)
-class _Chain:
-    """Transforms, one after the other."""
+class _Compose:
+    """Applies transforms in sequence."""
 
     steps: tuple[Transform, ...]
 
@@ -68,8 +68,8 @@ class _Chain:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """Makes an image a PIL image, and converts it to a mode such as "RGB"; None leaves grey images grey."""
+class _ToPil:
+    """Converts an image to a PIL image of a mode such as "RGB"; None keeps the mode."""
 
     mode: str | None = None
 
@@ -83,9 +83,9 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Normalize:
-    """Scales an image to 0..1, subtracts a mean for each channel and divides by a standard deviation.
+    """Scales an image to 0..1, then subtracts a mean and divides by a standard deviation per channel.
 
-    A grey image takes the first mean; a single mean is for all channels.
+    A single mean applies to all channels. A grey image uses the first one.
     """
 
     mean: tuple[float, ...] = MEAN
@@ -99,18 +99,18 @@ class _Normalize:
 
 
 def _shift(image: Any) -> NDArray[np.uint8]:
-    """The image moved at random by up to an eighth of its size, with zeros at the borders, and mirrored at random."""
+    """The image shifted by a random distance of at most 1/8 of its size, padded with zeros, and flipped at random."""
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, [(height // 8,) * 2, (width // 8,) * 2, *((0, 0),) * (pixels.ndim - 2)])
     top, left = (int(torch.randint(2 * (side // 8) + 1, ())) for side in (height, width))
-    moved = padded[top : top + height, left : left + width]
-    return moved[:, ::-1] if torch.rand(()) < 0.5 else moved
+    shifted = padded[top : top + height, left : left + width]
+    return shifted[:, ::-1] if torch.rand(()) < 0.5 else shifted
 
 
 @dataclass(frozen=True)
-class _Vary:
-    """One transform for PIL images of up to 64 pixels, and another for larger ones."""
+class _BySize:
+    """Applies one transform to PIL images of at most 64 pixels per side, and another one to larger images."""
 
     small: Transform
     large: Transform
@@ -120,17 +120,17 @@ class _Vary:
 
 
 def plain(size: int | None = None, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Preprocessing:
-    """For a network of the user's own.
+    """Make the preprocessing of a network that is neither torchvision's nor timm's.
 
     Args:
-        size: Height and width. For evaluation the shorter side of an image is resized to it and the centre cut out, for
-            training a random part of at least a quarter of the area is resized to it; images of up to 64 pixels are shifted
-            instead. None leaves images as large as they are, and shifts all of them for training.
-        mean: One for each channel, or one for all.
-        std: As for the mean.
+        size: Height and width of the tensors. Evaluation resizes the shorter side of an image to it and crops the centre.
+            Training resizes a random crop of at least a quarter of the area; images of at most 64 pixels per side are shifted
+            instead. None: images keep their size, and training shifts them.
+        mean: One value per channel, or one for all channels.
+        std: Likewise.
 
     Returns:
-        The preprocessing, whose transforms raise as `load_library` does where there is a size.
+        The preprocessing. With a size, using its transforms raises the errors of `load_library`.
     """
     return Preprocessing(partial(_plain, size, mean, std), None if size is None else (len(mean), size, size))
 
@@ -138,20 +138,20 @@ def plain(size: int | None = None, mean: tuple[float, ...] = MEAN, std: tuple[fl
 def _plain(size: int | None, mean: tuple[float, ...], std: tuple[float, ...], training: bool) -> Transform:
     normalize = _Normalize(mean, std)
     if size is None:
-        return _Chain((_shift, normalize)) if training else normalize
+        return _Compose((_shift, normalize)) if training else normalize
     transforms = load_library("torchvision.transforms.v2", "resizing images")
     if training:
-        return _Chain((_Picture(), _vary(transforms, size, transforms.InterpolationMode.BILINEAR), normalize))
-    return _Chain((_Picture(), transforms.Resize(size), transforms.CenterCrop(size), normalize))
+        return _Compose((_ToPil(), _random_crop(transforms, size, transforms.InterpolationMode.BILINEAR), normalize))
+    return _Compose((_ToPil(), transforms.Resize(size), transforms.CenterCrop(size), normalize))
 
 
-def _vary(transforms: Any, size: int, interpolation: Any) -> Transform:
-    """From PIL images to those for training, of this height and width."""
+def _random_crop(transforms: Any, size: int, interpolation: Any) -> Transform:
+    """The random transform for training, from PIL images to PIL images of this height and width."""
     cut = transforms.RandomResizedCrop(size, scale=_SCALE, interpolation=interpolation)
     resize = transforms.Resize((size, size), interpolation=interpolation)
-    return _Vary(
-        small=_Chain((_shift, _Picture(), resize)),
-        large=_Chain((cut, transforms.RandomHorizontalFlip())),
+    return _BySize(
+        small=_Compose((_shift, _ToPil(), resize)),
+        large=_Compose((cut, transforms.RandomHorizontalFlip())),
     )
 
 
@@ -161,19 +161,21 @@ def of_torchvision(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Preprocessing:
-    """For a classifier of torchvision: for evaluation its own transform, for training `plain`'s with its interpolation.
+    """Make the preprocessing of a classifier of torchvision.
+
+    Evaluation uses the published transform. Training uses random crops as in `plain`, with the published interpolation.
 
     Args:
-        make: The `transforms` of its published weights.
-        size: In place of its own; the shorter side is then resized to it.
-        mean: In place of its own, one for each channel, or one for all.
-        std: As for the mean.
+        make: The `transforms` of the published weights.
+        size: Replaces the published size. The shorter side of an image is resized to it.
+        mean: Replaces the published mean: one value per channel, or one for all channels.
+        std: Likewise.
 
     Returns:
         The preprocessing.
     """
     changed: dict[str, Any] = {} if size is None else {"crop_size": size, "resize_size": size}
-    changed |= {key: _each(values, 3) for key, values in (("mean", mean), ("std", std)) if values is not None}
+    changed |= {key: _per_channel(values, 3) for key, values in (("mean", mean), ("std", std)) if values is not None}
     transform = make(**changed)
     side = transform.crop_size[0]
     return Preprocessing(partial(_of_torchvision, transform), (3, side, side))
@@ -181,10 +183,10 @@ def of_torchvision(
 
 def _of_torchvision(transform: Any, training: bool) -> Transform:
     if not training:
-        return _Chain((_Picture("RGB"), transform))
+        return _Compose((_ToPil("RGB"), transform))
     transforms = load_library("torchvision.transforms.v2", "resizing images")
-    vary = _vary(transforms, transform.crop_size[0], transform.interpolation)
-    return _Chain((_Picture("RGB"), vary, _Normalize(tuple(transform.mean), tuple(transform.std))))
+    crop = _random_crop(transforms, transform.crop_size[0], transform.interpolation)
+    return _Compose((_ToPil("RGB"), crop, _Normalize(tuple(transform.mean), tuple(transform.std))))
 
 
 def of_timm(
@@ -193,13 +195,13 @@ def of_timm(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Preprocessing:
-    """For a network of timm: what `timm.data.create_transform` makes of its configuration.
+    """Make the preprocessing of a network of timm, with `timm.data.create_transform`.
 
     Args:
-        config: What `timm.data.resolve_model_data_config` gives.
-        size: In place of its own; the images are then not cropped further than to a square.
-        mean: In place of its own, one for each channel, or one for all.
-        std: As for the mean.
+        config: The result of `timm.data.resolve_model_data_config`.
+        size: Replaces the published size. The images are then cropped to a square and no further.
+        mean: Replaces the published mean: one value per channel, or one for all channels.
+        std: Likewise.
 
     Returns:
         The preprocessing.
@@ -208,40 +210,43 @@ def of_timm(
     if size is not None:
         height = width = size
         config = config | {"input_size": (channels, size, size), "crop_pct": 1.0}
-    config = config | {key: _each(values, channels) for key, values in (("mean", mean), ("std", std)) if values is not None}
+    config = config | {
+        key: _per_channel(values, channels) for key, values in (("mean", mean), ("std", std)) if values is not None
+    }
     return Preprocessing(partial(_of_timm, config), (channels, height, width))
 
 
 def _of_timm(config: dict[str, Any], training: bool) -> Transform:
-    timm = load_library("timm.data", "timm's preprocessing")
-    picture = _Picture("L" if config["input_size"][0] == 1 else "RGB")
-    return _Chain((picture, timm.create_transform(**config, is_training=training)))
+    timm = load_library("timm.data", "preprocessing of timm")
+    to_pil = _ToPil("L" if config["input_size"][0] == 1 else "RGB")
+    return _Compose((to_pil, timm.create_transform(**config, is_training=training)))
 
 
-def _each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values * channels if len(values) == 1 else values
 
 
 def load_library(name: str, what: str) -> Any:
-    """Import torchvision or timm, or a module of theirs.
+    """Import torchvision, timm, or one of their modules.
 
     Args:
-        name: Of the module.
-        what: What it is for, as the error says it.
+        name: Name of the module.
+        what: The feature that needs it, for the error message.
 
     Returns:
         The module.
 
     Raises:
         MissingExtraError: It is not installed.
-        OpqError: It does not load, as torchvision where it was built for another build of PyTorch.
+        OpqError: It cannot be imported, for example because torchvision was built for another build of PyTorch.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         raise MissingExtraError(what, "models") from None
-    except Exception as error:  # a RuntimeError of PyTorch's, an ImportError, or another, by their versions
+    except Exception as error:  # RuntimeError, ImportError or another one, depending on the versions
         raise OpqError(
-            f"{name.partition('.')[0]} does not load ({' '.join(str(error).split())[:200]}): most likely torchvision was built "
-            "for another build of PyTorch; install torch and torchvision anew from one index (https://pytorch.org/get-started)"
+            f"{name.partition('.')[0]} cannot be imported ({' '.join(str(error).split())[:200]}): most likely torchvision was "
+            "built for another build of PyTorch; reinstall torch and torchvision from one index "
+            "(https://pytorch.org/get-started)"
         ) from None
