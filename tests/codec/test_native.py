@@ -1,4 +1,4 @@
-"""The native module: bytes that no build of it may change, and what it asks of its buffers.
+"""The native module: bytes that every build must give, and the checks of its buffers.
 
 `make portable` runs this for a build without the instructions of x86-64, which is what other processors compile.
 """
@@ -14,7 +14,7 @@ from opq.codec import _native
 
 
 def random_numbers(count: int, seed: int) -> np.ndarray:
-    """Numbers from 0 to 2^32 - 1 of a generator that is written out here, so that no library can change them."""
+    """Numbers from 0 to 2^32 - 1 of a generator that is defined here, so that they do not depend on a library."""
     state, numbers = seed, np.empty(count, dtype=np.int64)
     for k in range(count):
         state = (6364136223846793005 * state + 1442695040888963407) % 2**64
@@ -50,7 +50,7 @@ def random_codes(count: int, limit: int, seed: int) -> np.ndarray:
     ids=str,
 )
 def test_streams_of_random_codes_never_change(geometry, limit, raw_bits, digest):
-    """Random codes are encoded to the same bytes for ever, and decoded, three streams in a list, to the same codes."""
+    """The bytes of these random codes never change; three streams in a list are decoded to the same codes."""
     outputs, inputs, positions, _ = geometry
     codes = random_codes(outputs * inputs * positions, limit, seed=positions)
     first = raw_bits | 1 << 5
@@ -63,7 +63,7 @@ def test_streams_of_random_codes_never_change(geometry, limit, raw_bits, digest)
 
 @pytest.mark.parametrize(("limit", "digest"), [(60, "d48db91eaed0c43c"), (2000, "f25aa9f35a965b66")])
 def test_streams_of_random_planes_never_change(limit, digest):
-    """So it is for byte planes, without a plane above and with one."""
+    """The bytes of these byte planes never change, without a plane above and with one."""
     codes = random_codes(4000, limit, seed=limit)
     upper, lower = (codes >> 8).astype(np.uint8), codes.astype(np.uint8)
     streams = [_native.encode_plane(upper.data, b""), _native.encode_plane(lower.data, upper.data)]
@@ -76,7 +76,7 @@ def test_streams_of_random_planes_never_change(limit, digest):
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_codes_must_be_aligned(offset):
-    """Codes that do not begin at a multiple of four bytes are a ValueError, in both directions, and are not written to."""
+    """Codes that are not aligned to four bytes are a ValueError in both directions, and are not written to."""
     room = np.full(25, 7, dtype=np.int32).view(np.uint8)
     codes = room[offset : offset + 96].data
     with pytest.raises(ValueError, match="multiple of four"):
