@@ -11,6 +11,7 @@ PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_pyt
 # What tests the C module: golden files, and codes and planes to bytes and back.
 CODEC_TESTS = $(wildcard $(addprefix tests/codec/test_,native.py golden.py entropy.py code_stream.py planes.py byte_planes.py))
 FUZZ_SECONDS ?= 600
+WORKERS ?= auto
 # The memory is for atheris, which keeps most of a kilobyte of each execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Of all results: those that take minutes, and those that take longer (a night or more on two cores) or want the peers.
@@ -28,7 +29,10 @@ demo: .venv/ready  ## Train a small network, compress it, load it back, and comp
 	$(BIN)/python examples/digits.py
 
 test: check .venv/ready base portable  ## Everything that must hold: lint, types, tests, and tests without PyTorch
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: .venv/ready  ## The tests that take less than about a second each, for the developer's loop
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 check: .venv/ready  ## Lint, formatting and types
 	$(BIN)/ruff check .
