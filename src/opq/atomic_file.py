@@ -1,4 +1,4 @@
-"""Writing a file so that nothing is ever lost: a temporary file beside it, flushed to the disk, then renamed over it."""
+"""Write files atomically: to a temporary file in the same folder, flushed to the disk, then renamed to its path."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from pathlib import Path
 from opq.errors import OutputError
 
 _RENAMES_OPEN_FILES = os.name == "posix"
-"""Whether an open file, and with it a held one, can be renamed."""
+"""Whether a file can be renamed while it is open and locked."""
 
 
 def refuse_existing(path: str | os.PathLike[str], remedy: str = "pass overwrite=True to replace it") -> None:
-    """Raise OutputError if something exists at `path`, or its folder is missing; the message ends with the remedy."""
+    """Check that a new file can be written at `path`.
+
+    Args:
+        path: The path.
+        remedy: What to do if something exists there; the end of the message.
+
+    Raises:
+        OutputError: Something exists at `path`, or its folder is missing.
+    """
     path = Path(path)
     _refuse_irregular(path)
     if path.exists() or path.is_symlink():
@@ -26,16 +34,30 @@ def refuse_existing(path: str | os.PathLike[str], remedy: str = "pass overwrite=
 
 
 def refuse_same(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
-    """Raise OutputError when `output` is the source itself, or lies in it: what is read must not be replaced by the result."""
+    """Check that the result does not replace its source.
+
+    Args:
+        source: The file or folder that is read.
+        output: The path that is written.
+
+    Raises:
+        OutputError: `output` is the source, or lies in it.
+    """
     source, output = Path(source), Path(output)
     if output.exists() and source.exists() and (output.samefile(source) or source.resolve() in output.resolve().parents):
-        raise OutputError(output, "it is what is being read; choose another place")
+        raise OutputError(output, "it is the source that is being read; choose another path")
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, overwrite: bool) -> None:
-    """Write `data`, whole or in pieces, to `path`; whatever happens on the way, `path` holds what it held before or all of it.
+    """Write a file atomically: even if the process is killed, `path` holds its old bytes or all new ones.
 
-    Raises OutputError when it cannot be written, or when it exists and `overwrite` is False.
+    Args:
+        path: The path. A symbolic link is kept, and its target is replaced.
+        data: The bytes, or pieces of them in order.
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        OutputError: The file cannot be written, or it exists and `overwrite` is False.
     """
     path = Path(path)
     _refuse_irregular(path)
@@ -43,7 +65,7 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
         refuse_existing(path)
     path = path.resolve()  # a link stays a link, to the new file
     temporary = None
-    _sweep_up(path)
+    _remove_stale_temporaries(path)
     try:
         handle, temporary = _make_temporary(path)
         with os.fdopen(handle, "wb") as file:
@@ -52,8 +74,8 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
             os.fsync(file.fileno())
             if not _RENAMES_OPEN_FILES:
                 file.close()
-            _give_usual_mode(temporary, path)
-            os.replace(temporary, path)  # held until it has its name, so that no other writer sweeps it up
+            _set_mode(temporary, path)
+            os.replace(temporary, path)  # still locked, so that no other writer removes it as stale
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
@@ -65,18 +87,23 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
 
 
 def lock_file(handle: int, *, wait: bool = False) -> None:
-    """Hold a file for this process until it is closed, however the process ends.
+    """Lock a file for this process until it is closed, or until the process ends.
 
-    When another one holds it, wait, or raise BlockingIOError.
+    Args:
+        handle: Descriptor of the open file.
+        wait: Whether to wait if another process has locked the file.
+
+    Raises:
+        BlockingIOError: Another process has locked the file, and `wait` is False.
     """
-    with suppress(ImportError):  # not every system has such locks
+    with suppress(ImportError):  # only POSIX systems have these locks
         import fcntl
 
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _make_temporary(path: Path) -> tuple[int, str]:
-    """An empty file beside `path`, held by this process: its handle and its name."""
+    """The descriptor and name of an empty file in the folder of `path`, locked by this process."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -87,29 +114,29 @@ def _make_temporary(path: Path) -> tuple[int, str]:
             os.close(handle)
             os.unlink(name)
             raise
-        os.close(handle)  # another writer swept it up before it was held
+        os.close(handle)  # another writer removed it before it was locked
 
 
-def _sweep_up(path: Path) -> None:
-    """Remove the temporary files that writers of `path` left who were killed; one at work holds its own."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}.tmp"):  # as tempfile names them
+def _remove_stale_temporaries(path: Path) -> None:
+    """Remove the temporary files of killed writers of `path`; a running writer holds a lock on its own."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[a-z0-9_]' * 8}.tmp"):  # as tempfile names them
         with suppress(OSError):
-            handle = os.open(left, os.O_RDWR)
+            handle = os.open(stale, os.O_RDWR)
             try:
                 lock_file(handle)
-                left.unlink()
+                stale.unlink()
             finally:
                 os.close(handle)
 
 
 def _refuse_irregular(path: Path) -> None:
-    """A device or a pipe must not be replaced by a file, whoever may do so."""
+    """Devices, pipes and folders must not be replaced by a file, even with `overwrite`."""
     if path.exists() and not path.is_file():
         raise OutputError(path, "it is a folder" if path.is_dir() else "it is not a regular file")
 
 
-def _give_usual_mode(temporary: str, path: Path) -> None:
-    """The mode of the file that is replaced, else what a new file gets here; temporary files are private otherwise."""
+def _set_mode(temporary: str, path: Path) -> None:
+    """Copy the mode of the replaced file, or apply the umask: temporary files are private by default."""
     if path.exists():
         mode = path.stat().st_mode & 0o777
     else:
@@ -120,7 +147,7 @@ def _give_usual_mode(temporary: str, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself last; not every system lets a folder be opened, and then there is nothing to do."""
+    """Flush the rename to the disk, if the system allows a folder to be opened."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

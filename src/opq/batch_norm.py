@@ -1,8 +1,8 @@
-"""Batch-norm arithmetic: pure functions on the vectors of one batch norm, NumPy arrays or torch tensors alike.
+"""Batch-norm arithmetic: pure functions on the vectors of one batch norm, for NumPy arrays and torch tensors.
 
-In evaluation a batch norm computes y = weight (x - mean) / sqrt(variance + eps) + bias, a factor and a term per channel, spread
-over four vectors. So its statistics can be replaced by any others if weight and bias make up for it, and a factor and a term
-on its input can be absorbed. All arithmetic is in the dtype of the vectors given, float64 by convention.
+In evaluation a batch norm computes y = weight (x - mean) / sqrt(variance + eps) + bias: one scale and one shift per channel,
+spread over four vectors. So its statistics can be replaced by any others if weight and bias compensate for that, and a scale
+and a shift of its input can be absorbed. All arithmetic is in the dtype of the given vectors, float64 by convention.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ Vector = Any
 
 @dataclass(frozen=True, eq=False)
 class BatchNormVectors:
-    """The four vectors of a batch norm, and its eps."""
+    """The four vectors of a batch norm, and its eps.
+
+    Args:
+        weight: (channels,).
+        bias: (channels,).
+        mean: (channels,), the running mean.
+        variance: (channels,), the running variance.
+        eps: Added to the variance.
+    """
 
     weight: Vector
     bias: Vector
@@ -30,11 +38,16 @@ class BatchNormVectors:
 
     @property
     def slope(self) -> Vector:
-        """(channels,): what the input is multiplied by, weight / sqrt(variance + eps)."""
+        """(channels,): the factor on the input, weight / sqrt(variance + eps)."""
         return self.weight / (self.variance + self.eps) ** 0.5
 
     def with_statistics(self, mean: Vector, variance: Vector) -> BatchNormVectors:
-        """The same function with other statistics."""
+        """The same function of the input with other statistics.
+
+        Args:
+            mean: (channels,), the new running mean.
+            variance: (channels,), the new running variance.
+        """
         return replace(
             self,
             weight=self.slope * (variance + self.eps) ** 0.5,
@@ -44,15 +57,20 @@ class BatchNormVectors:
         )
 
     def absorb(self, scales: Vector, shift: Vector) -> BatchNormVectors:
-        """The batch norm of x that computes what this one computes of scales * x + shift; same statistics."""
+        """A batch norm with the same statistics whose output for x is that of this one for scales * x + shift.
+
+        Args:
+            scales: (channels,).
+            shift: (channels,).
+        """
         return replace(self, weight=self.weight * scales, bias=self.bias + self.slope * (shift + (scales - 1.0) * self.mean))
 
 
 def is_folded(mean: Vector, variance: Vector) -> bool:
-    """Whether a batch norm has no statistics of its own: mean 0, and one variance for all channels."""
+    """Whether the statistics of a batch norm are constants: mean 0, and the same variance in all channels."""
     return bool((mean == 0).all() and (variance == variance[0]).all())
 
 
 def prefixes(names: Iterable[str]) -> list[str]:
-    """What the names of each batch norm's vectors begin with, "bn1." for example: those that have a running_var."""
+    """The prefix of each batch norm's vectors, such as "bn1.": one for each name that ends with running_var."""
     return [name.removesuffix("running_var") for name in names if name.rpartition(".")[2] == "running_var"]

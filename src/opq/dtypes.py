@@ -1,6 +1,6 @@
-"""The element types opq knows: their names, their NumPy types, and their codes in the file format.
+"""The supported element types: their names, their NumPy types, and their codes in the file format.
 
-Names are NumPy's and PyTorch's ("float32", "bfloat16"); codes are part of the format and never change their meaning.
+Names are those of NumPy and PyTorch ("float32", "bfloat16"). Codes are part of the format and never change their meaning.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ LARGEST: Final = {
     "float32": (2.0 - 2.0**-23) * 2.0**127,
     "float64": math.inf,
 }
-"""{name of a type a weight may have: its largest finite value; no float32 step leads out of float64}"""
+"""{name of a type a weight may have: its largest finite value}. It is infinite for float64, which no float32 step exceeds."""
 
 
 @cache
 def name_of(dtype: Any) -> str:
-    """Name of a NumPy or torch dtype, "float32" and the like; kept, because NumPy takes a microsecond to spell it."""
+    """Name of a NumPy or torch dtype, such as "float32". Cached, because NumPy takes a microsecond to build it."""
     return getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")

@@ -1,21 +1,20 @@
-"""Everything opq raises on purpose.
+"""The exceptions of this library.
 
     OpqError
     ├── SourceError        a checkpoint that cannot be read
-    ├── WeightError        a tensor that cannot be compressed as asked
+    ├── WeightError        a tensor that cannot be compressed as requested
     ├── ConfigError        a setting that is out of range, unknown, or contradicts another one
-    │   └── TargetError    a target that is malformed, or out of reach
-    ├── PlanError          a plan that is malformed, or not made for these weights
-    ├── SelectionError     a name or pattern that matches no tensor
-    ├── FormatError        bytes that are not a whole, valid .opq file
-    ├── ModelError         a network that cannot be made
-    ├── TrainingError        a training that cannot be done as asked
-    ├── CalibrationError   a network that cannot be calibrated, or inputs that do not suit it
+    │   └── TargetError    a target that is malformed or cannot be reached
+    ├── PlanError          a plan that is malformed, or was made for other weights
+    ├── SelectionError     a name or glob that matches no tensor
+    ├── FormatError        bytes that are not a complete, valid .opq file
+    ├── ModelError         a network that cannot be built
+    ├── TrainingError      a training that cannot be run as requested
+    ├── CalibrationError   a network or inputs that do not allow calibration
     ├── OutputError        a file that cannot be written
     └── MissingExtraError  an optional dependency that is not installed
 
-Each class builds its own message from the facts it is given, so that every message says where, what was expected, what was
-found, and what to do.
+Every message is one line: it names the place and the value, what was expected, and what to do.
 """
 
 from __future__ import annotations
@@ -24,18 +23,29 @@ from collections.abc import Iterable
 
 
 class OpqError(Exception):
-    """Base of every error of this library; catching it catches them all."""
+    """Base class of every error that this library raises on purpose."""
 
 
 class SourceError(OpqError):
-    """A checkpoint cannot be read."""
+    """A checkpoint cannot be read.
+
+    Args:
+        source: The checkpoint: a path, or words such as "tensor 'x'".
+        problem: What is wrong with it.
+    """
 
     def __init__(self, source: object, problem: str) -> None:
         super().__init__(f"cannot read {source}: {problem}")
 
 
 class WeightError(OpqError):
-    """A tensor cannot be compressed as asked."""
+    """A tensor cannot be compressed as requested.
+
+    Args:
+        name: Name of the tensor.
+        shape: Its shape.
+        problem: What is wrong with it.
+    """
 
     def __init__(self, name: str, shape: Iterable[int], problem: str) -> None:
         sizes = ", ".join(str(size) for size in shape)
@@ -44,13 +54,15 @@ class WeightError(OpqError):
 
     @classmethod
     def beyond_float32(cls, name: str, shape: Iterable[int], scale: float) -> WeightError:
-        """A weight of this mean magnitude, for which no step that a float32 holds will do."""
-        return cls(
-            name,
-            shape,
-            f"its values, of mean magnitude {scale:.3g}, are beyond what a float32 step can quantize; "
-            "store it as it is with exclude",
-        )
+        """The error for a weight whose step would not be a normal float32 number.
+
+        Args:
+            name: Name of the weight.
+            shape: Its shape.
+            scale: Its mean magnitude.
+        """
+        problem = f"its mean magnitude {scale:.3g} is beyond what a float32 step can quantize; skip it with exclude=[{name!r}]"
+        return cls(name, shape, problem)
 
 
 class ConfigError(OpqError):
@@ -58,19 +70,31 @@ class ConfigError(OpqError):
 
 
 class TargetError(ConfigError):
-    """A target is malformed or out of reach; `reach` says the bytes of the largest file where that is under what was asked."""
+    """A target is malformed or cannot be reached.
+
+    Args:
+        problem: What is wrong with it.
+        reach: Bytes of the largest possible file if the target is above that; otherwise None.
+    """
 
     def __init__(self, problem: str, reach: int | None = None) -> None:
         super().__init__(problem)
         self.reach = reach
 
     @classmethod
-    def out_of_reach(cls, asked: int, smallest: int, largest: int, dense: int) -> TargetError:
-        """A byte budget outside of what any plan can give; all arguments in bytes."""
+    def out_of_reach(cls, budget: int, smallest: int, largest: int, dense: int) -> TargetError:
+        """The error for a byte budget that no plan can meet.
+
+        Args:
+            budget: The target, in bytes.
+            smallest: Bytes of the smallest possible file.
+            largest: Bytes of the largest possible file.
+            dense: Dense bytes of the checkpoint.
+        """
         return cls(
-            f"a file of {asked:,} bytes (ratio {_ratio(dense, asked)}) is out of reach: this network, so selected, gives "
-            f"{smallest:,} to {largest:,} bytes, that is ratios {_ratio(dense, largest)} to {_ratio(dense, smallest)}",
-            largest if largest < asked else None,
+            f"a file of {budget:,} bytes (ratio {_ratio(dense, budget)}) is out of reach; reachable with the selected tensors: "
+            f"{smallest:,} to {largest:,} bytes, ratios {_ratio(dense, largest)} to {_ratio(dense, smallest)}",
+            largest if largest < budget else None,
         )
 
 
@@ -79,7 +103,11 @@ def _ratio(dense: int, size: int) -> str:
 
 
 class PlanError(OpqError):
-    """A plan is malformed, or was not made for these weights."""
+    """A plan is malformed, or was made for other weights.
+
+    Args:
+        problem: What is wrong with it.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"plan: {problem}")
@@ -87,7 +115,13 @@ class PlanError(OpqError):
 
 
 class SelectionError(OpqError):
-    """A name or pattern matches no tensor it could apply to."""
+    """A name or glob matches no tensor to which it could apply.
+
+    Args:
+        option: The setting that holds the glob.
+        pattern: The glob.
+        candidates: Names that it could match.
+    """
 
     def __init__(self, option: str, pattern: str, candidates: Iterable[str]) -> None:
         names = list(candidates)
@@ -96,7 +130,12 @@ class SelectionError(OpqError):
 
 
 class FormatError(OpqError):
-    """Bytes are not a whole, valid .opq file."""
+    """Bytes are not a complete, valid .opq file.
+
+    Args:
+        where: The part of the file, such as "header" or "tensor 'x'".
+        problem: What is wrong there.
+    """
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"not a valid .opq file: {where}: {problem}")
@@ -104,35 +143,58 @@ class FormatError(OpqError):
 
 
 class ModelError(OpqError):
-    """A network cannot be made."""
+    """A network cannot be built.
+
+    Args:
+        model: How the network was named.
+        problem: What is wrong.
+    """
 
     def __init__(self, model: str, problem: str) -> None:
         super().__init__(f"no network {model!r}: {problem}")
 
 
 class TrainingError(OpqError):
-    """A training cannot be done as asked."""
+    """A training cannot be run as requested.
+
+    Args:
+        problem: What is wrong.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"finetuning: {problem}")
 
 
 class CalibrationError(OpqError):
-    """A network cannot be calibrated, or its inputs do not suit it."""
+    """A network or inputs do not allow calibration.
+
+    Args:
+        problem: What is wrong.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"calibration: {problem}")
 
 
 class OutputError(OpqError):
-    """A file cannot be written; whatever stood at its path still does."""
+    """A file cannot be written. A file that was at its path is unchanged.
+
+    Args:
+        path: The path.
+        problem: What is wrong with it.
+    """
 
     def __init__(self, path: object, problem: str) -> None:
         super().__init__(f"cannot write {path}: {problem}")
 
 
 class MissingExtraError(OpqError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    Args:
+        what: What needs it.
+        extra: The extra of this package that installs it.
+    """
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional dependency: pip install 'opq[{extra}]'")

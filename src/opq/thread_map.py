@@ -1,4 +1,4 @@
-"""The same function over many things, on as many threads as there are processors, results in the order of the things."""
+"""Map a function over items on all cores: results in the order of the items, and bounded memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ Result = TypeVar("Result")
 
 
 def thread_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of each thing; at most four things a processor are under way, so that memory does not grow with their number.
+    """Map a function over items with one thread per core.
 
-    Worth it where the function spends its time outside of Python's lock, as coding and NumPy's loops do. The function may
-    itself call this.
+    At most four items per core are in progress or wait to be yielded, so memory does not grow with the number of items. Threads
+    help if the function releases the GIL, as the codec and NumPy do. The function may call `thread_map` itself.
+
+    Args:
+        function: Called with each item, from several threads.
+        items: Read lazily, by one thread at a time.
+
+    Yields:
+        function(item), in the order of the items.
     """
     items = iter(items)
     first = list(islice(items, 2))
-    if len(first) < 2 or _processors() == 1:  # nothing to share
+    if len(first) < 2 or _processors() == 1:  # threads would not help
         yield from map(function, chain(first, items))
         return
     work = _Work(function, chain(first, items))
@@ -33,42 +40,58 @@ def thread_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         work.stop()
 
 
-def run_on_all_cores(function: Callable[[], Result], most: int) -> list[Result]:
-    """What the function gives on as many threads at once as there are processors, at most `most` and at least one."""
-    return list(thread_map(lambda _: function(), range(max(1, min(most, _processors())))))
+def run_on_all_cores(function: Callable[[], Result], max_threads: int) -> list[Result]:
+    """Call a function once per core at the same time.
+
+    Args:
+        function: Called without arguments.
+        max_threads: The number of calls is at most this, and at least 1.
+
+    Returns:
+        The result of each call.
+    """
+    return list(thread_map(lambda _: function(), range(max(1, min(max_threads, _processors())))))
 
 
 def thread_map_batched(
-    function: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], sizes: Sequence[int], most: int
+    function: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], sizes: Sequence[int], max_size: int
 ) -> list[Result]:
-    """`function` gives the results of several things at once; the results of all, in the order of the things.
+    """Map a function over batches of items with one thread per core, for items that are little work each.
 
-    Worth it where a thing alone is little work. Shares shrink towards the end, so that all processors are done at about the
-    same time; none has a size above `most`, unless a single thing has.
+    Batches shrink towards the end, so that all cores finish at about the same time.
+
+    Args:
+        function: Maps a batch of items to their results, in order; called from several threads.
+        items: The items.
+        sizes: The work of each item, >= 0.
+        max_size: The largest sum of sizes in a batch of several items.
+
+    Returns:
+        The result of each item, in the order of the items.
     """
-    shares = list(_shares(sizes, most))
+    batches = list(_batches(sizes, max_size))
     results: dict[int, Result] = {}
-    for share, found in zip(shares, thread_map(lambda share: function([items[k] for k in share]), shares), strict=True):
-        results.update(zip(share, found, strict=True))
+    for batch, found in zip(batches, thread_map(lambda batch: function([items[k] for k in batch]), batches), strict=True):
+        results.update(zip(batch, found, strict=True))
     return [results[k] for k in range(len(items))]
 
 
-def _shares(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of things, the largest first: each share at most what a processor would get of those that are left."""
-    left = sum(sizes)
-    share: list[int] = []
-    room = 0
-    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        if share and sizes[number] > room:
-            yield share
-            share = []
-        if not share:
-            room = min(left // _processors(), most)
-        share.append(number)
-        room -= sizes[number]
-        left -= sizes[number]
-    if share:
-        yield share
+def _batches(sizes: Sequence[int], max_size: int) -> Iterator[list[int]]:
+    """Indices of items, the largest first; a batch is at most one core's share of the remaining work."""
+    remaining = sum(sizes)
+    batch: list[int] = []
+    capacity = 0
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if batch and sizes[index] > capacity:
+            yield batch
+            batch = []
+        if not batch:
+            capacity = min(remaining // _processors(), max_size)
+        batch.append(index)
+        capacity -= sizes[index]
+        remaining -= sizes[index]
+    if batch:
+        yield batch
 
 
 def _processors() -> int:
@@ -85,64 +108,64 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Work(Generic[Item, Result]):
-    """What the calling thread and its helpers share. The caller works too, and needs no helper to come to the end."""
+    """State shared by the calling thread and its helpers. The caller works too, and finishes even without helpers."""
 
     def __init__(self, function: Callable[[Item], Result], items: Iterator[Item]) -> None:
         self._function = function
-        self._things = items
+        self._items = items
         self._lock = Lock()
-        self._begun: deque[Future[Result]] = deque()
+        self._started: deque[Future[Result]] = deque()
         self._processors = _processors()
-        self._helping = 0
+        self._active_helpers = 0
         self._ended = False
 
     def results(self) -> Iterator[Result]:
-        self._call_helpers()
+        self._start_helpers()
         while True:
-            if not (self._begun and self._begun[0].done()) and self._do_one():
+            if not (self._started and self._started[0].done()) and self._process_one():
                 continue
-            if not self._begun:
+            if not self._started:
                 return
-            yield self._begun.popleft().result()
-            self._call_helpers()
+            yield self._started.popleft().result()
+            self._start_helpers()
 
     def stop(self) -> None:
-        """Begin nothing more, and wait for what was begun."""
+        """Start no further item, and wait for those in progress."""
         with self._lock:
             self._ended = True
-        for begun in self._begun:
-            begun.exception()
+        for result in self._started:
+            result.exception()
 
-    def _call_helpers(self) -> None:
+    def _start_helpers(self) -> None:
         with self._lock:
-            missing = 0 if self._ended else self._processors - 1 - self._helping
-            self._helping += missing
+            missing = 0 if self._ended else self._processors - 1 - self._active_helpers
+            self._active_helpers += missing
         for _ in range(missing):
             _helpers().submit(self._help)
 
     def _help(self) -> None:
-        while self._do_one():
+        while self._process_one():
             pass
         with self._lock:
-            self._helping -= 1
+            self._active_helpers -= 1
 
-    def _do_one(self) -> bool:
-        """Whether there was a thing to do, and room for its result."""
+    def _process_one(self) -> bool:
+        """Process the next item; False if none is left, or too many results are waiting."""
         result: Future[Result] = Future()
         with self._lock:
-            if self._ended or len(self._begun) >= 4 * self._processors:
+            if self._ended or len(self._started) >= 4 * self._processors:
                 return False
             try:
-                item = next(self._things)
+                item = next(self._items)
             except StopIteration:
                 self._ended = True
                 return False
             except BaseException as error:
                 self._ended = True
                 result.set_exception(error)
-                self._begun.append(result)
+                self._started.append(result)
                 return False
-            self._begun.append(result)
+            self._started.append(result)
         try:
             result.set_result(self._function(item))
         except BaseException as error:

@@ -1,6 +1,7 @@
-"""The command line, verb by verb, on safetensors checkpoints alone: it holds without PyTorch."""
+"""The commands that need no network, on .safetensors checkpoints; they work without PyTorch."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -20,6 +21,10 @@ def source(network, tmp_path):
     return path
 
 
+LINE = r"{file}: [0-9.]+ kB, {ratio}x smaller than [0-9.]+ kB \([0-9.]+ bits per weight, [0-9]+% zeros\)\n"
+"""What commands that write a .opq file print."""
+
+
 def run(capsys, *arguments):
     """Exit status, stdout and stderr of a command."""
     status = main([str(argument) for argument in arguments])
@@ -28,21 +33,22 @@ def run(capsys, *arguments):
 
 
 def test_compress_inspect_verify_expand(source, network, tmp_path, capsys):
-    """The main job: a checkpoint in, a file of the asked size out, and every tensor back with its name, shape and dtype."""
+    """A checkpoint becomes a file of the requested size; every tensor is restored with its name, shape and dtype."""
     file, back = tmp_path / "net.opq", tmp_path / "back.safetensors"
     status, out, err = run(capsys, "compress", source, "--ratio", 10, "-o", file)
     dense = sum(array.nbytes for array in network.values())
     assert (status, err) == (0, "")
-    assert f"{file}: {file.stat().st_size:,} bytes of {dense:,} dense, file ratio 10.0" in out
+    assert re.fullmatch(LINE.format(file=re.escape(str(file)), ratio="10.0"), out)
     assert 0.98 * dense / 10 <= file.stat().st_size <= dense / 10
 
     status, out, err = run(capsys, "inspect", file)
     assert (status, err) == (0, "")
     assert all(name in out for name in network)
+    assert re.search(r"\n[0-9.]+ kB, 10\.0x smaller than .*, nominal ratio [0-9.]+\n$", out)
 
     status, out, err = run(capsys, "verify", file)
     assert (status, err) == (0, "")
-    assert "whole; 4 weights and 16 auxiliary tensors" in out
+    assert "valid; 4 weights and 16 auxiliary tensors" in out
 
     status, out, err = run(capsys, "expand", file, "-o", back)
     assert (status, err) == (0, "")
@@ -52,7 +58,7 @@ def test_compress_inspect_verify_expand(source, network, tmp_path, capsys):
 
 
 def test_inspect_json_has_what_scripts_need(source, tmp_path, capsys):
-    """The promised fields are there, and say what the library says."""
+    """The documented fields exist and equal those of `opq.inspect`."""
     run(capsys, "compress", source, "--size", "20kB", "-o", tmp_path / "net.opq")
     status, out, _ = run(capsys, "inspect", "--json", tmp_path / "net.opq")
     found = json.loads(out)
@@ -65,6 +71,7 @@ def test_inspect_json_has_what_scripts_need(source, tmp_path, capsys):
         "bits_per_weight",
         "sparsity",
         "format_version",
+        "bytes_by_kind",
         "tensors",
     }
     assert promised <= set(found)
@@ -73,7 +80,7 @@ def test_inspect_json_has_what_scripts_need(source, tmp_path, capsys):
 
 
 def test_a_plan_is_a_dry_run(source, tmp_path, capsys):
-    """A plan prints, as a table or JSON, writes nothing but itself, and gives the file that was planned."""
+    """A plan prints as a table or JSON, writes no other file, and leads to the planned file."""
     status, table, err = run(capsys, "plan", source, "--ratio", 10)
     assert (status, err) == (0, "")
     assert "joint plan for ratio 10: 4 weights" in table
@@ -88,28 +95,39 @@ def test_a_plan_is_a_dry_run(source, tmp_path, capsys):
 
 
 def test_options_reach_the_library(source, network, tmp_path, capsys):
-    """Selection, overrides and auxiliary storage do what the library's options do."""
-    arguments = ["--ratio", 8, "--exclude", "conv1*", "--override", "fc.weight:step=0.05", "--auxiliary", "half"]
+    """Selection, layer settings, rounding and auxiliary storage give the same file as the library's keywords."""
+    arguments = ["--ratio", 8, "--exclude", "conv1*", "--layer", "fc.weight:step=0.05", "--auxiliary", "float16"]
+    arguments += ["--rounding", "deadzone"]
     status, out, _ = run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq", "--json")
     assert status == 0
-    options = {"exclude": ["conv1*"], "overrides": {"fc.weight": {"step": 0.05}}, "auxiliary": "half"}
-    assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, ratio=8, **options).data
+    config = opq.CompressionConfig(
+        target=opq.Ratio(8),
+        exclude=("conv1*",),
+        layers={"fc.weight": opq.LayerConfig(step=0.05)},
+        auxiliary="float16",
+        rounding="deadzone",
+    )
+    assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, config).data
     assert json.loads(out)["file_bytes"] == (tmp_path / "net.opq").stat().st_size
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert run(capsys, "compress", source, "--config", tmp_path / "config.json", "-o", tmp_path / "same.opq")[0] == 0
+    assert (tmp_path / "same.opq").read_bytes() == (tmp_path / "net.opq").read_bytes()
+    assert run(capsys, "plan", source, "--config", tmp_path / "config.json", "--json")[1] == opq.plan(source, config).to_json()
 
 
 def test_no_zeros_is_a_sparsity(source, tmp_path, capsys):
-    """`--sparsity 0` is a target like any other: nothing is pruned."""
+    """`--sparsity 0` is a valid target: nothing is pruned."""
     status, _, _ = run(capsys, "compress", source, "--sparsity", 0, "--bits", 4, "-o", tmp_path / "net.opq")
     assert status == 0
     assert opq.inspect(tmp_path / "net.opq").sparsity == 0.0
 
 
 def test_how_auxiliary_tensors_are_stored_reaches_the_library(source, tmp_path, capsys):
-    """8 bits, canonical batch-norms and their eps do what the library's options do; each tensor's error is shown."""
-    arguments = ["--ratio", 8, "--auxiliary", "8bit", "--batch-norm", "canonical", "--batch-norm-eps", 1e-3]
+    """8 bits, folded batch norms and their eps give the library's file; the error of each tensor is printed."""
+    arguments = ["--ratio", 8, "--auxiliary", "uint8", "--batch-norm", "folded", "--batch-norm-eps", 1e-3]
     status, _, _ = run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq")
     assert status == 0
-    options = {"auxiliary": "8bit", "batch_norm": "canonical", "batch_norm_eps": 1e-3}
+    options = {"auxiliary": "uint8", "batch_norm": "folded", "batch_norm_eps": 1e-3}
     assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, ratio=8, **options).data
     status, table, _ = run(capsys, "inspect", tmp_path / "net.opq")
     assert "relative8" in table
@@ -117,24 +135,24 @@ def test_how_auxiliary_tensors_are_stored_reaches_the_library(source, tmp_path, 
 
 
 def test_lossless_keeps_every_bit(tmp_path, capsys):
-    """Clustered weights take a fraction, and expand to the very bytes."""
+    """Clustered weights compress well, and expand to the same bytes."""
     pool = np.random.default_rng(0).normal(size=16).astype(np.float32)
     state = {"fc.weight": pool[np.random.default_rng(1).integers(0, 16, (100, 90))], "fc.bias": pool[:9].copy()}
     save_file(state, tmp_path / "net.safetensors")
     status, out, _ = run(capsys, "compress", tmp_path / "net.safetensors", "--lossless", "-o", tmp_path / "net.opq")
     assert status == 0
-    assert "file ratio 7." in out
+    assert re.fullmatch(LINE.format(file=re.escape(str(tmp_path / "net.opq")), ratio=r"7\.[0-9]"), out)
     assert run(capsys, "expand", tmp_path / "net.opq", "-o", tmp_path / "back.safetensors")[0] == 0
     assert all(array.tobytes() == state[name].tobytes() for name, array in load_file(tmp_path / "back.safetensors").items())
 
 
 def test_inspect_compares_when_asked(source, tmp_path, capsys):
-    """What gzip, zstd and xz make of the same tensors, as a table or as JSON."""
+    """The sizes under gzip, zstd and xz print as a table or as JSON."""
     run(capsys, "compress", source, "--ratio", 8, "-o", tmp_path / "net.opq")
     assert "xz -6" not in run(capsys, "inspect", tmp_path / "net.opq")[1]
     status, table, _ = run(capsys, "inspect", tmp_path / "net.opq", "--compare")
     assert status == 0
-    assert all(word in table for word in ("spent on", "batch-norm", "gzip -9", "zstd -19", "xz -6", "entropy"))
+    assert all(word in table for word in ("used for", "batch-norm", "gzip -9", "zstd -19", "xz -6", "entropy"))
     found = json.loads(run(capsys, "inspect", tmp_path / "net.opq", "--compare", "--json")[1])
     assert found["comparison"] == opq.compare(tmp_path / "net.opq").to_dict()
 
@@ -142,25 +160,40 @@ def test_inspect_compares_when_asked(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "{source}", "-o", "{new}", "--lossless", "--ratio", "3"], "Give one target"),
+        (["compress", "{source}", "-o", "{new}", "--lossless", "--ratio", "3"], "Give exactly one target"),
         (["plan", "{source}", "--lossless"], "No such option"),
-        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--batch-norm", "keep"], "give it alone"),
-        (["compress", "{source}", "-o", "{new}"], "Give one target"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--size", "5"], "Give one target"),
-        (["compress", "{source}", "-o", "{new}", "--sparsity", "0.5"], "Give one target"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--batch-norm", "keep"], "leave out --batch-norm"),
+        (["compress", "{source}", "-o", "{new}"], "Give exactly one target"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--size", "5"], "Give exactly one target"),
+        (["compress", "{source}", "-o", "{new}", "--sparsity", "0.5"], "Give exactly one target"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "much"], "not a valid float"),
         (["compress", "{source}", "--ratio", "3"], "Missing option"),
-        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--ratio", "3"], "give it alone"),
-        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--auxiliary", "exact"], "give it alone"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc"], "expected GLOB:KEY=X"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc:size=3"], "expected GLOB:KEY=X"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--override", "fc:bits=x"], "expected GLOB:KEY=X"),
+        (
+            ["compress", "{source}", "-o", "{new}", "--plan", "p", "--ratio", "3"],
+            "--plan already determines masks and steps; leave out --ratio",
+        ),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--auxiliary", "exact"], "leave out --auxiliary"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--layer", "a:bits=3"], "leave out --layer"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--config", "c"], "leave out --config"),
+        (
+            ["compress", "{source}", "-o", "{new}", "--config", "c", "--size", "3"],
+            "--config holds all settings; leave out --size",
+        ),
+        (["compress", "{source}", "-o", "{new}", "--config", "c", "--layer", "a:bits=3"], "leave out --layer"),
+        (["plan", "{source}", "--config", "c", "--batch-norm-eps", "0"], "leave out --batch-norm-eps"),
+        (["plan", "{source}", "--curve", "--config", "c"], "leave out the target"),
+        (["plan", "{source}", "--curve", "-o", "{new}"], "leave out --output"),
+        (["plan", "{source}", "--ratio", "3", "--plot", "{new}"], "--plot requires --curve"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--rounding", "best"], "'best' is not one of 'auto'"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--layer", "fc"], "must be GLOB:KEY=X"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--layer", "fc:size=3"], "must be GLOB:KEY=X"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--layer", "fc:bits=x"], "must be GLOB:KEY=X"),
         (["squeeze", "{source}"], "No such command"),
         (["verify"], "Missing argument"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
-    """The command says on stderr how it wants to be called, and does nothing."""
+    """Wrong usage is explained on stderr, and nothing is written."""
     status, out, err = run(capsys, *[a.format(source=source, new=tmp_path / "new") for a in arguments])
     assert (status, out) == (2, "")
     assert message in err
@@ -171,34 +204,36 @@ def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["compress", "{folder}/none.safetensors", "-o", "{new}", "--ratio", "3"], "no such file or folder"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "5000"], "is out of reach: this network, so selected, gives"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "5000"], "is out of reach; reachable with the selected tensors: "),
         (["compress", "{source}", "-o", "{new}", "--ratio", "0.5"], "is out of reach"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "-1"], "ratio must be positive, from 1e-9 to 1e9, got -1"),
-        (["compress", "{source}", "-o", "{new}", "--lossless", "--auxiliary", "half"], "not with auxiliary"),
+        (["compress", "{source}", "-o", "{new}", "--lossless", "--auxiliary", "float16"], "not auxiliary"),
         (["compress", "{source}", "-o", "{new}", "--size", "many"], "size must be a positive number of bytes"),
         (["compress", "{source}", "-o", "{new}", "--sparsity", "1.5", "--bits", "3"], "sparsity must lie in [0, 1), got 1.5"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--exclude", "convv"], "matches no weight"),
         (["compress", "{source}", "-o", "{new}", "--plan", "{folder}/none.json"], "No such file"),
         (["compress", "{source}", "-o", "{new}", "--plan", "{source}"], "plan"),
+        (["compress", "{source}", "-o", "{new}", "--config", "{folder}/none.json"], "No such file"),
+        (["compress", "{source}", "-o", "{new}", "--config", "{source}"], "must be a JSON file in UTF-8"),
         (["compress", "{source}", "-o", "{folder}/no/where.opq", "--ratio", "8"], "there is no folder"),
-        (["compress", "{source}", "-o", "{source}", "--ratio", "8"], "it is what is being read"),
-        (["plan", "{source}", "--ratio", "8", "-o", "{source}"], "it is what is being read"),
+        (["compress", "{source}", "-o", "{source}", "--ratio", "8"], "it is the source that is being read"),
+        (["plan", "{source}", "--ratio", "8", "-o", "{source}"], "it is the source that is being read"),
         (["expand", "{source}", "-o", "{new}"], "not a valid .opq file: start: expected b'OPQ'"),
         (["expand", "{folder}/none.opq", "-o", "{new}"], "No such file"),
         (["inspect", "{folder}"], "Is a directory"),
         (["verify", "{source}"], "not a valid .opq file"),
-        (["compress", "{source}", "-o", "{source}", "--ratio", "8", "--force"], "it is what is being read"),
+        (["compress", "{source}", "-o", "{source}", "--ratio", "8", "--force"], "it is the source that is being read"),
         (["compress", "{source}", "-o", "{folder}", "--ratio", "8", "--force"], "it is a folder"),
-        (["expand", "{source}", "-o", "{source}", "--force"], "it is what is being read"),
-        (["plan", "{source}", "--ratio", "8", "-o", "{source}", "--force"], "it is what is being read"),
+        (["expand", "{source}", "-o", "{source}", "--force"], "it is the source that is being read"),
+        (["plan", "{source}", "--ratio", "8", "-o", "{source}", "--force"], "it is the source that is being read"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "1e-320"], "ratio must be positive, from 1e-9 to 1e9"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "1e300"], "ratio must be positive, from 1e-9 to 1e9"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "1e9"], "is out of reach"),
-        (["compress", "{source}", "-o", "{new}", "--ratio", "8", "--override", "fc.weight:step=1e-20"], "step must lie in"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "8", "--layer", "fc.weight:step=1e-20"], "step must lie in"),
     ],
 )
 def test_the_users_errors_are_one_line_and_exit_with_1(arguments, message, source, tmp_path, capsys):
-    """One line on stderr, no traceback, nothing on stdout, nothing written, what was there untouched."""
+    """The error is one line on stderr without a traceback. Nothing is printed to stdout, and no file is written or changed."""
     before = source.read_bytes()
     status, out, err = run(capsys, *[a.format(source=source, folder=tmp_path, new=tmp_path / "new") for a in arguments])
     assert (status, out) == (1, "")
@@ -209,16 +244,16 @@ def test_the_users_errors_are_one_line_and_exit_with_1(arguments, message, sourc
     assert source.read_bytes() == before
 
 
-def test_overrides_of_one_glob_add_up(source, tmp_path, capsys):
-    """Given twice, an override's fields are those of both."""
-    arguments = ["--override", "fc.weight:bits=3", "--override", "fc.weight:sparsity=0.5", "--sparsity", 0.8, "--bits", 4]
+def test_layer_options_with_the_same_glob_are_merged(source, tmp_path, capsys):
+    """If --layer is given twice for a glob, the fields of both apply."""
+    arguments = ["--layer", "fc.weight:bits=3", "--layer", "fc.weight:sparsity=0.5", "--sparsity", 0.8, "--bits", 4]
     assert run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq")[0] == 0
-    options = {"overrides": {"fc.weight": {"bits": 3, "sparsity": 0.5}}}
+    options = {"layers": {"fc.weight": opq.LayerConfig(bits=3, sparsity=0.5)}}
     assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, sparsity=0.8, bits=4, **options).data
 
 
 def test_bad_weights_are_one_line(network, tmp_path, capsys):
-    """NaN in a weight names the tensor and the way out."""
+    """The error about NaN in a weight names the tensor."""
     network["fc.weight"][0, 0] = np.nan
     save_file(network, tmp_path / "nan.safetensors")
     status, _, err = run(capsys, "compress", tmp_path / "nan.safetensors", "--ratio", 4, "-o", tmp_path / "new")
@@ -227,23 +262,23 @@ def test_bad_weights_are_one_line(network, tmp_path, capsys):
 
 
 def test_truncated_files_are_refused(source, tmp_path, capsys):
-    """A file cut off anywhere is an error of every verb that reads one, and never a crash."""
+    """Every command that reads a .opq file refuses a truncated one."""
     run(capsys, "compress", source, "--ratio", 10, "-o", tmp_path / "net.opq")
     data = (tmp_path / "net.opq").read_bytes()
     for length in (0, 2, 7, 11, 12, 100, len(data) // 2, len(data) - 1):
         (tmp_path / "cut.opq").write_bytes(data[:length])
-        for verb in (["inspect"], ["verify"], ["expand", "-o", tmp_path / "new"]):
-            status, out, err = run(capsys, verb[0], tmp_path / "cut.opq", *verb[1:])
+        for command in (["inspect"], ["verify"], ["expand", "-o", tmp_path / "new"]):
+            status, out, err = run(capsys, command[0], tmp_path / "cut.opq", *command[1:])
             assert (status, out) == (1, "")
             assert "not a valid .opq file" in err
 
 
 def test_force_replaces_and_its_absence_does_not(source, tmp_path, capsys):
-    """An existing output is kept without --force and replaced with it."""
+    """Only with --force is an existing output replaced."""
     file = tmp_path / "net.opq"
-    file.write_text("precious")
+    file.write_text("old")
     assert run(capsys, "compress", source, "--ratio", 10, "-o", file)[0] == 1
-    assert file.read_text() == "precious"
+    assert file.read_text() == "old"
     assert run(capsys, "compress", source, "--ratio", 10, "-o", file, "--force")[0] == 0
     assert run(capsys, "verify", file)[0] == 0
 
@@ -253,17 +288,17 @@ def python(*arguments, **options):
 
 
 def test_python_m_opq_is_opq(source, tmp_path):
-    """`python -m opq` runs the same program: same output, same exit codes, results on stdout only."""
+    """`python -m opq` has the output and exit statuses of `opq`, with results on stdout only."""
     done = python("-m", "opq", "compress", source, "--ratio", 10, "-o", tmp_path / "net.opq")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "file ratio 10.0" in done.stdout
+    assert "10.0x smaller" in done.stdout
     assert python("-m", "opq", "inspect", tmp_path / "none").returncode == 1
     assert python("-m", "opq", "compress").returncode == 2
     assert python("-m", "opq", "--version").stdout.strip() == f"opq, version {opq.__version__}"
 
 
 def test_reading_does_not_load_what_planning_needs(source, tmp_path):
-    """Inspecting imports neither SciPy nor PyTorch, which is what keeps it quick."""
+    """Inspecting imports neither SciPy nor PyTorch, so that it starts quickly."""
     assert main(["compress", str(source), "--ratio", "10", "-o", str(tmp_path / "net.opq")]) == 0
     code = (
         "import sys; from opq.cli import main; main(sys.argv[1:]); print(sorted({'scipy', 'torch', 'rich'} & set(sys.modules)))"
@@ -272,9 +307,32 @@ def test_reading_does_not_load_what_planning_needs(source, tmp_path):
     assert done.stdout.strip().endswith("[]")
 
 
-def test_a_reader_that_goes_away_is_no_traceback(source, tmp_path):
-    """`opq inspect FILE | head -1` ends quietly."""
+def test_a_closed_stdout_is_no_traceback(source, tmp_path):
+    """`opq plan SOURCE | head -c 1` ends without an error message."""
     assert main(["compress", str(source), "--ratio", "10", "-o", str(tmp_path / "net.opq")]) == 0
     command = f"{sys.executable} -m opq plan {source} --ratio 10 --json | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602
     assert done.stderr == ""
+
+
+def test_a_curve_prints_and_is_drawn(source, tmp_path, capsys):
+    """`opq plan --curve` prints the points of `opq.rd_curve`, and draws them to a file with a known suffix."""
+    status, out, err = run(capsys, "plan", source, "--curve", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == [vars(point) for point in opq.rd_curve(source)]
+    assert "bits/weight" in run(capsys, "plan", source, "--curve")[1]
+    pytest.importorskip("matplotlib")
+    assert run(capsys, "plan", source, "--curve", "--plot", tmp_path / "curve.svg")[0] == 0
+    assert (tmp_path / "curve.svg").read_bytes().startswith(b"<?xml")
+    assert run(capsys, "plan", source, "--curve", "--plot", tmp_path / "curve.txt")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["compress", "calibrate", "finetune", "search", "plan", "evaluate", "expand", "inspect", "verify"]
+)
+def test_every_command_prints_its_help(command, capsys):
+    """The help names the command and says what it does."""
+    status, out, err = run(capsys, command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: opq {command} ")
+    assert f"\n  {command} " in run(capsys, "--help")[1]
