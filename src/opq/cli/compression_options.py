@@ -179,7 +179,8 @@ def read_plan(path: str) -> Plan:
 
 def _first_given(given: dict[str, Any]) -> str | None:
     names = ("ratio", "size", "sparsity", "bits", "lossless", *_CHOICES)
-    found = [key for key in names if given.get(key) not in (None, False)] + [key for key in _LISTS if given.get(key)]
+    found = [key for key in names if given.get(key) is not None and given[key] is not False]
+    found += [key for key in _LISTS if given.get(key)]
     return found[0].replace("layers", "layer") if found else None
 
 
