@@ -107,8 +107,11 @@ def test_a_config_keeps_no_reference_to_what_it_was_made_of():
     ("change", "message"),
     [
         ({"format": "opq-config-0"}, 'must be an object with "format": "opq-config-1"'),
-        ({"exlude": ["a"]}, "config: unknown field 'exlude'; there are target, rounding"),
-        ({"layers": {"fc": {"bitz": 3}}}, r"layers\['fc'\]: unknown field 'bitz'; there are sensitivity, sparsity, bits, step"),
+        ({"exlude": ["a"]}, "config: unknown field 'exlude'; the fields are target, rounding"),
+        (
+            {"layers": {"fc": {"bitz": 3}}},
+            r"layers\['fc'\]: unknown field 'bitz'; the fields are sensitivity, sparsity, bits, step",
+        ),
         ({"layers": {"fc": 3}}, "layers must map names or globs to objects"),
         ({"layers": ["fc"]}, "layers must map names or globs to objects"),
         ({"layers": {"fc": {"bits": "x"}}}, "layer config: bits must be a finite number, got 'x'"),
@@ -122,8 +125,8 @@ def test_a_config_keeps_no_reference_to_what_it_was_made_of():
         ({"batch_norm": "canonical"}, "batch_norm must be one of 'keep', 'folded', got 'canonical'"),
         ({"batch_norm_eps": 1.0}, r"batch_norm_eps must lie in \[0, 1\), got 1.0"),
         ({"batch_norm_eps": "1e-5"}, "batch_norm_eps must be a finite number"),
-        ({"include": 3}, "include must hold globs, got"),
-        ({"exclude": [3]}, "exclude must hold globs, got"),
+        ({"include": 3}, "include must be a glob or a list of globs, got"),
+        ({"exclude": [3]}, "exclude must be a glob or a list of globs, got"),
     ],
 )
 def test_a_malformed_document_is_refused(change, message):
@@ -156,7 +159,7 @@ def test_a_document_that_is_no_mapping_is_refused(document):
         ({"ratio": 4, "overrides": {}}, "unexpected keyword argument 'overrides'"),
         (
             {"ratio": 4, "zzz": 1},
-            "unexpected keyword argument 'zzz'; there are ratio, size, sparsity, bits, lossless",
+            "unexpected keyword argument 'zzz'; the keywords are ratio, size, sparsity, bits, lossless",
         ),
     ],
 )
@@ -345,7 +348,7 @@ def test_layers_of_the_wrong_kind_are_refused(layers):
 )
 def test_lossless_takes_a_selection_only(field, value):
     """With a lossless target, any other setting that is not its default is refused by name."""
-    with pytest.raises(ConfigError, match=f"it takes include and exclude only, not {field}"):
+    with pytest.raises(ConfigError, match=f"include and exclude only; remove {field}"):
         CompressionConfig(target=Lossless(), **{field: value})
     CompressionConfig(target=Lossless(), include=("a",), exclude=("b",), auxiliary="exact")
 
@@ -392,7 +395,7 @@ def test_a_layer_glob_without_a_match_is_an_error():
 @pytest.mark.parametrize("value", [3, [3], [None]])
 def test_selections_hold_globs(option, value):
     """A glob that is no text is a ConfigError."""
-    with pytest.raises(ConfigError, match=f"{option} must hold globs, got"):
+    with pytest.raises(ConfigError, match=f"{option} must be a glob or a list of globs, got"):
         CompressionConfig(target=Ratio(4), **{option: value})
 
 

@@ -1,9 +1,9 @@
-"""What a user asks for, as typed and frozen objects that are checked when they are made.
+"""The request of a user as typed, frozen objects, which are checked when they are created.
 
     CompressionConfig(target=Ratio(20), exclude=("fc.*",), layers={"conv1.*": LayerConfig(sensitivity=4.0)})
 
 Every function that compresses takes such a config, or the same settings as keywords (`ratio=20, exclude=["fc.*"]`), which
-`as_config` turns into one. Behind that point nothing is optional or parsed again.
+`as_config` converts to one. The rest of the library sees configs only, and parses nothing again.
 """
 
 from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, RoundingName

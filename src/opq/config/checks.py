@@ -1,4 +1,4 @@
-"""Checks of single settings, which raise ConfigError with the name, the rule and the value."""
+"""Checks of single settings. Each raises ConfigError with the name, the rule and the value."""
 
 from __future__ import annotations
 
@@ -12,17 +12,37 @@ from opq.errors import ConfigError, SelectionError
 
 
 def match_glob(option: str, glob: str, names: Sequence[str]) -> list[str]:
-    """The names that equal or match `glob`; SelectionError, naming the `option`, if there are none."""
+    """The names that a glob selects.
+
+    Args:
+        option: Name of the setting that holds the glob, for the message.
+        glob: A name, or a pattern as in fnmatch, case-sensitive.
+        names: Names to choose from.
+
+    Returns:
+        The names that equal or match the glob, in the order of `names`.
+
+    Raises:
+        SelectionError: There are none.
+    """
     if matches := [name for name in names if name == glob or fnmatchcase(name, glob)]:
         return matches
     raise SelectionError(option, glob, names)
 
 
 def read_globs(option: str, value: Any) -> tuple[str, ...]:
-    """One glob or several as a tuple; ConfigError for anything that is not text."""
+    """One glob or several as a tuple.
+
+    Args:
+        option: Name of the setting, for the message.
+        value: A string, or an iterable of strings.
+
+    Raises:
+        ConfigError: `value` is anything else.
+    """
     globs: tuple[Any, ...] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(glob, str) for glob in globs):
-        raise ConfigError(f"{option} must hold globs, got {value!r}")
+        raise ConfigError(f"{option} must be a glob or a list of globs, got {value!r}")
     return globs
 
 
@@ -33,13 +53,22 @@ def check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def check_fields(where: str, values: Iterable[str], known: Sequence[str]) -> None:
-    """Raise ConfigError for the first field that is not known."""
+    """Raise ConfigError if one of the fields `values` is not in `known`; `where` starts the message."""
     if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"{where}: unknown field {unknown[0]!r}; there are {', '.join(known)}")
+        raise ConfigError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
 
 
 def finite_number(what: str, value: Any, error: type[ConfigError]) -> float:
-    """A float from a number of any library; `error` for text, booleans, NaN, infinity, and what is beyond a float."""
+    """Convert a number of any library to a float.
+
+    Args:
+        what: Name of the setting, for the message.
+        value: The number.
+        error: Class of the error.
+
+    Raises:
+        ConfigError: `value` is text, a boolean, NaN or infinite, or is beyond the range of a float; of class `error`.
+    """
     number = math.nan
     if not isinstance(value, bool | str) and hasattr(value, "__float__"):
         with suppress(TypeError, ValueError, OverflowError):  # an array of several numbers, or a huge integer

@@ -1,4 +1,4 @@
-"""How a network is compressed: a typed and frozen object that is checked when it is made, and goes to JSON and back."""
+"""CompressionConfig: how a network is compressed, as a frozen object that converts to JSON and back."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class CompressionConfig:
             float16 if every value keeps a relative error of at most 2^-11. "uint8": one-dimensional ones of at least 16
             elements on a grid of 8 bits, with an error of at most 1/500 of the tensor's span, or 2^-6 of each value if none is
             negative; the others as "float16". `opq.inspect` gives the error of each tensor.
-        batch_norm: "keep", or "folded": running means become 0 and running variances a constant, which cost next to nothing;
-            weights and biases make up for it. The network is equal in evaluation but for float32 rounding, and differs in
-            training.
+        batch_norm: "keep", or "folded": running means become 0 and running variances a constant, which take almost no bytes;
+            weights and biases compensate for it. In evaluation the network is the same up to float32 rounding; in training it
+            differs.
         batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
 
     Raises:
@@ -56,7 +56,7 @@ class CompressionConfig:
     batch_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        """Check every field, and bring globs into tuples."""
+        """Check every field, and convert globs to tuples."""
         if not isinstance(self.target, Target):
             raise TargetError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
         for key, choices in (("rounding", RoundingName), ("auxiliary", AuxiliaryStorage), ("batch_norm", BatchNormForm)):
@@ -72,11 +72,14 @@ class CompressionConfig:
         if not 0.0 <= eps < 1.0:
             raise ConfigError(f"batch_norm_eps must lie in [0, 1), got {self.batch_norm_eps!r}")
         if isinstance(self.target, TwoStage) and self.rounding != "auto":
-            raise ConfigError("rounding cannot be combined with sparsity and bits: that target rounds each weight to nearest")
-        if isinstance(self.target, Lossless) and (others := self._changed() - {"target", "include", "exclude"}):
-            raise ConfigError(f"lossless keeps every bit: it takes include and exclude only, not {min(others)}")
+            raise ConfigError(
+                f"rounding (={self.rounding!r}) cannot be combined with sparsity and bits, because that target rounds each "
+                "weight to nearest; remove rounding"
+            )
+        if isinstance(self.target, Lossless) and (others := self._non_default_fields() - {"target", "include", "exclude"}):
+            raise ConfigError(f"lossless can be combined with include and exclude only; remove {min(others)}")
 
-    def _changed(self) -> set[str]:
+    def _non_default_fields(self) -> set[str]:
         """Names of the fields that differ from their defaults."""
         defaults = {
             item.name: item.default if item.default is not MISSING else {} for item in fields(self) if item.name != "target"
@@ -84,11 +87,21 @@ class CompressionConfig:
         return {name for name, default in defaults.items() if getattr(self, name) != default}
 
     def budget(self, dense_bytes: int) -> int | None:
-        """The most bytes the file may have; None if the target says nothing about bytes."""
+        """The largest allowed size of the file in bytes; None if the target does not limit it.
+
+        Args:
+            dense_bytes: Bytes of all tensors as the source stores them.
+        """
         return self.target.budget(dense_bytes)
 
     def select(self, candidates: Sequence[str]) -> list[str]:
-        """The candidate weights that `include` and `exclude` leave.
+        """The weights to compress.
+
+        Args:
+            candidates: Names of all weights.
+
+        Returns:
+            Those that match `include`, if there is one, and do not match `exclude`, in the same order.
 
         Raises:
             SelectionError: A glob matches no candidate.
@@ -103,11 +116,17 @@ class CompressionConfig:
         return chosen
 
     def layer_configs(self, names: Sequence[str]) -> dict[str, LayerConfig]:
-        """{name: its LayerConfig} of the given weights.
+        """The settings of single weights.
+
+        Args:
+            names: Names of the weights.
+
+        Returns:
+            {name: its LayerConfig}, with the fields of all entries of `layers` that match it.
 
         Raises:
             SelectionError: A glob of `layers` matches none of them.
-            ConfigError: A value is out of range under the target.
+            ConfigError: A value is out of range for the target.
         """
         found = {name: LayerConfig() for name in names}
         for glob, given in self.layers.items():
@@ -129,13 +148,16 @@ class CompressionConfig:
 
     @classmethod
     def from_dict(cls, document: Any) -> CompressionConfig:
-        """The config of what `to_dict` gave.
+        """Inverse of `to_dict`.
+
+        Args:
+            document: What `to_dict` returned. Fields that have defaults may be missing.
 
         Raises:
             ConfigError: The document is anything else.
         """
         if not isinstance(document, Mapping):
-            raise ConfigError(f"config must be an object, got {document!r}")
+            raise ConfigError(f"config must be an object of fields, got {document!r}")
         values = dict(document)
         check_fields("config", values, [item.name for item in fields(cls)])
         layers = values.pop("layers", {})
@@ -151,15 +173,15 @@ class CompressionConfig:
 
     @classmethod
     def from_json(cls, text: str) -> CompressionConfig:
-        """The config that `to_json` wrote.
+        """Inverse of `to_json`.
 
         Raises:
-            ConfigError: The text is anything else.
+            ConfigError: The text is not JSON that `to_json` wrote.
         """
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"config is not JSON: {error}") from None
+            raise ConfigError(f"config must be JSON: {error}") from None
         if not isinstance(document, dict) or document.pop("format", None) != _JSON_FORMAT:
             raise ConfigError(f'config must be an object with "format": "{_JSON_FORMAT}"')
         return cls.from_dict(document)

@@ -1,4 +1,4 @@
-"""The settings of a CompressionConfig as keywords of a function, turned into a config once."""
+"""The settings of a CompressionConfig as keywords of a function."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ _TARGET_OPTIONS = ("ratio", "size", "sparsity", "bits", "lossless")
 
 
 def as_config(config: CompressionConfig | None, options: Mapping[str, Any], caller: str) -> CompressionConfig:
-    """The config that was given, or the one that keywords describe.
+    """Convert the arguments of a function to a config.
 
     Args:
         config: A config, then `options` must be empty; or None.
         options: Keywords as in CompressionOptions.
-        caller: Name of the function that was called, for messages.
+        caller: Name of the called function, for messages.
+
+    Returns:
+        `config`, or a config with the settings in `options`.
 
     Raises:
-        TypeError: There is no such keyword, or a config and keywords were both given.
-        TargetError: Not exactly one target is given, or it is malformed.
+        TypeError: A keyword is unknown, or both a config and keywords are given.
+        TargetError: There is not exactly one target, or it is malformed.
         ConfigError: Another setting is out of range.
     """
     if config is not None:
@@ -57,11 +60,19 @@ def as_config(config: CompressionConfig | None, options: Mapping[str, Any], call
 
 
 def without_target(options: Mapping[str, Any], caller: str, reason: str) -> dict[str, Any]:
-    """Keywords as in CompressionOptions, for a function that finds the target itself.
+    """Check the keywords of a function that chooses the target itself.
+
+    Args:
+        options: Keywords as in CompressionOptions.
+        caller: Name of the called function, for messages.
+        reason: Why there must be no target, for the message.
+
+    Returns:
+        The keywords that are given, other than a target.
 
     Raises:
-        TypeError: There is no such keyword.
-        TargetError: A target is given; the message says the `reason` why there must be none.
+        TypeError: A keyword is unknown.
+        TargetError: A target is given.
     """
     refuse_unknown(caller, options, CompressionOptions.__annotations__)
     if given := [key for key in _TARGET_OPTIONS if options.get(key) not in (None, False)]:
@@ -70,11 +81,17 @@ def without_target(options: Mapping[str, Any], caller: str, reason: str) -> dict
 
 
 def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise TypeError for the first given keyword that is not known, naming the nearest one that is."""
+    """Raise TypeError if a keyword is unknown.
+
+    Args:
+        caller: Name of the called function, for the message.
+        given: Keywords of the call.
+        known: Keywords of the function. The message names the nearest one.
+    """
     names = list(known)
     for key in sorted(set(given) - set(names)):
         near = difflib.get_close_matches(key, names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; the keywords are {', '.join(names)}"
         raise TypeError(f"{caller}() got an unexpected keyword argument {key!r}{hint}")
 
 
@@ -88,5 +105,5 @@ def _target_of(options: Mapping[str, Any]) -> Target:
         return TwoStage(given["sparsity"], given["bits"])
     if set(given) == {"lossless"}:
         return Lossless()
-    got = ", ".join(sorted(given)) or "none of them"
+    got = ", ".join(sorted(given)) or "none"
     raise TargetError(f"exactly one target must be given: ratio, size, sparsity and bits together, or lossless; got {got}")

@@ -1,4 +1,4 @@
-"""What is fixed about single weights."""
+"""LayerConfig: settings of single weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opq.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """What is fixed about one weight; the other weights then meet the target.
+    """Fixed values for one weight. The other weights are chosen so that the target is met.
 
     With a `TwoStage` target, `sparsity` can be combined with either `bits` or `step`. With a byte target a weight is one point
     of a rate-distortion curve, so at most one of the three can be fixed.
@@ -30,23 +30,31 @@ class LayerConfig:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError when a number is not finite."""
+        """Raise ConfigError if a number is not finite."""
         for item in fields(self):
             if (value := getattr(self, item.name)) is not None:
                 object.__setattr__(self, item.name, finite_number(f"layer config: {item.name}", value, ConfigError))
 
     @property
     def is_fixed(self) -> bool:
-        """Whether sparsity, bits or step are given."""
+        """Whether sparsity, bits or step is given."""
         return any(value is not None for value in (self.sparsity, self.bits, self.step))
 
     def updated(self, other: LayerConfig) -> LayerConfig:
-        """A copy with the given fields of `other` in place of these."""
+        """A copy in which the fields that `other` gives replace those of this config."""
         given = {key: value for key, value in vars(other).items() if value is not None}
         return LayerConfig(**{**vars(self), **given})
 
     def check(self, name: str, target: Target) -> None:
-        """Raise ConfigError when values are out of range or contradict each other under `target`."""
+        """Check the ranges of values, which depend on the target.
+
+        Args:
+            name: Name of the weight, for the message.
+            target: The target of the compression.
+
+        Raises:
+            ConfigError: Values are out of range or contradict each other.
+        """
         two_stage = isinstance(target, TwoStage)
         fixed = [key for key in ("sparsity", "bits", "step") if getattr(self, key) is not None]
         clash = [key for key in fixed if key != "sparsity"] if two_stage else fixed
@@ -63,5 +71,5 @@ class LayerConfig:
                 raise ConfigError(f"layers[{name!r}]: {key} must {rule}, got {getattr(self, key):g}")
         if not two_stage and self.sparsity == 0.0:
             raise ConfigError(
-                f"layers[{name!r}]: with a byte target sparsity must lie in (0, 1), got 0; exclude the tensor instead"
+                f"layers[{name!r}]: sparsity must lie in (0, 1) with a byte target, got 0; exclude the tensor instead"
             )

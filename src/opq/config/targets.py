@@ -1,4 +1,4 @@
-"""Targets: what is asked of a file."""
+"""Targets: what a compressed file must meet."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ class Ratio:
     """A byte target: dense bytes over file bytes.
 
     Args:
-        ratio: From 1e-9 to 1e9. A weight that modules share counts once in the dense bytes.
+        ratio: 1e-9 to 1e9. A weight that modules share counts once in the dense bytes.
+
+    Raises:
+        TargetError: The ratio is out of range.
     """
 
     ratio: float
 
     def __post_init__(self) -> None:
-        """Raise TargetError when the ratio is out of range."""
+        """Check the ratio."""
         object.__setattr__(self, "ratio", finite_number("ratio", self.ratio, TargetError))
         if not 1e-9 <= self.ratio <= 1e9:
             raise TargetError(f"ratio must be positive, from 1e-9 to 1e9, got {self.ratio:g}")
 
     def budget(self, dense_bytes: int) -> int:
-        """The most bytes the file may have."""
+        """The largest allowed size of the file in bytes."""
         return max(math.floor(dense_bytes / self.ratio), 1)
 
     def __str__(self) -> str:
@@ -45,16 +48,19 @@ class Size:
 
     Args:
         bytes: A number of bytes, or text such as "250kB" (1 kB is 1,000 bytes) or "2MiB" (1 MiB is 2^20 bytes).
+
+    Raises:
+        TargetError: The size is not a positive number of bytes.
     """
 
     bytes: int
 
     def __post_init__(self) -> None:
-        """Raise TargetError when the size is not a positive number of bytes."""
+        """Convert the size to a number of bytes."""
         object.__setattr__(self, "bytes", parse_size(self.bytes))
 
     def budget(self, dense_bytes: int) -> int:
-        """The most bytes the file may have."""
+        """The largest allowed size of the file in bytes."""
         return self.bytes
 
     def __str__(self) -> str:
@@ -63,23 +69,26 @@ class Size:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """The target of the OPQ paper: prune to a sparsity, then quantize what is kept to a mean width.
+    """The target of the OPQ paper: prune to a sparsity, then quantize the kept weights to a mean width.
 
     Args:
         sparsity: Fraction of zeros over all weights, 0 <= sparsity < 1.
         bits: Mean nominal width of a kept weight's code, 1 < bits <= 16.
+
+    Raises:
+        TargetError: A number is not finite.
     """
 
     sparsity: float
     bits: float
 
     def __post_init__(self) -> None:
-        """Raise TargetError when a number is not finite; ranges are checked where the weights are known."""
+        """Check that both are finite; `rate_distortion.two_stage.allocate` checks the ranges."""
         for key in ("sparsity", "bits"):
             object.__setattr__(self, key, finite_number(key, getattr(self, key), TargetError))
 
     def budget(self, dense_bytes: int) -> None:
-        """None: this target says nothing about bytes."""
+        """None: this target does not limit the bytes."""
         return
 
     def __str__(self) -> str:
@@ -88,14 +97,14 @@ class TwoStage:
 
 @dataclass(frozen=True)
 class Lossless:
-    """No loss: every tensor comes back bit for bit.
+    """No loss: every tensor is restored bit for bit.
 
-    A weight with few distinct values, as clustering or quantization elsewhere leaves it, is stored as codes with a step or a
-    table of levels. Every other tensor is stored as an auxiliary tensor.
+    A weight with few distinct values, such as a clustered or already quantized one, is stored as codes with a step or a table
+    of levels. Every other tensor is stored as an auxiliary tensor.
     """
 
     def budget(self, dense_bytes: int) -> None:
-        """None: the size follows from the tensors."""
+        """None: this target does not limit the bytes."""
         return
 
     def __str__(self) -> str:
@@ -106,12 +115,16 @@ Target = Ratio | Size | TwoStage | Lossless
 
 
 def target_to_dict(target: Target) -> dict[str, Any]:
-    """{"ratio": r}, {"bytes": n}, {"sparsity": p, "bits": b} or {"lossless": True}."""
+    """A target as {"ratio": r}, {"bytes": n}, {"sparsity": p, "bits": b} or {"lossless": True}."""
     return {"lossless": True} if isinstance(target, Lossless) else asdict(target)
 
 
 def target_from_dict(document: Any) -> Target:
-    """The target of what `target_to_dict` gave; TargetError for anything else."""
+    """Inverse of `target_to_dict`.
+
+    Raises:
+        TargetError: The document is anything else.
+    """
     keys = set(document) if isinstance(document, Mapping) else set()
     for kind, names in ((Ratio, {"ratio"}), (Size, {"bytes"}), (TwoStage, {"sparsity", "bits"})):
         if keys == names:
@@ -122,7 +135,18 @@ def target_from_dict(document: Any) -> Target:
 
 
 def parse_size(size: Any) -> int:
-    """Bytes from an integer or from text such as "250kB"; TargetError for anything else."""
+    """Convert a size to a number of bytes.
+
+    Args:
+        size: An integer, or text: a number with an optional unit b, kB, MB, GB (powers of 1,000), KiB, MiB or GiB (powers of
+            1,024), in upper or lower case.
+
+    Returns:
+        Bytes, 1 to 2^62, rounded down.
+
+    Raises:
+        TargetError: `size` is anything else.
+    """
     if isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= _LARGEST_SIZE:
         return size
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]*)", str(size).strip())
