@@ -1,4 +1,4 @@
-"""The house: who may import whom, and what the package hands out."""
+"""The rules of the source tree: which module may import which, what a file may hold, and which names are public."""
 
 from __future__ import annotations
 
@@ -14,113 +14,146 @@ import opq
 
 SOURCE = Path(__file__).parents[1] / "src" / "opq"
 
-# From the ground up; a room may import its own floor and what is under it.
+# From the lowest: a part of the package may import itself and parts of lower floors. Parts of the lowest floor may import each
+# other.
 FLOORS = [
-    {"errors", "version", "text_table", "atomic_file", "dtypes", "thread_map", "progress"},
+    {"errors", "version", "dtypes", "text_table", "atomic_file", "thread_map", "progress", "batch_norm"},
+    {"config"},
     {"rate_distortion"},
     {"quantization"},
     {"codec"},
-    {"config"},
     {"checkpoints"},
     {"compression"},
     {"reporting", "calibration"},
-    {"numpy", "torch"},
+    {"numpy", "torch", "functional"},
     {"training"},
     {"evaluation"},
     {"zoo"},
+    {"save_load"},
     {"__init__"},
     {"cli"},
     {"__main__"},
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 FILES = sorted(SOURCE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 
-def room_of(path: Path) -> str:
+def part_of(path: Path) -> str:
+    """The module or package directly under opq that a file belongs to."""
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported_parts(path: Path) -> set[str]:
+    """The parts of opq that a file imports, inside functions and for type checking too."""
+    parts = set()
+    for node in ast.walk(TREES[path]):
         modules = []
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            modules = [f"{node.module}.{alias.name}" if node.module == "opq" else node.module for alias in node.names]
+            modules = [f"{node.module}.{alias.name}" if node.module == "opq" else node.module or "" for alias in node.names]
         elif isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         for module in modules:
-            parts = module.split(".")
-            if parts[0] == "opq":
-                rooms.add(parts[1] if len(parts) > 1 and parts[1] in FLOOR else "__init__")
-    return rooms
+            names = module.split(".")
+            if names[0] == "opq":
+                parts.add(names[1] if len(names) > 1 and names[1] in FLOOR else "__init__")
+    return parts
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_no_room_imports_an_upper_one(path):
-    """Data flow one way: a file imports only from its own floor's room and from lower floors."""
-    if path == SOURCE / "__init__.py":
-        return  # it hands names on from everywhere, lazily
-    own = room_of(path)
-    for room in imported_rooms(path):
-        assert FLOOR[room] < FLOOR[own] or room == own or FLOOR[room] == FLOOR[own] == 0, f"{own} imports {room}"
+def offenders(rule) -> list[str]:
+    """The files that break a rule."""
+    return [str(path.relative_to(SOURCE)) for path in FILES if not rule(path)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_files_are_small_and_plain(path):
-    """A file has at most 300 lines and a docstring; nothing asserts, and only the command line prints."""
-    text = path.read_text()
-    tree = ast.parse(text)
-    assert len(text.splitlines()) <= 300
-    assert not text.strip() or ast.get_docstring(tree)
-    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
+def test_every_part_has_a_floor():
+    """The floors list the parts of the package, no more and no fewer."""
+    assert {part_of(path) for path in FILES} == set(FLOOR)
 
 
-def test_no_module_is_called_by_a_name_that_says_nothing():
+def test_no_part_imports_a_higher_one():
+    """Data flow in one direction: a file imports only its own part and parts of lower floors."""
+    found = [
+        f"{path.relative_to(SOURCE)} imports {part}"
+        for path in FILES
+        if path != SOURCE / "__init__.py"  # it imports public names of all parts, on first use
+        for part in sorted(imported_parts(path))
+        if part != part_of(path) and FLOOR[part] >= (FLOOR[part_of(path)] or 1)
+    ]
+    assert found == []
+
+
+def test_imports_are_absolute():
+    """No file imports relative to its folder."""
+    nodes = {path: [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)] for path, tree in TREES.items()}
+    assert offenders(lambda path: all(node.level == 0 for node in nodes[path])) == []
+
+
+def test_files_are_small():
+    """A file has at most 300 lines."""
+    assert offenders(lambda path: len(path.read_text().splitlines()) <= 300) == []
+
+
+def test_files_have_a_docstring():
+    """A file that is not empty says what it holds."""
+    assert offenders(lambda path: not path.read_text().strip() or ast.get_docstring(TREES[path])) == []
+
+
+def test_nothing_asserts():
+    """Conditions raise errors of opq, which `python -O` keeps."""
+    assert offenders(lambda path: not any(isinstance(node, ast.Assert) for node in ast.walk(TREES[path]))) == []
+
+
+def test_nothing_prints():
+    """Only the command line writes to stdout, through click."""
+
+    def calls_print(path: Path) -> bool:
+        calls = [node.func for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)]
+        return any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
+
+    assert offenders(lambda path: not calls_print(path)) == []
+
+
+def test_module_names_say_what_they_hold():
     """No utils, core, base, common or helpers."""
-    names = {path.stem for path in FILES}
-    assert not names & {"utils", "util", "core", "base", "common", "helpers", "misc"}
+    vague = {"utils", "util", "core", "base", "common", "helpers", "misc"}
+    assert offenders(lambda path: path.stem not in vague) == []
 
 
-def test_all_is_what_can_be_imported():
-    """`opq.__all__` and the lazy names agree, every one exists, and each is what its home says it is."""
-    lazy = set(opq._HOMES)
-    eager = set(opq.__all__) - lazy
+def test_public_names_can_be_imported():
+    """`opq.__all__` and the names imported on first use agree, and each name is that of its module."""
+    lazy = set(opq._MODULE_OF)
     assert lazy < set(opq.__all__)
-    for name in eager:
-        assert getattr(opq, name) is not None
-    for name, home in opq._HOMES.items():
-        assert getattr(opq, name) is getattr(importlib.import_module(home), name)
+    assert [name for name in set(opq.__all__) - lazy if getattr(opq, name) is None] == []
+    modules = {name: importlib.import_module(module) for name, module in opq._MODULE_OF.items()}
+    assert [name for name, module in modules.items() if getattr(opq, name) is not getattr(module, name)] == []
     assert opq.__all__ == sorted(opq.__all__)
+    assert set(dir(opq)) == {*opq.__all__, *opq._MODULES}
+    assert all(getattr(opq, name) is importlib.import_module(f"opq.{name}") for name in opq._MODULES)
 
 
 def own_docstring(public: object) -> str:
-    """The docstring of a function or class, empty where it is inherited or the signature that a dataclass gets for one."""
+    """The docstring of a function or class; empty if it is inherited, or the signature that dataclasses get by default."""
     text = (vars(public).get("__doc__") if isinstance(public, type) else public.__doc__) or ""
     is_signature = isinstance(public, type) and text.startswith(f"{public.__name__}(")
     return "" if is_signature else text.strip()
 
 
-def test_public_functions_and_classes_say_what_they_do():
+def test_public_functions_and_classes_have_docstrings():
     """Every public name has a docstring of its own."""
     assert not own_docstring(make_dataclass("Bare", ["field"]))
-    for name in set(opq.__all__) - {"__version__"}:
-        assert own_docstring(getattr(opq, name)), name
+    public = set(opq.__all__) - {"__version__"}
+    assert [name for name in public if not own_docstring(getattr(opq, name))] == []
 
 
 def test_every_error_is_an_opq_error():
-    """Whatever opq raises on purpose can be caught as OpqError, and its docstring draws them all."""
-    errors = {name: value for name, value in vars(importlib.import_module("opq.errors")).items() if isinstance(value, type)}
-    drawn = importlib.import_module("opq.errors").__doc__
-    for name, error in errors.items():
-        if issubclass(error, Exception):
-            assert issubclass(error, opq.OpqError)
-            assert re.search(rf"\b{name}\b", drawn)
+    """All errors of opq.errors are OpqErrors, and the module's docstring lists them."""
+    module = importlib.import_module("opq.errors")
+    errors = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert [error.__name__ for error in errors if not issubclass(error, opq.OpqError)] == []
+    assert [error.__name__ for error in errors if not re.search(rf"\b{error.__name__}\b", module.__doc__)] == []
 
 
 def test_unknown_names_are_attribute_errors():
-    """A misspelt name fails as it does on any module."""
+    """A misspelt name fails as on any module."""
     with pytest.raises(AttributeError, match="no attribute 'plam'"):
         _ = opq.plam
