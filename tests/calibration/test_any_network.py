@@ -142,5 +142,5 @@ def test_batches_that_do_not_go_together_end_in_one_line(inputs, given, message)
 
 def test_a_network_without_logits_is_refused(inputs):
     """A tuple of outputs does not say which of them counts."""
-    with pytest.raises(opq.CalibrationError, match="expected the network to give a tensor"):
+    with pytest.raises(opq.CalibrationError, match="the network must return a tensor"):
         opq.calibrate(Wrapped(convolutions(False), lambda x: (x, x)), inputs)

@@ -174,7 +174,7 @@ def test_compensation_beats_rounding_to_nearest():
     mixing = torch.randn(24, 24, generator=generator, dtype=torch.float64)
     moments = (mixing @ mixing.T)[None]
     steps, ones = torch.full((32,), 0.5, dtype=torch.float64), torch.ones(32, dtype=torch.float64)
-    codes = gptq.round_rows(weight, moments, ones, steps, 0.0)
+    codes = gptq.quantize_rows(weight, moments, ones, steps, 0.0)
 
     def error(codes):
         left = weight - 0.5 * codes
@@ -188,7 +188,7 @@ def test_a_higher_price_means_fewer_bits():
     weight = torch.randn(64, 18, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     moments = torch.eye(18, dtype=torch.float64)[None]
     ones = torch.ones(64, dtype=torch.float64)
-    zeros = [int((gptq.round_rows(weight, moments, ones, 0.7 * ones, lmbda) == 0).sum()) for lmbda in (0.0, 0.02, 0.1)]
+    zeros = [int((gptq.quantize_rows(weight, moments, ones, 0.7 * ones, lmbda) == 0).sum()) for lmbda in (0.0, 0.02, 0.1)]
     assert zeros == sorted(zeros)
     assert zeros[0] < zeros[-1]
 
@@ -229,7 +229,7 @@ def test_a_network_that_changes_its_way_is_refused(ways):
 
     dense, other = Fickle(), Fickle()
     dense.way, other.way = ways
-    with pytest.raises(CalibrationError, match="same way"):
+    with pytest.raises(CalibrationError, match="in a different order"):
         paired_forward.walk(dense, other, batch_norm_pairs.find_layers(dense), torch.randn(2, 4), lambda *_: None)
 
 
@@ -240,7 +240,7 @@ def test_a_network_that_changes_its_way_is_refused(ways):
         ({"inputs": torch.randn(2, 3, 8, 8), "shape": (3, 8, 8)}, "give either inputs"),
         ({"inputs": torch.zeros(0, 3, 8, 8)}, "at least one sample"),
         ({"inputs": torch.randn(2, 5, 8, 8)}, "does not run"),
-        ({"shape": (16,)}, "only images are drawn"),
+        ({"shape": (16,)}, "only images can be generated"),
     ],
 )
 def test_unsuitable_inputs_end_in_one_line(network, arguments, words):

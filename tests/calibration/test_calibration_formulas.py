@@ -239,7 +239,7 @@ def test_codes_are_chosen_column_by_column(lmbda, size):
     weight, cost = rng.normal(size=(40, size)), rng.uniform(0.5, 2.0, 40)
     steps, moments = rng.uniform(0.3, 0.8, 40), moments_of(rng, size)
     arguments = (torch.tensor(part) for part in (weight, moments, cost, steps))
-    found = gptq.round_rows(*arguments, lmbda).numpy()
+    found = gptq.quantize_rows(*arguments, lmbda).numpy()
     wanted = rounded_by_hand(weight, moments[0], cost, steps, lmbda)
     rows = (found == wanted).all(1)  # after one code on the other side all later ones of its row may differ
     assert rows.mean() >= 0.9

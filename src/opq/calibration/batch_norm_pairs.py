@@ -1,8 +1,8 @@
-"""Layers that can be compressed against their outputs, and the batch-norms that directly follow them.
+"""Layers that calibration can reconstruct, and the batch norms that directly follow them.
 
-A batch-norm that takes a layer's output, and nothing else does, makes the scale of each output channel free: a channel's
-weights times s, its running mean times s and its batch-norm's weight over s leave the function as it is. Which follows which
-is seen by running the network; that nothing else takes the output is proved by changing the scales and running it again.
+If a batch norm is the only consumer of a layer's output, the scale of each output channel is free: the weights of a channel
+times s, its running mean times s and the weight of its batch norm over s compute the same function. One forward pass shows
+which batch norm takes which output. A second pass under changed scales proves that nothing else takes that output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ _TOLERANCE = 1e-4
 
 
 def find_layers(model: nn.Module) -> dict[str, Layer]:
-    """{name of the module: it}, of every linear layer and convolution padded with zeros whose weight is its own alone."""
+    """Find the layers that can be reconstructed.
+
+    Args:
+        model: The network.
+
+    Returns:
+        {module name: module} of every `Linear` and every `Conv2d` with zero padding whose weight no other module shares.
+        Subclasses are left out, because they may compute something else.
+    """
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return {
         name: module
@@ -36,7 +44,14 @@ def find_layers(model: nn.Module) -> dict[str, Layer]:
 
 
 def find_batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
-    """{name of the module: it}, of every batch-norm that has statistics, weight and bias of its own."""
+    """Find the batch norms that have running statistics, a weight and a bias.
+
+    Args:
+        model: The network.
+
+    Returns:
+        {module name: module}.
+    """
     return {
         name: module
         for name, module in model.named_modules()
@@ -45,61 +60,88 @@ def find_batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
 
 
 def statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Running mean and variance of a batch-norm of `norms_of`."""
+    """Running mean and running variance of a batch norm, both (channels,).
+
+    Raises:
+        CalibrationError: The batch norm has none.
+    """
     if norm.running_mean is None or norm.running_var is None:
-        raise CalibrationError("a batch-norm lost its running statistics")
+        raise CalibrationError("batch norm must have running statistics, because calibration writes them; load it with its own")
     return norm.running_mean, norm.running_var
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What `model` gives, as a tensor or under `.logits`; CalibrationError where it is neither."""
+    """Run `model` on `inputs` and return its output tensor.
+
+    Args:
+        model: The network. It returns a tensor, or an object with a tensor as `.logits`, as Hugging Face models do.
+        inputs: (samples, ...).
+
+    Returns:
+        (samples, ...), on the network's device.
+
+    Raises:
+        CalibrationError: The network returns something else.
+    """
     outputs = model(inputs)
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
-        raise CalibrationError(f"expected the network to give a tensor, itself or under .logits, got {type(outputs).__name__}")
+        raise CalibrationError(f"the network must return a tensor, or an object with .logits, got {type(outputs).__name__}")
     return outputs
 
 
 def find_pairs(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """{name of a layer: name of the batch-norm that alone takes its output}; `model` is in evaluation mode."""
-    candidates = _followers(model, example)
+    """Find the batch norms that are the only consumer of a layer's output.
+
+    Args:
+        model: The network, in evaluation mode. Its values are the same afterwards.
+        example: (samples, ...) inputs; two samples suffice.
+
+    Returns:
+        {name of the layer: name of the batch norm}.
+
+    Raises:
+        CalibrationError: The network does not return a tensor.
+    """
+    candidates = _find_followers(model, example)
     if candidates and not _scales_are_free(model, example, candidates):
         candidates = {name: norm for name, norm in candidates.items() if _scales_are_free(model, example, {name: norm})}
     return candidates
 
 
-def _followers(model: nn.Module, example: Tensor) -> dict[str, str]:
+def _find_followers(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """{layer: batch norm that takes its unmodified output}; other consumers of that output are not seen here."""
     outputs: dict[int, tuple[str, int]] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
+    kept_alive: list[Tensor] = []  # no two outputs may have the same id
     pairs: dict[str, list[str]] = {}
     handles = []
 
     def note_output(name: str, output: Tensor) -> None:
-        kept.append(output)
+        kept_alive.append(output)
         outputs[id(output)] = name, output._version
 
-    def note_input(name: str, taken: Tensor) -> None:
-        layer, version = outputs.get(id(taken), ("", -1))
-        if version == taken._version:  # else an activation has changed it in place
+    def note_input(name: str, norm_input: Tensor) -> None:
+        layer, version = outputs.get(id(norm_input), ("", -1))
+        if version == norm_input._version:  # an activation function may have changed the output in place
             pairs.setdefault(layer, []).append(name)
 
     for name, layer in find_layers(model).items():
         handles.append(layer.register_forward_hook(lambda _, __, out, name=name: note_output(name, out)))
     for name, norm in find_batch_norms(model).items():
-        handles.append(norm.register_forward_pre_hook(lambda _, taken, name=name: note_input(name, taken[0])))
+        handles.append(norm.register_forward_pre_hook(lambda _, args, name=name: note_input(name, args[0])))
     try:
         with torch.no_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-    # A layer or batch-norm that runs more than once belongs to no pair.
-    taken = [norm for found in pairs.values() for norm in found]
-    return {name: found[0] for name, found in pairs.items() if len(found) == 1 and taken.count(found[0]) == 1}
+    # A layer or batch norm that runs more than once belongs to no pair.
+    used = [norm for norms in pairs.values() for norm in norms]
+    return {name: norms[0] for name, norms in pairs.items() if len(norms) == 1 and used.count(norms[0]) == 1}
 
 
 def _scales_are_free(model: nn.Module, example: Tensor, pairs: Mapping[str, str]) -> bool:
-    """Whether scaling the layers' channels by powers of two, undone in the batch-norms, leaves the outputs as they are."""
+    """Whether the outputs stay the same if channels are scaled by powers of two and their batch norms undo it."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     layers, norms = find_layers(model), find_batch_norms(model)

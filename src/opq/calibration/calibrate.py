@@ -1,4 +1,4 @@
-"""Compression with calibration inputs: each layer is quantized so that its outputs stay close, at a byte target."""
+"""Compression with calibration inputs: layers are quantized so that their outputs stay close, at a byte target."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ from opq.quantization.quantizer import fake_quantize
 from opq.rate_distortion.rate_control import BudgetSearch
 
 BATCH = 50
+"""Inputs per backward pass of the Fisher information."""
 
 SYNTHETIC_IMAGES = 128
 """Images that are generated if no inputs are given."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, how many of its layers are finished, and how many there are."""
+"""(stage, finished layers, all layers) -> None."""
 
 _FIRST_INPUTS = 32
 _CLOSE_ENOUGH, _AIM, _MAX_ROUNDS = 0.995, 0.998, 12
 _FIRST_CLOSE_ENOUGH = 0.97
-# Of the lambda at which weights rounded without inputs take as many bytes.
+# Share of the lambda at which compression without inputs meets the same byte target.
 _USUAL_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What calibration inputs show about a network.
+    """What calibration inputs show about a network; `opq.calibrate` makes it.
 
     Args:
         model: The dense network, a copy in evaluation mode.
-        reference: The same, or with the batch-norm statistics of synthetic inputs.
-        inputs: (samples, ...) the inputs.
-        sensitivity: {weight: cost of a unit of squared error}. Weights that the inputs do not reach have the smallest cost of
-            the others.
-        output_sensitivity: {layer: (channels,) cost of a unit of squared error of its output}.
+        reference: The same network; with synthetic inputs a copy whose batch norms have their statistics.
+        inputs: (samples, ...) calibration inputs, floating point, on the CPU.
+        sensitivity: {weight: cost of a unit of squared error, mean over its elements, > 0}. Weights that the inputs do not
+            reach have the smallest cost of the others. `opq.plan` takes it as `LayerConfig.sensitivity`.
+        output_sensitivity: {layer: float64 (channels,) cost of a unit of squared error of each output channel}.
         batch_norms: {layer: the batch norm that alone takes its output}.
     """
 
@@ -80,18 +81,23 @@ class Calibration:
     ) -> CompressedModel:
         """Compress the network to a byte target.
 
-        Weights that no calibrated layer holds are quantized as in `opq.compress`, with the same Lagrange multiplier. In the file
-        the batch norms that follow calibrated layers are folded (mean 0, variance 1), and hold the scales of the channels.
+        Weights outside of the calibrated layers are quantized as in `opq.compress`, with the same Lagrange multiplier. In the
+        file the batch norms behind calibrated layers are folded (mean 0, variance 1) and hold the scales of the channels.
 
         Args:
-            config: What to do; or None, then `options` say it.
-            metadata: {text: text} to keep in the file.
+            config: The settings, with a Ratio or a Size as target; None to take them from `options`.
+            metadata: {text: text} to store in the file.
             progress: Called after each layer.
-            options: The fields of a config as keywords.
+            options: The fields of a CompressionConfig as keywords.
+
+        Returns:
+            The file. It has at most as many bytes as the target allows.
 
         Raises:
-            TargetError: The target is not one of bytes, or cannot be reached.
-            ConfigError, SelectionError, WeightError: See `opq.compress`.
+            TargetError: The target is neither a Ratio nor a Size, or cannot be reached.
+            ConfigError: A setting is out of range.
+            SelectionError: A glob matches no weight.
+            WeightError: A weight cannot be compressed.
         """
         config = as_config(config, options, "compress")
         state = as_state(self.model, metadata)
@@ -100,7 +106,7 @@ class Calibration:
         analysis = analyze(state, config, estimated=True)
         budget = config.budget(analysis.dense_bytes)
         if budget is None:
-            raise TargetError("calibration needs a byte target: give a ratio or a size")
+            raise TargetError("target must be in bytes, because calibration searches for a file size; give a ratio or a size")
         size_model = SizeModel.of(analysis, config)
         lmbda = _USUAL_SHARE * (guess_joint(size_model, config.target, budget)[1].lmbda or 1.0)
         reconstruction = _Reconstruction(self, analysis, size_model, config, progress)
@@ -110,13 +116,13 @@ class Calibration:
         search: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_CLOSE_ENOUGH, aim=_AIM, slope=first.slope)
         search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
         if search.best is None:
-            raise TargetError(f"no file of at most {budget:,} bytes was found; ask for a larger one")
+            raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
         return search.best
 
 
 @dataclass(frozen=True, eq=False)
 class _Reconstruction:
-    """The layers of a network, quantized against their outputs, as a function of lambda."""
+    """A network whose layers are quantized against their outputs, as a function of lambda."""
 
     calibration: Calibration
     analysis: CheckpointAnalysis
@@ -134,40 +140,40 @@ class _Reconstruction:
 
     def _reconstruct(self, lmbda: float, inputs: Tensor) -> tuple[nn.Module, dict[str, QuantizedWeight]]:
         """The network with the batch norms and biases of the file, and its weights."""
-        known = self.calibration
-        model, quantized = copy.deepcopy(known.model), copy.deepcopy(known.reference)
+        calibration = self.calibration
+        model, quantized = copy.deepcopy(calibration.model), copy.deepcopy(calibration.reference)
         plans = joint_plan(self.size_model, self.config.target, lmbda).layers
         free = {layer.name: layer for layer in self.size_model.layers if not layer.config.is_fixed}
         layers = {
             name: layer
             for name, layer in find_layers(model).items()
-            if f"{name}.weight" in free and name in known.output_sensitivity
+            if f"{name}.weight" in free and name in calibration.output_sensitivity
         }
         weights: dict[str, QuantizedWeight] = {
             name: PlannedWeight(self.analysis.state, name, plan) for name, plan in plans.items()
         }
-        # What is not reconstructed is quantized first, so that the layers behind it can compensate.
+        # The other weights are quantized first, so that the layers behind them can compensate.
         with torch.no_grad():
-            own = quantized.state_dict()  # parameters and buffers alike, in the network's own memory
+            tensors = quantized.state_dict()  # it shares the memory of parameters and buffers
             for name in plans.keys() - {f"{name}.weight" for name in layers}:
-                own[name].copy_(fake_quantize(own[name], plans[name]))
+                tensors[name].copy_(fake_quantize(tensors[name], plans[name]))
         finished = 0
 
-        def reconstruct(name: str, dense_input: Tensor, own_input: Tensor) -> None:
+        def reconstruct(name: str, dense_input: Tensor, quantized_input: Tensor) -> None:
             nonlocal finished
-            norm = known.batch_norms.get(name)
-            # A user's sensitivity is per weight; what was measured is per output channel.
-            factor = free[f"{name}.weight"].sensitivity / known.sensitivity[f"{name}.weight"]
-            costs = factor * known.output_sensitivity[name]
-            found = reconstruct_layer(layers[name], norm is not None, dense_input, own_input, costs, lmbda)
+            norm = calibration.batch_norms.get(name)
+            # A user gives sensitivities per weight; the measured ones are per output channel.
+            factor = free[f"{name}.weight"].sensitivity / calibration.sensitivity[f"{name}.weight"]
+            costs = factor * calibration.output_sensitivity[name]
+            reconstructed = reconstruct_layer(layers[name], norm is not None, dense_input, quantized_input, costs, lmbda)
             for network in (model, quantized):
-                found.apply(find_layers(network)[name], find_batch_norms(network)[norm] if norm else None)
-            weights[f"{name}.weight"] = found.tensor()
+                reconstructed.apply(find_layers(network)[name], find_batch_norms(network)[norm] if norm else None)
+            weights[f"{name}.weight"] = reconstructed.tensor()
             finished += 1
             if self.progress is not None:
                 self.progress("calibrating", finished, len(layers))
 
-        run_paired(known.reference, quantized, layers, inputs, reconstruct)
+        run_paired(calibration.reference, quantized, layers, inputs, reconstruct)
         return model, weights
 
 
@@ -180,44 +186,48 @@ def calibrate(
 ) -> Calibration:
     """Measure what errors in each layer of `model` cost, on a few unlabelled inputs or on synthetic images.
 
-    It runs on the CPU, wherever `model` is. Memory: the activations of all inputs at the network's widest place, twice.
+    Calibration runs on the CPU, on whatever device `model` is. It needs memory for the activations of all inputs at the widest
+    layer, twice.
 
     Args:
         model: The dense network. It is copied.
-        inputs: (samples, ...) or batches of them, as the network takes them, with or without labels; 100 to 1,000 samples.
-        shape: In place of `inputs`: (channels, height, width) of an image. Images are then generated
-            (`opq.calibration.synthetic_images`), and the network's batch norms tell the statistics of real ones.
-        seed: Of everything drawn at random.
+        inputs: (samples, ...) floating point, or batches of such inputs, with or without labels; 100 to 1,000 samples.
+        shape: Instead of `inputs`: (channels, height, width). Images of this shape are generated
+            (`opq.calibration.synthetic_images`). The network's batch norms supply the statistics of real ones.
+        seed: Of the Fisher information's random vectors and of the synthetic images, >= 0.
+
+    Returns:
+        The calibration, whose `compress` makes files.
 
     Raises:
-        CalibrationError: The network cannot run on the inputs.
+        CalibrationError: The inputs are unsuitable, or the network does not run on them.
     """
     if (inputs is None) == (shape is None):
         raise CalibrationError("give either inputs, or the shape of an image to generate them")
     if shape is not None:
-        taken = synthesize_images(SYNTHETIC_IMAGES, shape, seed=seed)
+        samples = synthesize_images(SYNTHETIC_IMAGES, shape, seed=seed)
     else:
-        taken = (inputs if isinstance(inputs, Tensor) else _joined(inputs or ())).cpu()
-    if not len(taken) or not taken.is_floating_point():
+        samples = (inputs if isinstance(inputs, Tensor) else _concatenate(inputs or ())).cpu()
+    if not len(samples) or not samples.is_floating_point():
         raise CalibrationError("inputs must hold at least one sample of floating-point numbers")
     dense = copy.deepcopy(model).cpu().eval()
     reference = dense
     try:
-        batch_norms = find_pairs(dense, taken[:2])
+        batch_norms = find_pairs(dense, samples[:2])
         if shape is not None:
-            reference = recompute_statistics(copy.deepcopy(dense), taken)
-        sensitivity, costs = fisher_information(reference, find_layers(reference), torch.split(taken, BATCH), seed=seed)
+            reference = recompute_statistics(copy.deepcopy(dense), samples)
+        sensitivity, costs = fisher_information(reference, find_layers(reference), torch.split(samples, BATCH), seed=seed)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise CalibrationError(f"the network does not run on inputs of shape {tuple(taken.shape)}: {error}") from error
+        raise CalibrationError(f"the network does not run on inputs of shape {tuple(samples.shape)}: {error}") from error
     state = as_state(dense)
     weights = [name for name in state if is_weight(*state.describe(name))]
     least = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
     by_weight = {name: costs.get(name, 0.0) or least for name in weights}
-    return Calibration(dense, reference, taken, by_weight, sensitivity, batch_norms)
+    return Calibration(dense, reference, samples, by_weight, sensitivity, batch_norms)
 
 
-def _joined(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
-    """All inputs of some batches, which may hold labels behind them."""
+def _concatenate(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
+    """The inputs of all batches, (samples, ...); labels are dropped."""
     try:
         inputs = [batch if isinstance(batch, Tensor) else batch[0] for batch in batches]
         return torch.cat(inputs) if inputs else torch.zeros(0)

@@ -1,14 +1,14 @@
-"""One layer of a network, rounded: its codes, its place on a grid, and what its batch-norm makes up for.
+"""One layer of a network, quantized against its outputs: target, codes, gain and shift.
 
-With y the layer's input in the dense network and x behind the layers rounded so far:
+With y the layer's input in the dense network and x its input behind the layers quantized so far:
 
     target  W' = argmin E |W y - W' x|^2 + ridge |W - W'|^2 = (W E[y x^T] + ridge W) (E[x x^T] + ridge)^-1
-    codes   of W', by opq.calibration.gptq
-    gain    g_j = E[(W y)_j (Q x)_j] / E[(Q x)_j^2], where a batch-norm follows, Q = steps * codes
-    shift   what the means of (W y)_j and g_j (Q x)_j differ by, where a batch-norm or a bias follows
+    codes   Q = steps * codes approximates W', by opq.calibration.gptq
+    gain    g_j = E[(W y)_j (Q x)_j] / E[(Q x)_j^2], if a batch norm follows
+    shift   the difference of the means of (W y)_j and g_j (Q x)_j, if a batch norm or a bias follows
 
-A layer without a batch-norm has one step. One with a batch-norm has a step for every output channel, at no cost: steps and
-gains go into the batch-norm, and the weight itself is a power of two times the codes.
+A layer without a batch norm has one step. A layer with one has a step per output channel at no cost: the batch norm takes the
+steps and the gains, and the weight itself is a power of two times the codes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from opq.batch_norm import BatchNormVectors
 from opq.calibration.batch_norm_pairs import BatchNorm, Layer, statistics
-from opq.calibration.gptq import compensated_error, damped, round_rows, steps_at
-from opq.calibration.second_moments import Moments, moments_of
+from opq.calibration.gptq import compensated_error, damped, quantize_rows, steps_at
+from opq.calibration.second_moments import Moments, second_moments
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
@@ -32,14 +32,15 @@ _LARGEST_GAIN = 4.0
 
 @dataclass(frozen=True)
 class ReconstructedLayer:
-    """A layer's outcome.
+    """A layer that was quantized against its outputs.
 
     Args:
         step: Distance of neighbouring values of the weight.
         codes: int32, shaped as the weight.
         dtype: Name of the weight's dtype.
-        scales: (channels,) what the batch norm that follows multiplies the new output by; None without one.
-        shift: (channels,) what it, or else the layer's bias, then adds; None if there is neither.
+        scales: float64 (channels,) factors of the new output, for the batch norm that follows; None if none follows.
+        shift: float64 (channels,) summands after these factors, for the batch norm or else for the layer's bias; None if there
+            is neither.
     """
 
     step: float
@@ -49,11 +50,16 @@ class ReconstructedLayer:
     shift: Tensor | None
 
     def tensor(self) -> CompressedTensor:
-        """The weight for a file."""
+        """The weight as a file stores it."""
         return CompressedTensor(self.codes.cpu().numpy(), UniformCodebook(self.step), self.dtype)
 
     def apply(self, layer: Layer, norm: BatchNorm | None) -> None:
-        """Give `layer`, and the batch norm that alone takes its output, their new values."""
+        """Write the new values into a layer and its batch norm, in place.
+
+        Args:
+            layer: The layer.
+            norm: The batch norm that alone takes its output; None if there is none.
+        """
         layer.weight.copy_(self.step * self.codes)
         if norm is not None and self.scales is not None and self.shift is not None:
             _absorb(norm, self.scales, self.shift if layer.bias is None else self.shift + layer.bias.double())
@@ -64,61 +70,70 @@ class ReconstructedLayer:
 
 
 def reconstruct_layer(
-    layer: Layer, normed: bool, dense: Tensor, own: Tensor, output_sensitivity: Tensor, lmbda: float
+    layer: Layer, has_batch_norm: bool, dense_input: Tensor, quantized_input: Tensor, output_sensitivity: Tensor, lmbda: float
 ) -> ReconstructedLayer:
-    """Round the weight of a dense `layer`.
+    """Quantize the weight of a layer so that its outputs stay close to those of the dense network.
 
-    normed      whether a batch-norm alone takes its output
-    dense, own  the layer's input in the dense network and behind the layers rounded so far
-    importance  (channels,) what a unit of squared output error costs
-    price       what a bit costs, in the same unit
+    Args:
+        layer: The dense layer; it is not changed.
+        has_batch_norm: Whether a batch norm alone takes its output.
+        dense_input: (samples, ...) the layer's input in the dense network.
+        quantized_input: Its input behind the layers quantized so far, shaped as `dense_input`.
+        output_sensitivity: float64 (channels,) cost of a unit of squared error of each output channel, > 0.
+        lmbda: Lagrange multiplier: error per bit, in the unit of `output_sensitivity`, > 0.
+
+    Returns:
+        The quantized layer.
     """
-    shifted = normed or layer.bias is not None
-    moments = moments_of(layer, dense, own, centred=shifted)
-    rows, groups = len(layer.weight), len(moments.own)
+    has_free_bias = has_batch_norm or layer.bias is not None
+    moments = second_moments(layer, dense_input, quantized_input, centred=has_free_bias)
+    rows, groups = len(layer.weight), len(moments.quantized)
     original = layer.weight.detach().double().reshape(groups, rows // groups, -1)
-    power = compensated_error(moments.own).repeat_interleave(rows // groups)
-    if not normed:
+    power = compensated_error(moments.quantized).repeat_interleave(rows // groups)
+    if not has_batch_norm:
         output_sensitivity, power = output_sensitivity.mean().expand(rows), power.mean().expand(rows)
     steps = steps_at(lmbda, output_sensitivity, power)
-    codes = round_rows(_target(original, moments).reshape(rows, -1), moments.own, output_sensitivity, steps, lmbda)
+    codes = quantize_rows(_target(original, moments).reshape(rows, -1), moments.quantized, output_sensitivity, steps, lmbda)
     values = (steps[:, None] * codes).reshape(original.shape)
-    if normed:
+    if has_batch_norm:
         gains = _gains(original, values, moments)
         scales = steps * gains
         step = 2.0 ** round(math.log2(float(scales.median())))
         scales = scales / step
     else:
         gains, scales, step = torch.ones(rows, dtype=torch.float64), None, float(steps[0].float())
-    shift = _shift(original, values, gains, moments) if shifted else None
+    shift = _shift(original, values, gains, moments) if has_free_bias else None
     dtype = str(layer.weight.dtype).removeprefix("torch.")
     return ReconstructedLayer(step, codes.reshape(layer.weight.shape), dtype, scales, shift)
 
 
 def _target(original: Tensor, moments: Moments) -> Tensor:
-    ridge = damped(moments.own, _RIDGE) - moments.own
+    """(groups, rows, n) the weight that reproduces the dense outputs from the quantized inputs, by ridge regression."""
+    ridge = damped(moments.quantized, _RIDGE) - moments.quantized
     aim = torch.bmm(original, moments.cross + ridge)
-    target: Tensor = torch.linalg.solve(moments.own + ridge, aim, left=False)
+    target: Tensor = torch.linalg.solve(moments.quantized + ridge, aim, left=False)
     return target
 
 
 def _gains(original: Tensor, values: Tensor, moments: Moments) -> Tensor:
-    together = (torch.bmm(original, moments.cross) * values).sum(2).flatten()
-    alone = (torch.bmm(values, moments.own) * values).sum(2).flatten()
-    gains = torch.where(alone > 0.0, together / alone.clamp(min=1e-300), 1.0)
+    """Regression slopes (rows,) of dense outputs on quantized ones."""
+    cross = (torch.bmm(original, moments.cross) * values).sum(2).flatten()
+    power = (torch.bmm(values, moments.quantized) * values).sum(2).flatten()
+    gains = torch.where(power > 0.0, cross / power.clamp(min=1e-300), 1.0)
     return gains.clamp(2.0**-8, _LARGEST_GAIN)
 
 
 def _shift(original: Tensor, values: Tensor, gains: Tensor, moments: Moments) -> Tensor:
+    """(rows,) the difference of the mean outputs."""
     wanted = torch.bmm(original, moments.dense_mean[:, :, None]).flatten()
-    return wanted - gains * torch.bmm(values, moments.own_mean[:, :, None]).flatten()
+    return wanted - gains * torch.bmm(values, moments.quantized_mean[:, :, None]).flatten()
 
 
 def _absorb(norm: BatchNorm, scales: Tensor, shift: Tensor) -> None:
-    """Make `norm` take scales * input + shift in place of its input; its statistics become mean 0 and variance 1.
+    """Let `norm` compute what it computed, from its old input = scales * input + shift, with mean 0 and variance 1.
 
-    Its weight and bias keep eight leading bits, as bfloat16 does: an error of 2^-9, far under that of the codes, at half the
-    bytes.
+    Its weight and bias are rounded to the eight leading bits of bfloat16: an error of 2^-9, far below that of the codes, at
+    half the bytes.
     """
     mean, variance = statistics(norm)
     before = BatchNormVectors(norm.weight.double(), norm.bias.double(), mean.double(), variance.double(), norm.eps)

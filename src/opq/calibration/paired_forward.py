@@ -1,13 +1,14 @@
-"""Two forward passes side by side: of the dense network, and of the one that becomes its rounded form on the way.
+"""Forward passes of the dense network and of its quantized copy, side by side.
 
-Each layer is rounded when the second pass comes to it, and knows then what it takes in the dense network and what it takes
-behind the layers rounded so far. Nothing is traced: the dense pass runs in a thread that waits at every layer.
+Each layer of the copy is quantized when the copy's forward pass first reaches it. At that moment its input in the dense network
+and its input behind the layers quantized so far are both known. No graph is traced: the dense pass runs in a thread of its own,
+which waits at every layer.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from threading import Thread
 
 import torch
@@ -16,15 +17,19 @@ from torch import Tensor, nn
 from opq.errors import CalibrationError
 
 Reconstruct = Callable[[str, Tensor, Tensor], None]
-"""(layer, its input in the dense network, its input in the rounded one): changes the layer in the rounded network."""
+"""(layer, its input in the dense network, its input in the quantized one) -> None: quantizes the layer in place."""
+
+_DIFFERENT_ORDER = (
+    "dense and quantized forward passes called layers in a different order (dynamic control flow is not supported): expected"
+)
 
 
-class _Abandoned(Exception):  # noqa: N818 - it tells the dense pass to end, nothing went wrong there
+class _Abandoned(Exception):  # noqa: N818 - it ends the dense pass on purpose, it reports no error
     pass
 
 
 class _DensePass(Thread):
-    """A forward pass that offers the input of each layer and goes on when told to."""
+    """A forward pass that hands over the input of each layer, then waits until it may continue."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor) -> None:
         super().__init__(daemon=True)
@@ -34,7 +39,7 @@ class _DensePass(Thread):
         self._problem: BaseException | None = None
         self._seen: set[str] = set()
         self._handles = [
-            layer.register_forward_pre_hook(lambda _, taken, name=name: self._offer(name, taken[0]))
+            layer.register_forward_pre_hook(lambda _, args, name=name: self._offer(name, args[0]))
             for name, layer in layers.items()
         ]
 
@@ -44,7 +49,7 @@ class _DensePass(Thread):
                 self._model(self._inputs)
         except _Abandoned:
             pass
-        except BaseException as error:  # the thread that waits raises it again
+        except BaseException as error:  # input_of raises it again in the other thread
             self._problem = error
         finally:
             for handle in self._handles:
@@ -52,63 +57,70 @@ class _DensePass(Thread):
             self._offers.put(None)
 
     def input_of(self, name: str) -> Tensor:
-        """The dense input of the next layer, which must be `name`."""
+        """The dense input of layer `name`, which must be the next one that the pass reaches."""
         offer = self._offers.get()
         if offer is None or offer[0] != name:
             raise CalibrationError(
-                f"the network does not take the same way twice: expected layer {name!r} next, "
-                f"got {'the end' if offer is None else repr(offer[0])}"
+                f"{_DIFFERENT_ORDER} layer {name!r}, got {'the end' if offer is None else repr(offer[0])}"
             ) from self._problem
         return offer[1]
 
-    def end(self) -> None:
-        """Wait for the end of the pass; CalibrationError when it comes to another layer first."""
+    def finish(self) -> None:
+        """Wait for the end of the pass; raise CalibrationError if it reaches another layer first."""
         if (offer := self._offers.get()) is not None:
-            self.go_on(False)
-            raise CalibrationError(f"the network does not take the same way twice: expected its end, got layer {offer[0]!r}")
+            self.resume(False)
+            raise CalibrationError(f"{_DIFFERENT_ORDER} the end, got layer {offer[0]!r}")
         self.join()
 
-    def go_on(self, onward: bool = True) -> None:
+    def resume(self, onward: bool = True) -> None:
+        """Let the waiting pass continue, or abandon it."""
         self._answers.put(onward)
 
-    def _offer(self, name: str, taken: Tensor) -> None:
+    def _offer(self, name: str, layer_input: Tensor) -> None:
         if name in self._seen:
             return
         self._seen.add(name)
-        self._offers.put((name, taken))
+        self._offers.put((name, layer_input))
         if not self._answers.get():
             raise _Abandoned
 
 
-def run_paired(
-    dense: nn.Module, rounded: nn.Module, names: Mapping[str, nn.Module], inputs: Tensor, reconstruct: Reconstruct
-) -> None:
-    """Run both networks on `inputs`, rounding every layer of `names` in `rounded` when it is first reached.
+def run_paired(dense: nn.Module, quantized: nn.Module, names: Iterable[str], inputs: Tensor, reconstruct: Reconstruct) -> None:
+    """Run both networks on `inputs`, and quantize each layer of `quantized` when it is first reached.
 
-    Raises CalibrationError when the two passes do not reach the same layers in the same order.
+    Args:
+        dense: The dense network.
+        quantized: A copy of it, which `reconstruct` changes.
+        names: The names of the layers to quantize.
+        inputs: (samples, ...).
+        reconstruct: Called once per layer that is reached.
+
+    Raises:
+        CalibrationError: The two passes do not reach the same layers in the same order.
     """
-    other = _DensePass(dense, {name: dense.get_submodule(name) for name in names}, inputs)
+    names = list(names)
+    dense_pass = _DensePass(dense, {name: dense.get_submodule(name) for name in names}, inputs)
     seen: set[str] = set()
 
-    def reach(name: str, taken: Tensor) -> None:
+    def reach(name: str, layer_input: Tensor) -> None:
         if name not in seen:
             seen.add(name)
-            reconstruct(name, other.input_of(name), taken)
-            other.go_on()
+            reconstruct(name, dense_pass.input_of(name), layer_input)
+            dense_pass.resume()
 
     handles = [
-        rounded.get_submodule(name).register_forward_pre_hook(lambda _, taken, name=name: reach(name, taken[0]))
+        quantized.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: reach(name, args[0]))
         for name in names
     ]
-    other.start()
+    dense_pass.start()
     try:
         with torch.no_grad():
-            rounded(inputs)
+            quantized(inputs)
     except BaseException:
-        if other.is_alive():
-            other.go_on(False)
+        if dense_pass.is_alive():
+            dense_pass.resume(False)
         raise
     finally:
         for handle in handles:
             handle.remove()
-    other.end()
+    dense_pass.finish()

@@ -1,8 +1,8 @@
-"""Images drawn where no inputs are given: opaque shapes of many sizes, one over the other ("dead leaves", A. Lee et al., 2001).
+"""Synthetic calibration images: opaque shapes of many sizes that occlude each other ("dead leaves", A. Lee et al., 2001).
 
-They have the edges, the scaling and the correlations of photographs, but not what is in them. So their statistics inside of the
-network are not those of its batch-norms, which are known: a copy of the network takes the drawn images' statistics in place of
-its own, and then every channel has, behind its batch-norm, the mean and variance that real inputs give it.
+They have the edges, the scale invariance and the correlations of photographs, but no objects. So their statistics inside the
+network differ from those in its batch norms, which are known. A copy of the network takes the statistics of the synthetic
+images into its batch norms. Behind each of them, every channel then has the mean and variance that real inputs give it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,40 @@ _DISCS = 0.6
 
 
 def synthesize_images(count: int, shape: Sequence[int], *, seed: int) -> Tensor:
-    """`count` images (count, channels, height, width), float32, of mean 0 and variance 1 over all; equal for an equal seed."""
+    """Generate images.
+
+    Args:
+        count: How many, >= 1.
+        shape: (channels, height, width), each >= 1.
+        seed: >= 0; equal seeds give equal images.
+
+    Returns:
+        float32 (count, channels, height, width), of mean 0 and variance 1 over all values.
+
+    Raises:
+        CalibrationError: The shape is not that of an image.
+    """
     if len(shape) != 3 or min(shape) < 1:
         raise CalibrationError(
-            f"only images are drawn, shape (channels, height, width), got {tuple(shape)}; give inputs instead"
+            f"shape (={tuple(shape)}) must be (channels, height, width), because only images can be generated; give inputs"
         )
     generator = np.random.default_rng(seed)
-    images = torch.from_numpy(np.stack([_draw(tuple(shape), generator) for _ in range(count)])).float()
+    images = torch.from_numpy(np.stack([_generate(tuple(shape), generator) for _ in range(count)])).float()
     return (images - images.mean()) / images.std().clamp(min=1e-6)
 
 
 def recompute_statistics(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """Give every batch-norm of `model`, in place, the mean and variance of its input; each knows those before it."""
+    """Set the statistics of every batch norm to the mean and variance of its input.
+
+    One forward pass suffices: each batch norm sees the output of those before it, with their new statistics.
+
+    Args:
+        model: The network, in evaluation mode; it is changed in place.
+        inputs: (samples, ...).
+
+    Returns:
+        `model`.
+    """
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -48,18 +70,19 @@ def recompute_statistics(model: nn.Module, inputs: Tensor) -> nn.Module:
     return model
 
 
-def _draw(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+def _generate(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """One image, (channels, height, width), values in 0..1."""
     channels, height, width = shape
     side = max(height, width)
     contrast = generator.uniform(0.05, 0.35)
     background = generator.normal(0.45, 0.25, channels)
     image = np.repeat(np.clip(background, 0.0, 1.0), height * width).reshape(shape)
-    # Radii of density r^-3 look alike at every scale.
+    # The density r^-3 of radii makes images scale invariant.
     radii = generator.uniform(_LARGEST**-2, _SMALLEST**-2, _SHAPES) ** -0.5
     for radius in radii if generator.random() < 0.5 else np.sort(radii)[::-1]:
         across, down = generator.uniform(-0.1, 1.1, 2)
         angle, flatness = generator.uniform(0.0, math.pi), generator.uniform(0.4, 1.0)
-        # Nothing reaches further than the corners of its square.
+        # No shape reaches beyond the corners of its square; only the pixels in reach are computed.
         reach = 1.5 * radius
         top, bottom = (min(max(math.floor(side * at), 0), height) for at in (down - reach, down + reach + 1.0 / side))
         left, right = (min(max(math.floor(side * at), 0), width) for at in (across - reach, across + reach + 1.0 / side))
