@@ -1,4 +1,4 @@
-"""Progress: a bar for a person at a terminal, nothing for anything else."""
+"""The progress bar: shown on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def screens(monkeypatch):
     return make
 
 
-def test_a_terminal_shows_what_is_done(screens):
-    """The bar tells the stage and its share on stderr, and leaves stdout, where results go, alone."""
+def test_a_terminal_shows_the_stage_and_its_share(screens):
+    """The bar is on stderr. Nothing is written to stdout, where results go."""
     error, out = screens(True)
     with progress_bar() as report:
         report("encoding", 1, 4)
@@ -53,7 +53,7 @@ def test_a_terminal_shows_what_is_done(screens):
 
 @pytest.mark.parametrize("problem", [None, ValueError])
 def test_a_bar_ends_with_its_work(screens, problem):
-    """Done or failed, the line is cleared and the cursor shown again, so that what is printed next stands alone."""
+    """After success or failure the line is cleared and the cursor is shown again."""
     error, _ = screens(True)
     if problem is None:
         with progress_bar() as report:
@@ -65,16 +65,20 @@ def test_a_bar_ends_with_its_work(screens, problem):
     assert error.getvalue().rindex("\x1b[?25h") > error.getvalue().rindex("\x1b[?25l")
 
 
-def test_what_is_no_terminal_gets_nothing(screens):
-    """A log file or a pipe holds no bar."""
+def test_without_a_terminal_nothing_is_written(screens):
+    """A log file or a pipe gets no bar; nor does a terminal if the bar is disabled."""
     error, out = screens(False)
     with progress_bar() as report:
+        report("encoding", 1, 2)
+    assert error.getvalue() == out.getvalue() == ""
+    error, out = screens(True)
+    with progress_bar(enabled=False) as report:
         report("encoding", 1, 2)
     assert error.getvalue() == out.getvalue() == ""
 
 
 def test_compression_reports_every_tensor(network):
-    """The last report of each round says that all weights are encoded, and none goes back within a round."""
+    """In each round of the search all weights are reported, in order."""
     reports = []
     opq.compress(network, ratio=8, progress=lambda *report: reports.append(report))
     weights = sum(array.ndim > 1 for array in network.values())

@@ -1,4 +1,4 @@
-"""Where every byte went, and what other compressors make of the same tensors."""
+"""Reports of a file: what its bytes are used for, and sizes under other compressors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import opq
 import opq.numpy
 from opq.codec.file_reader import OpqFile
 from opq.reporting.inspect import KINDS
+from opq.text_table import file_summary, format_table, html_text, size_text
 
 TENSORS = st.dictionaries(
     st.sampled_from(["a.weight", "b.weight", "b.bias", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "x", "n"]),
@@ -27,26 +28,26 @@ TENSORS = st.dictionaries(
 
 @settings(max_examples=60)
 @given(TENSORS, st.sampled_from([1, 4, 100]), st.integers(0, 9))
-def test_the_ledger_adds_up(shapes, values, seed):
-    """Kinds add up to the file, and so do tensors and header; codes and levels are the weights', what is left the others'."""
+def test_bytes_by_kind_add_up(shapes, values, seed):
+    """The kinds add up to the file, and so do tensors and header. Codes and levels are the bytes of the weights."""
     random = np.random.default_rng(seed)
     state = {name: random.integers(0, values, shape) * np.float32(0.37) for name, shape in shapes.items()}
     data = opq.numpy.save(state, lossless=True)
     found = opq.inspect(data)
-    assert tuple(found.ledger) == KINDS
-    assert sum(found.ledger.values()) == len(data)
-    assert found.ledger["header"] + found.ledger["checksums"] == found.header_bytes
-    assert all(size >= 0 for size in found.ledger.values())
+    assert tuple(found.bytes_by_kind) == KINDS
+    assert sum(found.bytes_by_kind.values()) == len(data)
+    assert found.bytes_by_kind["header"] + found.bytes_by_kind["checksums"] == found.header_bytes
+    assert all(size >= 0 for size in found.bytes_by_kind.values())
     weights = sum(tensor.bytes for tensor in found.tensors if tensor.kind == "weight")
-    assert found.ledger["codes"] + found.ledger["levels"] == weights
+    assert found.bytes_by_kind["codes"] + found.bytes_by_kind["levels"] == weights
     assert all(tensor.bytes >= 0 for tensor in found.tensors)
 
 
 def test_kinds_follow_names(network):
-    """What stands beside running_var is a batch-norm's, its counter too; a bias elsewhere is a bias; the rest is other."""
+    """Tensors beside a running_var belong to a batch norm; other biases are biases; the rest is other."""
     state = {**network, "position_ids": np.arange(50), "excluded.weight": np.ones((3, 3)), "bias": np.ones(3)}
     data = opq.numpy.save(state, ratio=6, exclude=["excluded*"])
-    kinds = {tensor.name: tensor.spent_on for tensor in opq.inspect(data).tensors}
+    kinds = {tensor.name: tensor.byte_kind for tensor in opq.inspect(data).tensors}
     for name in state:
         if "_bn." in name:
             assert kinds[name] == "batch-norm"
@@ -54,20 +55,20 @@ def test_kinds_follow_names(network):
     assert kinds["position_ids"] == kinds["excluded.weight"] == "other auxiliary"
 
 
-def test_a_pack_is_split_by_what_its_tensors_take():
-    """Constants take next to nothing of their pack, random values nearly all."""
+def test_the_bytes_of_a_pack_are_divided_by_entropy():
+    """A constant tensor gets few bytes of its pack, a random one nearly all."""
     random = np.random.default_rng(0)
     state = {"constant": np.full(1000, 0.1), "random": random.normal(size=1000), "w": random.normal(size=(4, 4))}
-    spent = {tensor.name: tensor.bytes for tensor in opq.inspect(opq.numpy.save(state, lossless=True)).tensors}
-    assert spent["constant"] < 20
-    assert spent["random"] > 6000
+    sizes = {tensor.name: tensor.bytes for tensor in opq.inspect(opq.numpy.save(state, lossless=True)).tensors}
+    assert sizes["constant"] < 20
+    assert sizes["random"] > 6000
 
 
-def test_errors_are_told_for_each_tensor(network):
-    """Of auxiliary tensors what they err by at most, which holds; of weights nothing."""
-    data = opq.numpy.save(network, ratio=6, auxiliary="8bit")
+def test_the_error_of_each_auxiliary_tensor_is_bounded(network):
+    """The reported bounds hold for auxiliary tensors; weights have none."""
+    data = opq.numpy.save(network, ratio=6, auxiliary="uint8")
     found, back = opq.inspect(data), opq.numpy.load(data)
-    assert {tensor.storage for tensor in found.tensors} == {"codes", "exact", "half", "relative8"}
+    assert {tensor.storage for tensor in found.tensors} == {"codes", "exact", "float16", "relative8"}
     for tensor in found.tensors:
         if tensor.kind == "weight":
             assert tensor.absolute_error is tensor.relative_error is None
@@ -78,7 +79,7 @@ def test_errors_are_told_for_each_tensor(network):
 
 
 def test_levels_are_shown():
-    """A weight with levels says how many, one with a step which; bits are what tells one level from all others."""
+    """A weight with a table of levels shows their number in place of a step; bits are the width of a level's index."""
     state = {"t.weight": np.resize(np.array([-0.7, 0.0, 0.1, 0.3], dtype=np.float32), (30, 40))}
     found = opq.inspect(opq.numpy.save(state, lossless=True))
     (tensor,) = found.tensors
@@ -88,8 +89,8 @@ def test_levels_are_shown():
     assert "3 levels" in str(found)
 
 
-def test_a_comparison_is_what_the_compressors_give(network):
-    """Every figure is that of the compressor itself, on the checkpoint `opq expand` writes and on the codes' integers."""
+def test_a_comparison_has_the_sizes_of_the_compressors(network):
+    """Each size is that of the compressor itself, for the checkpoint of `opq expand` and for the integers of the codes."""
     data = opq.numpy.save(network, ratio=6)
     found = opq.compare(data)
     dense = safetensors.numpy.save(opq.numpy.load(data))
@@ -111,8 +112,8 @@ def test_a_comparison_is_what_the_compressors_give(network):
     assert all(name in str(found) for name in ("gzip -9", "zstd -19", "xz -6", "entropy"))
 
 
-def test_without_zstd_it_says_how_to_have_it(network, monkeypatch):
-    """Zstd is an extra: without it its figures are missing, and the table tells how to install it."""
+def test_without_zstd_the_table_says_how_to_install_it(network, monkeypatch):
+    """Zstd is an extra: without it its sizes are missing, and the table names the extra."""
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     monkeypatch.setitem(sys.modules, "zstandard", None)
     found = opq.compare(opq.numpy.save(network, ratio=6))
@@ -122,7 +123,7 @@ def test_without_zstd_it_says_how_to_have_it(network, monkeypatch):
 
 @pytest.mark.skipif(find_spec("zstandard") is None, reason="the package zstandard is not installed")
 def test_with_zstd_it_is_compared(network):
-    """Where it is installed, its figures are its own."""
+    """If it is installed, its sizes are its own."""
     import zstandard
 
     data = opq.numpy.save(network, ratio=6)
@@ -133,14 +134,14 @@ def test_with_zstd_it_is_compared(network):
 
 
 def test_a_file_without_weights_compares():
-    """Auxiliary tensors alone have no codes, and no entropy of them."""
+    """Auxiliary tensors alone have no codes and no entropy."""
     found = opq.compare(opq.numpy.save({"a": np.arange(9)}, lossless=True))
     assert (found.code_bytes, found.integer_bytes, found.entropy_bytes) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize("options", [{"ratio": 8}, {"sparsity": 0.73, "bits": 3.3}, {"lossless": True}])
 def test_a_tied_weight_counts_once(options):
-    """Under however many names it stands, its dense bytes, weights and bits count once, in compressing as in inspecting."""
+    """Its dense bytes, weights and bits count once, however many names it has, in compress as in inspect."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(300, 64), "head": torch.nn.Linear(64, 300, bias=False)})
@@ -162,3 +163,42 @@ def test_a_tied_weight_counts_once(options):
         assert both.plan.layers["head.weight"] == both.plan.layers["tokens.weight"]
     if "ratio" in options:
         assert 8 <= both.file_ratio < 8.1
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (9994, "9.99 kB"),
+        (9995, "10.0 kB"),
+        (99_949, "99.9 kB"),
+        (99_950, "100 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.00 MB"),
+        (46_830_000, "46.8 MB"),
+        (2_340_000, "2.34 MB"),
+        (10**9, "1.00 GB"),
+        (25 * 10**12, "25000 GB"),
+    ],
+)
+def test_sizes_have_three_digits_and_a_decimal_unit(size, text):
+    """Also beside the limits between units, where rounding could give a fourth digit."""
+    assert size_text(size) == text
+
+
+def test_a_file_is_summarized_in_a_line():
+    """The part about weights is left out if there are none."""
+    assert file_summary(2_340_000, 46_830_000, 1.6, 0.553) == (
+        "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros)"
+    )
+    assert file_summary(500, 1000, None, None) == "500 B, 2.0x smaller than 1.00 kB"
+
+
+def test_tables_escape_what_is_not_printable():
+    """Names come from files; control sequences of a terminal are escaped, and HTML is too in notebooks."""
+    assert format_table(("name", "bytes"), [("a\x1b[2J", "1"), ("é", "20")]) == (
+        "name      bytes\n--------  -----\na\\x1b[2J      1\né            20"
+    )
+    assert html_text("<b>") == "<pre>&lt;b&gt;</pre>"

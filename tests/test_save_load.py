@@ -1,14 +1,20 @@
-"""opq.numpy and opq.torch: saving and loading as safetensors users know it."""
+"""Saving and loading: opq.save, opq.load, opq.numpy and opq.torch; and how results print."""
+
+import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 import opq
 import opq.numpy
 
 
 def test_numpy_round_trip(network, tmp_path):
-    """What is loaded has the saved names, shapes, dtypes and metadata; whole, from bytes, or one tensor at a time."""
+    """Loaded tensors have the saved names, shapes, dtypes and metadata: all at once, from bytes, and one at a time."""
     path = tmp_path / "n.opq"
     compressed = opq.numpy.save_file(network, path, metadata={"epoch": "3"}, ratio=8)
     assert path.read_bytes() == compressed.data == opq.numpy.save(network, metadata={"epoch": "3"}, ratio=8)
@@ -24,10 +30,12 @@ def test_numpy_round_trip(network, tmp_path):
             file.get_tensor("nobody")
 
 
-def test_a_plan_serves_in_place_of_a_target(network, tmp_path):
+def test_a_plan_can_be_saved_with(network):
     """save_file follows a plan as compress does."""
     plan = opq.plan(network, ratio=8)
-    assert opq.numpy.save(network, plan=plan) == opq.compress(network, plan=plan).data
+    assert opq.numpy.save(network, config=plan) == opq.compress(network, plan).data
+    with pytest.raises(TypeError, match="'ratio'"):
+        opq.numpy.save(network, config=plan, ratio=8)
 
 
 def test_a_target_is_needed(network, tmp_path):
@@ -38,8 +46,8 @@ def test_a_target_is_needed(network, tmp_path):
 
 
 @pytest.mark.parametrize(("tensors", "metadata"), [({"\ud800": 1}, {}), ({}, {"a": "\ud800"}), ({}, {"a": 1})])
-def test_what_is_no_text_is_refused(tensors, metadata, network):
-    """Names and metadata that UTF-8 cannot express, or that are no text, are errors of ours, before anything is made."""
+def test_names_and_metadata_that_are_not_text_are_refused(tensors, metadata, network):
+    """Names and metadata that are not text, or that UTF-8 cannot encode, raise SourceError."""
     state = {**network, **dict.fromkeys(tensors, network["fc.bias"])}
     with pytest.raises(opq.SourceError, match="not text"):
         opq.numpy.save(state, metadata, ratio=8)
@@ -47,14 +55,14 @@ def test_what_is_no_text_is_refused(tensors, metadata, network):
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_a_file_is_read_from_any_bytes(kind, network):
-    """Bytes, a bytearray and a memoryview of a file are all the same file."""
+    """Bytes, a bytearray and a memoryview of a file are read alike."""
     data = opq.numpy.save(network, ratio=8)
     with opq.OpqFile(kind(data)) as file:
         assert len(file) == len(network)
 
 
 def test_one_tensor_is_read_without_the_others(network, tmp_path):
-    """Damage to one section is found when its tensor is asked for, by name, and not before."""
+    """Damage to a section is found when its tensor is read, and not before."""
     data = bytearray(opq.numpy.save(network, ratio=8))
     with opq.OpqFile(bytes(data)) as file:
         last = max(file.entries, key=lambda entry: entry.section)
@@ -63,7 +71,7 @@ def test_one_tensor_is_read_without_the_others(network, tmp_path):
     with opq.numpy.safe_open(tmp_path / "n.opq") as file:
         for name in file.keys():  # noqa: SIM118 - not a dict
             if name == last.name:
-                with pytest.raises(opq.FormatError, match=f"{name}.*the checksum does not match"):
+                with pytest.raises(opq.FormatError, match=f"{name}.*checksum"):
                     file.get_tensor(name)
             else:
                 file.get_tensor(name)
@@ -84,17 +92,19 @@ def make_model(torch, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_torch_round_trip(dtype, tmp_path):
-    """A model saved and loaded has bit for bit the weights that fake_quantize gives in torch, and the rest untouched."""
+    """A loaded model has bit for bit the weights of its plan, as fake_quantize gives them, and all other tensors unchanged."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
     model = make_model(torch, getattr(torch, dtype))
     path = tmp_path / "m.opq"
-    compressed = opq.torch.save_model(model, path, ratio=5)
+    compressed = opq.torch.save_model(model, path, ratio=5, rounding="deadzone")
     other = make_model(torch, getattr(torch, dtype))
     assert opq.torch.load_model(other, path) == ([], [])
     for name, tensor in model.state_dict().items():
-        expected = opq.fake_quantize(tensor, compressed.plan.layers[name]) if name in compressed.plan.layers else tensor
+        expected = (
+            opq.functional.fake_quantize(tensor, compressed.plan.layers[name]) if name in compressed.plan.layers else tensor
+        )
         loaded = other.state_dict()[name]
         assert loaded.dtype == tensor.dtype
         assert torch.equal(loaded, expected)
@@ -104,7 +114,7 @@ def test_torch_round_trip(dtype, tmp_path):
 
 
 def test_torch_and_numpy_load_the_same_bytes(tmp_path):
-    """One file, two faces, the same bits: zero-dimensional, empty, bool and bfloat16 tensors included."""
+    """Both load the same bits, for zero-dimensional, empty, bool and bfloat16 tensors too."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
@@ -123,7 +133,7 @@ def test_torch_and_numpy_load_the_same_bytes(tmp_path):
 
 
 def test_tied_parameters_of_a_model_are_stored_once(tmp_path):
-    """Two names for one parameter are both in the file, share a section, and load back."""
+    """Both names of a tied parameter are in the file, share a section, and load."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
@@ -138,8 +148,8 @@ def test_tied_parameters_of_a_model_are_stored_once(tmp_path):
     assert not unexpected
 
 
-def test_loading_into_another_model_is_strict_unless_told(tmp_path):
-    """Missing and unexpected names are torch's error when strict, and are returned when not."""
+def test_loading_into_another_model_is_strict_by_default(tmp_path):
+    """Missing and unexpected names are an error of torch, or are returned with strict=False."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
@@ -151,14 +161,14 @@ def test_loading_into_another_model_is_strict_unless_told(tmp_path):
 
 
 def test_a_missing_file_is_a_source_error(tmp_path):
-    """As is a folder."""
+    """A folder is one too."""
     for path in (tmp_path / "none.opq", tmp_path):
         with pytest.raises(opq.SourceError, match="cannot read"):
             opq.numpy.load_file(path)
 
 
-def test_inspection_accounts_for_every_byte(network):
-    """Header and tensors add up to the file; ratios and fractions are what their definitions say."""
+def test_inspection_counts_every_byte(network):
+    """Header and tensors add up to the file; ratios and fractions follow their definitions."""
     data = opq.numpy.save(network, ratio=8)
     found = opq.inspect(data)
     assert found.header_bytes + sum(tensor.bytes for tensor in found.tensors) == len(data) == found.file_bytes
@@ -178,7 +188,221 @@ def test_inspection_accounts_for_every_byte(network):
     assert all(name in str(found) for name in rows)
 
 
-def test_verification_counts_what_it_proved(network):
-    """A whole file is proven; the counts are those of its tensors."""
-    proof = opq.verify(opq.numpy.save(network, ratio=8))
-    assert (proof.weights, proof.auxiliary) == (4, len(network) - 4)
+def test_verification_counts_tensors(network):
+    """A valid file is verified; the counts are those of its tensors."""
+    found = opq.verify(opq.numpy.save(network, ratio=8))
+    assert (found.weights, found.auxiliary) == (4, len(network) - 4)
+
+
+def to_sources(network, tmp_path):
+    """The same network as everything that opq.save takes: arrays, torch tensors, a checkpoint's path, and a module."""
+    torch = pytest.importorskip("torch")
+    safetensors.numpy.save_file(network, tmp_path / "net.safetensors")
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in network.items()}
+    module = torch.nn.Module()
+    module.state_dict = lambda: tensors
+    return [network, tensors, tmp_path / "net.safetensors", str(tmp_path / "net.safetensors"), module]
+
+
+def test_one_line_saves_any_source(network, tmp_path):
+    """opq.save writes the file of opq.compress for arrays, tensors, a path and a module, and returns the compressed network."""
+    expected = opq.compress(network, ratio=20).data
+    for source in to_sources(network, tmp_path):
+        compressed = opq.save(source, tmp_path / "net.opq", ratio=20)
+        assert (tmp_path / "net.opq").read_bytes() == compressed.data == expected
+    opq.save(network, tmp_path / "net.opq", opq.CompressionConfig(target=opq.Ratio(20)), metadata={"a": "b"})
+    with opq.OpqFile(tmp_path / "net.opq") as file:
+        assert file.metadata == {"a": "b"}
+    with pytest.raises(opq.OutputError):
+        opq.save(network, tmp_path / "no folder" / "net.opq", ratio=20)
+
+
+def test_one_line_loads_a_module_or_tensors(tmp_path):
+    """opq.load(model, path) loads the module in place and returns it; opq.load(path) returns {name: tensor}."""
+    torch = pytest.importorskip("torch")
+    model = make_model(torch, torch.float32)
+    opq.save(model, tmp_path / "m.opq", ratio=5)
+    other = make_model(torch, torch.float32)
+    assert opq.load(other, tmp_path / "m.opq") is other
+    tensors = opq.load(tmp_path / "m.opq")
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in other.state_dict().items())
+    assert opq.load(str(tmp_path / "m.opq"), device="meta")["0.weight"].device.type == "meta"
+    with pytest.raises(RuntimeError, match="Missing key"):
+        opq.load(torch.nn.Linear(3, 4), tmp_path / "m.opq")
+    for wrong in ((other,), (tmp_path / "m.opq", tmp_path / "m.opq")):
+        with pytest.raises(TypeError, match="a network and a file"):
+            opq.load(*wrong)
+
+
+def test_opq_numpy_needs_no_torch(network, tmp_path):
+    """opq.numpy loads a file where torch cannot be imported; opq.load names opq.numpy.load_file instead."""
+    opq.numpy.save_file(network, tmp_path / "n.opq", ratio=8)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import opq, opq.numpy\n"
+        "print(len(opq.numpy.load_file(sys.argv[1])))\n"
+        "try:\n    opq.load(sys.argv[1])\nexcept opq.MissingExtraError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "n.opq")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{len(network)}\n")
+    assert "opq.numpy.load_file" in done.stdout
+    assert "pip install 'opq[torch]'" in done.stdout
+
+
+SLICES = [
+    np.s_[:],
+    np.s_[2:5],
+    np.s_[-1],
+    np.s_[1, 2],
+    np.s_[::2, 1:],
+    np.s_[..., 0],
+    np.s_[[0, 3]],
+    np.s_[3:3],
+    np.s_[None, 0],
+]
+
+
+@pytest.mark.parametrize("index", SLICES, ids=str)
+def test_a_slice_equals_the_slice_of_the_tensor(index, tmp_path):
+    """Of weights and auxiliary tensors, in NumPy and torch."""
+    random = np.random.default_rng(0)
+    state = {name: random.normal(size=(6, 5, 4)).astype(np.float32) for name in ("weight", "excluded")}
+    opq.numpy.save_file(state, tmp_path / "n.opq", sparsity=0.5, bits=4, exclude=["excluded"])
+    with opq.numpy.safe_open(tmp_path / "n.opq", framework="np") as file:
+        for name in state:
+            part, tensor = file.get_slice(name), file.get_tensor(name)
+            assert (part.get_shape(), part.get_dtype()) == ([6, 5, 4], "F32")
+            np.testing.assert_array_equal(part[index], tensor[index])
+    torch = pytest.importorskip("torch")
+    from opq import torch as opq_torch
+
+    with opq_torch.safe_open(tmp_path / "n.opq", framework="pt", device="cpu") as file:
+        for name in state:
+            assert torch.equal(file.get_slice(name)[index], file.get_tensor(name)[index])
+
+
+def test_safe_open_has_the_interface_of_safetensors(network, tmp_path):
+    """Keys, metadata, shapes and dtypes are those that safetensors.safe_open gives for the expanded checkpoint."""
+    network["scalar"] = np.float64(2.0)
+    network["flags"] = np.array([True, False])
+    opq.numpy.save_file(network, tmp_path / "n.opq", metadata={"epoch": "3"}, ratio=8)
+    opq.expand(tmp_path / "n.opq", tmp_path / "n.safetensors")
+    with (
+        opq.numpy.safe_open(tmp_path / "n.opq", framework="np") as own,
+        safetensors.safe_open(tmp_path / "n.safetensors", framework="np") as known,
+    ):
+        assert sorted(own.keys()) == sorted(own.offset_keys()) == sorted(known.keys())
+        assert own.metadata() == known.metadata()
+        for name in known.keys():  # noqa: SIM118 - not a dict
+            np.testing.assert_array_equal(own.get_tensor(name), known.get_tensor(name))
+            for ask in ("get_shape", "get_dtype"):
+                assert getattr(own.get_slice(name), ask)() == getattr(known.get_slice(name), ask)()
+        with pytest.raises(KeyError):
+            own.get_slice("nobody")
+
+
+def test_safe_open_refuses_other_frameworks(network, tmp_path):
+    """The error names the frameworks that it takes; NumPy has no device but the CPU."""
+    opq.numpy.save_file(network, tmp_path / "n.opq", ratio=8)
+    with pytest.raises(ValueError, match="framework must be one of 'numpy', 'np', got 'pt'"):
+        opq.numpy.safe_open(tmp_path / "n.opq", framework="pt")
+    with pytest.raises(ValueError, match="device must be 'cpu'"):
+        opq.numpy.safe_open(tmp_path / "n.opq", device="cuda")
+    pytest.importorskip("torch")
+    from opq import torch as opq_torch
+
+    with pytest.raises(ValueError, match="framework must be one of 'pt', 'torch', 'pytorch', got 'np'"):
+        opq_torch.safe_open(tmp_path / "n.opq", framework="np")
+    with opq_torch.safe_open(tmp_path / "n.opq", device="meta") as file:
+        assert file.get_tensor("fc.weight").device.type == "meta"
+
+
+def test_functional_works_on_single_weights(network):
+    """opq.functional holds five functions, whose results fit together."""
+    assert opq.functional.__all__ == ["dequantize", "fake_quantize", "mask", "measure", "quantize"]
+    plan = opq.plan(network, ratio=8, rounding="deadzone").layers["fc.weight"]
+    weight = network["fc.weight"]
+    codes = opq.functional.quantize(weight, plan)
+    rounded = opq.functional.fake_quantize(weight, plan)
+    np.testing.assert_array_equal(opq.functional.dequantize(codes, plan.step, weight.dtype), rounded)
+    np.testing.assert_array_equal(opq.functional.mask(weight, plan), rounded != 0)
+    assert opq.functional.measure(weight).count == weight.size
+
+
+def test_results_print_as_small_tables(network):
+    """str() of a result is a line or a table, which notebooks show too; repr() is one line."""
+    compressed = opq.compress(network, ratio=8)
+    assert str(compressed).startswith(f"{compressed.file_bytes / 1000:.1f} kB, 8.0x smaller than ")
+    found = opq.inspect(compressed.data)
+    comparison = opq.compare(compressed.data)
+    for result, columns in (
+        (found, "tensor "),
+        (comparison, " "),
+        (opq.plan(network, ratio=8), "weight "),
+    ):
+        assert str(result).startswith(columns)
+        assert "<pre>" in result._repr_html_()
+    assert str(found).endswith(f"\n{compressed}, nominal ratio {found.nominal_ratio:.1f}")
+    assert repr(found).startswith("<Inspection: 20 tensors, ")
+    assert repr(comparison).startswith(f"<Comparison: opq {compressed.file_bytes:,} bytes, gzip -9 ")
+
+
+def test_no_result_has_a_long_repr(network, tmp_path):
+    """At most 300 characters, however many tensors there are, so that a notebook or debugger stays readable."""
+    state = {f"{copy}.{name}": array for copy in range(20) for name, array in network.items()}
+    compressed = opq.compress(state, ratio=8)
+    plan = compressed.plan
+    with opq.OpqFile(compressed.data) as file:
+        results = [
+            compressed,
+            plan,
+            opq.plan(state, sparsity=0.5, bits=3).layers["0.layer2.conv.weight"],
+            opq.inspect(file_bytes := compressed.data),
+            opq.inspect(file_bytes).tensors[0],
+            opq.compare(file_bytes),
+            opq.verify(file_bytes),
+            opq.expand(file_bytes, tmp_path / "n.safetensors"),
+            opq.rd_curve(state)[0],
+            file,
+            file["0.fc.weight"],
+            opq.functional.measure(state["0.fc.weight"]),
+        ]
+    long = {type(result).__name__: len(repr(result)) for result in results if len(repr(result)) > 300}
+    assert long == {}
+
+
+def test_no_result_of_a_network_has_a_long_repr():
+    """As above, for results that need torch."""
+    torch = pytest.importorskip("torch")
+    model = make_model(torch, torch.float32)
+    batches = [(torch.randn(8, 3, 6, 6), torch.randint(10, (8,)))]
+    calibration = opq.calibrate(model, batches)
+    searched = opq.compress_to_accuracy(model, batches, max_drop=100.0, tolerance=0.9)
+    finetuned = opq.finetune(model, batches, opq.CompressionConfig(target=opq.Ratio(5)), opq.TrainingConfig(epochs=1))
+    prepared = opq.prepare(make_model(torch, torch.float32), ratio=5)
+    results = [
+        calibration,
+        calibration.compress(ratio=5),
+        searched,
+        searched.best,
+        searched.dense,
+        finetuned,
+        prepared,
+    ]
+    long = {type(result).__name__: len(repr(result)) for result in results if len(repr(result)) > 300}
+    assert long == {}
+    assert "\n" in str(searched)
+    assert "under the budget" in str(finetuned)
+
+
+def test_compress_logs_to_the_logger_opq(network, caplog):
+    """The logger has a NullHandler, so that nothing is printed by default, and gets debug lines."""
+    logger = logging.getLogger("opq")
+    assert any(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
+    with caplog.at_level(logging.DEBUG, logger="opq"):
+        opq.compress(network, ratio=8)
+    lines = [record for record in caplog.records if record.name == "opq"]
+    assert lines
+    assert all(record.levelno == logging.DEBUG for record in lines)

@@ -33,7 +33,7 @@ class TensorReport:
         dtype: Its dtype, as the checkpoint had it.
         kind: "weight" or "auxiliary".
         storage: How it is stored. Weights: "codes" (a quantization step) or "levels" (a table of values). Auxiliary tensors:
-            "exact", "half", "linear8" or "relative8".
+            "exact", "float16", "linear8" or "relative8".
         sparsity: Fraction of zeros, 0..1. None for auxiliary tensors, as are step, levels and bits.
         step: Quantization step in weight units. None for a weight with a table of levels.
         levels: Number of levels without zero. None for a weight with a step.
