@@ -114,4 +114,4 @@ def test_slopes_are_derivatives(t, d):
 
 def test_entropy_of_certainty_is_zero():
     """An event that is certain or impossible carries no information; a fair coin carries one bit."""
-    assert laplace.entropy(np.array([0.0, 0.5, 1.0])) == pytest.approx([0.0, 1.0, 0.0])
+    assert laplace.binary_entropy(np.array([0.0, 0.5, 1.0])) == pytest.approx([0.0, 1.0, 0.0])

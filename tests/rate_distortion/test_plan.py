@@ -106,7 +106,7 @@ def test_optional_fields_have_defaults():
         ({"layers": []}, 'under "layers"'),
         ({"layers": {"a": 3}}, "layer 'a': expected an object"),
         ({"layers": {"a": {**LAYER, "step": 0.0}}}, "step must be positive"),
-        ({"layers": {"a": {**LAYER, "step": 0.1}}}, "a float32, got 0.1"),
+        ({"layers": {"a": {**LAYER, "step": 0.1}}}, "a float32 number, got 0.1"),
         ({"layers": {"a": {**LAYER, "step": "x"}}}, "step must be a finite number"),
         ({"layers": {"a": {**LAYER, "threshold": -1.0}}}, "threshold must be a finite number"),
         ({"layers": {"a": {**LAYER, "rounding_offset": 1.5}}}, r"rounding_offset must lie in \[0, 1\], got 1.5"),

@@ -196,7 +196,7 @@ def test_existing_zeros_count_as_pruned():
     [
         (1.0, 3.0, {}, r"sparsity must lie in \[0, 1\), got 1"),
         (-0.1, 3.0, {}, "sparsity must lie"),
-        (0.5, 1.0, {}, r"bits must lie in \(1, 16\], got 1"),
+        (0.5, 1.0, {}, r"bits must lie in \(1, 16\], .*got 1"),
         (0.5, 17.0, {}, "bits must lie"),
         (0.1, 3.0, {"sparsity": 0.9}, "sparsity 0.1 is out of reach: layer configs fix 900 zeros"),
         (0.99, 3.0, {"sparsity": 0.1}, "sparsity 0.99 is out of reach"),

@@ -1,8 +1,8 @@
-"""Joint mode: one price of a bit decides sparsity and precision of every layer, at a byte budget.
+"""Joint mode: one Lagrange multiplier lambda determines sparsity and precision of every layer, for a byte budget.
 
-A layer is the point price / (sensitivity * scale^2) of a family of quantizers of unit layers, scaled back by its own Laplace
-scale. There are two: one step for all (`opq.rate_distortion.uniform`), and the dead-zone quantizers that err least on a Laplace density
-(`opq.rate_distortion.deadzone`). See docs/method.md, section 3.
+A layer gets the quantizer at lambda / (sensitivity * scale^2) of a family of quantizers of unit layers, multiplied by its own
+Laplace scale. There are two families: one step for all layers (`opq.rate_distortion.uniform`), and the rate-distortion optimal
+dead-zone quantizers of a Laplace density (`opq.rate_distortion.deadzone`). See docs/method.md, section 3.
 """
 
 from __future__ import annotations
@@ -27,45 +27,63 @@ Measure = Callable[[Layer, float, float], float]
 
 
 class Family(Protocol):
-    """Quantizers of a unit layer, one at each price; the modules `even` and `curve` are such."""
+    """A family of quantizers of a unit layer, one for each lambda. The modules `uniform` and `deadzone` implement it."""
 
     FINEST_STEP: float
     COARSEST_STEP: float
 
     def thresholds_and_steps(self, lmbda: ArrayLike) -> tuple[Floats, Floats]:
-        """Thresholds and steps at `price` >= 0."""
+        """Thresholds and steps at `lmbda` >= 0."""
 
     def threshold_for_step(self, step: float) -> float:
-        """The threshold that goes with `step`."""
+        """The threshold that belongs to `step`."""
 
     def step_for_threshold(self, threshold: float) -> float:
-        """The step that goes with `threshold`."""
+        """The step that belongs to `threshold`."""
 
     def lambda_range(self) -> tuple[float, float]:
-        """Lowest and highest price that make a difference."""
+        """The smallest and the largest lambda that make a difference."""
 
 
-# What the logarithm of the Laplace guess is first taken to err by, and how closely the logarithm of the price is found: a
-# relative error of the bits of about half that, which a sample of magnitudes knows no better.
-_NEAR, _CLOSE = 0.05, 4e-6
+# Half the width of the first bracket around log(lambda) of the Laplace density, and the tolerance of log(lambda). The relative
+# error of the bits is about half the tolerance, less than the error of a sample of magnitudes.
+_BRACKET, _TOLERANCE = 0.05, 4e-6
 
 
 @dataclass(frozen=True)
 class JointPoint:
-    """One layer's outcome, in weight units."""
+    """The quantizer of one layer: threshold and step in weight units."""
 
     threshold: float
     step: float
 
 
 def laplace_bits(layer: Layer, threshold: float, step: float) -> float:
-    """Bits of the layer's codes if it were exactly Laplace; 0 for a layer of zeros."""
+    """Bits of the codes of a layer with an exact Laplace density; 0 if all weights are zero.
+
+    Args:
+        layer: The layer.
+        threshold: In weight units.
+        step: In weight units.
+    """
     scale = layer.statistics.laplace_scale
     return layer.statistics.count * float(laplace.rate(threshold / scale, step / scale)) if scale > 0.0 else 0.0
 
 
 def points_at(layers: Sequence[Layer], lmbda: float, family: Family) -> list[JointPoint]:
-    """Every layer's threshold and step where a bit is worth `price` of sensitivity-weighted squared error."""
+    """The quantizer of each layer at a Lagrange multiplier.
+
+    Args:
+        layers: The layers.
+        lmbda: Sensitivity-weighted squared error per bit, > 0.
+        family: Where the quantizers come from.
+
+    Returns:
+        One point per layer, which respects the layer's settings.
+
+    Raises:
+        TargetError: The step in a layer's settings is out of range.
+    """
     scale = np.array([layer.statistics.laplace_scale for layer in layers])
     sensitivity = np.array([layer.sensitivity for layer in layers])
     with np.errstate(divide="ignore"):
@@ -75,22 +93,29 @@ def points_at(layers: Sequence[Layer], lmbda: float, family: Family) -> list[Joi
         if s == 0.0:
             points.append(JointPoint(0.0, 1.0))
         else:
-            t, d = _pinned(layer, float(s), family) or (float(t), float(d))
+            t, d = _fixed_quantizer(layer, float(s), family) or (float(t), float(d))
             points.append(JointPoint(t * float(s), d * float(s)))
     return points
 
 
 def lambda_for(layers: Sequence[Layer], bits: float, family: Family, measure: Measure = laplace_bits) -> float:
-    """The price at which the layers' codes take `bits` in all, by the given measure; the nearest price where none does."""
+    """The lambda at which the codes of all layers together take `bits`; the nearest possible one if there is none.
+
+    Args:
+        layers: The layers.
+        bits: Target for the sum of all codes.
+        family: Where the quantizers come from.
+        measure: Predicts the bits of a layer.
+    """
     low, high = (math.log(lmbda) for lmbda in lambda_bounds(layers, family))
 
     @cache
     def excess(log_lambda: float) -> float:
         return bits - predicted_bits(layers, math.exp(log_lambda), family, measure)
 
-    # The measure is asked only around the price that the Laplace density alone gives, which takes next to no time to find.
+    # The measure is slow, so it is evaluated only near the lambda of the Laplace density.
     guess = math.log(laplace_lambda(layers, bits, family))
-    left, right = max(guess - _NEAR, low), min(guess + _NEAR, high)
+    left, right = max(guess - _BRACKET, low), min(guess + _BRACKET, high)
     while excess(left) > 0.0 and left > low:
         left, right = max(left - 4.0 * (right - left), low), left
     while excess(right) < 0.0 and right < high:
@@ -99,11 +124,11 @@ def lambda_for(layers: Sequence[Layer], bits: float, family: Family, measure: Me
         return math.exp(left)
     if excess(right) <= 0.0:
         return math.exp(right)
-    return math.exp(find_root(excess, left, right, tolerance=_CLOSE))
+    return math.exp(find_root(excess, left, right, tolerance=_TOLERANCE))
 
 
 def laplace_lambda(layers: Sequence[Layer], bits: float, family: Family) -> float:
-    """The price at which the codes would take `bits` were every layer Laplace and none fixed, or the nearest; to 0.1%."""
+    """As `lambda_for`, to 0.1%, if every layer had an exact Laplace density and no settings."""
     low, high = (math.log(lmbda) for lmbda in lambda_bounds(layers, family))
     own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
     count = np.array([float(layer.statistics.count) for layer in own])
@@ -118,7 +143,7 @@ def laplace_lambda(layers: Sequence[Layer], bits: float, family: Family) -> floa
 
 
 def predicted_bits(layers: Sequence[Layer], lmbda: float, family: Family, measure: Measure) -> float:
-    """Bits of all layers' codes at `price`."""
+    """Predicted bits of the codes of all layers at `lmbda`; layers that repeat another one count 0."""
     points = points_at(layers, lmbda, family)
     return sum(
         measure(layer, point.threshold, point.step)
@@ -128,7 +153,7 @@ def predicted_bits(layers: Sequence[Layer], lmbda: float, family: Family, measur
 
 
 def lambda_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float]:
-    """Prices between which every layer goes from its finest to its coarsest point."""
+    """The lambdas at which every layer has its finest, and its coarsest, quantizer."""
     low, high = family.lambda_range()
     squares = [layer.sensitivity * layer.statistics.laplace_scale**2 for layer in layers]
     squares = [square for square in squares if square > 0.0] or [1.0]
@@ -136,33 +161,33 @@ def lambda_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float
 
 
 def _measured_threshold(statistics: LayerStatistics, sparsity: float) -> float:
-    """The magnitude under which this share of the layer lies; 0 where as many are zero already."""
-    place = round(sparsity * len(statistics.magnitudes))
-    return float(statistics.magnitudes[max(place, 1) - 1])
+    """The threshold that prunes this fraction of the layer; 0 if as many weights are zero already."""
+    rank = round(sparsity * len(statistics.magnitudes))
+    return float(statistics.magnitudes[max(rank, 1) - 1])
 
 
-def _pinned(layer: Layer, scale: float, family: Family) -> tuple[float, float] | None:
-    """Unit threshold and step of a layer that an override fixes, else None."""
+def _fixed_quantizer(layer: Layer, scale: float, family: Family) -> tuple[float, float] | None:
+    """Threshold and step, over the layer's scale, that the layer's settings fix; None if they fix nothing."""
     config = layer.config
     if config.step is not None:
         d = config.step / scale
         if not family.FINEST_STEP <= d <= family.COARSEST_STEP:
             raise TargetError(
-                f"layers[{layer.name!r}]: step must lie in {family.FINEST_STEP * scale:.3g}.."
-                f"{family.COARSEST_STEP * scale:.3g}, {family.FINEST_STEP:g} to {family.COARSEST_STEP:g} of its mean "
-                f"magnitude; got {config.step:g}"
+                f"layers[{layer.name!r}]: step must lie in [{family.FINEST_STEP * scale:.3g}, "
+                f"{family.COARSEST_STEP * scale:.3g}], which is {family.FINEST_STEP:g} to {family.COARSEST_STEP:g} times its "
+                f"mean magnitude, got {config.step:g}"
             )
         return family.threshold_for_step(d), d
     if config.sparsity is not None:
         t = _measured_threshold(layer.statistics, config.sparsity) / scale or -float(np.log1p(-config.sparsity))
         t = max(t, family.threshold_for_step(family.FINEST_STEP))
-        return t, max(family.step_for_threshold(t), t)  # a layer of few large weights leads beyond the family's end
+        return t, max(family.step_for_threshold(t), t)  # if few weights are large, t exceeds every threshold of the family
     if config.bits is not None:
-        wanted = config.bits
+        bits = config.bits
 
         def excess(log_d: float) -> float:
             d = math.exp(log_d)
-            return wanted - float(laplace.rate(family.threshold_for_step(d), d))
+            return bits - float(laplace.rate(family.threshold_for_step(d), d))
 
         d = math.exp(find_root(excess, math.log(family.FINEST_STEP), math.log(family.COARSEST_STEP), tolerance=1e-10))
         return family.threshold_for_step(d), d

@@ -1,4 +1,4 @@
-"""What allocation knows of a layer: its statistics, and what the user fixed about it."""
+"""The input of rate-distortion allocation: statistics and settings of each layer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class LayerStatistics:
 
     Args:
         shape: The weight's shape; axis 0 is the channel axis.
-        laplace_scale: Mean magnitude over the whole weight, in its own unit, >= 0.
-        channel_scales: float64 (channels,): mean magnitude of each slice along axis 0, >= 0.
-        zeros: How many weights are zero already.
-        magnitudes: (sampled,), ascending: an evenly spread sample of the magnitudes, or all of them; float32, or float64 for a
+        laplace_scale: Mean magnitude over the whole weight, in weight units, >= 0.
+        channel_scales: (channels,) float64: mean magnitude of each slice along axis 0, >= 0.
+        zeros: Number of elements that are zero; 0 if `magnitudes` contains no zero.
+        magnitudes: (samples,) ascending: an evenly spread sample of the magnitudes, or all of them. float32, or float64 for a
             float64 weight.
-        excerpt: Some neighbouring channels of the weight itself, shaped (some, *shape[1:]), or none of it.
+        excerpt: (rows, *shape[1:]): consecutive channels of the weight. It has no rows if a single channel is too large.
     """
 
     shape: tuple[int, ...]
@@ -34,19 +34,19 @@ class LayerStatistics:
 
     @property
     def count(self) -> int:
-        """Number of weights, at least 1."""
+        """Number of elements, at least 1."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A named weight as allocation sees it.
+    """A weight in rate-distortion allocation.
 
     Args:
         name: Its state-dict key.
         statistics: Its statistics.
-        config: What the user fixed about it.
-        repeats: Name of an earlier weight with the same values, whose bytes serve for this one too; else None.
+        config: Its settings.
+        repeats: Name of an earlier weight with the same values, so that this one takes no bytes of its own; otherwise None.
     """
 
     name: str
@@ -56,5 +56,5 @@ class Layer:
 
     @property
     def sensitivity(self) -> float:
-        """Cost of a unit of squared error, 1 unless the user fixed it."""
+        """Cost of a unit of squared error; 1 if the settings give none."""
         return 1.0 if self.config.sensitivity is None else self.config.sensitivity

@@ -1,4 +1,4 @@
-"""A plan: what becomes of every weight, as plain numbers that print, compare, and go to JSON and back unchanged."""
+"""A plan: how each weight is quantized, as plain numbers that can be printed, compared, and converted to JSON and back."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class LayerPlan:
     Args:
         shape: The weight's shape; axis 0 is the channel axis.
         step: Distance of neighbouring codebook values, in weight units, > 0, representable in float32.
-        threshold: Weights of magnitude at or under it are pruned, in weight units, >= 0.
+        threshold: Magnitudes up to it are pruned, in weight units, >= 0.
         rounding_offset: 0..1: 1/2, or 1 - threshold/step with a dead zone.
         sparsity: Predicted fraction of zeros, 0..1.
-        bits: Predicted bits per weight: the entropy of the codes.
-        num_kept: Exactly how many weights are kept, the largest ones, in place of `threshold`; None if that decides.
+        bits: Predicted bits per weight of the encoded codes.
+        num_kept: Number of kept weights, which are the largest ones; it replaces `threshold`. None: `threshold` decides.
         max_codes: Largest code per channel, >= 1; None for no clipping.
-        rounding: "deadzone", each weight alone; or "compensated", then `num_kept` and `max_codes` are None.
+        rounding: "deadzone": each weight is rounded alone. "compensated": `num_kept` and `max_codes` must be None.
 
     Raises:
-        PlanError: A field is of the wrong kind or out of range.
+        PlanError: A field has the wrong type or is out of range.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class LayerPlan:
             if not _is_number(value) or value < 0.0:
                 raise PlanError(f"{key} must be a finite number >= 0, got {value!r}")
         if not 0.0 < self.step < 2.0**128 or float(np.float32(self.step)) != self.step:
-            raise PlanError(f"step must be positive and a float32, got {self.step!r}")
+            raise PlanError(f"step must be positive and a float32 number, got {self.step!r}")
         for key in ("rounding_offset", "sparsity"):
             if getattr(self, key) > 1.0:
                 raise PlanError(f"{key} must lie in [0, 1], got {getattr(self, key)!r}")
@@ -88,10 +88,10 @@ class AuxiliaryPlan:
     Args:
         storage: "exact", "float16" or "uint8"; see CompressionConfig.auxiliary.
         batch_norm: "keep" or "folded"; see CompressionConfig.batch_norm.
-        eps: The eps of batch norms whose module is not at hand, 0 <= eps < 1; None if modules must give it, as they differ.
+        eps: The eps of batch norms whose modules are not available, 0 <= eps < 1. None: they differ, so modules are required.
 
     Raises:
-        PlanError: A field is of the wrong kind or out of range.
+        PlanError: A field has the wrong type or is out of range.
     """
 
     storage: str = "exact"
@@ -110,19 +110,20 @@ class AuxiliaryPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of every weight of a network, and in how many bytes.
+    """How each weight of a network is quantized, and the predicted size of the file.
 
     Args:
-        mode: "joint" (one rate-distortion trade-off for a byte target) or "two_stage" (sparsity first, bits after).
-        target: What was asked.
+        mode: "joint" (one rate-distortion trade-off for a byte target) or "two_stage" (sparsity first, then bits).
+        target: The requested target.
         auxiliary: How tensors that are not weights are stored.
-        lmbda: Joint mode: the Lagrange multiplier lambda, squared error per bit, which decides every layer; else None.
+        lmbda: In joint mode the Lagrange multiplier lambda of all layers, sensitivity-weighted squared error per bit; otherwise
+            None.
         dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
         predicted_bytes: Predicted bytes of the file.
         layers: {weight name: LayerPlan}.
 
     Raises:
-        PlanError: A field is of the wrong kind or out of range.
+        PlanError: A field has the wrong type or is out of range.
     """
 
     mode: str
@@ -135,7 +136,7 @@ class Plan:
 
     @property
     def budget(self) -> int | None:
-        """The most bytes that the target allows; None if it says nothing about bytes."""
+        """The largest size in bytes that the target allows; None if it does not limit the bytes."""
         return self.target.budget(self.dense_bytes)
 
     @property
@@ -150,7 +151,7 @@ class Plan:
         return sum(layer.sparsity * layer.count for layer in self.layers.values()) / max(total, 1)
 
     def __str__(self) -> str:
-        """A table with a row per layer, and a closing line of totals."""
+        """A table with a row per layer, and a line of totals."""
         rows = [
             (
                 name,
@@ -176,7 +177,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote; PlanError when the text is anything else."""
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: The text is not JSON that `to_json` wrote.
+        """
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:

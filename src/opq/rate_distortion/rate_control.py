@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 USUAL_SLOPE = -0.35
-"""d log(bytes) / d log(lambda), before two files have shown it."""
+"""d log(bytes) / d log(lambda), used until two files have been encoded."""
 
 MAX_ROUNDS = 24
-"""Files that a search encodes at most."""
+"""The largest number of files that a search encodes."""
 
-_STEEPEST, _FLATTEST, _FARTHEST = -1.5, -0.02, 3.0
-_SMALLEST_STEP = 0.01
+_STEEPEST, _FLATTEST = -1.5, -0.02
+"""Measured slopes outside of this range are noise and are ignored."""
+
+_LARGEST_MOVE, _SMALLEST_MOVE = 3.0, 0.01
+"""Changes of log(lambda) from one file to the next."""
+
 _SAME_LAMBDA = 1.0 + 1e-9
 
 File = TypeVar("File")
@@ -27,16 +31,16 @@ class BudgetSearch(Generic[File]):
     """A search for the largest file within a byte budget.
 
     Args:
-        budget: The most bytes the file may have.
-        close: Share of the budget from which a file within it ends the search, 0..1.
-        aim: Share of the budget that the next file aims at, 0..1.
-        bounds: Lambdas between which the search stays: both positive and finite, or neither.
-        slope: d log(bytes) / d log(lambda) until two files have shown it.
+        budget: The largest allowed size of the file in bytes.
+        close: A file within the budget that has at least this fraction of it ends the search, 0..1.
+        aim: The size at which the next file aims, as a fraction of the budget, 0..1.
+        bounds: The search stays between these lambdas: both positive and finite, or (0, infinity).
+        slope: d log(bytes) / d log(lambda), used until two files have been encoded.
 
     Attributes:
         best: The largest file within the budget so far, or None.
         tried: (lambda, bytes) of each file so far.
-        slope: The slope that the search has seen last.
+        slope: The last measured slope.
     """
 
     def __init__(
@@ -64,14 +68,15 @@ class BudgetSearch(Generic[File]):
         predict: Callable[[float], float] | None = None,
         also_above: bool = False,
     ) -> float:
-        """Encode files until one is close under the budget, or nothing is left to try.
+        """Encode files until one is just within the budget, or until no further lambda can be tried.
 
         Args:
             first: Lambda of the first file.
-            encode: Gives the file at a lambda, and its bytes.
-            max_rounds: Files to encode at most.
-            predict: Lambda at which the file has this many bytes, asked once, after the first file; None for the line alone.
-            also_above: Whether a file as close above the budget ends the search too.
+            encode: Returns the file at a lambda, and its size in bytes.
+            max_rounds: The largest number of files to encode.
+            predict: Returns the lambda at which the file has a given number of bytes. It is called once, after the first file.
+                None: the line through the encoded files predicts every lambda.
+            also_above: Whether a file that exceeds the budget by as little ends the search too.
 
         Returns:
             The lambda that would be tried next.
@@ -105,13 +110,14 @@ class BudgetSearch(Generic[File]):
 def next_lambda(
     tried: Sequence[tuple[float, float]], budget: float, aim: float, slope: float = USUAL_SLOPE
 ) -> tuple[float, float]:
-    """The lambda whose file should take `aim` bytes, by the line through the two nearest files in logarithms.
+    """Predict the lambda whose file takes `aim` bytes, from the line through the two nearest files in logarithms.
 
     Args:
-        tried: (lambda, bytes) of each file so far, one at least.
-        budget: The next lambda lies between those whose files are larger and those whose files are not, or beyond all of them.
-        aim: Bytes to aim at.
-        slope: d log(bytes) / d log(lambda) if fewer than two files show it.
+        tried: (lambda, bytes) of each file so far, at least one.
+        budget: Bytes. The result lies between the lambdas of larger files and those of files within the budget; if there are
+            files of one kind only, it lies beyond all of them.
+        aim: Target size in bytes.
+        slope: d log(bytes) / d log(lambda), used if the files do not determine it.
 
     Returns:
         The lambda, and the slope that was used.
@@ -122,27 +128,27 @@ def next_lambda(
     if len(nearest) > 1 and abs(nearest[0][0] - nearest[1][0]) > 1e-6:
         measured = (nearest[0][1] - nearest[1][1]) / (nearest[0][0] - nearest[1][0])
         slope = measured if _STEEPEST < measured < _FLATTEST else slope
-    wanted = nearest[0][0] + max(min((goal - nearest[0][1]) / slope, _FARTHEST), -_FARTHEST)
+    target = nearest[0][0] + max(min((goal - nearest[0][1]) / slope, _LARGEST_MOVE), -_LARGEST_MOVE)
     low = max((at for at, size in points if size > math.log(budget)), default=-math.inf)
     high = min((at for at, size in points if size <= math.log(budget)), default=math.inf)
     if math.isfinite(low) and math.isfinite(high):
-        wanted = wanted if low < wanted < high else 0.5 * (low + high)
-    elif wanted <= low or wanted >= high:  # sizes of neighbouring prices may rise again by some bytes
-        wanted = low + _SMALLEST_STEP * len(tried) if wanted <= low else high - _SMALLEST_STEP * len(tried)
-    return math.exp(wanted), slope
+        target = target if low < target < high else 0.5 * (low + high)
+    elif target <= low or target >= high:  # sizes at neighbouring lambdas are not monotonic to the byte
+        target = low + _SMALLEST_MOVE * len(tried) if target <= low else high - _SMALLEST_MOVE * len(tried)
+    return math.exp(target), slope
 
 
 def geometric_bisection(fits: Callable[[float], bool], low: float, high: float, tolerance: float) -> tuple[float, float]:
-    """Narrow an interval until high <= (1 + tolerance) * low, keeping the border between what fits and what does not.
+    """Find the smallest value that fits, by bisection of the logarithm.
 
     Args:
-        fits: Whether a value fits; what fits lies above the border.
-        low: A positive value taken not to fit.
-        high: A larger value, taken to fit.
-        tolerance: > 0.
+        fits: Whether a value fits; if one fits, so does every larger one.
+        low: A positive value that is assumed not to fit.
+        high: A larger value that is assumed to fit.
+        tolerance: The bisection ends when high <= (1 + tolerance) * low; > 0.
 
     Returns:
-        The largest value seen not to fit and the smallest one seen to fit, or the ends.
+        The final low and high: the largest value found not to fit, and the smallest one found to fit.
     """
     while high > (1.0 + tolerance) * low:
         middle = math.sqrt(low * high)

@@ -1,4 +1,4 @@
-"""Roots of rising functions of one variable, by SciPy's Brent method, from brackets that find themselves."""
+"""Roots of increasing functions of one variable by Brent's method."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from scipy.optimize import brentq
 
 
 def find_root(rising: Callable[[float], float], low: float, high: float, *, tolerance: float) -> float:
-    """Where `rising` crosses zero in [low, high], to within `tolerance`; its signs at `low` and `high` must differ."""
+    """The root of a function in an interval.
+
+    Args:
+        rising: An increasing function with different signs at `low` and `high`.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        tolerance: Largest absolute error of the root.
+    """
     return float(brentq(rising, low, high, xtol=tolerance, rtol=1e-12))
 
 
 def bracket_root(rising: Callable[[float], float], low: float, high: float, *, tolerance: float) -> float:
-    """As `find_root`, from an interval that is moved and widened until it holds the root."""
-    rising = cache(rising)  # the bracket's ends are asked for again
+    """As `find_root`, for any interval: it is moved and widened until it contains the root."""
+    rising = cache(rising)  # find_root evaluates the ends again
     width = high - low
     while rising(low) > 0.0:
         low, high = low - width, low

@@ -1,10 +1,10 @@
-"""One step for the whole network: a unit layer's threshold and step at every price of a bit, without a density.
+"""One step for the whole network: threshold and step of a unit layer at every lambda, for any density of the weights.
 
-At high rate rounding to multiples of a step d errs by d^2/12 and a bit halves the step, so that a bit is worth d^2 ln 2 / 6
-whatever the distribution (`opq.rate_distortion.laplace.price_at`): d = sqrt(6 price / ln 2), threshold d/2. A layer of scale s and
-sensitivity w is the point price / (w s^2), as on the Laplace curve, and its own step s d = sqrt(6 price / (w ln 2)) does not
-depend on s: layers of one sensitivity share a step, whatever their weights look like, mostly zeros among them.
-The functions are those of `opq.rate_distortion.deadzone`.
+At high rate, rounding to multiples of a step d has a mean squared error of d^2/12, and one bit more halves the step. So at the
+optimal step lambda = d^2 ln 2 / 6 for any distribution (`opq.rate_distortion.laplace.lambda_at`), that is d = sqrt(6 lambda /
+ln 2), with threshold d/2. A layer of scale s and sensitivity w is the point lambda / (w s^2), as in
+`opq.rate_distortion.deadzone`, and its own step s d = sqrt(6 lambda / (w ln 2)) does not depend on s: layers of equal
+sensitivity share a step, whatever the distribution of their weights. The functions are those of `deadzone`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,34 @@ from numpy.typing import ArrayLike
 
 from opq.rate_distortion.laplace import Floats, lambda_at, step_at
 
-# From codes of about 19 bits a weight to steps beyond any weight of a layer that is all zeros but for one in 10^6.
+# From codes of about 19 bits per weight to steps larger than every weight, even if only one in 10^6 is not zero.
 FINEST_STEP, COARSEST_STEP = 1e-5, 2e6
 
 
 def thresholds_and_steps(lmbda: ArrayLike) -> tuple[Floats, Floats]:
-    """Thresholds and steps of unit layers at `price` >= 0; prices outside of `price_range` give its ends."""
+    """Thresholds and steps of unit layers, which have scale 1 and sensitivity 1.
+
+    Args:
+        lmbda: Lagrange multipliers >= 0 in squared weight units per bit, infinity included. Those outside of `lambda_range`
+            give its ends.
+
+    Returns:
+        float64 thresholds and steps, shaped as `lmbda`.
+    """
     step = np.clip(step_at(lmbda, 1.0), FINEST_STEP, COARSEST_STEP)
     return 0.5 * step, step
 
 
 def threshold_for_step(step: float) -> float:
-    """The threshold at `step`."""
+    """The threshold that belongs to `step`, both of the unit layer."""
     return 0.5 * step
 
 
 def step_for_threshold(threshold: float) -> float:
-    """The step at `threshold`."""
+    """The step that belongs to `threshold`, both of the unit layer."""
     return 2.0 * threshold
 
 
 def lambda_range() -> tuple[float, float]:
-    """Prices of the finest and the coarsest step."""
+    """The lambdas of the finest and the coarsest step."""
     return float(lambda_at(FINEST_STEP, 1.0)), float(lambda_at(COARSEST_STEP, 1.0))
