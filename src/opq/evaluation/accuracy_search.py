@@ -1,4 +1,4 @@
-"""The smallest file of a network that loses at most some points of top-1, found by evaluating files."""
+"""Search for the smallest file within a drop of top-1, by evaluating files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from opq.text_table import format_table, html_text
 from opq.training.batches import Loader
 
 TOLERANCE = 0.03
+"""Default share by which a file that is too lossy may be smaller than the best one."""
 
 _FIRST, _FACTOR = 10.0, 2.0
 _LOWEST, _HIGHEST = 1.25, 1e4
-# Of the largest file there can be, as predicted.
+# Share of the predicted largest file.
 _NEARLY = 0.98
 
 
@@ -35,8 +36,8 @@ class AccuracyTrial:
 
     Args:
         compressed: The file.
-        evaluation: What the network in it does.
-        drop: How many points of top-1 it loses against the dense network.
+        evaluation: The quality of its network.
+        drop: Percentage points of top-1 below the dense network; negative if it is better.
     """
 
     compressed: CompressedModel
@@ -50,7 +51,7 @@ class AccuracySearchResult:
 
     Args:
         best: The smallest file within the drop.
-        dense: What the dense network does.
+        dense: The quality of the dense network.
         trials: Every file that was evaluated, in order.
     """
 
@@ -60,7 +61,7 @@ class AccuracySearchResult:
 
     @property
     def compressed(self) -> CompressedModel:
-        """The file."""
+        """The smallest file within the drop."""
         return self.best.compressed
 
     def __str__(self) -> str:
@@ -89,73 +90,89 @@ def compress_to_accuracy(
     report: Callable[[AccuracyTrial], None] | None = None,
     **options: Unpack[CompressionOptions],
 ) -> AccuracySearchResult:
-    """Find the smallest file whose top-1 on `loader` falls at most `max_drop` points below that of `model`.
+    """Find the smallest file whose top-1 on `loader` is at most `max_drop` points below that of `model`.
 
-    The logarithm of the ratio is bisected, from ratio 10 doubled or halved until it is between: seven or eight evaluations in
-    most cases. On few images a drop is known only to some points; the network's standard error is sqrt(p (1 - p) / n).
+    The search starts at ratio 10, doubles or halves the ratio until one file is within the drop and one beyond it, and then
+    bisects the ratio's logarithm. Most searches take seven or eight evaluations. Few images measure a drop only to some points:
+    the standard error of a top-1 of p (0..1) on n images is sqrt(p (1 - p) / n).
 
     Args:
         model: The dense network.
-        loader: Labelled inputs, as for `opq.evaluate`, which can be iterated again and again.
-        max_drop: Percentage points, >= 0.
-        calibration: Of `model`: files are made by `Calibration.compress`; None: by `opq.compress`.
+        loader: Labelled inputs, as for `opq.evaluate`. It is iterated once per evaluation.
+        max_drop: Percentage points of top-1, >= 0.
+        calibration: A calibration of `model`, whose `compress` makes the files; None for `opq.compress`.
         tolerance: The search ends when a file smaller by this share was too lossy, 0 < tolerance < 1.
         report: Called with each file that was evaluated.
         options: The fields of a CompressionConfig as keywords, without a target.
 
+    Returns:
+        The smallest file within the drop, and all others that were evaluated.
+
     Raises:
-        TargetError: There are no labels, even the largest files lose more, or a target is given.
-        ConfigError, SelectionError, WeightError: See `opq.compress`.
+        TargetError: There are no labels, every file loses more, or `options` hold a target.
+        ConfigError: A setting is out of range.
+        SelectionError: A glob matches no weight.
+        WeightError: A weight cannot be compressed.
+        TrainingError: The network fails on a batch.
     """
-    if not 0.0 <= max_drop < math.inf or not 0.0 < tolerance < 1.0:
-        raise TargetError(f"max_drop must be >= 0 and tolerance lie in (0, 1), got {max_drop} and {tolerance}")
+    if not 0.0 <= max_drop < math.inf:
+        raise TargetError(f"max_drop (={max_drop}) must be >= 0 and finite")
+    if not 0.0 < tolerance < 1.0:
+        raise TargetError(f"tolerance (={tolerance}) must lie in (0, 1)")
     settings = without_target(options, "compress_to_accuracy", "max_drop decides the size")
     dense = evaluate(model, loader)
     if dense.top1 is None:
-        raise TargetError("a drop of top-1 needs labels, and loader gives none")
+        raise TargetError("loader must give labels, because the search measures top-1")
     dense_top1 = dense.top1
     network = copy.deepcopy(model)
     trials: list[AccuracyTrial] = []
-    refused: list[TargetError] = []
+    errors: list[TargetError] = []
 
     def make(target: Target) -> CompressedModel | None:
         config = CompressionConfig(target=target, **settings)
         try:
             return calibration.compress(config) if calibration is not None else compress(model, config)
         except TargetError as error:
-            refused.append(error)
+            errors.append(error)
             return None
 
     def drop_at(ratio: float) -> float:
-        made = make(Ratio(ratio))
-        if made is None and refused[-1].reach:  # even the finest steps give smaller files than this ratio asks for
-            made = make(Size(math.floor(_NEARLY * refused[-1].reach)))
-        if made is None:
+        compressed = make(Ratio(ratio))
+        if compressed is None and errors[-1].reach:  # even the finest steps give a smaller file than this
+            compressed = make(Size(math.floor(_NEARLY * errors[-1].reach)))
+        if compressed is None:
             return math.inf
-        network.load_state_dict(save_load.load(made.data))
-        found = evaluate(network, loader)
-        trials.append(AccuracyTrial(made, found, dense_top1 - (found.top1 or 0.0)))
+        network.load_state_dict(save_load.load(compressed.data))
+        evaluation = evaluate(network, loader)
+        trials.append(AccuracyTrial(compressed, evaluation, dense_top1 - (evaluation.top1 or 0.0)))
         if report is not None:
             report(trials[-1])
         return trials[-1].drop
 
     find_ratio(drop_at, max_drop, tolerance)
     if not trials:
-        raise refused[-1]
+        raise errors[-1]
     within = [trial for trial in trials if trial.drop <= max_drop]
     if not within:
         least = min(trials, key=lambda trial: trial.drop)
         raise TargetError(
             f"no file loses at most {max_drop:g} points of top-1: at ratio {least.compressed.file_ratio:.3g} it loses "
-            f"{least.drop:.2f}; allow more, or calibrate"
+            f"{least.drop:.2f}; give a larger max_drop, or calibrate"
         )
     return AccuracySearchResult(min(within, key=lambda trial: trial.compressed.file_bytes), dense, tuple(trials))
 
 
 def find_ratio(drop_at: Callable[[float], float], max_drop: float, tolerance: float) -> float:
-    """The highest ratio found whose drop is at most `max_drop`; a ratio 1 + `tolerance` times as high was seen to drop more.
+    """Search for the highest ratio whose drop is at most `max_drop`.
 
-    0 if none down to _LOWEST is within, and _HIGHEST if all up to it are.
+    Args:
+        drop_at: Drop at a ratio, in percentage points; it should rise with the ratio.
+        max_drop: Percentage points, >= 0.
+        tolerance: Relative distance of ratios at which the bisection ends, > 0.
+
+    Returns:
+        The highest ratio within the drop; a ratio at most 1 + `tolerance` times as high was beyond it. 0 if no ratio down to
+        1.25 is within, and 10,000 if all ratios up to it are.
     """
     ratio = _FIRST
     within, beyond = 0.0, math.inf

@@ -1,4 +1,4 @@
-"""How good a network is, and how like the dense one."""
+"""Accuracy of a network, and its agreement with the dense one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from opq.training.device import autocast, device_of
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network does on some inputs; percentages are 0..100, and None where there is nothing to compare with.
+    """The quality of a network on some inputs. Percentages are 0..100.
 
-    inputs     how many there were
-    top1       percent of inputs whose label is the largest logit
-    top5       percent of inputs whose label is among the five largest logits; None for fewer classes
-    loss       mean cross-entropy with the labels, in nats
-    agreement  percent of inputs to which the dense network gives the same class
+    Args:
+        inputs: Number of inputs.
+        top1: Percent of inputs whose label is the largest logit; None without labels.
+        top5: Percent of inputs whose label is among the five largest logits; None without labels or with at most five classes.
+        loss: Mean cross-entropy with the labels, in nats; None without labels.
+        agreement: Percent of inputs to which the dense network gives the same class; None without a dense network.
     """
 
     inputs: int
@@ -33,17 +34,25 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None) -> Evaluation:
-    """Run `model`, prepared or plain, over the batches of `loader`, on the device where it is.
+    """Evaluate a network on the batches of `loader`.
 
-    loader  gives inputs, (inputs, labels), or mappings of keyword arguments with "labels"; logits are (n, classes)
-    dense   the network to compare classes with
-    Where bfloat16 is faster than float32, both networks run in its autocast. Each module is left in the mode, training or
-    evaluation, in which it was. Raises RecipeError when there are no inputs, and for labels that are none of the classes.
+    Networks run in bfloat16 autocast if the device computes faster so. Every module keeps its training or evaluation mode.
+
+    Args:
+        model: The network, prepared or plain, on the device to run on. It gives logits (n, classes).
+        loader: Batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels". Labels are integers (n,).
+        dense: A network on the same device whose classes are compared with those of `model`.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        TrainingError: There are no inputs, a label is not one of the classes, or a network fails on a batch.
     """
     networks = [network for network in (model, dense) if network is not None]
     modes = {module: module.training for network in networks for module in network.modules()}
     device = device_of(model)
-    total = labelled = hits = near = same = 0
+    inputs = labelled = top1 = top5 = agreeing = 0
     loss, classes = 0.0, 0
     try:
         for network in networks:
@@ -53,26 +62,26 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
             with autocast(device):
                 outputs = call(model, batch).float()
                 reference = call(dense, batch) if dense is not None else None
-            total += count(batch)
+            inputs += count(batch)
             best = outputs.argmax(-1)
             if reference is not None:
-                same += int((best == reference.argmax(-1)).sum())
+                agreeing += int((best == reference.argmax(-1)).sum())
             if (labels := labels_of(batch)) is not None:
                 labelled += len(labels)
                 classes = outputs.shape[-1]
                 check_labels(labels, classes)
-                hits += int((best == labels).sum())
-                near += int((outputs.topk(min(5, classes)).indices == labels[:, None]).sum())
+                top1 += int((best == labels).sum())
+                top5 += int((outputs.topk(min(5, classes)).indices == labels[:, None]).sum())
                 loss += float(functional.cross_entropy(outputs, labels.long(), reduction="sum"))
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if not total:
-        raise TrainingError("there are no inputs to evaluate on")
+    if not inputs:
+        raise TrainingError("there are no inputs to evaluate on; loader must give at least one batch")
     return Evaluation(
-        inputs=total,
-        top1=100.0 * hits / labelled if labelled else None,
-        top5=100.0 * near / labelled if labelled and classes > 5 else None,
+        inputs=inputs,
+        top1=100.0 * top1 / labelled if labelled else None,
+        top5=100.0 * top5 / labelled if labelled and classes > 5 else None,
         loss=loss / labelled if labelled else None,
-        agreement=100.0 * same / total if dense is not None else None,
+        agreement=100.0 * agreeing / inputs if dense is not None else None,
     )
