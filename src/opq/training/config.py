@@ -1,4 +1,4 @@
-"""How to train, as a typed and frozen object that is checked when it is made; and the optimizer, schedule and loss it stands for."""
+"""TrainingConfig: the settings of a training, checked on creation, and the optimizer, schedule and loss that they describe."""
 
 from __future__ import annotations
 
@@ -8,47 +8,64 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from opq.config.checks import check_fields
+from opq.config.checks import check_fields, finite_number
 from opq.errors import ConfigError, TrainingError
 
 _JSON_FORMAT = "opq-training-config-1"
 
 Optimizer = Callable[[Iterable[dict[str, object]]], torch.optim.Optimizer]
-"""Makes an optimizer of parameter groups, as `torch.optim.AdamW` does, or a partial of it."""
+"""(parameter groups) -> optimizer: `torch.optim.AdamW`, for example, or a partial of it."""
+
+
+_NUMBERS: Final[dict[str, tuple[Callable[[float], bool], str]]] = {
+    "reserve": (lambda value: 0.0 <= value < 1.0, "lie in [0, 1)"),
+    "learning_rate": (lambda value: value > 0.0, "be positive"),
+    "momentum": (lambda value: 0.0 <= value < 1.0, "lie in [0, 1)"),
+    "weight_decay": (lambda value: value >= 0.0, "be 0 or more"),
+    "warmup": (lambda value: 0.0 <= value <= 1.0, "lie in [0, 1]"),
+    "max_grad_norm": (lambda value: value > 0.0, "be positive"),
+    "label_weight": (lambda value: 0.0 <= value <= 1.0, "lie in [0, 1]"),
+    "temperature": (lambda value: value > 0.0, "be positive"),
+    "ema_decay": (lambda value: 0.0 <= value < 1.0, "lie in [0, 1)"),
+}
+"""{field: (whether a finite number is valid, the rule in words)}"""
+
+_OPTIONAL = ("max_grad_norm", "ema_decay")
+"""Numbers that may be None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a prepared network is trained. Defaults were measured (docs/log.md).
+    """How to train a prepared network. The defaults were measured (docs/log.md).
 
     Args:
         epochs: Passes over the loader, >= 1.
-        mask_update_epochs: In so many of the first epochs masks are recomputed from the weights, under a threshold that keeps
-            the file within its bytes; then they are frozen. 0 <= n < epochs. None: two thirds of the epochs if masks can be
-            recomputed and the plan is made by `opq.finetune`, else 0.
-        reserve: Share of the byte budget, 0 <= reserve < 1, that a plan made by `opq.finetune` leaves free, since codes spread
-            while they train.
-        seed: Of everything drawn at random: the same seed and device give the same bytes.
-        learning_rate: The highest, for a batch as large as the loader's, > 0.
-        momentum: Of stochastic gradient descent with Nesterov momentum, 0 <= momentum < 1.
-        weight_decay: Of tensors of two or more dimensions, >= 0; biases and batch norms have none.
-        warmup: Share of all steps over which the rate rises from zero, 0..1; then it falls to zero as a cosine.
-        max_grad_norm: Gradients are clipped to this norm, > 0; None for no clipping. Pruned weights whose masks are still
-            recomputed can make the norm enormous.
-        label_weight: Weight of the cross-entropy with the labels in the loss, 0..1; distillation from the teacher has the rest.
-        temperature: Of the softmax under which teacher and network are compared, > 0.
-        ema_decay: Decay per step of an exponential moving average of the weights, 0 <= decay < 1, which then is the result;
-            None for none.
-        optimizer: Makes another optimizer than SGD with the momentum above, of parameter groups that carry "lr" and
-            "weight_decay".
+        mask_update_epochs: Number of first epochs, 0 <= n < epochs, in which masks are recomputed from the weights, under
+            thresholds that keep the file within its byte budget. Afterwards masks are frozen. None: two thirds of the epochs if
+            `opq.finetune` makes the plan and masks can be recomputed, else 0.
+        reserve: Share of the byte budget, 0 <= reserve < 1, that a plan made by `opq.finetune` leaves free, because the entropy
+            of codes grows in training.
+        seed: Of all random numbers, >= 0. The same seed on the same device gives the same bytes.
+        learning_rate: The highest learning rate, for the loader's batch size, > 0.
+        momentum: Nesterov momentum of stochastic gradient descent, 0 <= momentum < 1.
+        weight_decay: Weight decay of tensors of two or more dimensions, >= 0. Biases and batch norms have none.
+        warmup: Share of all steps, 0..1, in which the learning rate rises linearly. Afterwards it falls to zero as a cosine.
+        max_grad_norm: Norm to which gradients are clipped, > 0; None for no clipping. The latent values of pruned weights can
+            make the norm very large while masks are recomputed.
+        label_weight: Weight of the cross-entropy with the labels in the loss, 0..1. The rest is distillation from the teacher.
+        temperature: Temperature of both softmaxes in the distillation loss, > 0.
+        ema_decay: Decay per step, 0 <= decay < 1, of an exponential moving average of the weights, which becomes the result;
+            None for no average.
+        optimizer: Makes the optimizer from parameter groups with "lr" and "weight_decay"; None for SGD with `momentum`.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A field is out of range.
     """
 
     epochs: int
@@ -66,46 +83,42 @@ class TrainingConfig:
     optimizer: Optimizer | None = None
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, and bring numbers into floats."""
+        updates = self.mask_update_epochs
         for key, valid, rule in (
             ("epochs", _is_count(self.epochs) and self.epochs >= 1, "be an integer >= 1"),
-            (
-                "mask_update_epochs",
-                self.mask_update_epochs is None
-                or (_is_count(self.mask_update_epochs) and 0 <= self.mask_update_epochs < max(self.epochs, 1)),
-                f"be an integer from 0 to {self.epochs} - 1, one less than epochs",
-            ),
-            ("reserve", 0.0 <= self.reserve < 1.0, "lie in [0, 1)"),
             ("seed", _is_count(self.seed) and self.seed >= 0, "be an integer >= 0"),
-            ("learning_rate", 0.0 < self.learning_rate < math.inf, "be positive"),
-            ("momentum", 0.0 <= self.momentum < 1.0, "lie in [0, 1)"),
-            ("weight_decay", 0.0 <= self.weight_decay < math.inf, "be 0 or more"),
-            ("warmup", 0.0 <= self.warmup <= 1.0, "lie in [0, 1]"),
-            ("max_grad_norm", self.max_grad_norm is None or 0.0 < self.max_grad_norm < math.inf, "be positive"),
-            ("label_weight", 0.0 <= self.label_weight <= 1.0, "lie in [0, 1]"),
-            ("temperature", 0.0 < self.temperature < math.inf, "be positive"),
-            ("ema_decay", self.ema_decay is None or 0.0 <= self.ema_decay < 1.0, "lie in [0, 1)"),
         ):
             if not valid:
                 raise ConfigError(f"{key} must {rule}, got {getattr(self, key)!r}")
+        if updates is not None and not (_is_count(updates) and 0 <= updates < self.epochs):
+            raise ConfigError(f"mask_update_epochs must be an integer from 0 to {self.epochs} - 1, got {updates!r}")
+        for key, (is_valid, rule) in _NUMBERS.items():
+            value = getattr(self, key)
+            if value is None and key in _OPTIONAL:
+                continue
+            number = finite_number(key, value, ConfigError)
+            if not is_valid(number):
+                raise ConfigError(f"{key} must {rule}, got {value!r}")
+            object.__setattr__(self, key, number)
 
     def to_json(self) -> str:
-        """The config as JSON text; `from_json` gives back an equal config.
+        """The config as JSON text, from which `from_json` makes an equal config.
 
         Raises:
-            ConfigError: It has an optimizer of its own, which JSON cannot hold.
+            ConfigError: `optimizer` is set, which JSON cannot hold.
         """
         if self.optimizer is not None:
-            raise ConfigError("a config with an optimizer of its own cannot go to JSON")
+            raise ConfigError("optimizer must be None, because JSON cannot hold a function; set it again after from_json")
         values = {key: value for key, value in asdict(self).items() if key != "optimizer"}
         return json.dumps({"format": _JSON_FORMAT, **values}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TrainingConfig:
-        """The config that `to_json` wrote.
+        """The config of a JSON text that `to_json` wrote.
 
         Raises:
-            ConfigError: The text is anything else.
+            ConfigError: The text is not JSON, or a field is unknown, missing or out of range.
         """
         try:
             document = json.loads(text)
@@ -121,19 +134,25 @@ class TrainingConfig:
             raise ConfigError(f"training config: {error}") from None
 
     def describe(self) -> dict[str, object]:
-        """All fields as JSON holds them, an optimizer by its name and what it was given."""
+        """All fields as JSON values; an optimizer is described by its name and its arguments."""
         described = asdict(replace(self, optimizer=None))
         if isinstance(self.optimizer, partial):
-            given = repr((self.optimizer.args, self.optimizer.keywords))
-            described["optimizer_arguments"] = re.sub(r" at 0x[0-9a-f]+", "", given)  # addresses differ between processes
+            arguments = repr((self.optimizer.args, self.optimizer.keywords))
+            described["optimizer_arguments"] = re.sub(r" at 0x[0-9a-f]+", "", arguments)  # addresses differ between processes
         maker = getattr(self.optimizer, "func", self.optimizer)
         return {**described, "optimizer": getattr(maker, "__name__", None)}
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the parameters of `model` that want gradients."""
+        """Make the optimizer of the parameters of `model` that require gradients.
+
+        Raises:
+            TrainingError: No parameter does.
+        """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
-            raise TrainingError("no parameter of the network wants a gradient: there is nothing to train")
+            raise TrainingError(
+                "no parameter of the network requires a gradient, so there is nothing to train; set requires_grad"
+            )
         groups: list[dict[str, object]] = [
             {
                 "params": [parameter for parameter in trained if (parameter.ndim >= 2) is decays],
@@ -148,26 +167,40 @@ class TrainingConfig:
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.momentum > 0.0)
 
     def rate_at(self, step: int, steps: int) -> float:
-        """Share of the highest learning rate at `step` of `steps`: a linear rise, then half a cosine down to zero."""
+        """Learning rate at step number `step`, 0 <= step < steps, as a share of the highest one, 0..1.
+
+        It rises linearly, then falls to zero as half a cosine (I. Loshchilov, F. Hutter, arXiv 1608.03983, 2016).
+        """
         rising = self.warmup * steps
         if step < rising:
             return (step + 1) / (rising + 1)
         return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
     def loss(self, outputs: Tensor, labels: Tensor | None, taught: Tensor | None) -> Tensor:
-        """The loss of logits (n, classes), given labels and the teacher's logits where there are any.
+        """Loss of a batch: label_weight * cross-entropy + (1 - label_weight) * T^2 * KL(teacher || network).
 
-        Labels are integers (n,) or probabilities (n, classes).
+        Both distributions of the divergence are softmaxes at temperature T (G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531,
+        2015). Without a teacher the loss is the cross-entropy.
 
-        Against the teacher it is the divergence of the softened distributions times the square of the temperature
-        (G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531, 2015).
+        Args:
+            outputs: (n, classes) logits of the network.
+            labels: Integers (n,), or probabilities (n, classes); None if they are not used.
+            taught: (n, classes) logits of the teacher; None without a teacher.
+
+        Returns:
+            float32 scalar, in nats, mean over the batch.
+
+        Raises:
+            TrainingError: The loss needs labels, and there are none.
         """
         outputs = outputs.float()
         share = self.label_weight if taught is not None else 1.0
         loss = outputs.new_zeros(())
         if share > 0.0:
             if labels is None:
-                raise TrainingError("there are no labels to learn from; give a teacher, and a share of 0 to labels")
+                raise TrainingError(
+                    "there are no labels to learn from; give a teacher and label_weight=0, or a loader with labels"
+                )
             loss = share * functional.cross_entropy(outputs, labels if labels.is_floating_point() else labels.long())
         if taught is not None and share < 1.0:
             soft, target = (functional.log_softmax(x.float() / self.temperature, dim=-1) for x in (outputs, taught))
