@@ -1,6 +1,6 @@
-"""One of several processes that finetune one network; run by test_processes.py under torchrun.
+"""One of several processes that finetune one network; test_processes.py runs it under torchrun.
 
-Each begins with weights of its own, as if the user had forgotten to seed; what it ends with goes into FOLDER/rank_N.pt.
+Each process starts with weights of its own, as if the user had forgotten a seed. Its results go into FOLDER/rank_N.pt.
 """
 
 import sys
@@ -10,51 +10,68 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from interruptions import InterruptionError
-from small_networks import make
+from small_networks import make, to_ratio
 from torch.utils.data import DataLoader, TensorDataset
 
 import opq
-from opq.training.prepared_model import codebooks
+from opq.training.attach import prepared_weights
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
 
 
-def train(name, prepare, **options):
-    """Finetune a network, its masks fixed from the start or open at first; what this process ends with."""
+def train(name, training, *, prepare=False, progress=False):
+    """Finetune a network, prepared or dense; the masks, values and file with which this process ends."""
     model, _ = make("convolutions", seed=accelerator.process_index)
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(32, 2, 8, 8, generator=generator), torch.randint(10, (32,), generator=generator))
     masks = {}
 
-    def remember(network):
-        """The masks of the first process, which alone watches, after the epoch."""
-        masks.update({weight.names[0]: weight.codebook.mask.clone() for weight in codebooks(network)})
+    def record_masks(network):
+        """Keep the masks after the epoch; only the first process calls this."""
+        masks.update({weight.names[0]: weight.codebook.mask.clone() for weight in prepared_weights(network)})
         return {}
 
-    if prepare:
-        opq.prepare(model, ratio=6.0)
-    loader = DataLoader(data, 8, shuffle=True)
-    finetuned = opq.finetune(model, loader, folder=folder / name, watch=remember, accelerator=accelerator, **options)
+    start = None if prepare else to_ratio(6.0)
+    finetuned = opq.finetune(
+        opq.prepare(model, ratio=6.0, rounding="deadzone") if prepare else model,
+        DataLoader(data, 8, shuffle=True),
+        start,
+        training,
+        folder=folder / name,
+        on_epoch_end=record_masks,
+        accelerator=accelerator,
+        progress=progress,
+    )
     values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return {"masks": masks, "values": values, "file": finetuned.compressed.data}
 
 
-def interrupt(text, number, steps):
+def interrupt(stage, finished, total):
     """End both processes in the middle of the second epoch."""
-    if text.startswith("epoch 2") and number == 1:
+    if stage.startswith("epoch 2") and finished == 1:
         raise InterruptionError
 
 
-ends = {"prepared": train("prepared", True, epochs=2), "open": train("open", False, epochs=3, mask_update_epochs=2, ratio=6.0)}
-parts = {"epochs": 3, "open_epochs": 2, "ratio": 6.0}
+recomputed = opq.TrainingConfig(epochs=3, mask_update_epochs=2)
+ends = {
+    "prepared": train("prepared", opq.TrainingConfig(epochs=2), prepare=True),
+    "recomputed": train("recomputed", recomputed),
+}
 with suppress(InterruptionError):
-    train("parts", False, progress=interrupt, **parts)
-ends["parts"] = train("parts", False, **parts)
+    train("resumed", recomputed, progress=interrupt)
+ends["resumed"] = train("resumed", recomputed)
 try:
-    alone = DataLoader(torch.randn(32, 2, 8, 8), 32, drop_last=True)
-    opq.finetune(make("convolutions")[0], alone, epochs=1, ratio=6.0, teacher="dense", accelerator=accelerator)
+    single = DataLoader(torch.randn(32, 2, 8, 8), 32, drop_last=True)
+    opq.finetune(
+        make("convolutions")[0],
+        single,
+        to_ratio(6.0),
+        opq.TrainingConfig(epochs=1),
+        teacher="dense",
+        accelerator=accelerator,
+    )
     ends["few"] = ""
 except opq.TrainingError as error:
     ends["few"] = str(error)

@@ -1,163 +1,109 @@
-"""Finetuning: what never changes, what a run leaves, and that the file is as small as asked."""
+"""Finetuning: what never changes, what comes out, and that the file is within its bytes."""
 
+import math
 import re
-from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_networks import STEEP, check_invariants, codes_of, masks_and_steps, optimizers
 from safetensors.torch import save_file
-from small_networks import flat, images, make
+from small_networks import flat, images, make, to_ratio
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import opq
 import opq.torch
+from opq.training.attach import prepared_weights
 from opq.training.budget.code_reduction import reduce_codes, section_bytes
-from opq.training.prepared_model import codebooks, fixed_layers, plain_state_dict
-from opq.training.trainer import Training
+from opq.training.trainer import Trainer
 
-optimizers = st.one_of(
-    st.builds(
-        lambda lr, momentum, decay: partial(torch.optim.SGD, lr=lr, momentum=momentum, weight_decay=decay),
-        st.floats(1e-4, 3.0),
-        st.floats(0.0, 0.99),
-        st.floats(0.0, 0.5),
-    ),
-    st.builds(
-        lambda lr, decay: partial(torch.optim.AdamW, lr=lr, weight_decay=decay), st.floats(1e-5, 0.5), st.floats(0.0, 0.5)
-    ),
-)
-
-
-def fixed_facts(model):
-    """What must never change: masks and steps of all weights."""
-    return {weight.names: (weight.codebook.mask.clone(), float(weight.codebook.step)) for weight in codebooks(model)}
-
-
-def check_invariants(model, facts):
-    for weight in codebooks(model):
-        mask, step = facts[weight.names]
-        assert torch.equal(weight.codebook.mask, mask)
-        assert float(weight.codebook.step) == step
-        value = weight.codebook(weight.latent).detach()
-        assert (value[~mask] == 0).all()
-        codes = weight.codebook.codes(weight.latent)
-        assert ((codes != 0) == mask).all()
-        assert torch.equal(value, codes.to(torch.float32) * torch.tensor(step))
+ONE = opq.TrainingConfig(epochs=1)
 
 
 @given(
     kind=st.sampled_from(["convolutions", "sequences", "dense"]),
     optimizer=optimizers,
-    target=st.sampled_from([{"ratio": 6.0}, {"sparsity": 0.7, "bits": 2.5}]),
+    target=st.sampled_from([{"ratio": 6.0}, {"ratio": 6.0, "rounding": "deadzone"}, {"sparsity": 0.7, "bits": 2.5}]),
     narrow=st.booleans(),
-    clip=st.sampled_from([None, 0.1, 10.0]),
+    max_grad_norm=st.sampled_from([None, 0.1, 10.0]),
     steps=st.integers(1, 5),
 )
 @settings(max_examples=40)
-def test_no_optimizer_moves_masks_or_steps(kind, optimizer, target, narrow, clip, steps):
-    """Under SGD with momentum and weight decay, AdamW, autocast and clipping: pruned weights stay exactly zero, kept ones in
-    their codebook and kept, masks and steps what they were; and `opq verify` proves it of the file.
+def test_no_optimizer_changes_masks_or_steps(kind, optimizer, target, narrow, max_grad_norm, steps):
+    """Under SGD with momentum and weight decay, AdamW, autocast and clipping, pruned weights stay exactly zero, kept ones stay
+    nonzero and in their codebook, and masks and steps stay; and `opq.verify` accepts the file, which has the same zeros.
     """
     model, inputs = make(kind)
     model.train()
-    opq.prepare(model, **target)
-    facts = fixed_facts(model)
+    prepared = opq.prepare(model, **target)
+    fixed = masks_and_steps(model)
     made = optimizer(model.parameters())
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             loss = model(inputs).float().square().mean()
         made.zero_grad()
         loss.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         made.step()
-    if all(torch.isfinite(weight.latent).all() for weight in codebooks(model)):
-        check_invariants(model, facts)
-        masks = {name: mask for names, (mask, _) in facts.items() for name in names}
-        finite = {name: t for name, t in plain_state_dict(model).items() if torch.isfinite(t).all()}
-        layers = {name: layer for name, layer in fixed_layers(model).items() if name in finite}
-        with opq.OpqFile(_file_of(finite, layers)) as file:
-            for name in layers:
-                np.testing.assert_array_equal(file[name].codes != 0, masks[name].numpy())
-    else:
-        with pytest.raises(opq.WeightError, match="NaN or infinite"):
-            opq.convert(model)
-
-
-def _file_of(state, layers):
-    plan = replace(opq.plan({name: state[name] for name in layers}, sparsity=0.5, bits=3.0), layers=layers)
-    data = opq.compress(state, plan=plan).data
+    if not all(torch.isfinite(weight.latent).all() for weight in prepared.weights):
+        for attempt in (prepared.convert, prepared.encode, prepared.export):
+            with pytest.raises(opq.WeightError, match="NaN or infinite"):
+                attempt()
+        return
+    check_invariants(model, fixed)
+    data = prepared.encode().data
     opq.verify(data)
-    return data
+    with opq.OpqFile(data) as file:
+        for names, (mask, step) in fixed.items():
+            for name in names:
+                assert file[name].codebook.step == step
+                np.testing.assert_array_equal(file[name].codes != 0, mask.numpy())
 
 
 def test_a_finetuned_network_can_be_saved(tmp_path):
-    """Its tensors are contiguous, as safetensors and views want them."""
+    """Its tensors are contiguous, as safetensors and views need them."""
     model, _ = make("convolutions")
-    opq.finetune(model, images(), epochs=1, ratio=6.0)
+    opq.finetune(model, images(), to_ratio(6.0), ONE)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
 
 
-def test_evaluation_leaves_every_module_in_its_mode():
-    """A batch-norm that was frozen stays so."""
-    model, inputs = make("convolutions")
-    model.train()
-    model.norm.eval()
-    opq.evaluate(model, [inputs])
-    assert model.training
-    assert model.head.training
-    assert not model.norm.training
-
-
-class Bilinear(nn.Module):
-    """Wants two inputs."""
-
-    def forward(self, x, y):
-        """Their product."""
-        return x @ y.T
-
-
-def test_labels_of_any_integers_are_labels():
-    """32 bits do as well as 64."""
+def test_labels_of_any_integer_dtype_train_alike():
+    """Labels of 32 bits give the same file as labels of 64 bits."""
     (first, inputs), (second, _) = make("dense"), make("dense")
     labels = torch.arange(6)
-    made = [opq.finetune(m, [(inputs, to)], epochs=1, ratio=4.0) for m, to in ((first, labels), (second, labels.int()))]
+    made = [opq.finetune(m, [(inputs, to)], to_ratio(4.0), ONE) for m, to in ((first, labels), (second, labels.int()))]
     assert made[0].compressed.data == made[1].compressed.data
-    assert opq.evaluate(first, [(inputs, labels)]) == opq.evaluate(first, [(inputs, labels.short())])
 
 
-def test_what_a_network_cannot_take_is_told_in_a_line():
-    """Inputs of the wrong shape or number, labels beyond the classes, nothing to train, epochs under 0."""
+def test_unsuitable_inputs_are_refused():
+    """Inputs of the wrong shape, labels that are no classes, and a network without gradients each raise an error."""
     inputs = torch.randn(16, 3, 8, 8)
     with pytest.raises(opq.TrainingError, match=r"fails on a batch of \(16, 3, 8, 8\)"):
-        opq.finetune(make("convolutions")[0], [inputs], epochs=1, ratio=6.0, teacher="dense")
+        opq.finetune(make("convolutions")[0], [inputs], to_ratio(6.0), ONE, teacher="dense")
     with pytest.raises(opq.TrainingError, match="labels go from 13 to 13"):
-        opq.finetune(make("dense")[0], [(torch.randn(4, 12), torch.full((4,), 13))], epochs=1, ratio=6.0)
-    with pytest.raises(opq.TrainingError, match="fails on a batch"):
-        opq.evaluate(Bilinear(), [torch.randn(4, 12)])
+        opq.finetune(make("dense")[0], [(torch.randn(4, 12), torch.full((4,), 13))], to_ratio(6.0), ONE)
     with pytest.raises(opq.TrainingError, match="nothing to train"):
-        opq.finetune(make("dense")[0].requires_grad_(False), flat(), epochs=1, ratio=4.0)
-    with pytest.raises(opq.TrainingError, match="epochs must be 0 or more, got -1"):
-        opq.finetune(make("dense")[0], flat(), epochs=-1, ratio=6.0)
+        opq.finetune(make("dense")[0].requires_grad_(False), flat(), to_ratio(4.0), ONE)
+    for loader in ([], (batch for batch in flat())):
+        with pytest.raises(opq.TrainingError, match="length of at least one batch"):
+            opq.finetune(make("dense")[0], loader, to_ratio(4.0), ONE)
 
 
 @pytest.mark.parametrize("ratio", [4.0, 6.0])
-def test_the_byte_target_holds_after_training(ratio):
-    """However codes spread, the file is within what was asked, whole, and its values are what the network then holds."""
+def test_the_byte_target_is_met_after_training(ratio):
+    """However codes have spread, the file is within the target and valid, and its values are what the network then holds."""
     model, _ = make("convolutions")
     dense_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-    recipe = opq.TrainingConfig(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
-    finetuned = opq.finetune(model, images(), epochs=4, ratio=ratio, recipe=recipe, reserve=0.0)
+    finetuned = opq.finetune(model, images(), to_ratio(ratio), opq.TrainingConfig(epochs=4, reserve=0.0, **STEEP))
     assert finetuned.budget == int(dense_bytes / ratio)
     assert finetuned.compressed.file_bytes <= finetuned.budget
-    assert (finetuned.trained_bytes > finetuned.budget) == (finetuned.fit.lowered > 0)
-    assert f"{finetuned.budget:,} asked for" in str(finetuned)
+    assert (finetuned.trained_bytes > finetuned.budget) == (finetuned.reduction.lowered > 0)
+    assert f"under the budget of {finetuned.budget:,} bytes" in str(finetuned)
     opq.verify(finetuned.compressed.data)
     for name, tensor in opq.torch.load(finetuned.compressed.data).items():
         assert torch.equal(model.state_dict()[name], tensor)
@@ -165,100 +111,139 @@ def test_the_byte_target_holds_after_training(ratio):
 
 @given(share=st.floats(0.75, 1.1), seed=st.integers(0, 5))
 @settings(max_examples=20)
-def test_lowering_codes_meets_any_size_in_reach(share, seed):
-    """Codes are lowered, never to zero, and no further than it takes; masks, steps and signs stay; else an error says why."""
+def test_reduced_codes_meet_any_size_in_reach(share, seed):
+    """Codes are lowered, never to zero, and only if the size needs it; masks, steps and signs stay. Else there is an error."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
-    opq.prepare(model, ratio=6.0)
-    before = [weight.codebook.codes(weight.latent) for weight in codebooks(model)]
-    values = [weight.latent.detach().clone() for weight in codebooks(model)]
-    size = section_bytes([codes.numpy() for codes in before])
-    ones = [torch.sign(codes).numpy() for codes in before]
-    if section_bytes(ones) > share * size:
+    opq.prepare(model, ratio=6.0, rounding="deadzone")
+    before = codes_of(model)
+    values = [weight.latent.detach().clone() for weight in prepared_weights(model)]
+    size = section_bytes(before)
+    if section_bytes([np.sign(codes) for codes in before]) > share * size:
         with pytest.raises(opq.TargetError, match="all kept codes are 1 already"):
             reduce_codes(model, share * size)
         return
-    fit = reduce_codes(model, share * size)
-    after = [weight.codebook.codes(weight.latent) for weight in codebooks(model)]
-    assert section_bytes([codes.numpy() for codes in after]) <= share * size
-    assert fit.num_kept == sum(int((codes != 0).sum()) for codes in before)
-    assert fit.lowered == sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
-    assert (fit.lowered == 0) == (share >= 1.0)
-    for old, new, value, weight in zip(before, after, values, codebooks(model), strict=True):
-        assert (torch.sign(old) == torch.sign(new)).all()
-        assert (new.abs() <= old.abs()).all()
-        assert torch.equal(weight.latent[old == new], value[old == new])
+    fixed = masks_and_steps(model)
+    reduction = reduce_codes(model, share * size)
+    after = codes_of(model)
+    assert section_bytes(after) <= share * size
+    assert reduction.num_kept == sum(int((codes != 0).sum()) for codes in before)
+    assert reduction.lowered == sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+    assert (reduction.lowered == 0) == (share >= 1.0)
+    check_invariants(model, fixed)
+    for old, new, value, weight in zip(before, after, values, prepared_weights(model), strict=True):
+        assert (np.sign(old) == np.sign(new)).all()
+        assert (np.abs(new) <= np.abs(old)).all()
+        same = torch.from_numpy(old == new)
+        assert torch.equal(weight.latent[same], value[same])
 
 
 @given(share=st.floats(0.1, 0.9), scale=st.sampled_from([10.0, 1e3, 1e6]), seed=st.integers(0, 5))
 @settings(max_examples=8)
-def test_lowering_far_codes_takes_no_more_than_it_must(share, scale, seed):
-    """Codes of any size, however much too many bytes they take: what is left fills nine tenths of the bytes asked for."""
+def test_reduced_codes_fill_the_size(share, scale, seed):
+    """Codes of any magnitude are lowered no further than the size needs: they fill nine tenths of it."""
     torch.manual_seed(seed)
-    model = opq.prepare(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)), ratio=6.0)
+    model = opq.prepare(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)), ratio=6.0, rounding="deadzone").model
     with torch.no_grad():
-        for weight in codebooks(model):
+        for weight in prepared_weights(model):
             weight.latent.mul_(scale)
-    codes = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
+    codes = codes_of(model)
     fewest, most = section_bytes([np.sign(array) for array in codes]), section_bytes(codes)
-    room = fewest + share * (most - fewest)
-    reduce_codes(model, room)
-    size = section_bytes([weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)])
-    assert 0.9 * room <= size <= room
+    code_bytes = fewest + share * (most - fewest)
+    reduce_codes(model, code_bytes)
+    assert 0.9 * code_bytes <= section_bytes(codes_of(model)) <= code_bytes
 
 
 def test_a_teacher_needs_no_labels():
-    """Unlabelled inputs and the dense network are enough; without either, an error says what is missing."""
+    """Unlabelled inputs and the dense network are enough; without a teacher, an error says that labels are missing."""
     model, _ = make("convolutions")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    recipe = opq.TrainingConfig(learning_rate=0.2)
-    finetuned = opq.finetune(model, images(labelled=False), epochs=6, ratio=8.0, teacher="dense", recipe=recipe)
+    training = opq.TrainingConfig(epochs=6, learning_rate=0.2)
+    finetuned = opq.finetune(model, images(labelled=False), to_ratio(8.0), training, teacher="dense")
     losses = [row["loss"] for row in finetuned.history]
     assert losses[-1] < 0.9 * losses[0]
     assert any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     with pytest.raises(opq.TrainingError, match="there are no labels to learn from"):
-        opq.finetune(make("convolutions")[0], images(labelled=False), epochs=1, ratio=6.0)
+        opq.finetune(make("convolutions")[0], images(labelled=False), to_ratio(6.0), ONE)
 
 
 def test_a_file_keeps_its_masks_and_steps():
-    """Finetuned from a file, weights move, and masks, steps and the file's size stay."""
+    """In a finetuning from a file weights change, but masks and steps stay, and the file grows by no byte; there is no plan."""
     dense, _ = make("convolutions")
     start = opq.compress(dense, ratio=6.0)
     model, _ = make("convolutions")
-    finetuned = opq.finetune(
-        model, images(), epochs=2, start=start.data, teacher="dense", recipe=opq.TrainingConfig(learning_rate=0.5)
-    )
+    training = opq.TrainingConfig(epochs=2, learning_rate=0.5)
+    finetuned = opq.finetune(model, images(), start.data, training, teacher="dense")
     assert finetuned.budget == start.file_bytes
     assert finetuned.compressed.file_bytes <= start.file_bytes
+    assert finetuned.compressed.plan is None
     with opq.OpqFile(start.data) as old, opq.OpqFile(finetuned.compressed.data) as new:
         moved = 0
         for name in start.plan.layers:
-            assert new[name].step == old[name].step
+            assert new[name].codebook.step == old[name].codebook.step
             np.testing.assert_array_equal(new[name].codes != 0, old[name].codes != 0)
             moved += int((new[name].codes != old[name].codes).sum())
         assert moved
 
 
-def test_a_prepared_network_is_finetuned_as_it_is():
-    """A network that the user prepared keeps that plan, and is converted at the end; its own dense form must be given."""
+def test_a_file_may_come_open_by_path_or_as_bytes(tmp_path):
+    """Each gives the same file, and an open one stays open."""
+    start = opq.compress(make("dense")[0], ratio=4.0)
+    start.save(tmp_path / "start.opq")
+    expected = opq.finetune(make("dense")[0], flat(), start.data, ONE).compressed.data
+    for path in (tmp_path / "start.opq", str(tmp_path / "start.opq")):
+        assert opq.finetune(make("dense")[0], flat(), path, ONE).compressed.data == expected
+    with opq.OpqFile(start.data) as file:
+        assert opq.finetune(make("dense")[0], flat(), file, ONE).compressed.data == expected
+        assert file["0.weight"].shape == (24, 12)
+
+
+def test_a_prepared_network_keeps_its_masks_steps_and_budget():
+    """It is finetuned under its own plan and converted at the end; its dense form must be given if that is the teacher."""
     model, inputs = make("dense")
-    opq.prepare(model, ratio=4.0)
-    facts = fixed_facts(model)
+    prepared = opq.prepare(model, ratio=4.0, metadata={"author": "a"})
+    fixed = masks_and_steps(model)
     loader = DataLoader(TensorDataset(inputs, torch.arange(len(inputs))), batch_size=3)
-    finetuned = opq.finetune(model, loader, epochs=1)
-    assert finetuned.budget is None
-    assert not codebooks(model)
+    finetuned = opq.finetune(prepared, loader, training=ONE, metadata={"data": "b"})
+    assert finetuned.budget == prepared.budget == prepared.plan.budget
+    assert finetuned.compressed.file_bytes <= finetuned.budget
+    assert finetuned.compressed.plan == prepared.plan
+    assert not prepared_weights(model)
     with opq.OpqFile(finetuned.compressed.data) as file:
-        for (name,), (mask, step) in facts.items():
-            assert file[name].step == step
+        assert file.metadata == {"author": "a", "data": "b"}
+        for (name,), (mask, step) in fixed.items():
+            assert file[name].codebook.step == step
             np.testing.assert_array_equal(file[name].codes != 0, mask.numpy())
-    opq.prepare(model, ratio=4.0)
+    again = opq.prepare(model, ratio=4.0)
     with pytest.raises(opq.TrainingError, match="give its dense form as the teacher"):
-        opq.finetune(model, loader, epochs=1, teacher="dense")
+        opq.finetune(again, loader, training=ONE, teacher="dense")
 
 
-@pytest.mark.parametrize("where", ["mapping", "tuple"])
-def test_batches_come_as_loaders_give_them(where):
+@pytest.mark.parametrize("target", [{"sparsity": 0.6, "bits": 3.0}, {"ratio": 6.0}])
+def test_a_budget_takes_the_place_of_the_target(target):
+    """`budget` bounds the file, also if the target says nothing about bytes; without either the file has any size."""
+    plan = opq.plan(make("convolutions")[0], **target)
+    free = opq.finetune(make("convolutions")[0], images(), plan, ONE)
+    assert free.budget == plan.budget
+    budget = free.compressed.file_bytes - 60
+    held = opq.finetune(make("convolutions")[0], images(), plan, ONE, budget=budget)
+    assert held.compressed.file_bytes <= held.budget == budget
+
+
+def test_a_config_is_a_plan_with_dead_zones_and_a_reserve():
+    """From a config, rounding "auto" is "deadzone"; the plan leaves the reserve free, and has the config's own target."""
+    for rounding, expected in (("auto", "deadzone"), ("deadzone", "deadzone"), ("compensated", "compensated")):
+        start = to_ratio(6.0, rounding=rounding)
+        plan = opq.finetune(make("convolutions")[0], images(), start, ONE).compressed.plan
+        assert {layer.rounding for layer in plan.layers.values()} == {expected}
+        assert plan.target == start.target
+        budget = math.floor(plan.dense_bytes / 6.0)
+        narrower = opq.compress(make("convolutions")[0], size=math.floor(0.93 * budget), rounding=expected).plan
+        assert plan.layers == narrower.layers
+
+
+@pytest.mark.parametrize("form", ["mapping", "tuple"])
+def test_batches_may_be_mappings_or_tuples(form):
     """Tuples of inputs and labels, and mappings of keyword arguments with "labels", train alike; logits may be an attribute."""
 
     class Output:
@@ -275,93 +260,56 @@ def test_batches_come_as_loaders_give_them(where):
 
     torch.manual_seed(0)
     model, inputs, labels = Model(), torch.randn(8, 12), torch.arange(8)
-    batch = {"inputs": inputs, "labels": labels} if where == "mapping" else (inputs, labels)
-    history = Training(model, [batch], 3, opq.TrainingConfig(learning_rate=0.1)).run()
+    batch = {"inputs": inputs, "labels": labels} if form == "mapping" else (inputs, labels)
+    history = Trainer(model, [batch], opq.TrainingConfig(epochs=3, learning_rate=0.1)).run()
     assert history[-1]["loss"] < history[0]["loss"]
     evaluation = opq.evaluate(model, [batch])
     assert (evaluation.inputs, evaluation.agreement) == (8, None)
     assert evaluation.top1 == pytest.approx(100.0 * float((model(inputs).logits.argmax(1) == labels).float().mean()))
 
 
-@pytest.mark.parametrize("open_epochs", [0, 2])
+@pytest.mark.parametrize("mask_update_epochs", [0, 2])
 @pytest.mark.parametrize("count", [48, 480])
-def test_a_diverged_training_says_so(mask_update_epochs, count):
-    """A loss or weights that are no numbers end the run with one line, in the middle of an epoch or at its end."""
+def test_a_diverged_training_is_an_error(mask_update_epochs, count):
+    """A loss or weights that are NaN or infinite end the run with one line, within an epoch or at its end."""
     model, _ = make("convolutions")
-    recipe = opq.TrainingConfig(learning_rate=1e20, warm_up=0.0, clip=None)
+    training = opq.TrainingConfig(
+        epochs=3, mask_update_epochs=mask_update_epochs, learning_rate=1e20, warmup=0.0, max_grad_norm=None
+    )
     with pytest.raises(opq.TrainingError, match="lower the learning rate"):
-        opq.finetune(model, images(count), epochs=3, mask_update_epochs=mask_update_epochs, ratio=6.0, recipe=recipe)
+        opq.finetune(model, images(count), to_ratio(6.0), training)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("learning_rate", 0.0),
-        ("momentum", 1.0),
-        ("weight_decay", -1.0),
-        ("warm_up", 2.0),
-        ("labels", 1.5),
-        ("temperature", 0.0),
-    ],
-)
-def test_a_recipe_is_checked(field, value):
-    """Numbers out of range are refused, by name."""
-    with pytest.raises(opq.TrainingError, match=field):
-        opq.TrainingConfig(**{field: value})
+def test_a_budget_without_room_for_codes_is_refused_before_training():
+    """The error says how many bytes the file takes without its codes; no step is done, and the network is as before."""
+    model, _ = make("convolutions")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = opq.plan(model, ratio=4)
+    steps = []
+
+    def named(budget):
+        with pytest.raises(opq.TargetError, match="everything except the codes") as caught:
+            opq.finetune(model, images(), plan, ONE, budget=budget, progress=lambda *step: steps.append(step))
+        return int(re.search("except the codes takes ([0-9,]+)", str(caught.value)).group(1).replace(",", ""))
+
+    others = named(500)
+    assert named(others) == others > 500
+    assert not steps
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_the_rate_rises_and_falls():
-    """The learning rate rises over the warm-up, reaches 1, and then falls to nearly zero, never below."""
-    recipe = opq.TrainingConfig(warm_up=0.1)
-    rates = [recipe.rate_at(step, 100) for step in range(100)]
-    assert rates[:10] == sorted(rates[:10])
-    assert max(rates) == rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0.0 < rates[-1] < 0.01
-
-
-def test_agreement_is_with_the_dense_network():
-    """Percentages are of inputs; five best count where there are more than five classes; modes are left as they were."""
-    model, inputs = make("dense")
-    dense, _ = make("dense", seed=1)
-    labels = torch.randint(10, (6,))
-    model.train()
-    found = opq.evaluate(model, [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])], dense=dense)
-    ours, theirs = model(inputs), dense(inputs)
-    assert found.inputs == 6
-    assert found.agreement == pytest.approx(100.0 * float((ours.argmax(1) == theirs.argmax(1)).float().mean()))
-    assert found.top5 == pytest.approx(100.0 * sum(int(labels[k] in ours[k].topk(5).indices) for k in range(6)) / 6)
-    assert model.training
-    with pytest.raises(opq.TrainingError, match="labels go from 3 to 10, and the network tells 10 classes, 0 to 9"):
-        opq.evaluate(model, [(inputs[:2], torch.tensor([3, 10]))])
-    with pytest.raises(opq.TrainingError, match="no inputs"):
-        opq.evaluate(model, [])
-
-
-def test_a_budget_without_room_for_codes_is_refused_before_anything_trains():
-    """Fewer bytes than the file takes beside its codes cannot be met: an error says how many those are, and no step is done."""
+def test_starts_that_contradict_are_refused():
+    """A prepared network takes no start, its module alone does not do, a dense one needs a start, and lossless is no start."""
     model, _ = make("convolutions")
     plan = opq.plan(model, ratio=4)
-    done = []
-
-    def asked(budget):
-        with pytest.raises(opq.TargetError, match="beside its codes") as caught:
-            opq.finetune(model, images(), epochs=1, start=plan, budget=budget, progress=lambda *step: done.append(step))
-        opq.convert(model)
-        return int(re.search("takes ([0-9,]+) beside", str(caught.value)).group(1).replace(",", ""))
-
-    beside = asked(500)
-    assert asked(beside) == beside > 500
-    assert not done
-
-
-def test_options_that_come_too_late_are_refused():
-    """Where masks and steps are given, a target or what is fixed would not be heeded: an error, before anything trains."""
-    model, _ = make("convolutions")
-    plan = opq.plan(model, ratio=4)
-    with pytest.raises(opq.TargetError, match="fixed already"):
-        opq.finetune(model, images(), epochs=1, start=plan, ratio=12)
-    with pytest.raises(opq.TargetError, match="fixed already"):
-        opq.finetune(model, images(), epochs=1, start=opq.compress(model, plan=plan).data, ratio=12)
-    with pytest.raises(opq.TargetError, match="fixed already"):
-        opq.finetune(opq.prepare(model, plan), images(), epochs=1, ratio=12)
+    with pytest.raises(opq.TrainingError, match="start must be"):
+        opq.finetune(model, images(), training=ONE)
+    with pytest.raises(opq.TargetError, match="lossless"):
+        opq.finetune(model, images(), opq.CompressionConfig(target=opq.Lossless()), ONE)
+    prepared = opq.prepare(model, plan)
+    for start in (plan, to_ratio(12.0), opq.compress(make("convolutions")[0], ratio=4.0).data):
+        with pytest.raises(opq.PlanError, match="leave start and calibration out"):
+            opq.finetune(prepared, images(), start, ONE)
+    for start in (plan, to_ratio(12.0), None):
+        with pytest.raises(opq.PlanError, match=r"give what opq\.prepare returned"):
+            opq.finetune(model, images(), start, ONE)

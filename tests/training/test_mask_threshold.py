@@ -1,6 +1,5 @@
-"""Masks that stay open over the first epochs, and close."""
+"""Masks that are recomputed in the first epochs of a training, and then frozen."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,52 +8,52 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from interruptions import InterruptionError, interrupting_after
-from small_networks import make
-from test_finetuning import check_invariants, fixed_facts, images, optimizers
-from test_holding import spread
+from interruptions import InterruptionError, interrupt_after
+from prepared_networks import STEEP, check_invariants, codes_of, masks_and_steps, optimizers, spread_codes
+from small_networks import images, make, to_ratio
 from torch import nn
 
 import opq
-from opq.training.run_folder import RunFolder
-from opq.training.parametrization import Codebook
+from opq.quantization.quantizer import fake_quantize
+from opq.training.attach import prepared_weights
 from opq.training.budget.code_reduction import section_bytes
 from opq.training.budget.controller import BudgetController
 from opq.training.budget.mask_threshold import MaskThresholds
-from opq.training.prepared_model import codebooks
-
-STEEP = opq.TrainingConfig(learning_rate=1.0, warm_up=0.0, weight_decay=0.0, clip=1.0)
+from opq.training.parametrization import CodebookParametrization
+from opq.training.run_folder import RunFolder
 
 
 @given(
     values=st.lists(st.floats(-50.0, 50.0, width=32), min_size=1, max_size=20),
     step=st.floats(0.015625, 4.0, width=32),
-    rounding_offset=st.floats(0.0, 1.0, width=32),
-    border=st.floats(0.0, 50.0, width=32),
-    most=st.integers(1, 30),
+    offset=st.floats(0.0, 1.0, width=32),
+    threshold=st.floats(0.0, 50.0, width=32),
+    max_codes=st.integers(1, 30),
 )
-def test_a_border_decides_while_masks_are_open(values, step, offset, border, most):
-    """Beyond the border latent values have the codes they would have were they kept, others 0, whatever the mask says; closed,
-    just the former are kept from then on.
+def test_a_threshold_decides_instead_of_the_mask(values, step, offset, threshold, max_codes):
+    """Latent values above the threshold have the codes of kept values, the others 0, whatever the mask holds. A frozen mask
+    keeps exactly the former.
     """
     latent = torch.tensor(values)
-    beyond = latent.abs() > border
-    open_, kept = (
-        Codebook(mask, step, offset, torch.tensor(float(most))) for mask in (torch.zeros_like(beyond), torch.ones_like(beyond))
+    above = latent.abs() > threshold
+    recomputed, kept = (
+        CodebookParametrization(mask, step, offset, torch.tensor(float(max_codes)))
+        for mask in (torch.zeros_like(above), torch.ones_like(above))
     )
-    open_.border = border
-    codes = open_.codes(latent)
-    assert torch.equal(codes, kept.codes(latent) * beyond)
-    assert torch.equal(open_(latent), codes.float() * torch.tensor(step))
-    open_.close(latent)
-    assert torch.equal(open_.codes(latent), codes)
-    assert torch.equal(open_.codes(torch.zeros_like(latent)), beyond.int())
+    recomputed.threshold = threshold
+    codes = recomputed.codes(latent)
+    assert torch.equal(codes, kept.codes(latent) * above)
+    assert torch.equal(recomputed(latent), codes.float() * torch.tensor(step))
+    recomputed.freeze_mask(latent)
+    assert recomputed.threshold is None
+    assert torch.equal(recomputed.codes(latent), codes)
+    assert torch.equal(recomputed.codes(torch.zeros_like(latent)), above.int())
 
 
-def test_the_gradient_passes_to_all_while_masks_are_open():
-    """Pruned latent values learn too, so that they can come back; and NaN is not hidden by being pruned."""
-    codebook = Codebook(torch.tensor([False, True]), 0.5, 0.5, torch.tensor(100.0))
-    codebook.border = 0.25
+def test_the_gradient_reaches_all_weights_while_masks_are_recomputed():
+    """Pruned latent values train too, so that they can be kept again; and NaN is not hidden by pruning."""
+    codebook = CodebookParametrization(torch.tensor([False, True]), 0.5, 0.5, torch.tensor(100.0))
+    codebook.threshold = 0.25
     latent = torch.tensor([0.1, 0.6], requires_grad=True)
     values = codebook(latent)
     assert values.tolist() == [0.0, 0.5]
@@ -65,21 +64,23 @@ def test_the_gradient_passes_to_all_while_masks_are_open():
 
 @given(share=st.floats(0.1, 1.5), seed=st.integers(0, 5))
 @settings(max_examples=10)
-def test_open_masks_fill_the_budget(share, seed):
-    """Whatever codes would take: while masks are open, they fill the budget and no more, or each weight is rounded to nearest,
-    or each layer keeps a quarter of what its plan keeps, which it keeps in any case; it is always the largest that are kept.
+def test_recomputed_masks_fill_the_budget(share, seed):
+    """Codes take at most the budget and nearly all of it; unless each weight is rounded to nearest, or each layer keeps only a
+    quarter of what its plan keeps, which is the least. The kept latent values are always the largest.
     """
-    model, before = spread(seed)
+    model, before = spread_codes(seed)
     least = [math.ceil(0.25 * np.count_nonzero(codes)) for codes in before]
-    latent = [weight.latent.detach().abs().numpy() for weight in codebooks(model)]
-    room = int(share * section_bytes(before))
-    masks = MaskThresholds(codebooks(model))
-    masks.open()
-    fits = masks.fit(room)
-    after = [weight.codebook.codes(weight.latent).numpy() for weight in codebooks(model)]
-    steps = [float(weight.codebook.step) for weight in codebooks(model)]
+    latent = [weight.latent.detach().abs().numpy() for weight in prepared_weights(model)]
+    code_bytes = int(share * section_bytes(before))
+    masks = MaskThresholds(prepared_weights(model))
+    assert not masks.are_recomputed
+    masks.begin()
+    assert masks.are_recomputed
+    fits = masks.fit(code_bytes)
+    after = codes_of(model)
+    steps = [float(weight.codebook.step) for weight in prepared_weights(model)]
     kept = [np.count_nonzero(codes) for codes in after]
-    assert fits == (section_bytes(after) <= room)
+    assert fits == (section_bytes(after) <= code_bytes)
     assert fits or kept == least
     assert all(count >= fewest for count, fewest in zip(kept, least, strict=True))
     for values, codes in zip(latent, after, strict=True):
@@ -87,169 +88,185 @@ def test_open_masks_fill_the_budget(share, seed):
     nearest = all(
         ((values > 0.5 * step) == (codes != 0)).all() for values, step, codes in zip(latent, steps, after, strict=True)
     )
-    assert section_bytes(after) >= 0.97 * room or nearest
+    assert section_bytes(after) >= 0.97 * code_bytes or nearest
 
 
 @given(growth=st.floats(1.0, 100.0), share=st.floats(0.2, 1.0), seed=st.integers(0, 5))
 @settings(max_examples=10)
-def test_no_layer_is_emptied_while_masks_are_open(growth, share, seed):
-    """However much larger one layer has grown than another, each keeps a quarter of what its plan keeps: an empty layer passes
-    no gradient, and nothing would come back.
+def test_no_layer_is_emptied_while_masks_are_recomputed(growth, share, seed):
+    """However much larger one layer has grown than another, each keeps at least a quarter of what its plan keeps: an empty
+    layer passes no gradient, and would stay empty.
     """
-    model, before = spread(seed)
-    weights = codebooks(model)
+    model, before = spread_codes(seed)
+    weights = prepared_weights(model)
     with torch.no_grad():
         weights[0].latent.mul_(growth)
     masks = MaskThresholds(weights)
-    masks.open()
+    masks.begin()
     masks.fit(int(share * section_bytes(before)))
-    masks.close()
+    masks.freeze()
+    assert not masks.are_recomputed
     for weight, codes in zip(weights, before, strict=True):
         assert int(weight.codebook.mask.sum()) >= 0.25 * np.count_nonzero(codes)
 
 
-@given(optimizer=optimizers, open_steps=st.integers(1, 4))
+@given(optimizer=optimizers, recomputed_steps=st.integers(1, 4))
 @settings(max_examples=8)
-def test_closed_masks_never_open_again(optimizer, open_steps):
-    """Whatever the optimizer does after masks were closed: pruned weights stay zero, kept ones kept, steps what they were."""
+def test_frozen_masks_never_change_again(optimizer, recomputed_steps):
+    """After masks were frozen, pruned weights stay zero and kept ones nonzero under any optimizer; steps never change."""
     model, inputs = make("convolutions")
     model.train()
-    opq.prepare(model, ratio=6.0)
-    steps = {weight.names: float(weight.codebook.step) for weight in codebooks(model)}
-    controller = BudgetController(model, 1500, open_steps / 8)
+    opq.prepare(model, ratio=6.0, rounding="deadzone")
+    steps = {weight.names: float(weight.codebook.step) for weight in prepared_weights(model)}
+    controller = BudgetController(model, 1500, recomputed_steps / 8)
     made = optimizer(model.parameters())
-    facts = None
+    fixed = None
     for step in range(8):
         made.zero_grad()
         model(inputs).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         made.step()
-        assume(all(torch.isfinite(weight.latent).all() for weight in codebooks(model)))
+        assume(all(torch.isfinite(weight.latent).all() for weight in prepared_weights(model)))
         controller(step, 8, 1.0)
-        facts = fixed_facts(model) if step == open_steps - 1 else facts
-    check_invariants(model, facts)
-    assert {names: step for names, (_, step) in facts.items()} == steps
+        fixed = masks_and_steps(model) if step == recomputed_steps - 1 else fixed
+    check_invariants(model, fixed)
+    assert {names: step for names, (_, step) in fixed.items()} == steps
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_with_open_masks_gives_the_same_bytes(tmp_path, stop):
-    """Interrupted while masks are open, or after, a run ends as one that was never interrupted."""
+def test_a_resumed_run_with_recomputed_masks_gives_the_same_bytes(tmp_path, stop):
+    """A run interrupted while masks are recomputed, or after, ends as one that was never interrupted."""
+    training = opq.TrainingConfig(epochs=4, mask_update_epochs=2, **STEEP)
 
-    def run(folder, watch=None):
+    def run(folder, on_epoch_end=None):
         model, _ = make("convolutions")
-        return opq.finetune(
-            model, images(), epochs=4, mask_update_epochs=2, ratio=6.0, teacher="dense", recipe=STEEP, folder=folder, watch=watch
-        )
+        return opq.finetune(model, images(), to_ratio(6.0), training, teacher="dense", folder=folder, on_epoch_end=on_epoch_end)
 
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting_after(stop))
-    assert (RunFolder(tmp_path / "parts").load()["hold"]["borders"][0] is None) == (stop >= 2)
+        run(tmp_path / "parts", interrupt_after(stop))
+    assert (RunFolder(tmp_path / "parts").load()["hold"]["thresholds"][0] is None) == (stop >= 2)
     assert run(tmp_path / "parts").compressed.data == whole.compressed.data
 
 
-def test_weights_change_sides_while_masks_are_open():
-    """Other weights are pruned than the plan has, some that it prunes are kept, and the file is within its budget."""
+def test_recomputed_masks_differ_from_the_plan():
+    """Some weights that the plan keeps are pruned, some that it prunes are kept, and the file is within its budget."""
     model, _ = make("convolutions")
-    plan = opq.plan(model, ratio=6.0, rounding="plain")
-    planned = {name: opq.fake_quantize(model.state_dict()[name], layer) != 0 for name, layer in plan.layers.items()}
-    recipe = replace(STEEP, learning_rate=30.0)
-    finetuned = opq.finetune(model, images(), epochs=6, mask_update_epochs=5, start=plan, teacher="dense", recipe=recipe)
-    assert finetuned.compressed.file_bytes <= finetuned.budget == math.floor(plan.dense_bytes / 6.0)
+    plan = opq.plan(model, ratio=6.0, rounding="deadzone")
+    planned = {name: fake_quantize(model.state_dict()[name], layer) != 0 for name, layer in plan.layers.items()}
+    training = opq.TrainingConfig(epochs=6, mask_update_epochs=5, **{**STEEP, "learning_rate": 30.0})
+    dense_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    finetuned = opq.finetune(model, images(), plan, training, teacher="dense")
+    assert finetuned.compressed.file_bytes <= finetuned.budget == math.floor(dense_bytes / 6.0)
     opq.verify(finetuned.compressed.data)
     kept = {name: model.state_dict()[name] != 0 for name in planned}
     assert any((planned[name] & ~kept[name]).any() for name in planned)
     assert any((kept[name] & ~planned[name]).any() for name in planned)
 
 
-def test_masks_that_are_fixed_cannot_be_open():
-    """A file's, a prepared network's and the paper's masks are refused, and open epochs to the end, before anything trains."""
-    model, _ = make("convolutions")
-    with pytest.raises(opq.TrainingError, match="less than the 2 epochs, got 2"):
-        opq.finetune(model, images(), epochs=2, mask_update_epochs=2, ratio=6.0)
-    file = opq.compress(model, ratio=6.0).data
-    paper = opq.plan(model, sparsity=0.5, bits=3.0)
-    boundless = replace(opq.plan(model, ratio=6.0, rounding="plain"), target={})
-    counted = replace(boundless, layers={name: replace(layer, num_kept=3) for name, layer in boundless.layers.items()})
-    for start, options, reason in (
-        (file, {}, "the file's are kept"),
-        (None, {"ratio": 6.0, "calibration": opq.calibrate(model, torch.randn(4, 2, 8, 8))}, "the file's are kept"),
-        (paper, {}, "the paper's mode fixes them"),
-        (None, {"sparsity": 0.5, "bits": 3.0}, "the paper's mode fixes them"),
-        (opq.plan(model, ratio=6.0), {}, "rounding is shaped"),
-        (None, {"ratio": 6.0, "rounding": "shaped"}, "rounding is shaped"),
-        (counted, {"budget": 4000}, "how many weights of a layer to keep"),
-        (boundless, {}, "give a budget"),
-        (None, {"ratio": 6.0, "overrides": {"head.*": {"sparsity": 0.5}}}, "an override says"),
-    ):
-        with pytest.raises(opq.PlanError, match=reason):
-            opq.finetune(model, images(), epochs=2, mask_update_epochs=1, start=start, **options)
-    assert not codebooks(model)
-    opq.prepare(model, ratio=6.0)
+def changed(plan, **fields):
+    """A plan whose layers have other fields."""
+    return replace(plan, layers={name: replace(layer, **fields) for name, layer in plan.layers.items()})
+
+
+FIXED = {
+    "file": (lambda model: opq.compress(model, ratio=6.0).data, "a file or a calibration are kept"),
+    "calibration": (lambda model: to_ratio(6.0), "a file or a calibration are kept"),
+    "two-stage plan": (lambda model: opq.plan(model, sparsity=0.5, bits=3.0), "sparsity and bits fixes the masks"),
+    "two-stage config": (
+        lambda model: opq.CompressionConfig(target=opq.TwoStage(0.5, 3.0)),
+        "sparsity and bits fixes the masks",
+    ),
+    "compensated plan": (lambda model: opq.plan(model, ratio=6.0), "compensated rounding"),
+    "compensated config": (lambda model: to_ratio(6.0, rounding="compensated"), "compensated rounding"),
+    "counted plan": (
+        lambda model: changed(opq.plan(model, ratio=6.0, rounding="deadzone"), num_kept=3),
+        "how many weights of a layer are kept",
+    ),
+    "plan without budget": (
+        lambda model: replace(opq.plan(model, ratio=6.0, rounding="deadzone"), target=opq.Lossless()),
+        "no byte target; give a budget",
+    ),
+    "layer config": (lambda model: to_ratio(6.0, layers={"head.*": opq.LayerConfig(sparsity=0.5)}), "a layer config fixes"),
+}
+
+
+@pytest.mark.parametrize(("start", "reason"), FIXED.values(), ids=FIXED)
+def test_fixed_masks_cannot_be_recomputed(request, start, reason):
+    """If something else decides the masks, asking for epochs in which they are recomputed is an error before training."""
+    model, inputs = make("convolutions")
+    options = {"calibration": opq.calibrate(model, inputs)} if "[calibration]" in request.node.name else {}
+    training = opq.TrainingConfig(epochs=2, mask_update_epochs=1)
+    with pytest.raises(opq.PlanError, match=f"mask_update_epochs must be 0, because .*{reason}"):
+        opq.finetune(model, images(), start(model), training, **options)
+    assert not prepared_weights(model)
+
+
+def test_a_prepared_network_keeps_its_masks():
+    """Its masks cannot be recomputed either."""
+    prepared = opq.prepare(make("convolutions")[0], ratio=6.0, rounding="deadzone")
     with pytest.raises(opq.PlanError, match="prepared already"):
-        opq.finetune(model, images(), epochs=2, mask_update_epochs=1)
+        opq.finetune(prepared, images(), training=opq.TrainingConfig(epochs=2, mask_update_epochs=1))
 
 
 @pytest.mark.parametrize(
-    "options",
+    "start",
     [
-        {"sparsity": 0.5, "bits": 3.0},
-        {"ratio": 6.0, "rounding": "shaped"},
-        {"ratio": 6.0, "overrides": {"head.*": {"sparsity": 0.5}}},
+        opq.CompressionConfig(target=opq.TwoStage(0.5, 3.0)),
+        to_ratio(6.0, rounding="compensated"),
+        to_ratio(6.0, layers={"head.*": opq.LayerConfig(sparsity=0.5)}),
     ],
-    ids=["paper", "shaped", "override"],
+    ids=["two-stage", "compensated", "layer config"],
 )
-def test_masks_are_fixed_where_something_else_decides_them(tmp_path, options):
-    """Without being asked, no epoch is open in the paper's mode, under shaped rounding, or beside an override of zeros."""
+def test_masks_are_fixed_if_something_else_decides_them(start):
+    """By default no mask is recomputed with a two-stage target, compensated rounding, or a layer's sparsity."""
     model, _ = make("convolutions")
     masks = []
 
-    def look(stage, done, total):
-        assert all(weight.codebook.border is None for weight in codebooks(model))
-        masks.append([weight.codebook.mask.clone() for weight in codebooks(model)])
+    def record(stage, finished, total):
+        assert all(weight.codebook.threshold is None for weight in prepared_weights(model))
+        masks.append([weight.codebook.mask.clone() for weight in prepared_weights(model)])
 
-    opq.finetune(model, images(), epochs=3, folder=tmp_path, progress=look, **options)
+    opq.finetune(model, images(), start, opq.TrainingConfig(epochs=3), progress=record)
+    assert len(masks) == 9
     assert all(torch.equal(now, first) for found in masks for now, first in zip(found, masks[0], strict=True))
-    assert json.loads((tmp_path / "arguments.json").read_text())["open_epochs"] == 0
 
 
-def test_a_given_plan_keeps_its_masks(tmp_path):
-    """A plan's zeros stay zeros unless epochs are asked to be open."""
+def test_a_given_plan_keeps_its_masks():
+    """By default the zeros of a plan stay zeros, and no other weight becomes one."""
     model, _ = make("convolutions")
-    plan = opq.plan(model, ratio=6.0, rounding="plain")
-    zeros = {name: opq.fake_quantize(model.state_dict()[name], layer) == 0 for name, layer in plan.layers.items()}
-    opq.finetune(model, images(), epochs=3, start=plan, recipe=STEEP)
+    plan = opq.plan(model, ratio=6.0, rounding="deadzone")
+    zeros = {name: fake_quantize(model.state_dict()[name], layer) == 0 for name, layer in plan.layers.items()}
+    opq.finetune(model, images(), plan, opq.TrainingConfig(epochs=3, **STEEP))
     assert all(((model.state_dict()[name] == 0) == pruned).all() for name, pruned in zeros.items())
 
 
-def test_a_layer_of_zeros_stays_zero_while_masks_are_open():
-    """Its step means nothing: nothing comes back in it, whatever the gradient does."""
+def test_a_layer_of_zeros_stays_zero_while_masks_are_recomputed():
+    """The step of a layer that is all zeros has no meaning, so nothing in it is kept, whatever the gradient does."""
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
     nn.init.zeros_(model[1].weight)
-    opq.prepare(model, ratio=8.0)
-    controller = BudgetController(model, 10_000, open_share=1.0)
+    opq.prepare(model, ratio=8.0, rounding="deadzone")
+    controller = BudgetController(model, 10_000, 1.0)
     with torch.no_grad():
-        for weight in codebooks(model):
+        for weight in prepared_weights(model):
             weight.latent.add_(3.0)
     controller(0, 100, 1.0)
     assert (model[0].weight != 0).any()
     assert (model[1].weight == 0).all()
 
 
-@pytest.mark.parametrize(("asked", "epochs", "opened"), [(None, 6, 4), (None, 1, 0), (0, 0, 0), (0, 4, 0), (3, 4, 3)])
-def test_two_thirds_of_the_epochs_are_open(tmp_path, asked, epochs, opened):
-    """By default masks are open for two thirds of the epochs, rounded down, and closed by their last step; the run's arguments
-    tell for how many.
-    """
+@pytest.mark.parametrize(("asked", "epochs", "recomputed"), [(None, 6, 4), (None, 1, 0), (0, 4, 0), (3, 4, 3)])
+def test_masks_are_recomputed_in_two_thirds_of_the_epochs(asked, epochs, recomputed):
+    """By default masks are recomputed in two thirds of the epochs, rounded down, and frozen by their last step."""
     model, _ = make("convolutions")
     seen = []
 
-    def look(stage, done, total):
-        seen.append([weight.codebook.border is not None for weight in codebooks(model)])
+    def record(stage, finished, total):
+        seen.append([weight.codebook.threshold is not None for weight in prepared_weights(model)])
 
     loader = images()
-    opq.finetune(model, loader, epochs=epochs, mask_update_epochs=asked, ratio=6.0, folder=tmp_path, progress=look)
-    last = opened * len(loader) - 1  # the step after which masks close
-    assert [any(open_) for open_ in seen] == [step < last for step in range(epochs * len(loader))]
-    assert all(all(open_) for open_ in seen[: max(last, 0)])
-    assert json.loads((tmp_path / "arguments.json").read_text())["open_epochs"] == opened
+    training = opq.TrainingConfig(epochs=epochs, mask_update_epochs=asked)
+    opq.finetune(model, loader, to_ratio(6.0), training, progress=record)
+    last = recomputed * len(loader) - 1  # the step after which masks are frozen
+    assert [any(found) for found in seen] == [step < last for step in range(epochs * len(loader))]
+    assert all(all(found) for found in seen[: max(last, 0)])

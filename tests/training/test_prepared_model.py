@@ -1,29 +1,47 @@
-"""Preparing and converting: what a network is before, between and after."""
+"""Preparing, exporting and converting: what a network is before, between and after."""
 
 import copy
-from dataclasses import replace
+import inspect
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from prepared_networks import check_invariants, masks_and_steps
 from safetensors.torch import load_file, save_file
-from small_networks import KINDS, make
+from small_networks import KINDS, make, to_ratio
 from torch import nn
 
 import opq
 import opq.torch
 from opq.quantization.quantizer import fake_quantize
 from opq.rate_distortion.plan import LayerPlan
-from opq.training.parametrization import Codebook
-from opq.training.prepared_model import codebooks, fixed_layers, is_prepared, plain_state_dict
+from opq.training.attach import plain_state_dict, prepared_weights
+from opq.training.parametrization import CodebookParametrization
+
+TARGETS = {
+    "compensated": {"ratio": 6.0},
+    "deadzone": {"ratio": 6.0, "rounding": "deadzone"},
+    "two-stage": {"sparsity": 0.6, "bits": 3.0},
+}
+
+
+def copied_state(model):
+    """A copy of every tensor of the state dict."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal_states(first, second):
+    """Whether two state dicts have the same names in the same order, and the same bits."""
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("target", [{"ratio": 6.0}, {"sparsity": 0.6, "bits": 3.0}], ids=["joint", "paper"])
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_a_prepared_network_computes_with_fake_quantized_weights(kind, target):
-    """Prepared, a network gives what it gives with `fake_quantize` of its weights; converted, it still does, bit for bit."""
+    """A prepared network computes what it computes with `fake_quantize` of its weights; after `convert` too, bit for bit."""
     model, inputs = make(kind)
     plan = opq.plan(model, **target)
     rounded = copy.deepcopy(model)
@@ -34,63 +52,97 @@ def test_a_prepared_network_computes_with_fake_quantized_weights(kind, target):
     for network in (model, rounded):
         network.eval()
     expected = rounded(inputs)
-    assert opq.prepare(model, plan) is model
-    assert is_prepared(model)
+    prepared = opq.prepare(model, plan)
+    assert prepared.model is model
+    assert prepared.plan == plan
+    assert prepared_weights(model)
     assert torch.equal(model(inputs), expected)
-    assert opq.convert(model) is model
-    assert not is_prepared(model)
+    assert prepared.convert() is model
+    assert not prepared_weights(model)
     assert torch.equal(model(inputs), expected)
     for name, tensor in rounded.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_target_stands_for_its_plan(kind, target):
+    """A target prepares as `opq.plan` of the same target does: the same plan, tensors and file. A config does so too."""
+    given_plan = opq.prepare(make(kind)[0], opq.plan(make(kind)[0], **target))
+    config = opq.plan(make(kind)[0], **target).target
+    rounding = target.get("rounding", "auto")
+    for prepared in (
+        opq.prepare(make(kind)[0], **target),
+        opq.prepare(make(kind)[0], opq.CompressionConfig(target=config, rounding=rounding)),
+    ):
+        assert prepared.plan == given_plan.plan
+        assert prepared.budget == given_plan.budget == given_plan.plan.budget
+        assert equal_states(prepared.model.state_dict(), given_plan.model.state_dict())
+        assert prepared.encode().data == given_plan.encode().data
+    expected = "compensated" if "ratio" in target and rounding == "auto" else "deadzone"
+    assert {layer.rounding for layer in given_plan.plan.layers.values()} == {expected}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_prepared_network_encodes_as_its_plan_compresses(kind, target):
+    """Before any training, the file is the one that `opq.compress` makes of the plan."""
+    model, _ = make(kind)
+    plan = opq.plan(model, **target)
+    expected = opq.compress(model, plan)
+    prepared = opq.prepare(model, plan)
+    assert prepared.encode().data == expected.data
+    assert prepared.encode().plan == plan
+    if kind != "sequences":  # which shares a weight between two names
+        assert prepared.code_bytes() == sum(expected.layout.weight_bytes().values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_names_before_and_after_are_the_networks_own(kind):
-    """`convert` gives back the state dict's names in their order, the parameters themselves, and the modules' classes."""
+    """`convert` restores the names of the state dict in their order, the parameters themselves, and the modules' classes."""
     model, _ = make(kind)
     names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
     parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
-    opq.prepare(model, ratio=6.0)
+    prepared = opq.prepare(model, ratio=6.0)
     assert sorted(plain_state_dict(model)) == sorted(names)
     assert {id(parameter) for parameter in model.parameters()} == set(parameters.values())
-    opq.convert(model)
+    prepared.convert()
     assert list(model.state_dict()) == names
     assert [type(module) for module in model.modules()] == classes
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
     assert not any("opq" in key for module in model.modules() for key in vars(module))
 
 
-def test_every_kind_of_weight_is_prepared():
-    """Convolutions of all kinds, linear and recurrent layers, embeddings, attention: every weight of a plan has a codebook."""
-    for kind in KINDS:
-        model, inputs = make(kind)
-        plan = opq.plan(model, ratio=6.0)
-        opq.prepare(model, plan)
-        prepared = codebooks(model)
-        assert {name for weight in prepared for name in weight.names} == set(plan.layers)
-        model(inputs).square().sum().backward()
-        for weight in prepared:
-            assert weight.latent.grad is not None, weight.names
-            assert (weight.latent.grad[~weight.codebook.mask] == 0).all()
-            assert (weight.latent.grad[weight.codebook.mask] != 0).any()
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_weight_is_prepared(kind):
+    """Every weight of a plan gets a codebook: convolutions of all kinds, linear and recurrent layers, embeddings, attention."""
+    model, inputs = make(kind)
+    plan = opq.plan(model, ratio=6.0)
+    prepared = opq.prepare(model, plan)
+    assert {name for weight in prepared.weights for name in weight.names} == set(plan.layers)
+    model(inputs).square().sum().backward()
+    for weight in prepared.weights:
+        assert weight.latent.grad is not None, weight.names
+        assert (weight.latent.grad[~weight.codebook.mask] == 0).all()
+        assert (weight.latent.grad[weight.codebook.mask] != 0).any()
 
 
-def test_tied_weights_are_one():
-    """Weights that modules share have one latent value and one codebook, and are stored once."""
+def test_shared_weights_are_one():
+    """A weight that modules share has one latent value and one codebook, and is still shared after `convert`."""
     model, _ = make("sequences")
-    opq.prepare(model, ratio=6.0)
-    tied = [weight for weight in codebooks(model) if len(weight.names) > 1]
-    assert [weight.names for weight in tied] == [("head.weight", "tokens.weight")]
-    opq.convert(model)
+    prepared = opq.prepare(model, ratio=6.0)
+    shared = [weight for weight in prepared.weights if len(weight.names) > 1]
+    assert [weight.names for weight in shared] == [("head.weight", "tokens.weight")]
+    prepared.convert()
     assert model.head.weight is model.tokens.weight
 
 
 def test_the_gradient_passes_straight_through():
-    """The gradient of a kept latent value is that of the value it rounds to; that of a pruned one is zero, even where the
-    other is infinite.
+    """The gradient of a kept latent value is that of its rounded value; that of a pruned one is zero, even if the other is
+    infinite.
     """
     mask = torch.tensor([True, False, True, False])
-    codebook = Codebook(mask, 0.5, 0.5, torch.tensor(100.0))
+    codebook = CodebookParametrization(mask, 0.5, 0.5, torch.tensor(100.0))
     latent = torch.tensor([0.3, 5.0, -1.9, 0.0], requires_grad=True)
     values = codebook(latent)
     assert values.tolist() == [0.5, 0.0, -2.0, 0.0]
@@ -105,30 +157,30 @@ def test_the_gradient_passes_straight_through():
     st.data(),
 )
 def test_kept_weights_stay_kept_and_in_their_codebook(values, step, offset, data):
-    """Whatever latent values become: pruned ones are 0, kept ones step * k, 1 <= |k| <= most; zero counts as positive."""
+    """Whatever latent values become, pruned ones are 0, kept ones step * k, 1 <= |k| <= max_codes; zero counts as positive."""
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
-    most = data.draw(st.integers(1, 30))
-    codebook = Codebook(mask, step, offset, torch.tensor(float(most)))
+    max_codes = data.draw(st.integers(1, 30))
+    codebook = CodebookParametrization(mask, step, offset, torch.tensor(float(max_codes)))
     latent = torch.tensor(values)
     codes = codebook.codes(latent)
     assert ((codes != 0) == mask).all()
-    assert (codes.abs() <= most).all()
+    assert (codes.abs() <= max_codes).all()
     assert (torch.sign(codes) == torch.where(latent < 0, -1, 1) * mask).all()
     assert torch.equal(codebook(latent), (codes.to(torch.float32) * torch.tensor(step)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_trains_in_itself(dtype):
-    """Values have the weight's dtype and are bit-equal to `fake_quantize`, also when the prepared network is cast later."""
+    """Values have the weight's dtype and equal `fake_quantize` bit for bit, also if the prepared network is cast later."""
     weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     layer = nn.Linear(8, 16, bias=False).to(dtype)
     with torch.no_grad():
         layer.weight.copy_(weight)
-    plan = LayerPlan((16, 8), float(np.float32(0.3)), 0.2, 1 / 3, 0.0, 0.0, 0.0)
-    joint = opq.Plan("joint", {"ratio": 8.0}, opq.plan(layer, ratio=4.0).auxiliary, 1.0, 512, 64, {"weight": plan})
-    opq.prepare(layer, joint)
+    layer_plan = LayerPlan((16, 8), float(np.float32(0.3)), 0.2, 1 / 3, 0.0, 0.0)
+    plan = replace(opq.plan(layer, ratio=4.0), layers={"weight": layer_plan})
+    opq.prepare(layer, plan)
     assert layer.weight.dtype == dtype
-    assert torch.equal(layer.weight, fake_quantize(weight, plan))
+    assert torch.equal(layer.weight, fake_quantize(weight, layer_plan))
     before = layer.parametrizations.weight[0].step.clone()
     layer.to(torch.bfloat16)
     assert torch.equal(layer.parametrizations.weight[0].step, before)
@@ -138,27 +190,119 @@ def test_every_dtype_trains_in_itself(dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_a_starting_point(kind):
-    """Prepared from a file, a network has the file's values, masks and steps exactly, and goes back into the same file."""
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"auxiliary": "float16"}, {"auxiliary": "uint8", "batch_norm": "folded"}],
+    ids=["exact", "float16", "uint8 folded"],
+)
+def test_a_file_is_a_start(kind, options):
+    """Prepared from a file, a network has the file's values, masks, steps and metadata exactly. It encodes to the same bytes if
+    auxiliary tensors lose nothing by being stored again, and in any case exports to no more.
+    """
     model, inputs = make(kind)
-    compressed = opq.compress(model, ratio=6.0)
+    model.train()(inputs)  # batch norms have statistics of their own
+    compressed = opq.compress(model, ratio=6.0, metadata={"author": "a"}, **options)
     other, _ = make(kind, seed=1)
-    opq.prepare(other, compressed.data)
+    prepared = opq.prepare(other, compressed.data)
+    assert prepared.plan is None
+    assert prepared.budget == compressed.file_bytes
     with opq.OpqFile(compressed.data) as file:
-        for weight in codebooks(other):
+        assert prepared.metadata == file.metadata == {"author": "a"}
+        for weight in prepared.weights:
             for name in weight.names:
-                assert float(weight.codebook.step) == file[name].step
+                assert float(weight.codebook.step) == file[name].codebook.step
                 np.testing.assert_array_equal(weight.codebook.mask.numpy(), file[name].codes != 0)
                 np.testing.assert_array_equal(weight.codebook.codes(weight.latent).numpy(), file[name].codes)
     loaded = make(kind, seed=2)[0]
     loaded.load_state_dict(opq.torch.load(compressed.data))
     assert torch.equal(other.eval()(inputs), loaded.eval()(inputs))
-    again = opq.compress(plain_state_dict(other), plan=replace(compressed.plan, layers=fixed_layers(other)))
-    assert again.data == compressed.data
+    assert prepared.encode().plan is None
+    assert prepared.export().file_bytes <= compressed.file_bytes
+    if "batch_norm" not in options:
+        assert prepared.encode().data == prepared.export().data == compressed.data
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    target=st.sampled_from(list(TARGETS.values())),
+    growth=st.floats(1.0, 1.25),
+    batches=st.booleans(),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+@settings(max_examples=30)
+def test_an_export_is_within_the_budget_and_changes_nothing(kind, target, growth, batches, seed, data):
+    """`export` leaves the network prepared, and its tensors and the modes of its modules unchanged, bit for bit. The file is
+    within the budget. It reads back as the network's own values, or, if codes were lowered, with the same masks and steps.
+    """
+    model, inputs = make(kind, seed)
+    prepared = opq.prepare(model, **target)
+    with torch.no_grad():
+        for weight in prepared.weights:
+            weight.latent.mul_(growth)
+    for module in model.modules():
+        module.training = data.draw(st.booleans())
+    budget = data.draw(st.sampled_from([prepared.budget, None, prepared.encode().file_bytes - 40]))
+    prepared = replace(prepared, budget=budget)
+    fixed, before, values = masks_and_steps(model), copied_state(model), plain_state_dict(model)
+    modes = [module.training for module in model.modules()]
+    try:
+        compressed, trained_bytes, reduction = prepared.export_with_report([inputs] if batches else None)
+    except opq.TargetError:
+        assume(False)
+    finally:
+        assert prepared_weights(model)
+        assert equal_states(model.state_dict(), before)
+        assert [module.training for module in model.modules()] == modes
+        check_invariants(model, fixed)
+    assert budget is None or compressed.file_bytes <= budget
+    assert trained_bytes == prepared.encode().file_bytes
+    assert (reduction.lowered > 0) == (budget is not None and trained_bytes > budget)
+    assert prepared.export([inputs] if batches else None).data == compressed.data
+    opq.verify(compressed.data)
+    loaded = opq.torch.load(compressed.data)
+    assert set(loaded) == set(values)
+    codebooks = {name: weight.codebook for weight in prepared.weights for name in weight.names}
+    for name, tensor in loaded.items():
+        if not reduction.lowered or (name not in codebooks and not batches):
+            assert torch.equal(tensor, values[name]), name
+        elif name in codebooks:
+            assert torch.equal(tensor != 0, codebooks[name].mask)
+            assert (tensor.abs() <= values[name].abs()).all()
+            assert torch.equal(torch.sign(tensor), torch.sign(values[name]))
+
+
+def test_a_failed_export_changes_nothing():
+    """If the codes cannot be brought into the budget, the network is unchanged too."""
+    model, inputs = make("convolutions")
+    prepared = opq.prepare(model, ratio=6.0, budget=100)
+    before, modes = copied_state(model), [module.training for module in model.modules()]
+    with pytest.raises(opq.TargetError):
+        prepared.export([inputs])
+    assert equal_states(model.state_dict(), before)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_training_goes_on_after_an_export():
+    """A loop that exports after each step ends with the same file as one that exports once."""
+
+    def train(exports):
+        model, inputs = make("convolutions")
+        prepared = opq.prepare(model, ratio=6.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            if exports:
+                prepared.export([inputs])
+        return prepared.export([inputs]).data
+
+    assert train(True) == train(False)
 
 
 def test_the_state_of_a_prepared_network_can_be_loaded():
-    """The state dict of a prepared network, as a training loop saves it, goes into another one prepared under the same plan."""
+    """The state dict of a prepared network loads into another one that was prepared under the same plan."""
     model, inputs = make("dense")
     plan = opq.plan(model, ratio=6.0)
     opq.prepare(model, plan)
@@ -166,72 +310,95 @@ def test_the_state_of_a_prepared_network_can_be_loaded():
         for parameter in model.parameters():
             parameter.add_(0.1)
     other, _ = make("dense", seed=3)
-    opq.prepare(other, replace(plan, layers=fixed_layers(model)))
+    opq.prepare(other, plan)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(inputs), model(inputs))
 
 
 def test_what_cannot_be_prepared_is_refused():
-    """A plan of another network, a network prepared twice, a file of another one, a diverged training: each says so."""
+    """A plan or a file of another network, a network prepared twice, and NaN each raise an error."""
     model, _ = make("dense")
     plan = opq.plan(model, ratio=6.0)
     other, _ = make("convolutions")
     with pytest.raises(opq.PlanError, match=r"it has a layer '0.weight', which the network lacks"):
         opq.prepare(other, plan)
-    assert not is_prepared(other)
+    assert not prepared_weights(other)
     with pytest.raises(opq.SourceError, match="it is not of this network"):
         opq.prepare(other, opq.compress(model, ratio=6.0).data)
-    with pytest.raises(opq.TargetError, match="give either the plan or options"):
-        opq.prepare(model, plan, ratio=3.0)
-    opq.prepare(model, plan)
+    prepared = opq.prepare(model, plan)
     with pytest.raises(opq.PlanError, match="prepared already"):
         opq.prepare(model, plan)
     with torch.no_grad():
-        codebooks(model)[0].latent[0, 0] = torch.nan
-    with pytest.raises(opq.WeightError, match="training has led to NaN"):
-        opq.convert(model)
-    assert is_prepared(model)
+        prepared.weights[0].latent[0, 0] = torch.nan
+    for attempt in (prepared.convert, prepared.encode, prepared.export, prepared.code_bytes):
+        with pytest.raises(opq.WeightError, match="NaN"):
+            attempt()
+    assert prepared_weights(model)
 
 
-def test_tied_weights_are_saved_once(tmp_path):
-    """A prepared network's state dict has a shared weight under one name, so that safetensors writes it; it loads into one
-    prepared alike, on its own or inside of another, and in its copies; converted, the network has all of its names.
+def test_a_start_and_keywords_do_not_go_together():
+    """Keywords beside a start, a keyword that does not exist, and no target at all each raise an error that says so."""
+    model, _ = make("dense")
+    for start in (opq.plan(model, ratio=6.0), to_ratio(6.0), opq.compress(model, ratio=6.0).data):
+        with pytest.raises(TypeError, match=r"prepare\(\) takes a start or keywords, got both a start and 'ratio'"):
+            opq.prepare(model, start, ratio=3.0)
+    with pytest.raises(TypeError, match=r"prepare\(\) got an unexpected keyword argument 'ratoi'; did you mean 'ratio'\?"):
+        opq.prepare(model, ratoi=3.0)
+    with pytest.raises(opq.TargetError, match="exactly one target"):
+        opq.prepare(model)
+    with pytest.raises(opq.ConfigError, match="rounding must be one of"):
+        opq.prepare(model, ratio=3.0, rounding="plain")
+    assert not prepared_weights(model)
+
+
+def test_a_prepared_model_is_frozen_and_prints_its_size():
+    """Its fields cannot be set; its text has the number of weights and the budget."""
+    prepared = opq.prepare(make("dense")[0], ratio=4.0, budget=1234)
+    with pytest.raises(FrozenInstanceError):
+        prepared.budget = 5
+    assert "2 weights" in repr(prepared)
+    assert "1,234 bytes" in repr(prepared)
+    assert list(inspect.signature(opq.prepare).parameters) == ["model", "start", "budget", "metadata", "options"]
+
+
+def test_shared_weights_are_saved_once(tmp_path):
+    """The state dict of a prepared network has a shared weight under one name, so that safetensors writes it. It loads into a
+    network prepared alike, on its own or inside of another, and into copies. After `convert` the network has all of its names.
     """
     (model, inputs), (other, _) = make("sequences"), make("sequences", seed=1)
     names = list(model.state_dict())
     plan = opq.plan(model, ratio=6.0)
-    opq.prepare(model, plan)
-    opq.prepare(other, replace(plan, layers=fixed_layers(model)))
+    first, second = opq.prepare(model, plan), opq.prepare(other, plan)
     save_file(model.state_dict(), tmp_path / "prepared.safetensors")
     for loaded in (copy.deepcopy(other), nn.Sequential(copy.deepcopy(other)), other):
         prefix = "0." if isinstance(loaded, nn.Sequential) else ""
         state = load_file(tmp_path / "prepared.safetensors")
         loaded.load_state_dict({prefix + name: tensor for name, tensor in state.items()})
         assert torch.equal(loaded.eval()(inputs), model.eval()(inputs))
-    for network in (model, other):
-        assert list(opq.convert(network).state_dict()) == names
+    for prepared in (first, second):
+        network = prepared.convert()
+        assert list(network.state_dict()) == names
         network.load_state_dict(network.state_dict())
 
 
-def test_a_refused_network_is_as_it_was():
-    """Whatever is wrong with a plan or a file, not one weight is touched before that is found."""
+def test_a_refused_network_is_unchanged():
+    """If a plan or a file does not fit, no weight changes."""
     model, _ = make("dense")
     plan = opq.plan(model, ratio=4.0)
     wrong = replace(plan, layers={**plan.layers, "absent.weight": next(iter(plan.layers.values()))})
     clustered = make("dense", seed=1)[0]
     with torch.no_grad():
         clustered[0].weight.copy_(torch.tensor([-0.3, 0.1, 0.7, 1.0])[torch.randint(4, (24, 12))])
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = copied_state(model)
     for start, error in ((wrong, opq.PlanError), (opq.compress(clustered, lossless=True).data, opq.WeightError)):
         with pytest.raises(error):
             opq.prepare(model, start)
-        assert not is_prepared(model)
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, before[name]), name
+        assert not prepared_weights(model)
+        assert equal_states(model.state_dict(), before)
 
 
 def test_weights_that_others_rewrite_are_refused():
-    """A weight that is parametrized already, or that its embedding rescales as it runs, would not be in its codebook."""
+    """A weight that is parametrized already, or that its embedding rescales, would not stay in its codebook."""
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(12, 24)))
     with pytest.raises(opq.PlanError, match="parametrized already"):
         opq.prepare(normed, ratio=4.0)
@@ -241,78 +408,60 @@ def test_weights_that_others_rewrite_are_refused():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prepared_network_can_be_copied_at_any_time(kind):
-    """Before and after it has run, a copy computes the same, and trains on its own."""
+    """Before and after a forward pass, a copy computes the same, and trains and converts on its own."""
     model, inputs = make(kind)
-    opq.prepare(model, ratio=6.0)
+    prepared = opq.prepare(model, ratio=6.0)
     for _ in range(2):
-        copied = copy.deepcopy(model)
-        copied.eval(), model.eval()
-        outputs = copied(inputs)
+        copied = copy.deepcopy(prepared)
+        copied.model.eval(), model.eval()
+        outputs = copied.model(inputs)
         assert torch.equal(outputs, model(inputs))
     outputs.square().mean().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
-    opq.convert(copied)
-    assert is_prepared(model)
-
-
-def test_a_shaped_plan_is_trained_from_what_it_rounds_to():
-    """Prepared under a shaped plan, a network computes with the values of that plan's file; its own plans are plain."""
-    model, _ = make("convolutions")
-    plan = opq.plan(model, ratio=3)
-    assert all(layer.shaped for layer in plan.layers.values())
-    compressed = opq.torch.load(opq.compress(model, plan=plan).data)
-    opq.prepare(model, plan)
-    opq.convert(model)
-    for name in plan.layers:
-        assert torch.equal(model.state_dict()[name], compressed[name])
-    other, _ = make("convolutions")
-    opq.prepare(other, ratio=3)
-    wanted = opq.plan(make("convolutions")[0], ratio=3, rounding="plain")
-    rounded = opq.torch.load(opq.compress(make("convolutions")[0], plan=wanted).data)
-    opq.convert(other)
-    for name in wanted.layers:
-        assert torch.equal(other.state_dict()[name], rounded[name])
+    copied.convert()
+    assert not prepared_weights(copied.model)
+    assert prepared_weights(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_finetuning_that_fails_leaves_the_network_as_it_was(kind):
-    """Values, names, modes and their order are those of before, and the network can be finetuned at once."""
+def test_a_finetuning_that_fails_leaves_the_network_unchanged(kind):
+    """Values, names, their order and modes are those of before, and the network can be finetuned at once."""
     model, inputs = make(kind)
     model.eval()
     next(iter(model.children())).train()
     before = copy.deepcopy(model)
+    training = opq.TrainingConfig(epochs=1)
     with pytest.raises(opq.TrainingError, match="no labels"):
-        opq.finetune(model, [inputs], epochs=1, ratio=4.0)
-    assert list(model.state_dict()) == list(before.state_dict())
-    for name, tensor in before.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor)
+        opq.finetune(model, [inputs], to_ratio(4.0), training)
+    assert equal_states(model.state_dict(), before.state_dict())
     assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in before.named_parameters()]
-    opq.finetune(model, [inputs], epochs=1, ratio=4.0, teacher="dense")
+    opq.finetune(model, [inputs], to_ratio(4.0), training, teacher="dense")
 
 
 def test_the_network_may_be_its_own_teacher():
-    """`teacher=model` is what "dense" is: the network as it comes, not as it becomes."""
+    """`teacher=model` is the same as "dense": the network as it is before training."""
     (first, inputs), (second, _) = make("dense"), make("dense")
-    named = opq.finetune(first, [inputs], epochs=2, ratio=4.0, teacher="dense")
-    itself = opq.finetune(second, [inputs], epochs=2, ratio=4.0, teacher=second)
+    training = opq.TrainingConfig(epochs=2)
+    named = opq.finetune(first, [inputs], to_ratio(4.0), training, teacher="dense")
+    itself = opq.finetune(second, [inputs], to_ratio(4.0), training, teacher=second)
     assert itself.compressed.data == named.compressed.data
     assert itself.history[0]["loss"] > 0.0
 
 
 def test_the_calibration_of_another_network_is_refused():
-    """Its values would take the place of this one's."""
+    """Its values would replace those of this network."""
     (model, inputs), (other, _) = make("dense"), make("dense", seed=1)
     with pytest.raises(opq.PlanError, match="the calibration is of another network"):
-        opq.finetune(model, [inputs], epochs=0, ratio=3.0, calibration=opq.calibrate(other, inputs))
+        opq.finetune(model, [inputs], to_ratio(3.0), opq.TrainingConfig(epochs=1), calibration=opq.calibrate(other, inputs))
 
 
 @pytest.mark.parametrize("options", [{"ratio": 4.0}, {"lossless": True}])
-def test_a_prepared_network_is_not_compressed_as_it_stands(options):
-    """Latent values and codebooks are no network: it is converted first."""
+def test_a_prepared_network_is_not_compressed(options):
+    """Latent values and codebooks are no checkpoint: the network must be converted first."""
     model, _ = make("convolutions")
-    opq.prepare(model, ratio=4.0)
+    prepared = opq.prepare(model, ratio=4.0)
     for source in (model, model.state_dict()):
-        with pytest.raises(opq.SourceError, match=r"prepared for training: opq\.convert"):
+        with pytest.raises(opq.SourceError, match=r"prepared for training; call convert\(\)"):
             opq.compress(source, **options)
-    opq.verify(opq.compress(opq.convert(model), **options).data)
+    opq.verify(opq.compress(prepared.convert(), **options).data)

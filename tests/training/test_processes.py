@@ -15,13 +15,13 @@ HERE = Path(__file__).parent
 
 
 def test_two_processes_make_one_file(tmp_path):
-    """Two gloo processes on the processor, begun with different weights, end with the same masks, values and bytes, also where
-    masks were open at first; one of them writes the file. Interrupted and resumed, they end with the same bytes.
+    """Two gloo processes on the CPU, started with different weights, end with the same masks, values and bytes, also if masks
+    were recomputed at first. One of them writes the file. An interrupted and resumed run ends with the same bytes.
     """
     pytest.importorskip("accelerate")
-    # On processors alone `accelerate launch` wants MPI; torchrun sets the same environment.
+    # Without GPUs `accelerate launch` needs MPI; torchrun sets the same environment.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    path = os.pathsep.join([str(HERE), *sys.path])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     script = [str(HERE / "in_two_processes.py"), str(tmp_path)]
     done = subprocess.run([*command, *script], capture_output=True, text=True, env=environment, timeout=240)
@@ -30,8 +30,8 @@ def test_two_processes_make_one_file(tmp_path):
     assert first["processes"] == 2
     assert "do not suffice for 2 processes" in first["few"]
     assert "do not suffice for 2 processes" in second["few"]
-    assert first["parts"]["file"] == first["open"]["file"]
-    for name in ("prepared", "open", "parts"):
+    assert first["resumed"]["file"] == first["recomputed"]["file"]
+    for name in ("prepared", "recomputed", "resumed"):
         one, other = first[name], second[name]
         assert one["file"] == other["file"] == (tmp_path / name / "model.opq").read_bytes()
         for key, value in one["values"].items():

@@ -1,4 +1,4 @@
-"""The folder of a run: what it keeps, how a run goes on from it, and which runs it is not for."""
+"""The folder of a run: what it holds, how a run resumes from it, and which runs it refuses."""
 
 import json
 from contextlib import nullcontext
@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from interruptions import InterruptionError, interrupting_after
-from small_networks import flat, images, make
+from interruptions import InterruptionError, interrupt_after
+from small_networks import flat, images, make, to_ratio
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import opq
@@ -17,128 +17,152 @@ from opq import TrainingConfig
 from opq.training.run_folder import CHECKPOINT, RunFolder
 
 
-@pytest.mark.parametrize("average", [None, 0.9], ids=["plain", "averaged"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9], ids=["plain", "averaged"])
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, average):
-    """Interrupted after any epoch and started again, a run gives the file of one that was never interrupted."""
-    recipe = opq.TrainingConfig(average=average, labels=0.5)
+def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, ema_decay):
+    """A run that is interrupted after any epoch and started again gives the file of one that was never interrupted."""
+    training = TrainingConfig(epochs=3, ema_decay=ema_decay, label_weight=0.5)
 
-    def run(folder, watch=None):
+    def run(folder, on_epoch_end=None):
         model, _ = make("convolutions")
-        return opq.finetune(model, images(), epochs=3, ratio=6.0, teacher="dense", recipe=recipe, folder=folder, watch=watch)
+        return opq.finetune(model, images(), to_ratio(6.0), training, teacher="dense", folder=folder, on_epoch_end=on_epoch_end)
 
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting_after(stop))
+        run(tmp_path / "parts", interrupt_after(stop))
     assert len(RunFolder(tmp_path / "parts").load()["history"]) == stop
-    torch.manual_seed(1234)  # whatever happened in between
+    torch.manual_seed(1234)  # other random numbers were drawn in between
     resumed = run(tmp_path / "parts")
     assert resumed.compressed.data == whole.compressed.data
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
-    again = run(tmp_path / "parts")  # a finished run is only finished again
+    again = run(tmp_path / "parts")  # all epochs of this run are in its checkpoint
     assert again.compressed.data == whole.compressed.data
 
 
-def test_a_batch_samplers_own_generator_is_begun_anew(tmp_path):
-    """However deep in a loader what draws at random lies, a resumed run draws what it would have drawn."""
+def test_the_generator_of_a_batch_sampler_is_seeded(tmp_path):
+    """However deep in a loader a generator is, a resumed run draws the numbers that it would have drawn."""
 
-    def run(folder, watch=None):
+    def run(folder, on_epoch_end=None):
         data = images().dataset
         order = RandomSampler(data, generator=torch.Generator().manual_seed(5))
         loader = DataLoader(data, batch_sampler=BatchSampler(order, 16, drop_last=False))
-        return opq.finetune(make("convolutions")[0], loader, epochs=3, ratio=6.0, folder=folder, watch=watch)
+        training = TrainingConfig(epochs=3)
+        return opq.finetune(make("convolutions")[0], loader, to_ratio(6.0), training, folder=folder, on_epoch_end=on_epoch_end)
 
     whole = run(tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        run(tmp_path / "parts", interrupting_after(1))
+        run(tmp_path / "parts", interrupt_after(1))
     assert run(tmp_path / "parts").compressed.data == whole.compressed.data
 
 
-def test_what_watch_returns_is_kept_as_json_has_it(tmp_path):
-    """NumPy's and torch's numbers become Python's, so that the run can be resumed; what JSON has no form for is refused."""
+def run_dense(training=None, start=None, *, model=None, loader=None, **options):
+    """Finetune the network of dense layers for one epoch, unless told otherwise."""
+    return opq.finetune(
+        make("dense")[0] if model is None else model,
+        flat() if loader is None else loader,
+        to_ratio(6.0) if start is None else start,
+        training or TrainingConfig(epochs=1),
+        **options,
+    )
+
+
+def test_what_on_epoch_end_returns_is_kept_as_json(tmp_path):
+    """Numbers of NumPy and torch become Python's, so that the run can resume; what JSON cannot hold is refused."""
     found = {"top1": np.float64(1.5), "count": torch.tensor(3), "name": "a"}
-    finetuned = opq.finetune(make("dense")[0], flat(), epochs=1, ratio=6.0, folder=tmp_path, watch=lambda model: found)
+    finetuned = run_dense(folder=tmp_path, on_epoch_end=lambda model: found)
     assert {key: finetuned.history[0][key] for key in found} == {"top1": 1.5, "count": 3, "name": "a"}
     assert RunFolder(tmp_path).load()["history"] == list(finetuned.history)
-    with pytest.raises(opq.TrainingError, match="watch must return"):
-        opq.finetune(make("dense")[0], flat(), epochs=1, ratio=6.0, watch=lambda model: {"weights": object()})
+    with pytest.raises(opq.TrainingError, match="on_epoch_end must return"):
+        run_dense(on_epoch_end=lambda model: {"weights": object()})
 
 
-def test_a_folder_is_of_one_start(tmp_path):
-    """A run's folder refuses another plan or file; the same one, however it is given, goes on."""
+def test_a_folder_belongs_to_one_start(tmp_path):
+    """It refuses another plan, file or config; the same start resumes, in whatever form a file is given."""
     model, _ = make("dense")
     data = opq.compress(model, ratio=4.0).data
     (tmp_path / "a.opq").write_bytes(data)
     with opq.OpqFile(data) as file:
         for start in (data, tmp_path / "a.opq", file):
-            opq.finetune(make("dense")[0], flat(), epochs=1, start=start, folder=tmp_path / "file")
+            run_dense(start=start, folder=tmp_path / "file")
         assert file.entries[0].name in file
         file[file.entries[0].name]  # still open
     with pytest.raises(opq.SourceError, match="another start"):
-        opq.finetune(make("dense")[0], flat(), epochs=1, start=opq.compress(model, ratio=5.0).data, folder=tmp_path / "file")
-    for rounding, refused in (("plain", False), ("plain", False), ("shaped", True)):
+        run_dense(start=opq.compress(model, ratio=5.0).data, folder=tmp_path / "file")
+    for rounding, refused in (("deadzone", False), ("deadzone", False), ("compensated", True)):
         plan = opq.plan(model, ratio=4.0, rounding=rounding)
         with pytest.raises(opq.SourceError, match="another start") if refused else nullcontext():
-            opq.finetune(make("dense")[0], flat(), epochs=1, start=plan, folder=tmp_path / "plan")
+            run_dense(start=plan, folder=tmp_path / "plan")
+    for ratio, refused in ((4.0, False), (4.0, False), (5.0, True)):
+        with pytest.raises(opq.SourceError, match="another start") if refused else nullcontext():
+            run_dense(start=to_ratio(ratio), folder=tmp_path / "config")
 
 
-def test_a_run_folder_says_what_was_done(tmp_path):
-    """Arguments, plan, history and file lie in the folder; another run is not let in."""
+def test_a_folder_holds_what_was_done(tmp_path):
+    """It has the arguments, the plan, the history and the file; a run with another training is refused."""
     model, _ = make("convolutions")
-    finetuned = opq.finetune(model, images(), epochs=2, ratio=6.0, folder=tmp_path, watch=lambda model: {"epochs_seen": 1})
+    training = TrainingConfig(epochs=2)
+    finetuned = opq.finetune(
+        model, images(), to_ratio(6.0), training, folder=tmp_path, on_epoch_end=lambda model: {"epochs_seen": 1}
+    )
     arguments = json.loads((tmp_path / "arguments.json").read_text())
-    assert arguments["epochs"] == 2
-    assert arguments["recipe"]["learning_rate"] == opq.TrainingConfig().learning_rate
+    assert arguments["training"] == training.describe()
+    assert arguments["training"]["epochs"] == 2
+    assert arguments["training"]["learning_rate"] == training.learning_rate
+    assert opq.CompressionConfig.from_dict(arguments["start"]) == to_ratio(6.0)
     assert opq.Plan.from_json((tmp_path / "plan.json").read_text()) == finetuned.compressed.plan
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert rows == list(finetuned.history)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert set(rows[0]) == {"epoch", "loss", "seconds", "epochs_seen"}
     assert (tmp_path / "model.opq").read_bytes() == finetuned.compressed.data
-    with pytest.raises(opq.SourceError, match="a run with another seed; choose another folder"):
-        opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path, seed=1)
+    for other in (TrainingConfig(epochs=2, seed=1), TrainingConfig(epochs=3), TrainingConfig(epochs=2, reserve=0.1)):
+        with pytest.raises(opq.SourceError, match="a run with another training; choose another folder"):
+            opq.finetune(make("convolutions")[0], images(), to_ratio(6.0), other, folder=tmp_path)
+    with pytest.raises(opq.SourceError, match="another budget"):
+        opq.finetune(make("convolutions")[0], images(), to_ratio(6.0), training, budget=4000, folder=tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
     with pytest.raises(opq.SourceError, match="not a checkpoint"):
-        opq.finetune(make("convolutions")[0], images(), epochs=2, ratio=6.0, folder=tmp_path)
+        opq.finetune(make("convolutions")[0], images(), to_ratio(6.0), training, folder=tmp_path)
 
 
-def test_a_folder_is_of_one_network(tmp_path):
-    """Another network of the same shapes is refused, whether a plan is made or given; the same one, loaded anew, goes on."""
+def test_a_folder_belongs_to_one_network(tmp_path):
+    """Another network of the same shapes is refused, with a config and with a plan; the same one, loaded again, resumes."""
     plan = opq.plan(make("dense")[0], ratio=4.0)
-    for name, start in (("made", {"ratio": 4.0}), ("given", {"start": plan})):
-        first, again = (opq.finetune(make("dense")[0], flat(), epochs=1, folder=tmp_path / name, **start) for _ in range(2))
+    for name, start in (("config", to_ratio(4.0)), ("plan", plan)):
+        first, again = (run_dense(start=start, folder=tmp_path / name) for _ in range(2))
         assert again.compressed.data == first.compressed.data
         with pytest.raises(opq.SourceError, match="another network; choose another folder"):
-            opq.finetune(make("dense", seed=1)[0], flat(), epochs=1, folder=tmp_path / name, **start)
+            run_dense(start=start, model=make("dense", seed=1)[0], folder=tmp_path / name)
 
 
-def test_a_file_brings_the_values_that_a_run_begins_with(tmp_path):
-    """With a file to start at, the network may hold anything, but where it is the teacher as well."""
+def test_the_values_of_a_run_from_a_file_are_the_files(tmp_path):
+    """If a file is the start, the network may hold anything, unless it is the teacher too."""
     data = opq.compress(make("dense")[0], ratio=4.0).data
     for seed in (0, 1):
-        opq.finetune(make("dense", seed)[0], flat(), epochs=1, start=data, folder=tmp_path / "alone")
-    opq.finetune(make("dense")[0], flat(), epochs=1, start=data, teacher="dense", folder=tmp_path / "taught")
+        run_dense(start=data, model=make("dense", seed)[0], folder=tmp_path / "alone")
+    run_dense(start=data, teacher="dense", folder=tmp_path / "taught")
     with pytest.raises(opq.SourceError, match="another teacher"):
-        opq.finetune(make("dense", 1)[0], flat(), epochs=1, start=data, teacher="dense", folder=tmp_path / "taught")
+        run_dense(start=data, model=make("dense", 1)[0], teacher="dense", folder=tmp_path / "taught")
 
 
-def test_a_prepared_network_goes_on_where_a_run_left_it(tmp_path):
-    """Its values have moved when the run was interrupted; the folder knows it by its steps, and refuses others."""
+def test_a_prepared_network_resumes(tmp_path):
+    """Its values have moved when the run was interrupted; the folder knows it by its steps, and refuses other steps."""
 
     def prepared(ratio):
         return opq.prepare(make("dense")[0], ratio=ratio)
 
-    whole = opq.finetune(prepared(4.0), flat(), epochs=2, folder=tmp_path / "whole")
+    training = TrainingConfig(epochs=2)
+    whole = opq.finetune(prepared(4.0), flat(), training=training, folder=tmp_path / "whole")
     model = prepared(4.0)
     with pytest.raises(InterruptionError):
-        opq.finetune(model, flat(), epochs=2, folder=tmp_path / "parts", watch=interrupting_after(1))
-    assert opq.finetune(model, flat(), epochs=2, folder=tmp_path / "parts").compressed.data == whole.compressed.data
+        opq.finetune(model, flat(), training=training, folder=tmp_path / "parts", on_epoch_end=interrupt_after(1))
+    assert opq.finetune(model, flat(), training=training, folder=tmp_path / "parts").compressed.data == whole.compressed.data
     with pytest.raises(opq.SourceError, match="another network"):
-        opq.finetune(prepared(3.0), flat(), epochs=2, folder=tmp_path / "parts")
+        opq.finetune(prepared(3.0), flat(), training=training, folder=tmp_path / "parts")
 
 
 def teachers():
-    """Networks, functions and none, which teach differently."""
+    """No teacher, networks and a function, which all teach something else."""
     first, second = make("dense", seed=3)[0].eval(), make("dense", seed=4)[0].eval()
 
     def function(inputs):
@@ -147,32 +171,33 @@ def teachers():
     return {"none": None, "dense": "dense", "first": first, "second": second, "function": function}
 
 
-def test_a_folder_is_of_one_teacher_calibration_optimizer_and_loader(tmp_path):
-    """Whatever else a run may learn from differently makes it another run."""
-    batches = flat()
-    adams = [TrainingConfig(optimizer=partial(torch.optim.AdamW, betas=betas)) for betas in ((0.9, 0.99), (0.2, 0.5))]
+def test_a_folder_belongs_to_one_teacher_calibration_optimizer_and_loader(tmp_path):
+    """Whatever else the result depends on makes another run."""
+    batches, start = flat(), to_ratio(3.0)
+    fixed = TrainingConfig(epochs=1, mask_update_epochs=0)
+    adams = [TrainingConfig(epochs=1, optimizer=partial(torch.optim.AdamW, betas=betas)) for betas in ((0.9, 0.99), (0.2, 0.5))]
     variants = {
         "teacher": [{"teacher": teacher} for teacher in teachers().values()],
         "calibrated": [{}, {"calibration": opq.calibrate(make("dense")[0], batches[0][0])}],
-        "recipe": [{"recipe": recipe} for recipe in adams],
+        "training": [{"training": training} for training in adams],
     }
     for key, options in variants.items():
         for place, option in enumerate(options):
             folder = tmp_path / f"{key}_{place}"
-            opq.finetune(make("dense")[0], batches, epochs=1, ratio=3.0, folder=folder, mask_update_epochs=0, **option)
-            other = options[place - 1]
+            run_dense(start=start, folder=folder, **{"training": fixed, **option})
             with pytest.raises(opq.SourceError, match=f"another {key}"):
-                opq.finetune(make("dense")[0], batches, epochs=1, ratio=3.0, folder=folder, mask_update_epochs=0, **other)
-    opq.finetune(make("dense")[0], batches, epochs=1, ratio=3.0, folder=tmp_path)
+                run_dense(start=start, folder=folder, **{"training": fixed, **options[place - 1]})
+    run_dense(fixed, start, folder=tmp_path)
     with pytest.raises(opq.SourceError, match="another batches"):
-        opq.finetune(make("dense")[0], batches[:2], epochs=1, ratio=3.0, folder=tmp_path)
+        run_dense(fixed, start, loader=batches[:2], folder=tmp_path)
 
 
-def test_an_interrupted_network_goes_on_in_the_same_process(tmp_path):
-    """Interrupted, a dense network is what it was, so that the same call takes the run up again and ends with its bytes."""
+def test_an_interrupted_network_resumes_in_the_same_process(tmp_path):
+    """An interrupted dense network has its own values back, so that the same call resumes the run and ends with its bytes."""
     model, _ = make("convolutions")
-    whole = opq.finetune(make("convolutions")[0], images(), epochs=3, ratio=6.0, folder=tmp_path / "whole")
+    start, training = to_ratio(6.0), TrainingConfig(epochs=3)
+    whole = opq.finetune(make("convolutions")[0], images(), start, training, folder=tmp_path / "whole")
     with pytest.raises(InterruptionError):
-        opq.finetune(model, images(), epochs=3, ratio=6.0, folder=tmp_path / "parts", watch=interrupting_after(1))
-    resumed = opq.finetune(model, images(), epochs=3, ratio=6.0, folder=tmp_path / "parts")
+        opq.finetune(model, images(), start, training, folder=tmp_path / "parts", on_epoch_end=interrupt_after(1))
+    resumed = opq.finetune(model, images(), start, training, folder=tmp_path / "parts")
     assert resumed.compressed.data == whole.compressed.data
