@@ -1,4 +1,4 @@
-"""Arrays of any library that follows the Python array API standard, NumPy and PyTorch among them."""
+"""Helpers for arrays of NumPy, PyTorch, and other libraries that follow the Python array API standard."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Array = Any
 
 def namespace(array: Array) -> Any:
     """The array API functions for `array`."""
-    # NumPy's own, not array_api_compat's: importing those loads all of NumPy, its Fortran compiler included, for 0.1 s.
+    # array_api_compat.numpy imports all submodules of NumPy, f2py among them, which takes 0.1 s.
     return np if isinstance(array, np.ndarray) else array_namespace(array)
 
 
 def working_copy(weight: Array, xp: Any) -> Array:
-    """`weight` in the dtype in which it is rounded: float64 for float64, float32 for every other."""
+    """`weight` in the dtype in which it is rounded: float64 for float64, float32 for every other dtype."""
     return weight if weight.dtype == xp.float64 else xp.astype(weight, xp.float32, copy=False)
 
 
 def scalar_like(value: float | Array, like: Array, xp: Any) -> Array:
-    """A zero-dimensional array with the dtype and device of `like`.
+    """A zero-dimensional array with the value `value`, and the dtype and device of `like`.
 
-    Not a Python number: some libraries turn a division by a number into a multiplication by its reciprocal, which rounds
-    differently.
+    It replaces a Python number, because some libraries turn a division by a number into a multiplication by its reciprocal,
+    which rounds differently.
     """
     return xp.asarray(value, dtype=like.dtype, device=device(like))

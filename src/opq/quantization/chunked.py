@@ -1,4 +1,4 @@
-"""Codes of a weight of which only some rows are held at a time; together they are what `quantize` gives of the whole."""
+"""Quantize a large weight some rows at a time, with the same codes as `quantize` of the whole weight."""
 
 from __future__ import annotations
 
@@ -14,74 +14,79 @@ from opq.quantization.statistics import blocks
 from opq.rate_distortion.plan import LayerPlan
 
 Rows = Callable[[int, int], NDArray[np.generic]]
-"""Gives the rows of a weight from one place along axis 0 to another."""
+"""rows(start, stop) returns weight[start:stop]."""
 
 _DIGIT = 16
+"""Bits of a magnitude that one pass of the radix selection counts."""
 
 
 def code_pieces(rows: Rows, plan: LayerPlan) -> Callable[[int, int], NDArray[np.int32]]:
-    """A function that gives the codes from one place in row-major order to another, in one dimension; from several threads.
+    """A reader of the codes of a weight.
 
-    rows  of a weight of at least one dimension and one element
-    plan  of the whole weight
+    Args:
+        rows: Reads rows of the weight, which has at least one dimension and one element. It is called from several threads.
+        plan: Plan of the whole weight.
+
+    Returns:
+        codes(start, stop): the int32 codes from one position in row-major order to another, in one dimension; thread-safe.
     """
     width = plan.count // plan.shape[0]
-    cut = _find_cut(rows, plan) if plan.num_kept is not None else None
+    boundary = _find_boundary(rows, plan) if plan.num_kept is not None else None
 
     def codes(start: int, stop: int) -> NDArray[np.int32]:
         first, last = start // width, -(-stop // width)
         block = rows(first, last)
-        kept = cut.count_kept(block, first * width) if cut else None
-        limits = plan.max_codes and plan.max_codes[first:last]
-        part = replace(plan, shape=block.shape, num_kept=kept, max_codes=limits)
+        num_kept = boundary.count_kept(block, first * width) if boundary else None
+        max_codes = plan.max_codes and plan.max_codes[first:last]
+        part = replace(plan, shape=block.shape, num_kept=num_kept, max_codes=max_codes)
         return compress_tensor(block, part).codes.reshape(-1)[start - first * width : stop - first * width]
 
     return codes
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Which weights a plan with `kept` keeps: magnitudes above one, and those equal to it before a place in the weight."""
+class _Boundary:
+    """Which weights a plan with `num_kept` keeps: those above `magnitude`, and those equal to it at positions before `end`."""
 
     magnitude: float
     end: int
 
     def count_kept(self, block: NDArray[np.generic], start: int) -> int:
-        """How many of a block that begins at `start` are kept."""
+        """Number of kept weights of a block that begins at position `start` of the weight."""
         magnitudes = _magnitudes(block)
         ties = magnitudes[: max(self.end - start, 0)] == self.magnitude
         return int(np.count_nonzero(magnitudes > self.magnitude)) + int(np.count_nonzero(ties))
 
 
-def _find_cut(rows: Rows, plan: LayerPlan) -> _Cut:
-    """The cut above which stand exactly `plan.kept` weights: selection by radix, a digit of the magnitudes' bits a walk."""
-    kind = _magnitudes(rows(0, 1)).dtype
-    left = plan.num_kept or 0
-    if left == 0:
-        return _Cut(math.inf, 0)
-    places = list(blocks(plan.shape[0], plan.count // plan.shape[0]))
-    prefix, width = 0, 8 * kind.itemsize
+def _find_boundary(rows: Rows, plan: LayerPlan) -> _Boundary:
+    """The boundary that keeps exactly `plan.num_kept` weights: radix selection, one pass over the weight per digit."""
+    dtype = _magnitudes(rows(0, 1)).dtype
+    remaining = plan.num_kept or 0
+    if remaining == 0:
+        return _Boundary(math.inf, 0)
+    spans = list(blocks(plan.shape[0], plan.count // plan.shape[0]))
+    prefix, width = 0, 8 * dtype.itemsize
     for low in range(width - _DIGIT, -1, -_DIGIT):
         counts = np.zeros(2**_DIGIT, dtype=np.int64)
-        for place in places:
-            bits = _magnitudes(rows(*place)).view(f"u{kind.itemsize}")
+        for span in spans:
+            bits = _magnitudes(rows(*span)).view(f"u{dtype.itemsize}")
             if low + _DIGIT < width:
                 bits = bits[bits >> (low + _DIGIT) == prefix]
             counts += np.bincount((bits >> low).astype(np.uint16), minlength=2**_DIGIT)
         from_top = np.cumsum(counts[::-1])
-        digit = 2**_DIGIT - 1 - int(from_top.searchsorted(left))
-        left -= int(from_top[2**_DIGIT - 1 - digit] - counts[digit])  # those above the digit are kept whatever follows
+        digit = 2**_DIGIT - 1 - int(from_top.searchsorted(remaining))
+        remaining -= int(from_top[2**_DIGIT - 1 - digit] - counts[digit])  # magnitudes with a larger digit are all kept
         prefix = prefix << _DIGIT | digit
-    magnitude = float(np.array(prefix, dtype=f"u{kind.itemsize}").view(kind))
-    for start, stop in places:
+    magnitude = float(np.array(prefix, dtype=f"u{dtype.itemsize}").view(dtype))
+    for start, stop in spans:
         ties = np.flatnonzero(_magnitudes(rows(start, stop)) == magnitude)
-        if len(ties) >= left:
-            return _Cut(magnitude, start * math.prod(plan.shape[1:]) + int(ties[left - 1]) + 1)
-        left -= len(ties)
-    return _Cut(magnitude, plan.count)
+        if len(ties) >= remaining:
+            return _Boundary(magnitude, start * math.prod(plan.shape[1:]) + int(ties[remaining - 1]) + 1)
+        remaining -= len(ties)
+    return _Boundary(magnitude, plan.count)
 
 
 def _magnitudes(block: NDArray[np.generic]) -> NDArray[np.floating]:
-    """In one dimension, as the quantizer takes them."""
+    """Magnitudes in one dimension, in the dtype in which the quantizer compares them."""
     work = block if block.dtype == np.float64 else block.astype(np.float32, copy=False)
     return np.abs(work.reshape(-1))

@@ -1,4 +1,4 @@
-"""A quantized weight: what goes into a file, and what comes out of it."""
+"""CompressedTensor: a quantized weight, as it is written to a file and read from it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from opq.quantization.quantizer import quantize
 from opq.rate_distortion.plan import LayerPlan
 
 CodeReader = Callable[[int, int], NDArray[np.int32]]
-"""Gives the codes of a weight from one position in row-major order to another, in one dimension; safe to call from threads."""
+"""codes(start, stop) returns the codes from one position in row-major order to another, in one dimension; thread-safe."""
 
 
 class QuantizedWeight(Protocol):
-    """What an encoder needs to know of a weight. The codes may be computed when they are read."""
+    """A weight that can be encoded. Its codes may be computed when they are read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,10 +33,10 @@ class QuantizedWeight(Protocol):
 
     @property
     def codebook(self) -> Codebook:
-        """What the codes stand for."""
+        """The values of the codes."""
 
     def read_codes(self) -> CodeReader:
-        """A reader of the codes; what it holds is freed with it."""
+        """A reader of the codes. It may hold the weight in memory until it is freed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,11 @@ class CompressedTensor:
 
     Args:
         codes: int32, shaped as the weight; 0 if pruned.
-        codebook: What codes stand for: a UniformCodebook or a LevelTable.
+        codebook: The values of the codes: a UniformCodebook or a LevelTable.
         dtype: Name of the weight's dtype: "float32", "float64", "float16" or "bfloat16".
 
     Raises:
-        WeightError: The three do not go together.
+        WeightError: The codes are not int32, the dtype is another one, or the codebook does not fit to them.
     """
 
     codes: NDArray[np.int32]
@@ -57,7 +57,7 @@ class CompressedTensor:
     dtype: str
 
     def __post_init__(self) -> None:
-        """Check that codes, codebook and dtype go together."""
+        """Check codes, codebook and dtype."""
         if self.dtype not in dtypes.COMPRESSIBLE:
             kinds = ", ".join(sorted(dtypes.COMPRESSIBLE))
             raise WeightError("weight", self.shape, f"dtype must be one of {kinds}, got {self.dtype!r}")
@@ -71,11 +71,11 @@ class CompressedTensor:
         return self.codes.shape
 
     def values(self) -> NDArray[np.generic]:
-        """The weight in its own dtype; with a step bit-equal to `fake_quantize` of the original."""
+        """The dequantized weight in its own dtype; with a step it is bit-equal to `fake_quantize` of the original."""
         return self.codebook.values(self.codes, self.dtype)
 
     def read_codes(self) -> CodeReader:
-        """A reader of slices of the codes."""
+        """A reader of the codes."""
         flat = np.require(self.codes, np.int32, ["C", "A"]).reshape(-1)
         return lambda start, stop: flat[start:stop]
 
@@ -86,10 +86,18 @@ class CompressedTensor:
 
     @property
     def nominal_bits(self) -> float:
-        """Bits of all nonzero codes together if each is stored with a fixed width, in whole bits."""
+        """Total bits of the nonzero codes if each is stored with a fixed width in whole bits."""
         return self.codebook.nominal_bits(self.codes) if self.num_kept else 0.0
 
 
 def compress_tensor(weight: Array, plan: LayerPlan) -> CompressedTensor:
-    """`weight`, a NumPy array, quantized under `plan`."""
+    """Quantize a weight.
+
+    Args:
+        weight: NumPy array of float16, bfloat16, float32 or float64, with the plan's shape.
+        plan: The weight's plan.
+
+    Raises:
+        PlanError, WeightError: See `quantize`.
+    """
     return CompressedTensor(np.asarray(quantize(weight, plan)), UniformCodebook(plan.step), weight.dtype.name)

@@ -1,18 +1,18 @@
-"""Rounding in which the errors of a row make up for each other, by what the inputs of any network are like.
+"""Compensated rounding: rounding errors within an output row compensate each other, under a fixed prior of input correlations.
 
-A row of a layer computes w . x, and what a rounding error e costs is e^T M e, M = E[x x^T]. Without data M is not known, but
-much of it is alike everywhere: neighbouring pixels take like values, and behind a ReLU all values are positive. So with n
-inner channels and positions p, q of the kernel
+An output row computes w . x, and a rounding error e costs e^T M e with M = E[x x^T]. M is not known without data, but in most
+networks neighbouring pixels have similar values, and values after a ReLU are positive. So the prior is, for n input channels
+and positions p, q of the kernel,
 
     M = I_n x A + ACROSS 1 1^T,        A_pq = (1 - SHARED) NEAR^|p - q| + SHARED,
 
-|p - q| counted in steps along the kernel's axes. The positions of a kernel are rounded one after the other, and each error
-moves those to come by what makes up for it under A: the rows of the upper Cholesky factor of A^-1 (B. Hassibi, D. Stork, 1993;
-E. Frantar, D. Alistarh, 2022). The last term asks that the errors of a whole row add up to nothing: after each of PARTS parts
-of the inner channels, those to come are moved by what makes up best for the sum so far.
+where |p - q| is the sum of distances along the axes of the kernel. The positions of a kernel are rounded one after the other.
+Each error is compensated by the later positions, as in GPTQ: by the rows of the upper Cholesky factor of A^-1 (B. Hassibi, D.
+Stork, 1993; E. Frantar, D. Alistarh, 2022). The last term makes the sum of errors of a row small: the input channels are
+divided into PARTS parts, and each part compensates the sum of errors of the parts before it.
 
-The three numbers were chosen on networks of this kind (docs/log.md), not fitted to any. Where the inputs are not like that,
-as those of an embedding, nothing is gained, and the squared error is larger by `excess`.
+The three constants were chosen on image networks (docs/log.md), not fitted to one of them. If inputs are not correlated like
+that, such as those of an embedding, nothing is gained, and the squared error is larger by `squared_error_factor`.
 """
 
 from __future__ import annotations
@@ -27,58 +27,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEAR, SHARED, ACROSS = 0.3, 0.3, 0.1
-"""Correlation of neighbours in a kernel; what all its positions share; what all inputs of a row share."""
+"""Correlations: of neighbours in a kernel, of all positions of a kernel, and of all inputs of a row."""
 
 PARTS = 16
+"""Parts into which the input channels of a row are divided."""
+
 LARGEST_KERNEL = 256
-"""Positions of a kernel beyond which they are taken as unlike each other."""
+"""The largest number of positions of a kernel; the positions of larger kernels are treated as input channels."""
 
 _UNIT = 2.0**20
+"""Errors are summed as integers in units of 1 / _UNIT of a step."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Prior:
-    """What a kernel's shape decides, float64.
+    """Constants of a kernel shape with k positions, float64.
 
-    moves  (k, k) by how much an error at p moves what is rounded at q > p
-    pull   (k,) A^-1 1
+    moves  (k, k): the value at q > p decreases by moves[p, q] times the error at p
+    pull   (k,): A^-1 1
     """
 
     moves: NDArray[np.float64]
     pull: NDArray[np.float64]
 
 
-def compensated_codes(scaled: Any, offset: Any, border: Any, most: Any, xp: Any) -> Any:
-    """Signed codes, as floats, of weights in steps; 0 stays 0.
+def compensated_codes(scaled: Any, offset: Any, threshold: Any, max_codes: Any, xp: Any) -> Any:
+    """Round weights with compensation of errors within each row.
 
-    scaled  (rows, inner, *kernel) weights over the step, float32 or float64
-    offset  rounding offset, of no dimension, as is the next
-    border  magnitude, in steps, at or under which a code is 0
-    most    largest code, of a shape that goes with (rows, inner)
-    Rows are rounded independently of each other. Every operation is elementwise, and sums are of integers, so that any library
-    and any order of summing gives the same codes.
+    Rows are independent of each other. All operations are elementwise or sums of integers, so every array library and every
+    order of summation gives the same codes.
+
+    Args:
+        scaled: (rows, inputs, *kernel): weights over the step, float32 or float64.
+        offset: Rounding offset, zero-dimensional.
+        threshold: Magnitudes up to it get code 0, in steps, zero-dimensional.
+        max_codes: Largest code, shaped to broadcast with (rows, inputs).
+        xp: The array API functions for `scaled`.
+
+    Returns:
+        Signed codes in the dtype and shape of `scaled`. The code of a weight that is 0 is 0.
     """
     prior = _prior(_kernel(tuple(scaled.shape)))
     size = len(prior.pull)
     flat = xp.reshape(scaled, (scaled.shape[0], -1, size))
-    inner = flat.shape[1]
+    inputs = flat.shape[1]
     total = xp.astype(flat[:, 0, 0] * 0, xp.int64)
     parts = []
-    for start, stop in pairwise(_edges(inner)):
-        left = [flat[:, start:stop, place] for place in range(size)]
-        alive = [wanted != 0 for wanted in left]
+    for start, stop in pairwise(_part_edges(inputs)):
+        left = [flat[:, start:stop, position] for position in range(size)]
+        nonzero = [value != 0 for value in left]
         if start:
-            factor = ACROSS / (1.0 + ACROSS * (inner - start) * float(prior.pull.sum())) / _UNIT
+            factor = ACROSS / (1.0 + ACROSS * (inputs - start) * float(prior.pull.sum())) / _UNIT
             push = xp.astype(total, scaled.dtype) * _like(factor, scaled, xp)
             left = [
-                wanted - push[:, None] * _like(float(pull), scaled, xp) for wanted, pull in zip(left, prior.pull, strict=True)
+                value - push[:, None] * _like(float(pull), scaled, xp) for value, pull in zip(left, prior.pull, strict=True)
             ]
         codes = []
-        for place in range(size):
-            code = _round(left[place], alive[place], offset, border, most, xp)
-            error = left[place] - code
-            for later in range(place + 1, size):
-                left[later] = left[later] - error * _like(float(prior.moves[place, later]), scaled, xp)
+        for position in range(size):
+            code = _round(left[position], nonzero[position], offset, threshold, max_codes, xp)
+            error = left[position] - code
+            for later in range(position + 1, size):
+                left[later] = left[later] - error * _like(float(prior.moves[position, later]), scaled, xp)
             codes.append(code)
         part = xp.stack(codes, axis=2)
         errors = part - flat[:, start:stop, :]
@@ -88,20 +97,20 @@ def compensated_codes(scaled: Any, offset: Any, border: Any, most: Any, xp: Any)
 
 
 def squared_error_factor(shape: tuple[int, ...]) -> float:
-    """Squared error of a weight of this shape, rounded so, over that of rounding each element by itself; about."""
+    """Approximate squared error of compensated rounding, for a weight of this shape, over that of dead-zone rounding."""
     if len(shape) < 2:
         return 1.0
     moves = _prior(_kernel(shape)).moves
-    # What remains of an error where it was made, and what it moved.
+    # Each error remains at its own position, and moves the later ones.
     return 1.0 + float(np.square(moves).sum() / len(moves))
 
 
-def _round(wanted: Any, alive: Any, offset: Any, border: Any, most: Any, xp: Any) -> Any:
-    magnitude = xp.abs(wanted)
+def _round(value: Any, nonzero: Any, offset: Any, threshold: Any, max_codes: Any, xp: Any) -> Any:
+    magnitude = xp.abs(value)
     one = xp.ones_like(magnitude)
-    level = xp.maximum(xp.minimum(xp.floor(magnitude + offset), most * one), one)
-    signed = xp.where(wanted < 0, -level, level)
-    return xp.where(alive & (magnitude > border), signed, xp.zeros_like(signed))
+    level = xp.maximum(xp.minimum(xp.floor(magnitude + offset), max_codes * one), one)
+    signed = xp.where(value < 0, -level, level)
+    return xp.where(nonzero & (magnitude > threshold), signed, xp.zeros_like(signed))
 
 
 def _like(value: float, array: Any, xp: Any) -> Any:
@@ -109,19 +118,19 @@ def _like(value: float, array: Any, xp: Any) -> Any:
 
 
 def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The kernel's shape; of one too large that of a single position, its positions being inner channels then."""
+    """The shape of the kernel; () if it is too large."""
     return shape[2:] if math.prod(shape[2:]) <= LARGEST_KERNEL else ()
 
 
-def _edges(inner: int) -> list[int]:
-    parts = min(PARTS, inner)
-    return [inner * part // parts for part in range(parts + 1)]
+def _part_edges(inputs: int) -> list[int]:
+    parts = min(PARTS, inputs)
+    return [inputs * part // parts for part in range(parts + 1)]
 
 
 @cache
 def _prior(kernel: tuple[int, ...]) -> _Prior:
-    places = np.indices(kernel or (1,)).reshape(max(len(kernel), 1), -1)
-    distance = np.abs(places[:, :, None] - places[:, None, :]).sum(axis=0)
+    positions = np.indices(kernel or (1,)).reshape(max(len(kernel), 1), -1)
+    distance = np.abs(positions[:, :, None] - positions[:, None, :]).sum(axis=0)
     inverse = np.linalg.inv((1.0 - SHARED) * NEAR ** distance.astype(np.float64) + SHARED)
-    factor = np.linalg.cholesky(inverse).T  # upper: its transpose times it is the inverse
+    factor = np.linalg.cholesky(inverse).T  # upper triangular: inverse = factor^T factor
     return _Prior(np.triu(factor / np.diag(factor)[:, None], 1), inverse.sum(axis=1))

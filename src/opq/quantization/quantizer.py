@@ -1,7 +1,7 @@
-"""Weights to codes and back, under a plan.
+"""Quantize weights under a plan, and dequantize them.
 
-Written against the Python array API standard, so that NumPy arrays and torch tensors take the same path. Every operation is
-elementwise IEEE arithmetic in float32 (float64 for float64 weights), so that no library and no device can change a result.
+The code uses the Python array API standard, so NumPy arrays and torch tensors share it. Every operation is elementwise IEEE
+arithmetic in float32 (float64 for float64 weights), so results are equal in every library and on every device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from opq.quantization.rounding import ROUNDINGS, magnitude_levels, magnitude_mas
 from opq.rate_distortion.plan import LayerPlan
 
 LARGEST_CODE = 2**24 - 1
-"""Largest magnitude of a code: every integer up to it is exact in float32."""
+"""The largest magnitude of a code. Every integer up to it is exact in float32."""
 
 
 def mask(weight: Array, plan: LayerPlan) -> Array:
@@ -26,8 +26,9 @@ def mask(weight: Array, plan: LayerPlan) -> Array:
 
     Args:
         weight: Array of the plan's shape.
-        plan: With `num_kept` the mask keeps exactly that many weights, the largest magnitudes, and of equal ones the first.
-            With compensated rounding it keeps what does not round to 0. Otherwise it keeps magnitudes above `threshold`.
+        plan: If it has `num_kept`, exactly that many weights are kept: the largest magnitudes, and of equal ones the first.
+            With compensated rounding, the weights whose codes are not 0 are kept. Otherwise, magnitudes above `threshold` are
+            kept.
 
     Returns:
         bool, shaped as `weight`, True if kept.
@@ -42,7 +43,7 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     """Codes of a weight under a plan.
 
     Codes are clipped at the channel's `max_codes` if the plan has them, and at the largest code whose value the weight's dtype
-    can hold. How they are rounded is `plan.rounding`'s to say; see opq.quantization.rounding.
+    can hold. `plan.rounding` names the rounding method; see opq.quantization.rounding.
 
     Args:
         weight: float16, bfloat16, float32 or float64 array of the plan's shape.
@@ -66,19 +67,19 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
         raise WeightError(
             "weight",
             plan.shape,
-            f"step {plan.step:g} is too small for its largest magnitude: the code would be {largest:.8g}, "
-            f"at most {LARGEST_CODE} is possible; ask for a smaller file, or exclude this tensor",
+            f"step {plan.step:g} is too small for its largest magnitude: the code must be at most {LARGEST_CODE}, got "
+            f"{largest:.8g}; request a smaller file, or exclude this tensor",
         )
     return xp.astype(ROUNDINGS[plan.rounding].codes(work, plan, max_codes, xp), xp.int32)
 
 
 def largest_codes(weight: Array, step: float, limits: tuple[int, ...] | None = None) -> Array:
-    """The largest code per channel: its limit if there are limits, and what the weight's dtype can hold.
+    """The largest code per channel: the plan's limit, and what the weight's dtype can hold.
 
     Args:
         weight: The weight; axis 0 is the channel axis.
         step: Its step, in weight units.
-        limits: Largest code per channel, >= 1, or None.
+        limits: Largest code per channel, >= 1; None for no limits.
 
     Returns:
         float32 (float64 for float64 weights), shaped to broadcast with `weight`.
@@ -88,17 +89,17 @@ def largest_codes(weight: Array, step: float, limits: tuple[int, ...] | None = N
     """
     xp = namespace(weight)
     work = working_copy(weight, xp)
-    fitting = dtypes.LARGEST[dtypes.name_of(weight.dtype)] / step
-    if fitting < 1.0:
-        raise WeightError(
-            "weight", weight.shape, f"step {step:g} is more than its dtype can hold; fix a smaller one, or exclude it"
-        )
-    most = scalar_like(min(math.floor(min(fitting, LARGEST_CODE)), LARGEST_CODE), work, xp)
+    dtype = dtypes.name_of(weight.dtype)
+    largest = dtypes.LARGEST[dtype] / step
+    if largest < 1.0:
+        problem = f"step (={step:g}) must be at most {dtypes.LARGEST[dtype]:g}, the largest {dtype}"
+        raise WeightError("weight", weight.shape, f"{problem}; choose a smaller step, or exclude this tensor")
+    max_code = scalar_like(min(math.floor(min(largest, LARGEST_CODE)), LARGEST_CODE), work, xp)
     if limits is None:
-        return most
+        return max_code
     per_channel = xp.asarray(limits, dtype=work.dtype, device=device(work))
     per_channel = xp.reshape(per_channel, (-1,) + (1,) * (max(work.ndim, 1) - 1)) if work.ndim else per_channel[0]
-    return xp.minimum(per_channel, most)
+    return xp.minimum(per_channel, max_code)
 
 
 def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
@@ -109,7 +110,7 @@ def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
     Args:
         codes: Integer array.
         step: In weight units, a float32 number.
-        dtype: Of the result, in the library of `codes`.
+        dtype: Dtype of the result, in the library of `codes`.
 
     Returns:
         Array of `dtype`, shaped as `codes`.
@@ -121,5 +122,13 @@ def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
 
 
 def fake_quantize(weight: Array, plan: LayerPlan) -> Array:
-    """`weight` as a file gives it back: quantized and dequantized, in its own dtype."""
+    """Quantize and dequantize: the values that a file restores, in the dtype of the weight.
+
+    Args:
+        weight: float16, bfloat16, float32 or float64 array of the plan's shape.
+        plan: The weight's plan.
+
+    Raises:
+        PlanError, WeightError: See `quantize`.
+    """
     return dequantize(quantize(weight, plan), plan.step, weight.dtype)

@@ -1,7 +1,7 @@
-"""How weights become codes. A new rounding method is a class here, entered in ROUNDINGS, and its name in opq.config.
+"""Rounding methods. A new method is a class in this module, an entry in ROUNDINGS, and a name in opq.config.
 
-Everything here works elementwise in float32 (float64 for float64 weights) with IEEE operations, so that NumPy, PyTorch and every
-device give the same codes.
+All functions use elementwise IEEE operations in float32 (float64 for float64 weights), so NumPy, PyTorch and all devices give
+the same codes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from opq.rate_distortion.plan import LayerPlan
 class Rounding(ABC):
     """A rounding method.
 
-    family            the quantizers of the rate-distortion curve that go with it
-    is_elementwise    whether each weight is rounded alone; only then can masks be recomputed while a network trains
+    Attributes:
+        family: The quantizers from which joint mode chooses with this method.
+        is_elementwise: Whether each weight is rounded alone. Only then can masks be recomputed while a network trains.
     """
 
     family: ClassVar[Family]
@@ -28,22 +29,25 @@ class Rounding(ABC):
 
     @abstractmethod
     def codes(self, work: Array, plan: LayerPlan, max_codes: Array, xp: Any) -> Array:
-        """Signed codes, as floats, of weights in float32 or float64.
+        """Round weights to codes.
 
         Args:
-            work: The weights.
+            work: The weights in float32 or float64, with the plan's shape.
             plan: Their plan.
             max_codes: The largest code per channel, shaped to broadcast with `work`.
             xp: The array API functions for `work`.
+
+        Returns:
+            Signed codes in the dtype and shape of `work`.
         """
 
     @abstractmethod
     def squared_error_factor(self, shape: tuple[int, ...]) -> float:
-        """Expected squared error of a weight of this shape, over that of rounding each element alone."""
+        """Expected squared error of a weight of this shape over that of rounding each element alone."""
 
 
 class DeadzoneRounding(Rounding):
-    """code = sign(w) max(1, floor(|w| / step + rounding_offset)) if kept, 0 if pruned; each weight alone."""
+    """Each weight is rounded alone: code = sign(w) max(1, floor(|w| / step + rounding_offset)) if kept, 0 if pruned."""
 
     family: ClassVar[Family] = deadzone
     is_elementwise: ClassVar[bool] = True
@@ -54,14 +58,14 @@ class DeadzoneRounding(Rounding):
         return signed_levels(work, levels, max_codes, magnitude_mask(work, plan, xp) & (work != 0))
 
     def squared_error_factor(self, shape: tuple[int, ...]) -> float:
-        """1."""
+        """1.0 for every shape."""
         return 1.0
 
 
 class CompensatedRounding(Rounding):
     """Errors within an output row compensate each other, as in GPTQ, under a fixed prior; see opq.quantization.error_feedback.
 
-    Weights of fewer than two dimensions are rounded each alone.
+    Weights with fewer than two dimensions are rounded as in DeadzoneRounding.
     """
 
     family: ClassVar[Family] = uniform
@@ -85,9 +89,16 @@ ROUNDINGS: Final[dict[str, Rounding]] = {"compensated": CompensatedRounding(), "
 
 
 def magnitude_mask(work: Array, plan: LayerPlan, xp: Any) -> Array:
-    """True if kept: exactly `plan.num_kept` largest magnitudes, or else the magnitudes above `plan.threshold`.
+    """Which weights are kept when each is rounded alone.
 
-    Of equal magnitudes the first ones in row-major order are kept.
+    Args:
+        work: Weights in float32 or float64.
+        plan: Their plan. With `num_kept` that many of the largest magnitudes are kept, and of equal ones the first in row-major
+            order. Otherwise magnitudes above `threshold` are kept.
+        xp: The array API functions for `work`.
+
+    Returns:
+        bool, shaped as `work`, True if kept.
     """
     magnitude = xp.abs(work)
     if plan.num_kept is None:
@@ -97,19 +108,29 @@ def magnitude_mask(work: Array, plan: LayerPlan, xp: Any) -> Array:
     flat = xp.reshape(magnitude, (-1,))
     smallest_kept = xp.sort(flat)[-plan.num_kept]
     above, ties = flat > smallest_kept, flat == smallest_kept
-    room = plan.num_kept - xp.sum(above, dtype=xp.int64)
-    fits = xp.cumulative_sum(xp.astype(ties, xp.int64)) <= room
+    num_ties = plan.num_kept - xp.sum(above, dtype=xp.int64)
+    fits = xp.cumulative_sum(xp.astype(ties, xp.int64)) <= num_ties
     return xp.reshape(above | (ties & fits), magnitude.shape)
 
 
 def magnitude_levels(work: Array, step: Array, rounding_offset: Array) -> Array:
-    """floor(|w| / step + rounding_offset) of weights in float32 or float64; the other two are zero-dimensional and alike."""
+    """floor(|w| / step + rounding_offset); step and offset are zero-dimensional arrays in the dtype of `work`."""
     xp = namespace(work)
     return xp.floor(xp.abs(work) / step + rounding_offset)
 
 
 def signed_levels(work: Array, levels: Array, max_codes: Array, mask: Array) -> Array:
-    """Codes as floats: `levels` clipped to 1..max_codes, with the sign of `work`, if kept; 0 elsewhere. Zero is positive."""
+    """Clip levels and give them signs.
+
+    Args:
+        work: Weights, float32 or float64.
+        levels: Unsigned levels of the weights, as floats.
+        max_codes: Largest code, shaped to broadcast with `work`.
+        mask: True if kept.
+
+    Returns:
+        `levels` clipped to 1..max_codes, with the sign of `work` (positive for zero), if kept; 0 if pruned.
+    """
     xp = namespace(work)
     clipped = xp.maximum(xp.minimum(levels, max_codes), xp.ones_like(levels))
     return xp.where(mask, xp.where(work < 0, -clipped, clipped), xp.zeros_like(clipped))

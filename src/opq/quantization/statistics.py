@@ -1,4 +1,4 @@
-"""One pass over a weight, from which everything else is planned."""
+"""Statistics of a weight, measured in one pass over it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from opq.quantization.arrays import Array, namespace
 from opq.rate_distortion.layers import LayerStatistics
 
 SAMPLE = 2**15
-"""Magnitudes kept of a weight that has more than so many."""
+"""The largest number of magnitudes in the sample of a weight."""
 
 EXCERPT = 2**14
-"""Weights of which neighbouring ones are kept together."""
+"""The largest number of elements in the excerpt of a weight."""
 
 
 def measure(weight: Array, name: str = "weight") -> LayerStatistics:
-    """Statistics of a floating-point `weight` of any shape with at least one element; axis 0 is the channel axis.
+    """Measure the statistics of a weight.
 
-    Raises WeightError when the weight is empty, or holds NaN or infinite values, or values that add up to infinity; `name` is
-    for that message.
+    Args:
+        weight: Floating-point array of any shape with at least one element; axis 0 is the channel axis.
+        name: Name of the weight, for messages.
+
+    Raises:
+        WeightError: The weight is empty, or has NaN or infinite values, or the sum of its magnitudes is infinite.
     """
     xp = namespace(weight)
     shape = tuple(weight.shape)
@@ -34,14 +38,19 @@ def measure(weight: Array, name: str = "weight") -> LayerStatistics:
 
 
 def measure_rows(shape: tuple[int, ...], rows: Callable[[int, int], Array], name: str) -> LayerStatistics:
-    """As `measure`, of a weight of which only some rows are held at a time.
+    """As `measure`, for a weight that is read some rows at a time.
 
-    shape  of the weight
-    rows   gives the rows from one place along axis 0 to another
+    Args:
+        shape: Shape of the weight.
+        rows: rows(start, stop) returns weight[start:stop].
+        name: Name of the weight, for messages.
+
+    Raises:
+        WeightError: As `measure`.
     """
     count = math.prod(shape)
     if count == 0:
-        raise WeightError(name, shape, "it is empty; store it as it is with exclude")
+        raise WeightError(name, shape, f"it is empty; skip it with exclude=[{name!r}]")
     channels = shape[0] if shape else 1
     width = count // channels
     stride = _stride(count)
@@ -53,38 +62,47 @@ def measure_rows(shape: tuple[int, ...], rows: Callable[[int, int], Array], name
         with np.errstate(over="ignore", invalid="ignore"):
             magnitudes = xp.abs(xp.astype(xp.reshape(block, (stop - start, width)), work, copy=False))
             sums[start:stop] = _numpy(xp.sum(magnitudes, axis=1))
-        # A copy: a view would keep the whole block.
+        # A copy, because a view would keep the whole block in memory.
         picked.append(np.array(_numpy(xp.reshape(magnitudes, (-1,))[-start * width % stride :: stride])))
     if not np.isfinite(sums).all():
         _refuse(shape, rows, name)
     magnitudes = np.concatenate(picked)
     magnitudes.sort()
-    # Only a sample with a zero in it is worth counting zeros for: a pruned checkpoint, not one that happens to hold a few.
+    # Counting zeros is a second pass, so it is done only if the sample has one, as in a pruned checkpoint.
     zeros = _count(shape, rows, lambda block, xp: block == 0) if magnitudes[0] == 0.0 else 0
     scales = sums * (channels / count)
     return LayerStatistics(shape, float(sums.sum() / count), scales, zeros, magnitudes, _excerpt(shape, rows))
 
 
-def blocks(rows: int, width: int, most: int = 2**18) -> Iterator[tuple[int, int]]:
-    """From where to where to go through rows of `width` elements, at most `most` elements or one row at a time."""
-    height = max(most // width, 1)
+def blocks(rows: int, width: int, max_size: int = 2**18) -> Iterator[tuple[int, int]]:
+    """Divide rows into blocks.
+
+    Args:
+        rows: Number of rows.
+        width: Elements per row.
+        max_size: Largest number of elements in a block of several rows.
+
+    Returns:
+        (start, stop) of each block, in rows.
+    """
+    height = max(max_size // width, 1)
     return ((start, min(start + height, rows)) for start in range(0, rows, height))
 
 
 def _stride(count: int) -> int:
     stride = -(-count // SAMPLE)
-    # A stride that shares a factor with the size would see the same few kernel positions again and again.
+    # A stride with a common factor with the size would sample only some kernel positions.
     while stride > 1 and math.gcd(stride, count) > 1:
         stride += 1
     return stride
 
 
 def _excerpt(shape: tuple[int, ...], rows: Callable[[int, int], Array]) -> NDArray[np.floating]:
-    """As many channels from the middle as EXCERPT weights make up; none where one has more."""
+    """Channels from the middle, at most EXCERPT elements; no rows if a single channel has more."""
     channels = shape[0] if shape else 1
-    some = min(EXCERPT // max(math.prod(shape[1:]), 1), channels)
-    start = (channels - some) // 2
-    middle = rows(start, start + some)
+    height = min(EXCERPT // max(math.prod(shape[1:]), 1), channels)
+    start = (channels - height) // 2
+    middle = rows(start, start + height)
     xp = namespace(middle)
     return np.array(_numpy(xp.astype(middle, _working_dtype(middle, xp))))
 
@@ -96,21 +114,21 @@ def _working_dtype(weight: Array, xp: Any) -> Any:
 def _refuse(shape: tuple[int, ...], rows: Callable[[int, int], Array], name: str) -> None:
     bad = _count(shape, rows, lambda block, xp: ~xp.isfinite(xp.astype(block, xp.float64)))
     if bad:
-        problem = f"{bad:,} of its values are NaN or infinite, and these cannot be quantized; mend the checkpoint"
+        problem = f"{bad:,} {'value is' if bad == 1 else 'values are'} NaN or infinite; fix the checkpoint, or"
     else:
-        problem = "its magnitudes add up to more than its dtype can hold"
-    raise WeightError(name, shape, f"{problem}, or store the tensor as it is with exclude")
+        problem = "the sum of its magnitudes is infinite in its dtype;"
+    raise WeightError(name, shape, f"{problem} skip the tensor with exclude=[{name!r}]")
 
 
-def _count(shape: tuple[int, ...], rows: Callable[[int, int], Array], has: Callable[[Array, Any], Array]) -> int:
-    """Of how many elements something holds."""
+def _count(shape: tuple[int, ...], rows: Callable[[int, int], Array], condition: Callable[[Array, Any], Array]) -> int:
+    """The number of elements for which a condition holds."""
     channels = shape[0] if shape else 1
-    found = 0
+    total = 0
     for start, stop in blocks(channels, math.prod(shape) // channels):
         block = rows(start, stop)
         xp = namespace(block)
-        found += int(xp.sum(has(block, xp), dtype=xp.int64))
-    return found
+        total += int(xp.sum(condition(block, xp), dtype=xp.int64))
+    return total
 
 
 def _numpy(array: Array) -> NDArray[Any]:
