@@ -1,6 +1,6 @@
-"""The main job, end to end, in seconds: train a small network, compress it, save it, load it, and compare.
+"""Train a small network in seconds, compress it to several sizes, finetune, load each file, and compare accuracies.
 
-The data are scikit-learn's bundled 8x8 digits, so nothing is fetched. Run it with `make demo`, or
+The data are the 8x8 digits that come with scikit-learn, so nothing is downloaded. Run it with `make demo`, or
 
     python examples/digits.py
 """
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import opq
-import opq.torch
 from opq.text_table import format_table
 
 RATIOS = (5, 10, 20, 30)
 EPOCHS = 12
+FINETUNING_EPOCHS = 5
 SEED = 0
 
 
@@ -45,7 +46,7 @@ def make_network() -> nn.Sequential:
 
 
 def load_data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Training images and labels, then test images and labels: 1,200 and 597 of them, images (n, 1, 8, 8) in 0..1."""
+    """1,200 training images and their labels, 597 test images and their labels; images are (n, 1, 8, 8) in 0..1."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(SEED).permutation(len(labels))
     x = torch.tensor(images[order] / 16.0, dtype=torch.float32).reshape(-1, 1, 8, 8)
@@ -66,13 +67,13 @@ def train(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
 
 @torch.no_grad()
 def top1(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Percent of images whose class the network finds."""
+    """Percentage of images that the network classifies correctly."""
     network.eval()
     return 100.0 * float((network(x).argmax(1) == y).float().mean())
 
 
 def main() -> None:
-    """Train, then compress at several ratios and evaluate what comes back from each file."""
+    """Train, compress to several ratios, finetune at the last one, and evaluate what each file holds."""
     torch.manual_seed(SEED)
     x, y, test_x, test_y = load_data()
     network = make_network()
@@ -80,33 +81,40 @@ def main() -> None:
     train(network, x, y)
     print(f"trained in {time.perf_counter() - start:.1f} s\n")
 
-    state = network.state_dict()
-    print(opq.plan(state, ratio=20), "\n")
+    print(opq.plan(network, ratio=20), "\n")
 
-    dense_bytes = sum(tensor.nbytes for tensor in state.values())
-    rows = [("dense", f"{dense_bytes:,}", "1.00", "", "", f"{top1(network, test_x, test_y):.2f}", "")]
+    dense_bytes = sum(tensor.nbytes for tensor in network.state_dict().values())
+    rows = [("dense", f"{dense_bytes:,}", "1.0x", "", "", f"{top1(network, test_x, test_y):.2f}", "")]
+
+    def add_row(path: Path, compressed: opq.CompressedModel, seconds: float) -> None:
+        loaded = opq.load(make_network(), path)
+        rows.append(
+            (
+                path.name,
+                f"{path.stat().st_size:,}",
+                f"{compressed.file_ratio:.1f}x",
+                f"{compressed.bits_per_weight:.2f}",
+                f"{100.0 * compressed.sparsity:.1f}%",
+                f"{top1(loaded, test_x, test_y):.2f}",
+                f"{seconds:.2f}",
+            )
+        )
+
     with tempfile.TemporaryDirectory() as folder:
         for ratio in RATIOS:
             path = Path(folder) / f"digits_{ratio}x.opq"
             start = time.perf_counter()
-            opq.torch.save_model(network, path, ratio=ratio)
-            seconds = time.perf_counter() - start
+            compressed = opq.save(network, path, ratio=ratio)
+            add_row(path, compressed, time.perf_counter() - start)
 
-            loaded = make_network()
-            opq.torch.load_model(loaded, path)
-            facts = opq.inspect(path)
-            rows.append(
-                (
-                    path.name,
-                    f"{path.stat().st_size:,}",
-                    f"{facts.file_ratio:.2f}",
-                    f"{facts.nominal_ratio:.2f}",
-                    f"{100.0 * facts.sparsity:.1f}%",
-                    f"{top1(loaded, test_x, test_y):.2f}",
-                    f"{seconds:.2f}",
-                )
-            )
-    print(format_table(("file", "bytes", "file ratio", "nominal ratio", "zeros", "top-1 %", "seconds"), rows))
+        path = Path(folder) / f"digits_{RATIOS[-1]}x_finetuned.opq"
+        start = time.perf_counter()
+        loader = DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True)
+        config = opq.CompressionConfig(target=opq.Ratio(RATIOS[-1]))
+        finetuned = opq.finetune(network, loader, config, opq.TrainingConfig(epochs=FINETUNING_EPOCHS), teacher="dense")
+        finetuned.save(path)
+        add_row(path, finetuned.compressed, time.perf_counter() - start)
+    print(format_table(("file", "bytes", "smaller", "bits/weight", "zeros", "top-1 %", "seconds"), rows))
 
 
 if __name__ == "__main__":

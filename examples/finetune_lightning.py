@@ -1,4 +1,4 @@
-"""Finetuning with Lightning: a module that is prepared trains like any other.
+"""Finetune with Lightning: a prepared module trains like any other.
 
 python examples/finetune_lightning.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from pathlib import Path
 
 import lightning
 import torch
@@ -30,20 +31,19 @@ class Classifier(lightning.LightningModule):
         return nn.functional.cross_entropy(self.network(inputs), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Any optimizer will do."""
+        """Any optimizer can be used."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.01)
 
 
 def main(epochs: int = 6) -> None:
-    """Train, prepare, fit; then the file."""
+    """Train, prepare, fit, and export the file."""
     lightning.seed_everything(0)
     x, y, test_x, test_y = load_data()
     network = make_network()
     train(network, x, y)
     print(f"dense: top-1 {top1(network, test_x, test_y):.2f}")
 
-    plan = opq.plan(network, ratio=30)
-    opq.prepare(network, plan)
+    prepared = opq.prepare(network, opq.CompressionConfig(target=opq.Ratio(30), rounding="deadzone"))
     with tempfile.TemporaryDirectory() as folder:
         trainer = lightning.Trainer(
             max_epochs=epochs,
@@ -57,9 +57,11 @@ def main(epochs: int = 6) -> None:
         )
         loader = DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True)
         trainer.fit(Classifier(network), loader)
-    # Codes have spread while they trained: no epoch more, and the file is within its budget. `opq.convert` would end without.
-    finetuned = opq.finetune(network, loader, epochs=0, budget=plan.dense_bytes // 30)
-    print(f"finetuned: top-1 {top1(network, test_x, test_y):.2f}; {finetuned}")
+        path = Path(folder) / "digits.opq"
+        compressed = prepared.export(loader)
+        compressed.save(path)
+        loaded = opq.load(make_network(), path)
+    print(f"finetuned: top-1 {top1(loaded, test_x, test_y):.2f}; {compressed}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Finetuning with the Hugging Face Trainer: a model that is prepared trains like any other.
+"""Finetune with the Hugging Face Trainer: a prepared model trains like any other.
 
 python examples/finetune_trainer.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from digits import load_data, make_network, top1, train
@@ -15,18 +16,17 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import opq
-import opq.torch
 
 
 class Model(nn.Module):
-    """Keyword arguments to loss and logits, as the Trainer wants it."""
+    """Takes keyword arguments and returns a mapping of logits and loss, as the Trainer requires."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Logits, and the loss where labels are given."""
+        """Logits, and the loss if there are labels."""
         logits = self.network(pixels)
         return {"logits": logits} | ({} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)})
 
@@ -45,15 +45,14 @@ class Digits(Dataset[dict[str, Tensor]]):
 
 
 def main(epochs: int = 6) -> None:
-    """Train, prepare, let the Trainer train and keep checkpoints; then the file."""
+    """Train, prepare, let the Trainer train and write checkpoints, and export the file."""
     torch.manual_seed(0)
     x, y, test_x, test_y = load_data()
     network = make_network()
     train(network, x, y)
     print(f"dense: top-1 {top1(network, test_x, test_y):.2f}")
 
-    plan = opq.plan(network, ratio=30)
-    opq.prepare(network, plan)
+    prepared = opq.prepare(network, opq.CompressionConfig(target=opq.Ratio(30), rounding="deadzone"))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -68,9 +67,11 @@ def main(epochs: int = 6) -> None:
             dataloader_pin_memory=False,
         )
         Trainer(Model(network), arguments, train_dataset=Digits(x, y)).train()
-    # Codes have spread while they trained: no epoch more, and the file is within its budget. `opq.convert` would end without.
-    finetuned = opq.finetune(network, list(zip(x.split(50), y.split(50), strict=True)), epochs=0, budget=plan.dense_bytes // 30)
-    print(f"finetuned: top-1 {top1(network, test_x, test_y):.2f}; {finetuned}")
+        path = Path(folder) / "digits.opq"
+        compressed = prepared.export(x.split(50))
+        compressed.save(path)
+        loaded = opq.load(make_network(), path)
+    print(f"finetuned: top-1 {top1(loaded, test_x, test_y):.2f}; {compressed}")
 
 
 if __name__ == "__main__":
