@@ -1,7 +1,8 @@
-"""Write the tables of the README and of docs/results.md from the result files: `python benchmarks/readme.py`.
+"""Write the tables of docs/results.md and README.md, and the plot, from the result files: `python benchmarks/readme.py`.
 
-Each table stands between <!-- name --> and <!-- /name -->, and comes from benchmarks/results/name.json.
-tests/test_readme.py fails when they disagree.
+A table is between <!-- name --> and <!-- /name -->, where name is one of readme_tables.SECTIONS. docs/results.md has all of
+them but those of README_ONLY. In README.md the marked blocks that are there are written. tests/test_readme.py fails if a table
+is not what the result files give.
 """
 
 from __future__ import annotations
@@ -13,33 +14,44 @@ from pathlib import Path
 from readme_tables import SECTIONS, Row, Section
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results.md"
+PAGES = (README, RESULTS)
+
+README_ONLY = ("headline", "example")
+"""Sections that are meant for README.md; every other section is in docs/results.md."""
 
 
-def format_table(text: str) -> str:
-    """`text` with every marked table written anew."""
-    for name, section in SECTIONS.items():
-        body = "\n".join(_lines(section))
+def write_tables(text: str) -> str:
+    """`text` with all marked blocks written anew."""
+    for name in names_in(text):
+        body = "\n".join(_lines(SECTIONS[name]))
         pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
         text = pattern.sub(lambda _, name=name, body=body: f"<!-- {name} -->\n{body}\n<!-- /{name} -->", text)
     return text
 
 
+def names_in(text: str) -> list[str]:
+    """The sections of SECTIONS that `text` has markers of, in its order."""
+    return [name for name in re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE) if name in SECTIONS]
+
+
 def _lines(section: Section) -> list[str]:
-    """What stands between a marker and its end: what a section makes of a result, and where a table was measured."""
-    path = ROOT / "benchmarks" / "results" / f"{section.source}.json"
-    if not path.is_file():
-        return [f"Not run yet: `python benchmarks/{path.stem}.py`."]
-    result = json.loads(path.read_text())
-    rows = [row for row in result["rows"] if section.has(row)]
-    lines = section.lines(rows)
-    if lines[0].startswith("|"):
-        lines += ["", f"<sub>{_made(result, rows)}</sub>"]
+    """The lines between two markers: those of the section and, below a table of one result, where it was measured."""
+    results = {}
+    for source in section.sources:
+        path = ROOT / "benchmarks" / "results" / f"{source}.json"
+        if not path.is_file():
+            return [f"Not run yet: `python benchmarks/{source}.py`."]
+        results[source] = json.loads(path.read_text())
+    rows = [[row for row in result["rows"] if section.has(row)] for result in results.values()]
+    lines = section.lines(*rows)
+    if len(results) == 1 and lines[0].startswith("|"):
+        lines += ["", f"<sub>{_origin(results[section.sources[0]], rows[0])}</sub>"]
     return lines
 
 
-def _made(result: Row, rows: list[Row]) -> str:
-    """Processors, commits and dates of a result; those of `rows` where they were made one by one."""
+def _origin(result: Row, rows: list[Row]) -> str:
+    """Processors, commits and dates of a result; those of `rows` if they were saved one by one."""
     machine = result["machine"]
     processors, commits = (
         " and ".join(dict.fromkeys(row[key] for row in rows if key in row)) or other
@@ -50,5 +62,8 @@ def _made(result: Row, rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
+    import picture
+
     for page in PAGES:
-        page.write_text(format_table(page.read_text()))
+        page.write_text(write_tables(page.read_text()))
+    picture.draw()

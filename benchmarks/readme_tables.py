@@ -1,10 +1,15 @@
-"""What the README and docs/results.md make of the rows of each result."""
+"""The tables that docs/results.md and README.md show of the rows of each result.
+
+Result files keep the names that were recorded; NETWORKS, METHODS, WAYS and the like translate them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from opq.text_table import file_summary
 
 Row = dict[str, Any]
 
@@ -17,15 +22,51 @@ NETWORKS = {
     "lenet-5": "LeNet-5",
 }
 
+METHODS = {
+    "nncodec-uniform": "nncodec, uniform",
+    "nncodec-dependent": "nncodec, dependent",
+    "opq-paper": "opq, two-stage",
+    "opq-joint": "opq, weights only",
+    "opq-joint-plain": "opq, dead-zone rounding",
+    "opq-joint-relative": "opq, relative errors",
+    "opq-joint-fisher": "opq, Fisher sensitivities",
+    "opq-drawn": "opq, synthetic images",
+    "opq-calibrated": "opq, calibrated",
+    "prune-int8-gzip": "pruning, int8, gzip",
+    "prune-int4-gzip": "pruning, int4, gzip",
+    "prune-kmeans-gzip": "pruning, k-means, gzip",
+}
+"""Methods of allocation.json."""
+
+WAYS = {
+    "dense": "dense",
+    "opq": "opq, weights only",
+    "opq, drawn inputs": "opq, synthetic images",
+    "opq, calibrated": "opq, calibrated",
+    "opq, finetuned": "opq, finetuned",
+    "nncodec, uniform": "nncodec, uniform",
+    "nncodec, dependent": "nncodec, dependent",
+    "nncodec, sparsified": "nncodec, sparsified",
+    "nncodec, tuned": "nncodec, tuned",
+    "NNCF, pruned, 8 bits": "NNCF, pruned, 8 bits",
+    "torchao, integers": "torchao, integers",
+    "k-means, pruned": "pruning, k-means",
+    "integers, pruned": "pruning, integers",
+}
+"""Methods of peers.json."""
+
+_MODES = {"joint": "joint", "paper": "two-stage"}
+_DATA = {"none": "none", "unlabelled": "unlabelled images", "labelled": "labelled images"}
+
 
 def main_job(rows: list[Row]) -> list[str]:
-    """Joint mode's rows by asked ratio, then paper mode's."""
+    """Rows of the byte targets, then those of the two-stage targets."""
     return table(
-        ("network", "asked", "file bytes", "file ratio", "nominal ratio", "zeros", "compress s", "inspect s"),
+        ("network", "target", "file bytes", "file ratio", "nominal ratio", "zeros", "compress, s", "inspect, s"),
         (
             (
                 NETWORKS[row["network"]],
-                _asked(row),
+                _target(row),
                 f"{row['file_bytes']:,}",
                 f"{row['file_ratio']:.2f}",
                 f"{row['nominal_ratio']:.1f}",
@@ -38,7 +79,7 @@ def main_job(rows: list[Row]) -> list[str]:
     )
 
 
-def _asked(row: Row) -> str:
+def _target(row: Row) -> str:
     if row["mode"] == "joint":
         return f"ratio {row['ratio']:g}"
     return f"{row['target_sparsity']:.0%} zeros, {row['target_bits']:g} bits"
@@ -47,7 +88,7 @@ def _asked(row: Row) -> str:
 def laplace_fit(rows: list[Row]) -> list[str]:
     """Totals of each network and ratio."""
     return table(
-        ("network", "ratio", "entropy of the codes", "Laplace predicts", "bytes in the file", "the plan predicts"),
+        ("network", "ratio", "entropy, bytes", "Laplace prediction", "bytes in the file", "plan's prediction"),
         (
             (
                 NETWORKS[row["network"]],
@@ -63,20 +104,20 @@ def laplace_fit(rows: list[Row]) -> list[str]:
 
 
 def plan_cost(rows: list[Row]) -> list[str]:
-    """Seconds of each case, and how many loads of the dense file they are."""
+    """Seconds of each case, and their ratio to those of loading the dense file."""
     names = {
-        "load": "load the dense file, warm",
-        "load_cold": "load the dense file, cold",
-        "torch_load": "torch.load of it, warm",
+        "load": "load the dense file, cached",
+        "load_cold": "load the dense file, not cached",
+        "torch_load": "torch.load, cached",
         "plan": "plan, ratio 20, weights in memory",
         "plan_paper": "plan, sparsity 0.9 and 3 bits",
         "plan_from_path": "plan, ratio 20, from the file",
-        "curve": "the curve, eleven ratios",
+        "curve": "rate-distortion curve, eleven ratios",
         "compress": "compress, ratio 20",
     }
     names |= {row["case"]: f"plan, ratio 20, {row['weights'] / 1e6:,.0f} million*" for row in rows if row["over_load"] is None}
     return table(
-        ("", "seconds", "over warm load", "over cold load"),
+        ("", "seconds", "relative to cached load", "relative to uncached load"),
         (
             (names[row["case"]], f"{row['seconds']:.3f}", _times(row["over_load"]), _times(row["over_load_cold"]))
             for row in rows
@@ -92,7 +133,17 @@ def _times(value: float | None) -> str:
 def codec(rows: list[Row]) -> list[str]:
     """Bytes and speed-ups of every case."""
     return table(
-        ("codes", "weights", "entropy", "nncodec's stream", "its payload", "opq", "opq / stream", "encoding", "decoding"),
+        (
+            "codes",
+            "weights",
+            "entropy, bytes",
+            "nncodec, bytes",
+            "its payload, bytes",
+            "opq, bytes",
+            "opq / nncodec",
+            "encoding speedup",
+            "decoding speedup",
+        ),
         (
             (
                 row["case"],
@@ -111,9 +162,9 @@ def codec(rows: list[Row]) -> list[str]:
 
 
 def squeezenet(rows: list[Row]) -> list[str]:
-    """Bytes of the whole file, and what they are spent on."""
+    """Bytes of the whole file, and of its parts."""
     return table(
-        ("", "published", "opq", "opq / published", "codes", "levels", "biases", "header", "encoding s", "decoding s"),
+        ("", "published", "opq", "opq / published", "codes", "levels", "biases", "header", "encoding, s", "decoding, s"),
         (
             (
                 row["case"],
@@ -129,11 +180,11 @@ def squeezenet(rows: list[Row]) -> list[str]:
 
 
 def loading(rows: list[Row]) -> list[str]:
-    """Seconds of each way to load, warm and cold."""
+    """Seconds of each loader, with the file in the page cache and without."""
     names = {"torch": "torch.load", "safetensors": "safetensors"}
     caches = {(row["way"], row["cache"]): row for row in rows}
     return table(
-        ("", "file bytes", "warm s", "over torch.load", "cold s", "over torch.load"),
+        ("", "file bytes", "cached, s", "relative to torch.load", "not cached, s", "relative to torch.load"),
         (
             (
                 names.get(way, way),
@@ -150,16 +201,15 @@ def loading(rows: list[Row]) -> list[str]:
 
 
 def large(rows: list[Row]) -> list[str]:
-    """Seconds and peak memory of each process."""
+    """Seconds and peak memory of each command."""
     return table(
-        ("", "seconds", "peak memory", "file bytes", "weights taken over"),
+        ("command", "seconds", "peak memory", "file bytes"),
         (
             (
-                f"`opq {row['case']}`" if " " not in row["case"] else row["case"],
+                f"`opq {row['case']}`",
                 f"{row['seconds']:.1f}",
                 f"{row['peak_bytes'] / 1e9:.2f} GB",
                 "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
-                "" if row["resumed"] is None else f"{row['resumed']}",
             )
             for row in rows
         ),
@@ -167,7 +217,7 @@ def large(rows: list[Row]) -> list[str]:
 
 
 def mnist(rows: list[Row]) -> list[str]:
-    """A row a network and file ratio; errors are means over seeds, with the range where there are several."""
+    """A row per network and file ratio; errors are means over seeds, with their range if there are several."""
     cases = dict.fromkeys((row["network"], row["ratio"]) for row in rows)
     groups = [[row for row in rows if (row["network"], row["ratio"]) == case] for case in cases]
     return table(
@@ -210,19 +260,19 @@ def _errors(rows: list[Row], key: str) -> str:
 
 
 def efficiency(rows: list[Row]) -> list[str]:
-    """Both ways to a file, then the parts."""
+    """Both procedures, then single steps of them."""
     names = {
-        "dense": "dense network, where both begin",
+        "dense": "dense network, the start of both",
         "iterative": "gradual pruning, then learned steps",
-        "opq": "opq: one plan, then finetuning",
-        "opq, masks fixed": "the same, pruned as the dense weights say",
+        "opq": "opq, masks updated in training",
+        "opq, masks fixed": "opq, masks of the dense weights",
         "plan": "one plan",
-        "plain epoch": "an epoch of the plain network",
-        "prepared epoch": "an epoch of the prepared network",
+        "plain epoch": "one epoch of the plain network",
+        "prepared epoch": "one epoch of the prepared network",
     }
     dense = next(row["file_bytes"] for row in rows if row["way"] == "dense")
     return table(
-        ("", "file bytes", "file ratio", "top-1 %", "epochs", "seconds of the processor"),
+        ("", "file bytes", "file ratio", "top-1 %", "epochs", "processor seconds"),
         (
             (
                 names[row["way"]],
@@ -238,13 +288,15 @@ def efficiency(rows: list[Row]) -> list[str]:
 
 
 def ablations(rows: list[Row]) -> list[str]:
-    """Every variant; those of one ablation, network and ratio have the same bytes."""
+    """Every variant; those of one choice, network and ratio have about the same bytes."""
+    variants = {"open for two thirds of the epochs": "updated for two thirds of the epochs"}
+    variants |= {"one a layer": "one per layer", "one a channel": "one per channel", "laplace": "Laplace"}
     return table(
         ("choice", "variant", "network", "file bytes", "file ratio", "dense top-1 %", "top-1 %", "epochs"),
         (
             (
                 row["ablation"],
-                row["variant"],
+                variants.get(row["variant"], row["variant"]),
                 NETWORKS[row["network"]],
                 f"{row['file_bytes']:,}",
                 f"{row['file_ratio']:.1f}",
@@ -260,12 +312,12 @@ def ablations(rows: list[Row]) -> list[str]:
 def allocation(rows: list[Row]) -> list[str]:
     """Accuracy of every file, beside the dense network's on the same images."""
     return table(
-        ("network", "method", "data", "file bytes", "file ratio", "top-1", "dense", "agreement"),
+        ("network", "method", "data", "file bytes", "file ratio", "top-1 %", "dense top-1 %", "agreement %"),
         (
             (
                 NETWORKS[row["network"]],
-                row["method"],
-                row["data"],
+                METHODS[row["method"]],
+                _DATA[row["data"]],
                 f"{row['file_bytes']:,}",
                 f"{row['file_ratio']:.1f}",
                 f"{row['top1']:.2f}",
@@ -278,25 +330,25 @@ def allocation(rows: list[Row]) -> list[str]:
 
 
 def peers(rows: list[Row]) -> list[str]:
-    """The smallest file of each way, smallest first; of a network, those that saw no labels first, those not within last."""
+    """The smallest file of each method, smallest first; per network, methods without labels first, those not within last."""
     order = list(NETWORKS).index
     ordered = sorted(
         rows, key=lambda row: (order(row["network"]), row["data"] == "labelled", not row["within"], row["packed_bytes"])
     )
     return table(
-        ("network", "way", "data", "setting", "saved as", "file bytes", "packed", "dense / packed", "top-1 %", "drop"),
+        ("network", "method", "data", "setting", "saved as", "file bytes", "packed bytes", "ratio, packed", "top-1 %", "drop"),
         (
             (
                 NETWORKS[row["network"]],
-                f"{row['way']} ({row['tool']})",
-                row["data"],
+                f"{WAYS[row['way']]} ({row['tool']})",
+                _DATA[row["data"]],
                 row["setting"],
                 row["saved_as"],
                 f"{row['file_bytes']:,}",
                 f"{row['packed_bytes']:,}",
                 f"{row['packed_ratio']:.1f}",
                 f"{row['top1']:.2f}",
-                f"{row['drop']:.2f} ± {row['error']:.2f}" + ("" if row["within"] else ", none within"),
+                f"{row['drop']:.2f} ± {row['error']:.2f}" + ("" if row["within"] else " (no setting within 1 point)"),
             )
             for row in ordered
         ),
@@ -304,25 +356,25 @@ def peers(rows: list[Row]) -> list[str]:
 
 
 def finetune(rows: list[Row]) -> list[str]:
-    """The ResNets' rows, joint mode first, by the asked ratio."""
+    """The ResNets' rows, joint mode first, by the requested ratio."""
     return table(
         (
             "network",
             "mode",
-            "asked",
+            "target ratio",
             "file bytes",
             "file ratio",
             "nominal ratio",
             "epochs",
             "top-1 %",
-            "dense as long %",
+            "dense, trained as long %",
             "teacher %",
-            "open epochs",
+            "mask update epochs",
         ),
         (
             (
                 NETWORKS[row["network"]],
-                row["mode"],
+                _MODES[row["mode"]],
                 f"{row['asked_ratio']:g}",
                 *_finetuned(row),
                 f"{row['teacher_top1']:.2f}",
@@ -345,9 +397,9 @@ def _finetuned(row: Row) -> tuple[str, ...]:
 
 
 def finetune_mobilenet(rows: list[Row]) -> list[str]:
-    """MobileNet's rows, by the asked ratio."""
+    """MobileNet's rows, by the requested ratio."""
     return table(
-        ("network", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense %", "agreement %"),
+        ("network", "file bytes", "file ratio", "nominal ratio", "epochs", "top-1 %", "dense top-1 %", "agreement %"),
         (
             (
                 NETWORKS[row["network"]],
@@ -360,9 +412,9 @@ def finetune_mobilenet(rows: list[Row]) -> list[str]:
 
 
 def finetune_cost(rows: list[Row]) -> list[str]:
-    """A step of a prepared network against a plain one's."""
+    """A step of a prepared network compared with one of a plain network."""
     return table(
-        ("network", "device", "plain s", "prepared s", "masks open s", "time", "peak memory"),
+        ("network", "device", "plain, s", "prepared, s", "masks updated, s", "relative time", "relative peak memory"),
         (
             (
                 NETWORKS[row["network"]],
@@ -379,43 +431,75 @@ def finetune_cost(rows: list[Row]) -> list[str]:
 
 
 def example(rows: list[Row]) -> list[str]:
-    """What the command line says of ResNet-56 at ratio 20."""
+    """The command that compresses ResNet-56 to ratio 20, and its output."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 20)
-    return [
-        "    $ opq compress resnet56.safetensors --ratio 20 -o resnet56.opq",
-        f"    resnet56.opq: {row['file_bytes']:,} bytes of {row['dense_bytes']:,} dense, file ratio {row['file_ratio']:.2f}, "
-        f"nominal ratio {row['nominal_ratio']:.2f}, {row['bits_per_weight']:.3f} bits a weight, {row['sparsity']:.2%} zeros",
-    ]
+    summary = file_summary(row["file_bytes"], row["dense_bytes"], row["bits_per_weight"], row["sparsity"])
+    return ["    $ opq compress resnet56.safetensors --ratio 20 -o resnet56.opq", f"    resnet56.opq: {summary}"]
+
+
+def headline(allocation: list[Row], peers: list[Row], finetune: list[Row], mnist: list[Row]) -> list[str]:
+    """Five files, from no data and no training to finetuning."""
+    alone = [row for row in allocation if (row["network"], row["method"]) == ("resnet56", "opq-joint")]
+    resnet56 = next(row for row in finetune if (row["network"], row["mode"], row["asked_ratio"]) == ("resnet56", "joint", 20.0))
+    mobilenet = next(row for row in finetune if (row["network"], row["asked_ratio"], row["epochs"]) == ("mobilenet", 8.0, 0))
+    lenet = next(row for row in mnist if (row["network"], row["ratio"]) == ("lenet-5", 108))
+    calibrated = next(row for row in peers if (row["network"], row["way"]) == ("resnet20", "opq, calibrated"))
+    return table(
+        ("network, test images", "method", "data needed", "file bytes", "times smaller", "top-1 %", "dense top-1 %"),
+        (
+            (network, how, data, f"{row['file_bytes']:,}", f"{row['file_ratio']:.1f}", f"{row['top1']:.2f}", f"{dense:.2f}")
+            for network, how, data, row, dense in (
+                _headline_row(
+                    "ResNet-56, CIFAR-10 (JPEG)", "weights only", "none", min(alone, key=lambda row: row["file_ratio"])
+                ),
+                _headline_row("ResNet-20, CIFAR-10 (JPEG)", "calibrated", "1,000 unlabelled images", calibrated),
+                _headline_row("MobileNet-V1 0.75, 1,300 of ImageNet", "calibrated", "512 unlabelled images", mobilenet),
+                _headline_row(
+                    "ResNet-56 adapted to CIFAR-10 (JPEG)",
+                    f"finetuned, {resnet56['epochs']} epochs",
+                    "training images, unlabelled",
+                    {**resnet56, "dense_top1": resnet56["teacher_top1"]},
+                ),
+                _headline_row("LeNet-5, MNIST", f"finetuned, {lenet['epochs']} epochs", "training images, labelled", lenet),
+            )
+        ),
+    )
+
+
+def _headline_row(network: str, how: str, data: str, row: Row) -> tuple[str, str, str, Row, float]:
+    return network, how, data, row, row["dense_top1"]
 
 
 @dataclass(frozen=True)
 class Section:
-    """What stands between two markers of a page.
+    """The lines between two markers of a page.
 
-    source  name of the result file
-    lines   what it makes of the rows
-    has     whether a row belongs here
+    Args:
+        sources: Names of the result files.
+        lines: Makes the lines from the rows of each source.
+        has: Whether a row of a result belongs here.
     """
 
-    source: str
-    lines: Callable[[list[Row]], list[str]]
+    sources: tuple[str, ...]
+    lines: Callable[..., list[str]]
     has: Callable[[Row], bool] = lambda row: True
 
 
 SECTIONS: dict[str, Section] = {
-    "example": Section("main_job", example),
-    "laplace_fit": Section("laplace_fit", laplace_fit, lambda row: row["layer"] == "(total)"),
-    "finetune": Section("finetune", finetune, lambda row: row["network"] != "mobilenet"),
-    "finetune_mobilenet": Section("finetune", finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
+    "headline": Section(("allocation", "peers", "finetune", "mnist"), headline),
+    "example": Section(("main_job",), example),
+    "laplace_fit": Section(("laplace_fit",), laplace_fit, lambda row: row["layer"] == "(total)"),
+    "large": Section(("large",), large, lambda row: " " not in row["case"]),
+    "finetune": Section(("finetune",), finetune, lambda row: row["network"] != "mobilenet"),
+    "finetune_mobilenet": Section(("finetune",), finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
     **{
-        section.__name__: Section(section.__name__, section)
-        for section in (
+        function.__name__: Section((function.__name__,), function)
+        for function in (
             main_job,
             plan_cost,
             codec,
             squeezenet,
             loading,
-            large,
             mnist,
             efficiency,
             ablations,
@@ -425,11 +509,12 @@ SECTIONS: dict[str, Section] = {
         )
     },
 }
-"""{marker: what stands there}"""
+"""{name in the markers: what is between them}"""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    head = list(columns)
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *map(list, rows)]
+    """Lines of a Markdown table, in which columns of numbers are aligned to the right."""
+    head, body = list(columns), [list(cells) for cells in rows]
+    numeric = [all(not cell or cell[0] in "0123456789+-" for cell in cells) for cells in zip(*body, strict=True)]
+    lines = [head, ["---:" if right else "---" for right in numeric], *body]
     return [f"| {' | '.join(cells)} |" for cells in lines]
