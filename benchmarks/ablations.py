@@ -1,15 +1,18 @@
-"""What each choice of the method is worth, all else and the file's bytes being equal.
+"""What each choice of the method contributes, at equal file bytes and with everything else equal.
 
-What it tells: whether measured magnitudes place layers better than the Laplace density; whether a step for every channel earns
-its bytes; whether channels that share a codebook should use it each as far as its own weights reach (the paper's unified
-channel-wise quantization) or all alike (layer-wise); masks made once against masks made in rounds and masks that are open for
-two thirds of the epochs; the dense network as teacher, without labels, against labels.
+It compares:
+
+* thresholds and steps from measured magnitudes with those from the Laplace density;
+* a step per channel with a step per layer;
+* the largest code chosen per channel (the paper's unified channel-wise quantization) with one per layer (layer-wise);
+* pruning masks computed once, in rounds, and recomputed during two thirds of the epochs;
+* distillation from the dense network, without labels, with training on labels.
 
     python benchmarks/ablations.py
 
-The first three without training: ResNet-20 on CIFAR-10 (JPEG), each weight rounded by itself, the third in paper mode with
-SPARSITY and as many bits as fill the file. The others: LeNet-300-100 on MNIST, EPOCHS epochs after one dense training, without
-distortions.
+The first three are without training, on ResNet-20 and CIFAR-10 (JPEG), with dead-zone rounding; the third has a two-stage
+target of SPARSITY and as many bits as fill the file. The others are on LeNet-300-100 and MNIST: EPOCHS epochs after one dense
+training, without distorted images.
 """
 
 from __future__ import annotations
@@ -35,28 +38,30 @@ from opq.codec.code_length import contextless_bits
 from opq.codec.code_stream import encode_codes
 from opq.rate_distortion import deadzone, two_stage
 from opq.rate_distortion.layers import Layer
-from opq.training.trainer import Training
+from opq.training.trainer import Trainer
 
 RATIOS = (8, 10, 12, 15)
 SPARSITY = 0.4
 TRAINED_RATIOS = (20, 35, 60)
 DENSE_EPOCHS, EPOCHS = 8, 6
 SEED = 0
-ADAM = opq.TrainingConfig(learning_rate=1e-3, weight_decay=0.0, temperature=2.0, optimizer=torch.optim.Adam)
+ADAM = opq.TrainingConfig(
+    epochs=EPOCHS, seed=SEED, learning_rate=1e-3, weight_decay=0.0, temperature=2.0, optimizer=torch.optim.Adam
+)
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A state dict as it comes back, and the bytes it takes."""
+    """A state dict as read from a file, and the bytes of the file."""
 
     state: State
     file_bytes: int
 
 
 def main() -> int:
-    """Print and save a row a variant."""
+    """Print and save a row per variant; the exit status."""
     rows = [*_allocations(), *_trainings()]
     print_rows(rows)
     save_result("ablations", rows, seed=SEED, libraries=["torch"])
@@ -64,7 +69,7 @@ def main() -> int:
 
 
 def _allocations() -> list[Row]:
-    """Without training, on ResNet-20."""
+    """Rows without training, on ResNet-20."""
     model, test = resnet20(), Whole(*cifar10("test"), preprocess)
     state = load_file(data_file(NETWORKS["resnet20"]))
     dense_bytes = sum(tensor.nbytes for tensor in state.values())
@@ -80,14 +85,14 @@ def _allocations() -> list[Row]:
     rows: list[Row] = []
     for ratio in RATIOS:
         budget = dense_bytes // ratio
-        plain = figures(_read(opq.compress(state, size=budget, rounding="plain")))
+        plain = figures(_read(opq.compress(state, size=budget, rounding="deadzone")))
         variants = {
             ("density", "laplace"): plain,
             ("density", "measured"): figures(by_measured_magnitudes(state, budget)),
             ("steps", "one a layer"): plain,
             ("steps", "one a channel"): figures(by_channel_steps(state, budget)),
-            ("codebook", "layer-wise"): figures(by_paper(state, budget, channel_wise=False)),
-            ("codebook", "unified channel-wise"): figures(by_paper(state, budget, channel_wise=True)),
+            ("codebook", "layer-wise"): figures(by_two_stage(state, budget, channel_wise=False)),
+            ("codebook", "unified channel-wise"): figures(by_two_stage(state, budget, channel_wise=True)),
         }
         for (ablation, variant), (size, accuracy) in variants.items():
             rows.append(_row(ablation, variant, "resnet20", size, dense_bytes, dense_top1, accuracy, 0))
@@ -95,13 +100,13 @@ def _allocations() -> list[Row]:
 
 
 def by_measured_magnitudes(state: State, budget: int) -> Outcome:
-    """Each layer's threshold and step minimise squared error + price * bits over its own magnitudes, not over a density."""
-    plan = opq.plan(state, size=budget, rounding="plain")
+    """Each layer's threshold and step minimize squared error + lambda * bits over its own magnitudes, not over a density."""
+    plan = opq.plan(state, size=budget, rounding="deadzone")
     steps = np.geomspace(0.05, 8.0, 64)
     borders = np.arange(0.5, 0.86, 0.05)
     tables = {}
     for name in plan.layers:
-        measured = opq.measure(state[name], name)
+        measured = opq.functional.measure(state[name], name)
         points = [(border * step, step) for step in steps * measured.laplace_scale for border in borders]
         costs = [(_squared_error(measured, *point), _bits(measured, *point)) for point in points]
         tables[name] = points, np.array(costs)
@@ -111,55 +116,57 @@ def by_measured_magnitudes(state: State, budget: int) -> Outcome:
         for name, (points, costs) in tables.items():
             threshold, step = points[int((costs @ [1.0, lmbda]).argmin())]
             step = float(np.float32(step))
-            layers[name] = replace(plan.layers[name], threshold=threshold, step=step, rounding_offset=1.0 - min(threshold / step, 1.0))
-        return opq.compress(state, plan=replace(plan, layers=layers))
+            offset = 1.0 - min(threshold / step, 1.0)
+            layers[name] = replace(plan.layers[name], threshold=threshold, step=step, rounding_offset=offset)
+        return opq.compress(state, replace(plan, layers=layers))
 
-    return _read(made(_price(lambda lmbda: made(lmbda).file_bytes, budget)))
+    return _read(made(_lowest_within(lambda lmbda: made(lmbda).file_bytes, budget)))
 
 
 def by_channel_steps(state: State, budget: int) -> Outcome:
-    """Every channel on the Laplace curve by itself, at one price; its step, four bytes, counts."""
-    plan = opq.plan(state, size=budget, rounding="plain")
-    whole = opq.compress(state, plan=plan)
-    facts = opq.inspect(whole.data)
-    fixed = whole.file_bytes - sum(tensor.bytes for tensor in facts.tensors if tensor.kind == "weight")
+    """Each channel has its own point on the Laplace curve, at one lambda for all; its step counts four bytes."""
+    plan = opq.plan(state, size=budget, rounding="deadzone")
+    whole = opq.compress(state, plan)
+    inspection = opq.inspect(whole.data)
+    fixed = whole.file_bytes - sum(tensor.bytes for tensor in inspection.tensors if tensor.kind == "weight")
 
     def made(lmbda: float) -> Outcome:
         total, values = fixed, dict(state)
         for name in plan.layers:
             weight = state[name]
-            scales = opq.measure(weight, name).channel_scales
-            thresholds, steps = (unit * scales for unit in deadzone.thresholds_and_steps(lmbda / np.maximum(scales, 1e-30) ** 2))
+            scales = opq.functional.measure(weight, name).channel_scales
+            unit_points = deadzone.thresholds_and_steps(lmbda / np.maximum(scales, 1e-30) ** 2)
+            thresholds, steps = (unit * scales for unit in unit_points)
             parts = [
-                opq.LayerPlan((1, *weight.shape[1:]), float(np.float32(step)), float(t), float(1.0 - t / step), 0.0, 0.0, 0.0)
+                opq.LayerPlan((1, *weight.shape[1:]), float(np.float32(step)), float(t), float(1.0 - t / step), 0.0, 0.0)
                 for t, step in zip(thresholds, steps, strict=True)
             ]
             channels = list(zip(weight.split(1), parts, strict=True))
-            codes = torch.cat([opq.quantize(channel, part) for channel, part in channels])
-            values[name] = torch.cat([opq.fake_quantize(channel, part) for channel, part in channels])
+            codes = torch.cat([opq.functional.quantize(channel, part) for channel, part in channels])
+            values[name] = torch.cat([opq.functional.fake_quantize(channel, part) for channel, part in channels])
             total += len(encode_codes(codes.numpy())) + 4 * (len(parts) - 1)
         return Outcome(values, total)
 
-    return made(_price(lambda lmbda: made(lmbda).file_bytes, budget))
+    return made(_lowest_within(lambda lmbda: made(lmbda).file_bytes, budget))
 
 
-def by_paper(state: State, budget: int, *, channel_wise: bool) -> Outcome:
-    """Paper mode with SPARSITY, and as many bits as fill the budget."""
+def by_two_stage(state: State, budget: int, *, channel_wise: bool) -> Outcome:
+    """A two-stage target of SPARSITY, and as many bits as fill the budget."""
 
     def made(inverse_bits: float) -> opq.CompressedModel:
-        return opq.compress(state, plan=two_stage_plan(state, 1.0 / inverse_bits, channel_wise=channel_wise))
+        return opq.compress(state, two_stage_plan(state, 1.0 / inverse_bits, channel_wise=channel_wise))
 
-    return _read(made(_price(lambda inverse_bits: made(inverse_bits).file_bytes, budget, 1.0 / 16.0, 1.0 / 1.01)))
+    return _read(made(_lowest_within(lambda inverse_bits: made(inverse_bits).file_bytes, budget, 1.0 / 16.0, 1.0 / 1.01)))
 
 
 def two_stage_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan:
-    """Paper mode, one step a layer; each channel's largest code by its own scale, or by its layer's."""
+    """A two-stage plan with one step per layer; each channel's largest code follows its own scale, or its layer's."""
     plan = opq.plan(state, sparsity=SPARSITY, bits=bits)
     if channel_wise:
         return plan
     alike = []
     for name in plan.layers:
-        measured = opq.measure(state[name], name)
+        measured = opq.functional.measure(state[name], name)
         scales = np.full_like(measured.channel_scales, measured.laplace_scale)
         alike.append(Layer(name, replace(measured, channel_scales=scales)))
     layers = {
@@ -169,8 +176,8 @@ def two_stage_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan
     return replace(plan, layers=layers)
 
 
-def _price(size: Callable[[float], int], budget: int, lowest: float = 1e-8, highest: float = 10.0) -> float:
-    """The lowest price at which `size` is within the budget."""
+def _lowest_within(size: Callable[[float], int], budget: int, lowest: float = 1e-8, highest: float = 10.0) -> float:
+    """The lowest argument, found by bisection, at which the decreasing function `size` is within the budget."""
     low, high = math.log(lowest), math.log(highest)
     for _ in range(18):
         middle = 0.5 * (low + high)
@@ -193,27 +200,20 @@ def _read(compressed: opq.CompressedModel) -> Outcome:
 
 
 def _trainings() -> list[Row]:
-    """LeNet-300-100 from one dense network."""
+    """Rows of LeNet-300-100, all from one dense network."""
     loader, test = Handwriting(distorted=0.0), TestImages()
     torch.manual_seed(SEED)
     dense = lenet_300_100()
-    Training(dense, loader, DENSE_EPOCHS, ADAM, seed=SEED).run()
+    Trainer(dense, loader, replace(ADAM, epochs=DENSE_EPOCHS)).run()
     dense_top1 = opq.evaluate(dense, test).top1
     dense_bytes = sum(tensor.nbytes for tensor in dense.state_dict().values())
 
-    def finetuned(ratios: tuple[int, ...], opened: int | None, teacher: nn.Module | None) -> tuple[int, float | None]:
+    def finetuned(ratios: tuple[int, ...], update_epochs: int | None, teacher: nn.Module | None) -> tuple[int, float | None]:
         model = copy.deepcopy(dense)
+        training = replace(ADAM, epochs=EPOCHS // len(ratios), mask_update_epochs=update_epochs)
         for ratio in ratios:
-            result = opq.finetune(
-                model,
-                loader,
-                epochs=EPOCHS // len(ratios),
-                mask_update_epochs=opened,
-                ratio=ratio,
-                teacher=teacher,
-                recipe=ADAM,
-                seed=SEED,
-            )
+            config = opq.CompressionConfig(target=opq.Ratio(ratio))
+            result = opq.finetune(model, loader, config, training, teacher=teacher)
         return result.compressed.file_bytes, opq.evaluate(model, test).top1
 
     last = TRAINED_RATIOS[-1:]
@@ -226,10 +226,10 @@ def _trainings() -> list[Row]:
     }
     rows: list[Row] = []
     done: dict[tuple[tuple[int, ...], int | None, bool], tuple[int, float | None]] = {}
-    for (ablation, variant), (ratios, opened, teacher) in variants.items():
-        key = ratios, opened, teacher is not None
+    for (ablation, variant), (ratios, update_epochs, teacher) in variants.items():
+        key = ratios, update_epochs, teacher is not None
         if key not in done:
-            done[key] = finetuned(ratios, opened, teacher)
+            done[key] = finetuned(ratios, update_epochs, teacher)
         size, top1 = done[key]
         rows.append(_row(ablation, variant, "lenet-300-100", size, dense_bytes, dense_top1, top1, EPOCHS))
     return rows

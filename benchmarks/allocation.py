@@ -1,16 +1,18 @@
-"""Accuracy against the bytes of the whole file, before any finetuning, for every way of compressing at hand.
+"""Accuracy against the bytes of the whole file, before any finetuning, for several methods.
 
-Claim: at equal file bytes, networks compressed by opq, in its default mode or calibrated, lose fewer points of top-1 than by
-NNCodec 2.1.3 and than by what torch users do. Paper mode, which needs the training that it was made for, is beside them.
+Claim: at equal file bytes, networks compressed by opq, from the weights alone or calibrated, lose fewer points of top-1 than
+networks compressed by NNCodec 2.1.3, or by pruning and integer quantization as PyTorch users do it. The two-stage mode, which
+is meant for training afterwards, is included.
 
     python benchmarks/allocation.py [--network NAME]... [--method NAME]... [--setting X]... [--anew]
 
-A row that benchmarks/results/allocation.json has already is not measured again, so that a run that was stopped goes on; with
---anew it is. Without --network and --method all are run. The picture is benchmarks/results/allocation.png.
+Rows that are in benchmarks/results/allocation.json already are not measured again, so that an interrupted run resumes; with
+--anew they are. Without --network and --method all are run. The plot is benchmarks/results/allocation.png.
 
-Networks: CIFAR-10 (JPEG) test images for the ResNets, 1,300 ImageNet validation images for MobileNet (benchmarks/README.md);
-every accuracy is read from the file written, and stands beside the dense network's on the same images. Files of torch users'
-methods are gzip of a safetensors file with int8 (or packed int4) weights, scales, and the rest in float32.
+Images: CIFAR-10 (JPEG) test images for the ResNets, 1,300 ImageNet validation images for MobileNet (benchmarks/README.md).
+Every accuracy is that of the network read from the file, and is compared with the dense network's on the same images. Files of
+pruning with integers or k-means are gzip of a safetensors file with int8 (or packed int4) weights, scales, and the rest in
+float32.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ import torch
 from allocation_methods import METHODS, RATIOS, Run
 from allocation_networks import fresh, logits_of, network_of
 from harness import RESULTS, Row, keep_row, kept_rows, print_rows
+from readme_tables import METHODS as METHOD_NAMES
+from readme_tables import NETWORKS
 from torch import Tensor
 
 
 def main() -> int:
-    """Measure what is not measured yet; the exit status."""
+    """Measure the rows that are missing; the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--network", choices=list(RATIOS), action="append")
     parser.add_argument("--method", choices=list(METHODS), action="append")
-    parser.add_argument("--setting", action="append", help="as the result file names it")
-    parser.add_argument("--anew", action="store_true", help="measure again what the result file has already")
+    parser.add_argument("--setting", action="append", help="as it is named in the result file")
+    parser.add_argument("--anew", action="store_true", help="also measure rows that the result file has already")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows = kept_rows("allocation")
@@ -43,15 +47,15 @@ def main() -> int:
         for method in arguments.method or METHODS:
             data, settings, run = METHODS[method]
             for setting in settings(name):
-                declared = label(setting)
-                if (arguments.setting is not None and declared not in arguments.setting) or (name, method, declared) in done:
+                text = label(setting)
+                if (arguments.setting is not None and text not in arguments.setting) or (name, method, text) in done:
                     continue
                 rows = keep_row(
                     "allocation",
                     _row(name, method, data, setting, run),
                     ("network", "method", "setting"),
                     _place,
-                    command=["allocation.py", "--anew", "--network", name, "--method", method, f"--setting={declared}"],
+                    command=["allocation.py", "--anew", "--network", name, "--method", method, f"--setting={text}"],
                     seed=0,
                     libraries=("torch",),
                 )
@@ -90,7 +94,7 @@ def _share(hits: Tensor) -> float:
 
 
 def label(setting: Any) -> str:
-    """How the result file names a method's setting."""
+    """The name of a method's setting in the result file."""
     return "/".join(f"{value:g}" for value in setting) if isinstance(setting, tuple) else f"{setting:g}"
 
 
@@ -113,9 +117,11 @@ def _draw(rows: list[Row]) -> None:
                 (row["file_bytes"], row["top1"]) for row in rows if (row["network"], row["method"]) == (name, method)
             )
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, color=colours(number))
+                panel.plot(
+                    *zip(*points, strict=True), marker="o", markersize=3, label=METHOD_NAMES[method], color=colours(number)
+                )
         panel.axhline(next(row["dense_top1"] for row in rows if row["network"] == name), color="grey", linewidth=0.8)
-        panel.set(title=name, xlabel="file bytes", ylabel="top-1, %", xscale="log")
+        panel.set(title=NETWORKS[name], xlabel="file bytes", ylabel="top-1, %", xscale="log")
     panels[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(RESULTS / "allocation.png", dpi=110)

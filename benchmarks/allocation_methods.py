@@ -1,4 +1,7 @@
-"""The ways to compress that `allocation.py` compares; each gives the bytes of a file and the tensors read back from it."""
+"""The methods that `allocation.py` compares. Each gives the bytes of a file and the tensors read back from it.
+
+Methods have the names that the recorded results have; benchmarks/readme_tables.py translates them for tables.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from peering import Peer
 
 import opq
 import opq.numpy
+from opq.config import RoundingName
 
 Run = Callable[[str, Any], tuple[int, Arrays]]
 """(network, setting) -> bytes of the file, and its tensors."""
@@ -34,19 +38,20 @@ STEPS = {
     "mobilenet": (-32, -28, -24, -20),
 }
 """NNCodec's quantization parameters: a step is about 2^(qp / 4)."""
-PAPER = ((0.3, 4.0), (0.5, 4.0), (0.6, 3.0))
+TWO_STAGE = ((0.3, 4.0), (0.5, 4.0), (0.6, 3.0))
 PRUNED = (0.3, 0.5, 0.7)
 
 
-def _joint(sensitivity: Callable[[str], Mapping[str, float]], rounding: str = "shaped") -> Run:
+def _joint(sensitivity: Callable[[str], Mapping[str, float]], rounding: RoundingName = "compensated") -> Run:
     def run(name: str, ratio: float) -> tuple[int, Arrays]:
-        tensors = network_of(name).tensors
-        return _read(opq.compress(tensors, ratio=ratio, sensitivity=sensitivity(name), rounding=rounding))
+        layers = {weight: opq.LayerConfig(sensitivity=value) for weight, value in sensitivity(name).items()}
+        config = opq.CompressionConfig(target=opq.Ratio(ratio), layers=layers, rounding=rounding)
+        return _read(opq.compress(network_of(name).tensors, config))
 
     return run
 
 
-def _paper(name: str, setting: tuple[float, float]) -> tuple[int, Arrays]:
+def _two_stage(name: str, setting: tuple[float, float]) -> tuple[int, Arrays]:
     return _read(opq.compress(network_of(name).tensors, sparsity=setting[0], bits=setting[1]))
 
 
@@ -55,7 +60,7 @@ def _equal(name: str) -> Mapping[str, float]:
 
 
 def _relative(name: str) -> Mapping[str, float]:
-    """Every layer's error relative to its own energy."""
+    """Sensitivities that make the error of every layer relative to its energy."""
     weights = {key: value for key, value in network_of(name).tensors.items() if value.ndim > 1}
     return {key: 1.0 / float(np.square(value).mean()) for key, value in weights.items()}
 
@@ -74,7 +79,7 @@ def _calibrated(data: str) -> Run:
 
 @cache
 def calibration_of(name: str, data: str) -> opq.Calibration:
-    """The network calibrated with unlabelled images, or with drawn ones where `data` is "none"."""
+    """The network calibrated with unlabelled images, or with synthetic ones if `data` is "none"."""
     network = network_of(name)
     if data == "none":
         return opq.calibrate(network.model, shape=tuple(network.inputs.shape[1:]))
@@ -90,9 +95,9 @@ def _nncodec(dependent: bool) -> Run:
 
 
 def nncodec(name: str, step: int, dependent: bool, sparsity: float = 0.0) -> tuple[bytes, Arrays, bool]:
-    """Dependent or uniform quantization, after NNCodec's own sparsification where asked.
+    """NNCodec with dependent or uniform quantization, after its own sparsification if `sparsity` is not 0.
 
-    The stream, what comes back, and whether the sparsification did something.
+    Returns the stream, the tensors read back, and whether the sparsification had an effect.
     """
     peer, folder = _nncodec_of(name)
     sparsified = peer.ask([step, dependent, sparsity])
@@ -102,14 +107,14 @@ def nncodec(name: str, step: int, dependent: bool, sparsity: float = 0.0) -> tup
 
 @cache
 def _nncodec_of(name: str) -> tuple[Peer, Path]:
-    """NNCodec with this network, and the folder that it writes to."""
+    """The process of NNCodec with this network, and the folder that it writes to."""
     folder = Path(tempfile.mkdtemp(prefix="opq-peers-"))
     atexit.register(shutil.rmtree, folder)
     return Peer("nncodec_network.py", str(network_of(name).path), str(folder)), folder
 
 
 def pruned_integers(name: str, sparsity: float, bits: int) -> tuple[Arrays, Arrays]:
-    """Global magnitude pruning, then symmetric integers with a scale a channel: what is stored, what it means."""
+    """Global magnitude pruning, then symmetric integers with a scale per channel: the stored tensors, and the weights."""
     dense = network_of(name).tensors
     threshold = _threshold(dense, sparsity)
     stored: Arrays = {}
@@ -130,7 +135,10 @@ def pruned_integers(name: str, sparsity: float, bits: int) -> tuple[Arrays, Arra
 
 
 def codebooks(name: str, sparsity: float, values: int) -> tuple[Arrays, Arrays]:
-    """Deep Compression (S. Han et al., 2016): pruning, then `values` shared values a layer by k-means: stored, meant."""
+    """Deep Compression (S. Han et al., 2016): pruning, then k-means with `values` values per layer.
+
+    Returns the stored tensors, and the weights that they stand for.
+    """
     dense = network_of(name).tensors
     threshold = _threshold(dense, sparsity)
     stored: Arrays = {}
@@ -154,12 +162,12 @@ def codebooks(name: str, sparsity: float, values: int) -> tuple[Arrays, Arrays]:
 
 
 def _nearest(centres: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.intp]:
-    """Which of the ascending centres is nearest to each value; of two as near, the lower one."""
+    """Index of the ascending centres that is nearest to each value; of two equally near, the lower one."""
     return np.searchsorted(0.5 * (centres[1:] + centres[:-1]), values)
 
 
 def _gzipped(make: Callable[..., tuple[Arrays, Arrays]], *options: int) -> Run:
-    """What `make` stores, as gzip of a safetensors file."""
+    """The tensors that `make` stores, as gzip of a safetensors file."""
 
     def run(name: str, sparsity: float) -> tuple[int, Arrays]:
         stored, back = make(name, sparsity, *options)
@@ -181,9 +189,9 @@ _steps: Callable[[str], Any] = STEPS.__getitem__
 METHODS: dict[str, tuple[str, Callable[[str], Any], Run]] = {
     "nncodec-uniform": ("none", _steps, _nncodec(dependent=False)),
     "nncodec-dependent": ("none", _steps, _nncodec(dependent=True)),
-    "opq-paper": ("none", lambda name: PAPER, _paper),
+    "opq-paper": ("none", lambda name: TWO_STAGE, _two_stage),
     "opq-joint": ("none", _ratios, _joint(_equal)),
-    "opq-joint-plain": ("none", _ratios, _joint(_equal, "plain")),
+    "opq-joint-plain": ("none", _ratios, _joint(_equal, "deadzone")),
     "opq-joint-relative": ("none", _ratios, _joint(_relative)),
     "opq-joint-fisher": ("unlabelled", _ratios, _joint(_fisher)),
     "opq-drawn": ("none", _ratios, _calibrated("none")),
@@ -192,4 +200,4 @@ METHODS: dict[str, tuple[str, Callable[[str], Any], Run]] = {
     "prune-int4-gzip": ("none", lambda name: PRUNED, _gzipped(pruned_integers, 4)),
     "prune-kmeans-gzip": ("none", lambda name: PRUNED, _gzipped(codebooks, 15)),
 }
-"""{method: (data it needs, settings for a network, how to run it)}"""
+"""{method: (data that it needs, its settings for a network, the function that runs it)}"""

@@ -1,4 +1,4 @@
-"""The networks that `allocation.py` compresses, their images, and what they say of them."""
+"""The networks that `allocation.py` compresses, their images, and their logits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ from torch import Tensor, nn
 
 Arrays = dict[str, NDArray[Any]]
 CALIBRATION = {"resnet20": 1000, "resnet56": 256, "mobilenet": 128}
-"""How many unlabelled images each network is calibrated with."""
+"""Number of unlabelled images with which each network is calibrated."""
 
 LABELLED = ("resnet20", "resnet56")
-"""Those for which these images have labels as well, for what trains with them."""
+"""Networks whose calibration images also have labels, for methods that train with them."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A dense network, its test images as it takes them, their labels, and images to calibrate with.
+    """A dense network and its images.
 
-    known  labels of the images to calibrate with, where there are any
+    Args:
+        path: The checkpoint.
+        model: The network.
+        inputs: Its test images, preprocessed.
+        labels: Their labels.
+        unlabelled: Calibration images, preprocessed.
+        known: Labels of the calibration images, or None.
     """
 
     path: Path
@@ -45,7 +51,7 @@ class Network:
 
     @cached_property
     def logits(self) -> Tensor:
-        """Of the dense network on its test images."""
+        """Logits of the dense network on its test images."""
         return logits_of(self.model, self.inputs)
 
 
@@ -68,7 +74,7 @@ def network_of(name: str) -> Network:
 
 
 def fresh(name: str) -> nn.Module:
-    """Its module, untrained."""
+    """The untrained module of this network."""
     return MAKERS[name]().to(memory_format=torch.channels_last)
 
 

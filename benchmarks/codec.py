@@ -1,22 +1,22 @@
-"""The codec against NNCodec's on the same integer codes: bytes and seconds.
+"""The entropy coder compared with NNCodec's on the same integer codes: bytes and seconds.
 
 Claim: opq's coder takes fewer bytes than NNCodec's CABAC for the codes of every network here, and less time to encode and to
 decode them.
 
     python benchmarks/codec.py
 
-The codes are sign(w) floor(|w| / step + 1/2) of all tensors of two or more dimensions. "80%" zeroes the smallest 80 in a
-hundred of the network's weights first. "laplace" is one tensor of 5000 x 5000 weights drawn from a Laplace density of scale 1,
-its smallest 90 or 97 in a hundred zeroed, the rest quantized with step 1. Every round trip is checked, with both coders.
-`make peers` makes the environment that nncodec runs in.
+The codes are sign(w) floor(|w| / step + 1/2) of all tensors of two or more dimensions. "80%" sets the smallest 80% of the
+network's weights to zero first. "laplace" is one tensor of 5000 x 5000 random weights from a Laplace density of scale 1: the
+smallest 90% or 97% are set to zero, the rest is quantized with step 1. Every round trip is checked, with both coders.
+`make peers` installs the environment in which nncodec runs.
 
-opq_bytes      the sections of all tensors, and 9 bytes a tensor for its share of the file's header and its checksum
-nncodec_bytes  the package's stream of these tensors, as it writes them; dependent quantization off
-nncodec_payload_bytes  of that, what its coder made, without headers and names
+opq_bytes      the sections of all tensors, and 9 bytes per tensor for its share of the file's header and its checksum
+nncodec_bytes  the package's stream of these tensors, as it writes them, without dependent quantization
+nncodec_payload_bytes  the part of it that is the coder's output, without headers and names
 entropy_bytes  zero-order entropy of each tensor's codes
-*_seconds      medians of the runs in 5 turns (laplace: 1) of half a second, at least 3 runs; opq on all threads,
-               NNCodec, which has none, on one
-threads        that opq has; a tensor of more than 4,194,304 weights is shared between them
+*_seconds      medians of the runs in 5 turns (laplace: 1) of half a second, at least 3 runs each; opq on all threads,
+               NNCodec, which is single-threaded, on one
+threads        number of opq's threads; a tensor of more than 4,194,304 weights is divided between them
 opq_over_nncodec, encode_speedup, decode_speedup  bytes of opq over those of NNCodec; seconds of NNCodec over those of opq
 """
 
@@ -52,7 +52,7 @@ Weights = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Input:
-    """A case: its codes, and in how many turns they are coded."""
+    """A case: its codes, and the number of turns in which they are coded."""
 
     name: str
     codes: dict[str, Codes]
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def inputs() -> Iterator[Input]:
-    """The cases, one at a time: the large ones need not be in memory together."""
+    """The cases, one at a time, so that large ones are not in memory together."""
     for network, path in checkpoints().items():
         weights = {name: tensor for name, tensor in load(path).items() if tensor.ndim >= 2}
         for exponent in STEPS[network]:
@@ -76,8 +76,8 @@ def inputs() -> Iterator[Input]:
         if network == "resnet56":
             yield Input("resnet56 80% 2^-4", quantize(prune(weights, 0.8), 2.0**-4))
     for zeros in (0.9, 0.97):
-        drawn = np.random.default_rng(SEED).laplace(size=LAPLACE_SHAPE).astype(np.float32)
-        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": drawn}, zeros), LAPLACE_STEP), turns=1)
+        weight = np.random.default_rng(SEED).laplace(size=LAPLACE_SHAPE).astype(np.float32)
+        yield Input(f"laplace {zeros:.0%}", quantize(prune({"weight": weight}, zeros), LAPLACE_STEP), turns=1)
 
 
 def quantize(weights: Weights, step: float) -> dict[str, Codes]:
@@ -89,7 +89,7 @@ def quantize(weights: Weights, step: float) -> dict[str, Codes]:
 
 
 def prune(weights: Weights, zeros: float) -> Weights:
-    """The weights with the smallest share `zeros` of all of them at zero."""
+    """The weights, of which the smallest, a share `zeros` of all, are set to zero."""
     magnitudes = np.abs(np.concatenate([tensor.reshape(-1) for tensor in weights.values()]))
     count = round(zeros * magnitudes.size)
     threshold = np.partition(magnitudes, count)[count]
@@ -97,7 +97,7 @@ def prune(weights: Weights, zeros: float) -> Weights:
 
 
 def measure(case: Input) -> Row:
-    """Bytes of both coders, and seconds of rounds in which they take turns."""
+    """Bytes of both coders, and their seconds, measured in turns."""
     codes = list(case.codes.values())
     sections = list(thread_map(encode_codes, codes))
     for name, tensor, decoded in zip(case.codes, codes, _decode(sections, codes), strict=True):
@@ -113,7 +113,7 @@ def measure(case: Input) -> Row:
             "nncodec_encode": lambda: peer.ask("encode"),
             "nncodec_decode": lambda: peer.ask("decode"),
         }
-        # Asked first, so that the peer has imported and checked what it has to before anything is timed.
+        # First, so that the other process has done its imports and checks before anything is timed.
         report = peer.ask("report")
         turns = [{name: run() for name, run in cases.items()} for _ in range(case.turns)]
         peer.close()

@@ -1,15 +1,16 @@
-"""What it costs to train a prepared network, beside a plain one.
+"""Time and memory of training a prepared network compared with a plain one.
 
-Claim: a step of a prepared network, with masks fixed or open, takes at most 1.10 of the time of a plain one, and at most 1.15
-of its peak memory.
+Claim: a step of a prepared network, with fixed masks or with masks that are updated, takes at most 1.10 of the time of a plain
+one and at most 1.15 of its peak memory.
 
     python benchmarks/finetune_cost.py
 
-ResNet-20 on random images of CIFAR's size, batches of 128, SGD with momentum, bfloat16 autocast where it pays. Seconds are
-those of a step: the networks take turns, a step each, median of STEPS. What moves the borders of open masks, some 60 times a
-training, is not in them. Bytes are the largest resident memory of a process that trains one of them, less what it had before it
-made the network. Where there is a CUDA device, ResNet-50 is measured there, on images of ImageNet's size, with the peak that
-CUDA's allocator reports. Says where the claim fails, and exits 0 all the same: a busy machine is enough for that.
+ResNet-20 on random images of CIFAR's size, batches of 128, SGD with momentum, bfloat16 autocast if it is faster. Seconds are
+those of a step: the networks take turns, one step each, and results are medians of STEPS. The search for new mask thresholds,
+about 60 times in a training, is not included. Bytes are the largest resident memory of a process that trains one of them,
+minus its memory before it made the network. If there is a CUDA device, ResNet-50 is measured there, on images of ImageNet's
+size, with the peak that CUDA's allocator reports. If the claim fails, the script says so, and exits 0, since a busy machine is
+enough for that.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from torch.nn import functional
 import opq
 from opq.training.budget.mask_threshold import MaskThresholds
 from opq.training.device import autocast, to_channels_last
-from opq.training.prepared_model import codebooks
 
 STEPS, WARM_UP = 60, 5
 MOST_TIME, MOST_MEMORY = 1.10, 1.15
 KINDS = ("plain", "prepared", "open")
+"""A plain network, a prepared one with fixed masks, and a prepared one whose masks are updated."""
+
 SEED = 0
 
 
 def make(network: str, device: str, kind: str) -> tuple[nn.Module, Callable[[], None]]:
-    """A network of one of KINDS and a step of its training."""
+    """A network of one of KINDS, and a function that takes one step of its training."""
     torch.manual_seed(SEED)
     if network == "resnet20":
         model: nn.Module = resnet20()
@@ -49,9 +51,9 @@ def make(network: str, device: str, kind: str) -> tuple[nn.Module, Callable[[], 
         model = torchvision.models.resnet50()
         batch, side, classes = 64, 224, 1000
     if kind != "plain":
-        opq.prepare(model, ratio=20)
-    if kind == "open":
-        MaskThresholds(codebooks(model)).open()
+        prepared = opq.prepare(model, ratio=20)
+        if kind == "open":
+            MaskThresholds(prepared.weights).begin()
     model.to(device).train()
     to_channels_last(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -70,8 +72,8 @@ def make(network: str, device: str, kind: str) -> tuple[nn.Module, Callable[[], 
     return model, step
 
 
-def seconds_a_step(network: str, device: str) -> dict[str, float]:
-    """Of each kind, taking turns."""
+def seconds_per_step(network: str, device: str) -> dict[str, float]:
+    """Median seconds of a step of each kind, measured in turns."""
     steps = {kind: make(network, device, kind)[1] for kind in KINDS}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(-WARM_UP, STEPS):
@@ -84,14 +86,14 @@ def seconds_a_step(network: str, device: str) -> dict[str, float]:
 
 
 def peak_bytes(network: str, device: str, kind: str) -> int:
-    """Of a process of its own."""
+    """Peak memory of a training in its own process."""
     command = [sys.executable, __file__, "--peak", network, device, kind]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure_peak(network: str, device: str, kind: str) -> int:
-    """Of this process: what training takes beyond what was there."""
-    opq.plan({"weight": torch.randn(64, 64)}, ratio=4)  # what planning imports is no part of training
+    """Peak memory of a training in this process, minus its memory before."""
+    opq.plan({"weight": torch.randn(64, 64)}, ratio=4)  # the imports of planning are not part of training
     before = _status("VmRSS")
     _, step = make(network, device, kind)
     for _ in range(WARM_UP):
@@ -113,7 +115,7 @@ def main() -> int:
     cases = [("resnet20", "cpu"), *([("resnet50", "cuda")] if torch.cuda.is_available() else [])]
     rows: list[Row] = []
     for network, device in cases:
-        seconds = seconds_a_step(network, device)
+        seconds = seconds_per_step(network, device)
         peak = {kind: peak_bytes(network, device, kind) for kind in KINDS}
         rows.append(
             {

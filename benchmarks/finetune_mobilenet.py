@@ -1,13 +1,13 @@
-"""MobileNet-V1 0.75 from a thousand unlabelled images, at the bytes of the real file.
+"""MobileNet-V1 0.75 compressed with a thousand unlabelled images, at the bytes of the real file.
 
 Claim: calibrated on CALIBRATED of a thousand unlabelled images, one of each ImageNet class, it loses little at file ratios of 8
-and 10. What six epochs of distillation on mixtures of two images add where something is lost, the other rows say.
+and 10. Other rows show the effect of six epochs of distillation on mixtures of two images.
 
     python benchmarks/finetune_mobilenet.py
     python benchmarks/finetune_mobilenet.py --only 8:0 10:6
 
-Evaluated on val1300 (standard error about 1.1 points: read the drop beside the agreement). Rows go into results/finetune.json;
-checkpoints, as for finetune.py, into the folder that OPQ_RUNS names.
+It is evaluated on val1300. The standard error is about 1.1 points, so the agreement should be read with the drop. Rows go into
+results/finetune.json; checkpoints go, as for finetune.py, into the folder that OPQ_RUNS names.
 """
 
 from __future__ import annotations
@@ -31,22 +31,21 @@ from torch.utils.data import DataLoader, Dataset
 
 import opq
 import opq.torch
-from opq.compression import CompressionOptions
 
 DATA = "val1300, 1,000 unlabelled images"
 CASES = ((8, 0), (10, 0), (12, 0), (6, 0), (10, 6), (12, 6))
 """(asked file ratio, epochs)"""
 CALIBRATED = 512
-RECIPE = opq.TrainingConfig(learning_rate=0.003, temperature=2.0)
-RESERVE = 0.01
-OPTIONS = CompressionOptions(auxiliary="half", batch_norm="canonical", batch_norm_eps=1e-3)
+DISTILLATION = opq.TrainingConfig(epochs=6, mask_update_epochs=0, reserve=0.01, seed=SEED, learning_rate=0.003, temperature=2.0)
 SIZE = 224
 
 
 class Scaled(Dataset[Tensor]):
-    """The images of train1000_256.tar at the network's size and in -1..1: all of each, or random parts, mirrored at random.
+    """The images of train1000_256.tar at the network's size, with values in -1..1.
 
-    A part has a quarter to all of the image's area, and its shape.
+    Args:
+        parts: False: the whole images. True: random crops of a quarter to all of the image's area, with its aspect ratio,
+            mirrored at random.
     """
 
     def __init__(self, *, parts: bool) -> None:
@@ -70,9 +69,10 @@ class Scaled(Dataset[Tensor]):
 
 
 class Mixtures:
-    """Batches of 50 random parts of the images of train1000_256.tar, each mixed with another of its batch.
+    """Batches of 50 random crops of the images of train1000_256.tar, each mixed with another one of its batch.
 
-    What the teacher says of mixtures tells more than a thousand images do (H. Zhang et al., arXiv 1710.09412, 2017: mixup).
+    The teacher's logits on mixtures carry more information than those on a thousand images (mixup: H. Zhang et al., arXiv
+    1710.09412, 2017).
     """
 
     def __init__(self) -> None:
@@ -87,8 +87,8 @@ class Mixtures:
             yield share * images + (1.0 - share) * images[torch.randperm(len(images))]
 
 
-def calibrating() -> Tensor:
-    """Some of the images."""
+def calibration_images() -> Tensor:
+    """CALIBRATED of the images, chosen at random."""
     images = Scaled(parts=False)
     picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))[:CALIBRATED]
     return torch.stack([images[place] for place in picked.tolist()])
@@ -100,22 +100,24 @@ def validation() -> Whole:
 
 
 def main() -> None:
-    """Make what is asked for, a row at a time."""
+    """Make the rows, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = {f"{ratio}:{epochs}": (ratio, epochs) for ratio, epochs in CASES}
-    parser.add_argument("--only", nargs="*", choices=list(cases), help="these rows alone, RATIO:EPOCHS, 0 epochs for none")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(cases), help="only these rows, RATIO:EPOCHS; 0 epochs: no distillation"
+    )
     arguments = parser.parse_args()
     dense = MobileNetV1()
     dense.load_state_dict(load_file(data_file(NETWORKS["mobilenet"])))
     held_out = validation()
-    calibration = opq.calibrate(dense.eval(), calibrating())
+    calibration = opq.calibrate(dense.eval(), calibration_images())
     dense_top1 = opq.evaluate(dense, held_out).top1
     print(f"dense: {dense_top1:.2f}", flush=True)
     for name in arguments.only or cases:
         ratio, epochs = cases[name]
         commit = commit_of_run(folder_of(ratio, epochs)) if epochs else None
         start = time.perf_counter()
-        made = trained(dense, calibration, ratio, epochs) if epochs else calibration.compress(ratio=ratio, **OPTIONS)
+        made = distilled(dense, calibration, ratio) if epochs else calibration.compress(compression_config(ratio))
         seconds = time.perf_counter() - start
         opq.verify(made.data)
         model = copy.deepcopy(dense)
@@ -144,25 +146,25 @@ def main() -> None:
 
 
 def folder_of(ratio: int, epochs: int) -> Path:
-    """Where the training of a row is kept."""
+    """The folder of a row's training."""
     return runs_folder() / "mobilenet" / f"joint_{ratio}_{epochs}"
 
 
-def trained(dense: nn.Module, calibration: opq.Calibration, ratio: int, epochs: int) -> opq.CompressedModel:
-    """The file after some epochs of distillation."""
+def compression_config(ratio: int) -> opq.CompressionConfig:
+    """The config of all rows, at a file ratio."""
+    return opq.CompressionConfig(target=opq.Ratio(ratio), auxiliary="float16", batch_norm="folded", batch_norm_eps=1e-3)
+
+
+def distilled(dense: nn.Module, calibration: opq.Calibration, ratio: int) -> opq.CompressedModel:
+    """The file after the epochs of DISTILLATION."""
     finetuned = opq.finetune(
         copy.deepcopy(dense),
         Mixtures(),
-        epochs=epochs,
-        mask_update_epochs=0,
+        compression_config(ratio),
+        DISTILLATION,
         teacher="dense",
-        recipe=RECIPE,
         calibration=calibration,
-        reserve=RESERVE,
-        folder=folder_of(ratio, epochs),
-        seed=SEED,
-        ratio=ratio,
-        **OPTIONS,
+        folder=folder_of(ratio, DISTILLATION.epochs),
     )
     return finetuned.compressed
 

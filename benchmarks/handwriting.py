@@ -1,4 +1,4 @@
-"""MNIST, and distorted copies of its training images, made once and then kept in the cache folder."""
+"""MNIST, and distorted copies of its training images, which are made once and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def mnist(part: str) -> tuple[Tensor, Tensor]:
 
 
 def distort(images: Tensor) -> Tensor:
-    """uint8 images (n, 1, 28, 28), each rotated, scaled, sheared, shifted and bent at random."""
+    """uint8 images (n, 1, 28, 28), each rotated, scaled, sheared, shifted and elastically distorted at random."""
     count, side = len(images), images.shape[-1]
 
-    def draw(largest: float) -> Tensor:
+    def uniform(largest: float) -> Tensor:
         return (2.0 * torch.rand(count) - 1.0) * largest
 
-    angle, shear = draw(ROTATION), draw(SHEAR)
+    angle, shear = uniform(ROTATION), uniform(SHEAR)
     transform = torch.stack(
         [
-            torch.stack([angle.cos() * (1.0 + draw(SCALING)), shear - angle.sin(), draw(2.0 * SHIFT / side)], dim=1),
-            torch.stack([angle.sin(), angle.cos() * (1.0 + draw(SCALING)), draw(2.0 * SHIFT / side)], dim=1),
+            torch.stack([angle.cos() * (1.0 + uniform(SCALING)), shear - angle.sin(), uniform(2.0 * SHIFT / side)], dim=1),
+            torch.stack([angle.sin(), angle.cos() * (1.0 + uniform(SCALING)), uniform(2.0 * SHIFT / side)], dim=1),
         ],
         dim=1,
     )
@@ -50,7 +50,7 @@ def distort(images: Tensor) -> Tensor:
 
 
 def distorted_copies(images: Tensor, seed: int = 0) -> Tensor:
-    """COPIES of the images, distorted each in its own way: uint8 (COPIES, n, 1, 28, 28), mapped from a file of the cache."""
+    """COPIES of the images, each distorted differently: uint8 (COPIES, n, 1, 28, 28), mapped from a file of the cache."""
     path = cache_folder() / f"mnist_distorted_{COPIES}_{seed}.npy"
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.npy")
@@ -69,9 +69,11 @@ def _write_copies(path: Path, images: Tensor, seed: int) -> None:
 
 
 class Handwriting:
-    """Shuffled batches of training images in 0..1 with their labels; the last one is left out where it is not whole.
+    """Shuffled batches of training images in 0..1 with their labels, without an incomplete last batch.
 
-    distorted  share of each batch that is taken from a distorted copy, another one each epoch
+    Args:
+        distorted: Share of each batch that is taken from a distorted copy, a different one in each epoch.
+        size: Images per batch.
     """
 
     def __init__(self, distorted: float, size: int = 128) -> None:

@@ -1,8 +1,8 @@
-"""What the benchmarks share: where the data are, how a time is measured, and how a result is kept.
+"""What the benchmarks share: the place of the data, the measurement of times, and the result files.
 
 Every benchmark is one script with one claim and one command. It prints its rows as a table and writes
-`benchmarks/results/NAME.json`: the rows, and what they depend on (command, machine, versions, seed, commit, date). Where rows
-take long they are kept one by one; then each has the command that makes it alone, commit, processor and date of its own.
+`benchmarks/results/NAME.json`: the rows, and what they depend on (command, machine, versions, seed, commit, date). If rows take
+long, they are saved one by one; then each row has its own command, commit, processor and date.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ Row = Mapping[str, Any]
 """One result: {column: number, text, bool, or None where it does not apply}."""
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("OPQ_RESULTS") or ROOT / "benchmarks" / "results")
+"""The folder of the result files, which OPQ_RESULTS names, by default benchmarks/results."""
 
 NETWORKS = {
     "resnet20": "weights/resnet20_cifar10.safetensors",
@@ -59,14 +60,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time: `run`, each time after `before`, which is not counted."""
+    """Something to time: `run`. Before each run `before` is called, whose time is not counted."""
 
     run: Callable[[], object]
     before: Callable[[], object] = lambda: None
 
 
 def data_file(relative: str) -> Path:
-    """A file of the data folder, which is OPQ_DATA or ../shared/data beside the repository; exits 1 when it is missing."""
+    """A file of the data folder, which is OPQ_DATA or ../shared/data beside the repository. Exits 1 if the file is missing."""
     folder = Path(os.environ.get("OPQ_DATA") or ROOT.parent / "shared" / "data")
     path = folder / relative
     if not path.is_file():
@@ -82,7 +83,7 @@ def runs_folder() -> Path:
 
 
 def commit_of_run(folder: Path) -> str:
-    """The commit whose code began the training that `folder` keeps; this process's, noted there, where there is none yet."""
+    """The commit whose code started the training in `folder`; if none is recorded there, this process's, which is recorded."""
     note = folder / "commit"
     if not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,16 +92,16 @@ def commit_of_run(folder: Path) -> str:
 
 
 def peers_python() -> str:
-    """The Python of the environment that has the peers, without opq; exits 1 when it is missing."""
+    """The Python of the environment that has the other tools but not opq. Exits 1 if it is missing."""
     python = ROOT / ".venv-peers" / "bin" / "python"
     if not python.exists():
-        print(f"{Path(sys.argv[0]).name}: the peers are not here; make their environment: make peers", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: the other tools are not installed; run: make peers", file=sys.stderr)
         raise SystemExit(1)
     return str(python)
 
 
 def checkpoints() -> dict[str, Path]:
-    """{network: path of its checkpoint}; exits 1 when one is missing."""
+    """{network: path of its checkpoint}. Exits 1 if one is missing."""
     return {network: data_file(relative) for network, relative in NETWORKS.items()}
 
 
@@ -117,9 +118,9 @@ def entropy_bytes(codes: NDArray[Any]) -> float:
 
 
 def measure_seconds(cases: Mapping[str, Case], repeats: int, *, warm_up: bool = True) -> dict[str, Timing]:
-    """Wall seconds of each case over `repeats` rounds; every round runs every case once, so that drift hits all alike.
+    """Wall seconds of each case over `repeats` rounds. Every round runs every case once, so that drift affects all alike.
 
-    With `warm_up` one round more goes first and is not counted: it imports what is imported lazily and fills what is cached.
+    With `warm_up` there is one more round first, which is not counted: it does the lazy imports and fills the caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for round_number in range(-int(warm_up), repeats):
@@ -146,15 +147,18 @@ def print_rows(rows: Sequence[Row], columns: Sequence[str] | None = None) -> Non
 def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, libraries: Sequence[str] = ()) -> None:
     """Write the rows and what they depend on to results/`benchmark`.json.
 
-    seed       seed of what the benchmark draws at random, None where it draws nothing
-    libraries  what it uses beside the base install
+    Args:
+        benchmark: Name of the script, without its suffix.
+        rows: The results.
+        seed: Seed of the benchmark's random numbers; None if it uses none.
+        libraries: Libraries that it uses beside the base install.
     """
     command = shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]])
     _write(benchmark, rows, seed, libraries, {"command": command, "commit": COMMIT, "date": _today()})
 
 
 def kept_rows(benchmark: str) -> list[Row]:
-    """The rows of results/`benchmark`.json, none where there is no such file."""
+    """The rows of results/`benchmark`.json; none if there is no such file."""
     path = RESULTS / f"{benchmark}.json"
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else []
 
@@ -170,12 +174,20 @@ def keep_row(
     libraries: Sequence[str] = (),
     commit: str | None = None,
 ) -> list[Row]:
-    """Print a row, and put it into a result file that is made row by row.
+    """Print a row, and save it in a result file that is written row by row.
 
-    case     columns that tell the row from others: an earlier one of the same case goes
-    order    by what the file's rows are sorted
-    command  script and arguments that make this row alone
-    commit   of the code that made it, this process's unless told; machine and versions are those of the last row
+    Args:
+        benchmark: Name of the result file, without its suffix.
+        row: The row.
+        case: Columns that identify a row. An earlier row with the same values is replaced.
+        order: Sort key of the file's rows.
+        command: Script and arguments that make this row alone.
+        seed: As in `save_result`.
+        libraries: As in `save_result`. Machine and versions in the file are those of the last row.
+        commit: Commit of the code that made the row, by default this process's.
+
+    Returns:
+        All rows of the file.
     """
     print_rows([row])
     others = [other for other in kept_rows(benchmark) if any(other[key] != row[key] for key in case)]
@@ -207,7 +219,7 @@ def _write(benchmark: str, rows: Sequence[Row], seed: int | None, libraries: Seq
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    """JSON with one line a row, so that a changed figure is a changed line."""
+    """JSON with one line per row, so that a changed figure is a changed line."""
     head = json.dumps({**document, "rows": []}, indent=1, allow_nan=False)
     rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in document["rows"])
     return head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n"
@@ -229,7 +241,7 @@ def _text(value: Any) -> str:
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:
-    """{library: its version}, of Python and of those that are installed."""
+    """{library: its version}, of Python and of the libraries that are installed."""
     versions = {"python": platform.python_version()}
     for library in libraries:
         with suppress(metadata.PackageNotFoundError):
@@ -262,7 +274,7 @@ def _today() -> str:
 
 
 def _commit() -> str:
-    """Short name of the commit, with "+changes" where code is not as committed; "unknown" outside of a repository."""
+    """Short hash of the commit, with "+changes" if the code differs from it; "unknown" outside a repository."""
     try:
         commit = _git("rev-parse", "--short", "HEAD")
         return commit + ("+changes" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else "")
@@ -276,4 +288,4 @@ def _git(*arguments: str) -> str:
 
 
 COMMIT = _commit()
-"""As the process began: that is the code which runs, whatever is committed meanwhile."""
+"""The commit when the process started: its code runs, whatever is committed later."""

@@ -1,4 +1,4 @@
-"""The ImageNet images of the benchmarks: 1,300 to evaluate on, one of each class without labels; uint8 arrays, cached."""
+"""The ImageNet images of the benchmarks as cached uint8 arrays: 1,300 to evaluate on, and one of each class without labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unlabelled() -> Tensor:
 
 
 def calibration() -> Tensor:
-    """The same, in no order of classes."""
+    """The same images in random order."""
     images = unlabelled()
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
 

@@ -1,4 +1,4 @@
-"""The images of the benchmarks, decoded once and then kept as uint8 arrays in a cache folder.
+"""The images of the benchmarks, decoded once and kept as uint8 arrays in a cache folder.
 
 The cache is the folder that OPQ_CACHE names, by default .cache in the repository, which git ignores.
 """
@@ -25,7 +25,7 @@ CIFAR = "cifar10_jpeg/cifar10_jpeg.tar.gz"
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made again."""
+    """The folder for files that can be made again."""
     folder = Path(os.environ.get("OPQ_CACHE") or ROOT / ".cache")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -37,7 +37,7 @@ def cifar10(part: str) -> tuple[Tensor, Tensor]:
 
 
 def cached(name: str, decode: Callable[[], Decoded]) -> tuple[Tensor, Tensor]:
-    """What `decode` gives, images and labels, kept in the cache folder under this name."""
+    """The images and labels that `decode` gives, kept in the cache folder under this name."""
     path = cache_folder() / f"{name}.npz"
     if not path.exists():
         images, labels = decode()
@@ -64,12 +64,15 @@ def _decode_cifar(part: str) -> Decoded:
 
 
 class Batches:
-    """Shuffled batches of images in memory, cropped out of four pixels of padding and mirrored at random.
+    """Shuffled batches of images in memory, padded by four pixels, cropped and mirrored at random.
 
-    images, labels  uint8 (n, height, width, channels) and int64 (n,)
-    preprocess      uint8 images to the network's input
-    epoch, number   of the batch that was given last
-    The last batch of an epoch is left out where it is not whole.
+    An incomplete last batch of an epoch is left out. The attributes `epoch` and `number` are those of the latest batch.
+
+    Args:
+        images: uint8 (n, height, width, channels).
+        labels: int64 (n,).
+        preprocess: uint8 images to the network's input.
+        size: Images per batch.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], size: int = 128) -> None:
@@ -79,7 +82,7 @@ class Batches:
         self.epoch = self.number = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Told before each epoch."""
+        """Called before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -100,7 +103,7 @@ class Batches:
 
 
 class Whole:
-    """All images in order, in batches, as they are."""
+    """All images in order, in batches, without augmentation."""
 
     def __init__(self, images: Tensor, labels: Tensor, preprocess: Callable[[Tensor], Tensor], size: int = 500) -> None:
         self.images, self.labels, self.preprocess, self.size = images, labels, preprocess, size

@@ -1,4 +1,4 @@
-"""The usual way, for comparison: pruning little by little while training, then training with learned quantization steps."""
+"""The iterative procedure, for comparison: gradual pruning while training, then training with learned step sizes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight, pruned."""
-        return weight * self.num_kept
+        return weight * self.kept
 
 
 class LearnedStep(nn.Module):
-    """Rounds to step * k, |k| <= 2^(bits - 1) - 1, the step a parameter (S. Esser et al., arXiv 1902.08153, 2019: LSQ)."""
+    """Rounds to step * k, |k| <= 2^(bits - 1) - 1, with a learned step (S. Esser et al., arXiv 1902.08153, 2019: LSQ)."""
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
@@ -57,10 +57,13 @@ def compress_iteratively(
     pruning_epochs: int,
     quantizing_epochs: int,
 ) -> dict[str, float]:
-    """Prune `model` gradually, by one threshold for all weights, then quantize it, in place; {weight name: its step}.
+    """Prune `model` gradually, by one threshold for all weights, then quantize it, in place.
 
     The sparsity follows 1 - (1 - t)^3 over the first three quarters of the pruning epochs (M. Zhu, S. Gupta, arXiv 1710.01878,
-    2017); in the last quarter no more is pruned, and what is left trains on.
+    2017). In the last quarter no more weights are pruned, and the others train.
+
+    Returns:
+        {weight name: its step}.
     """
     weights = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     for module in weights.values():
@@ -107,7 +110,7 @@ def _prune(modules: list[nn.Module], sparsity: float) -> None:
     every = torch.cat([magnitude.flatten() for magnitude in magnitudes])
     threshold = every.kthvalue(max(round(sparsity * len(every)), 1)).values
     for module, magnitude in zip(modules, magnitudes, strict=True):
-        _chain(module)[0].num_kept.copy_(magnitude > threshold)
+        _chain(module)[0].kept.copy_(magnitude > threshold)
 
 
 def _chain(module: nn.Module) -> Any:

@@ -1,25 +1,27 @@
-"""What compressing a network of 1,000 million weights takes, and that a run that was killed goes on where it was.
+"""Time and memory of compressing a network of 1,000 million weights.
 
-Claim: 4 GB of weights in shards are compressed in less than 2 GB of memory; a run killed half way and started again takes over
-what was done, and gives the same bytes.
+Claim: 4 GB of weights in shards are compressed in less than 2 GB of memory.
 
     python benchmarks/large.py
+    python benchmarks/large.py --layers 1 --vocabulary 2000
 
-The checkpoint is made on the spot, in a temporary folder (TMPDIR says where; 9 GB of disk go): the shapes of a language model
-(hidden size 2,048, 13 layers, vocabulary 128,256), Laplace weights, float32, in shards of about 500 MB with their index. Every
-row is a process of its own, run once: `plan` measures all weights and solves, `compress` does that too, and encodes.
+The checkpoint is made first, in a temporary folder (TMPDIR names its parent; it takes 5 GB of disk): the shapes of a language
+model (hidden size 2,048, 13 layers, vocabulary 128,256), Laplace weights, float32, in shards of about 500 MB with their index.
+Every row is one process, run once: `plan` measures all weights and solves for thresholds and steps, `compress` does the same
+and encodes. With --layers or --vocabulary the network is smaller and the result is not saved.
 
-peak_bytes  most memory the process had resident at once, as the system counts it (ru_maxrss): all of it, libraries and mapped
-            pages included. The checkpoint is read, not mapped, so the system's page cache holds it, and that is not counted
-work_bytes  of the work file when the run was killed
-resumed     encoded weights taken over from it
+The recorded result has rows of an earlier version, in which an interrupted compression could be resumed. That is gone, and so
+are these rows from here and from the table.
+
+peak_bytes  largest resident memory of the process (ru_maxrss), libraries and mapped pages included. The checkpoint is read, not
+            mapped, so it is in the system's page cache, which is not counted
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,8 +35,6 @@ import numpy as np
 import safetensors.numpy
 from harness import Row, print_rows, save_result
 
-from opq.compression.journal import Journal, work_path
-
 SEED = 0
 RATIO = 10
 LAYERS, HIDDEN, INNER, HEADS, VOCABULARY = 13, 2048, 8192, 512, 128_256
@@ -42,22 +42,27 @@ _SHARD = 500 * 10**6
 
 
 def main() -> int:
-    """Make the checkpoint, compress it twice, once with a stop; the exit status."""
+    """Make the checkpoint, plan, compress, inspect and verify; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # A process's peak counts what its parent had when it began, so that this one must stay small.
+        # The peak of a process includes the memory of its parent when it started, so this process must stay small.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            weights = apart.submit(make_checkpoint, folder / "checkpoint").result()
+            weights = apart.submit(make_checkpoint, folder / "checkpoint", arguments.layers, arguments.vocabulary).result()
         rows = [{"case": case, "weights": weights, **row} for case, row in _measure(folder)]
     print_rows(rows)
-    save_result("large", rows, seed=SEED)
+    if (arguments.layers, arguments.vocabulary) == (LAYERS, VOCABULARY):
+        save_result("large", rows, seed=SEED)
     return 0
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(layers: int, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor of the language model."""
-    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
+    yield "model.embed_tokens.weight", (vocabulary, HIDDEN)
+    for layer in range(layers):
         at = f"model.layers.{layer}"
         for part, outputs in (("q", HIDDEN), ("k", HEADS), ("v", HEADS), ("o", HIDDEN)):
             yield f"{at}.self_attn.{part}_proj.weight", (outputs, HIDDEN)
@@ -69,8 +74,8 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.norm.weight", (HIDDEN,)
 
 
-def make_checkpoint(folder: Path) -> int:
-    """Write the shards and their index; how many weights they hold."""
+def make_checkpoint(folder: Path, layers: int, vocabulary: int) -> int:
+    """Write the shards and their index; the number of weights."""
     folder.mkdir()
     random = np.random.default_rng(SEED)
     places: dict[str, str] = {}
@@ -83,7 +88,7 @@ def make_checkpoint(folder: Path) -> int:
         places.update(dict.fromkeys(shard, file))
         shard.clear()
 
-    for name, shape in shapes():
+    for name, shape in shapes(layers, vocabulary):
         if shard and sum(array.nbytes for array in shard.values()) + 4 * np.prod(shape) > _SHARD:
             close()
         array = random.standard_exponential(shape, dtype=np.float32)
@@ -98,48 +103,24 @@ def make_checkpoint(folder: Path) -> int:
 
 
 def _measure(folder: Path) -> Iterator[tuple[str, Row]]:
-    yield "plan", _row(*_run("plan", folder / "checkpoint", "--ratio", RATIO), None)
-    whole, stopped = folder / "whole.opq", folder / "stopped.opq"
-    seconds, peak = _run("compress", folder / "checkpoint", "--ratio", RATIO, "-o", whole)
-    yield "compress", _row(seconds, peak, whole)
-    work = work_path(stopped)
-    seconds, peak = _run("compress", folder / "checkpoint", "--ratio", RATIO, "-o", stopped, kill_at=(work, whole))
-    journal = Journal(work)
-    resumed, work_bytes = journal.count, work.stat().st_size
-    journal.close()
-    yield "the same, killed half way", {**_row(seconds, peak, None), "work_bytes": work_bytes}
-    seconds, peak = _run("compress", folder / "checkpoint", "--ratio", RATIO, "-o", stopped)
-    same = whole.read_bytes() == stopped.read_bytes() and not work.exists()
-    yield "the same, started again", {**_row(seconds, peak, stopped), "resumed": resumed, "same_bytes": same}
-    for verb in ("inspect", "verify"):
-        yield verb, _row(*_run(verb, whole), whole)
+    checkpoint, file = folder / "checkpoint", folder / "network.opq"
+    yield "plan", _row(*_run("plan", checkpoint, "--ratio", RATIO), None)
+    yield "compress", _row(*_run("compress", checkpoint, "--ratio", RATIO, "-o", file), file)
+    for command in ("inspect", "verify"):
+        yield command, _row(*_run(command, file), file)
 
 
 def _row(seconds: float, peak: int, file: Path | None) -> Row:
-    size = file.stat().st_size if file else None
-    return {
-        "seconds": seconds,
-        "peak_bytes": peak,
-        "file_bytes": size,
-        "work_bytes": None,
-        "resumed": None,
-        "same_bytes": None,
-    }
+    return {"seconds": seconds, "peak_bytes": peak, "file_bytes": file.stat().st_size if file else None}
 
 
-def _run(*arguments: object, kill_at: tuple[Path, Path] | None = None) -> tuple[float, int]:
-    """Seconds and peak bytes of an opq process, killed, if asked, when the first file has half the size of the second."""
+def _run(*arguments: object) -> tuple[float, int]:
+    """Seconds and peak bytes of an opq process."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "opq", *map(str, arguments)], stdout=subprocess.DEVNULL)
-    if kill_at:
-        growing, whole = kill_at
-        half = whole.stat().st_size // 2
-        while process.poll() is None and not (growing.exists() and growing.stat().st_size >= half):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != (-signal.SIGKILL if kill_at else 0):
+    if process.returncode:
         raise SystemExit(f"opq {arguments[0]} ended with {process.returncode}")
     return time.perf_counter() - start, usage.ru_maxrss * 1024
 

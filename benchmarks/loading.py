@@ -1,17 +1,17 @@
-"""What loading a compressed network takes, against loading the dense one.
+"""The time of loading a compressed network compared with the time of loading the dense one.
 
-What is told: seconds from a path to torch tensors in memory, whichever way it goes.
+It measures the seconds from a path to torch tensors in memory.
 
     python benchmarks/loading.py
 
-The tensors are those of ResNet-50 by name and shape (25.56 million parameters, 102 MB), drawn as in plan_cost.py. The dense
-network lies as a .pt file and as a .safetensors file, the compressed one at file ratios 10 and 20. Every load is followed by a
-look at one element of every 4096 bytes, so that what is mapped and not read yet is read. Seven rounds, every round runs every
-case once; medians. Imports are not counted: a round that is not counted goes first.
+The tensors have the names and shapes of ResNet-50 (25.56 million parameters, 102 MB), with random values as in plan_cost.py.
+The dense network is stored as a .pt file and as a .safetensors file, the compressed one at file ratios 10 and 20. After every
+load one element of every 4096 bytes is read, so that memory-mapped pages are read too. There are seven rounds, in each of
+which every case runs once; results are medians. One more round goes first and is not counted, so that imports are not counted.
 
-cache    warm: the file is in the system's page cache; cold: it was dropped from it before
+cache    warm: the file is in the system's page cache; cold: it was dropped from the cache before
 way      torch.load(weights_only=True); safetensors.torch.load_file; opq.torch.load_file
-over_torch_load  seconds over those of torch.load in the same cache
+over_torch_load  seconds divided by those of torch.load with the same cache
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from harness import Case, Row, measure_seconds, print_rows, save_result
-from plan_cost import SEED, draw_state, drop_from_cache
+from plan_cost import SEED, drop_from_cache, random_state
 
 import opq.torch
 
@@ -37,8 +37,8 @@ Load = Callable[[Path], Tensors]
 
 
 def main() -> int:
-    """Time every way to load, warm and cold; the exit status."""
-    state = {name: torch.from_numpy(array) for name, array in draw_state().items()}
+    """Time every loader, warm and cold; the exit status."""
+    state = {name: torch.from_numpy(array) for name, array in random_state().items()}
     with tempfile.TemporaryDirectory() as folder:
         ways = _write(state, Path(folder))
         cases = {}
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _write(state: Tensors, folder: Path) -> dict[str, tuple[Path, Load]]:
-    """{way: (file, how it is loaded)}"""
+    """{name of a loader: (its file, the loader)}"""
     dense, pickled = folder / "dense.safetensors", folder / "dense.pt"
     safetensors.torch.save_file(dict(state), dense)
     torch.save(dict(state), pickled)

@@ -1,17 +1,17 @@
-"""The field's oldest table: LeNet-300-100 and LeNet-5 on MNIST, in the bytes of the real file.
+"""LeNet-300-100 and LeNet-5 on MNIST, the oldest benchmark of network compression, at the bytes of the real file.
 
-Claim: with a 150th of its bytes LeNet-300-100 makes fewer errors than Deep Compression's with a 40th (S. Han, H. Mao, W. Dally,
-2015: 1.58%; LeNet-5 0.74% with a 39th). How far both are from their own dense networks, and LeNet-5 at a 400th, the rows say.
+Claim: LeNet-300-100 at file ratio 150 makes fewer errors than that of Deep Compression at 40 (S. Han, H. Mao, W. Dally, 2015:
+1.58%; LeNet-5 0.74% at 39). The rows also give the errors of the dense networks, and LeNet-5 at ratio 400.
 
     python benchmarks/mnist.py
     python benchmarks/mnist.py lenet-5 --ratios 400 --seeds 0 1 2
 
-The dense network is trained on distorted images until it gets no better; it is the teacher of all that follows, and each ratio
-begins at it: a training towards few weights (sparsifying.py), one plan, a training with the masks and steps of that plan. Half
-of every batch is distorted, half is as it is. `epochs` and `seconds` are those of both trainings, after `dense_epochs`.
+The dense network is trained on distorted images until it stops improving. It is the teacher and the starting point of every
+ratio: a training with a sparsity penalty (sparsifying.py), one plan, and a training with the masks and steps of that plan. Half
+of every batch is distorted. `epochs` and `seconds` are those of both trainings, after `dense_epochs`.
 
-Every training keeps its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and goes on from there; a row
-is put into results/mnist.json as soon as it is done. OPQ_CACHE names the folder for distorted images.
+Every training saves its checkpoints in the folder that OPQ_RUNS names, by default runs/out, and resumes from there. A row is
+saved in results/mnist.json as soon as it is measured. OPQ_CACHE names the folder for distorted images.
 """
 
 from __future__ import annotations
@@ -54,16 +54,29 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     "lenet-5": (Case(40, 6, 4), Case(108, 8, 5), Case(400, 12, 8)),
 }
 DENSE_EPOCHS: Mapping[str, int] = {"lenet-300-100": 60, "lenet-5": 24}
-DENSE_RECIPE = opq.TrainingConfig(learning_rate=1.5e-3, weight_decay=0.01, warm_up=0.01, optimizer=torch.optim.AdamW)
-RECIPE = opq.TrainingConfig(learning_rate=1e-3, weight_decay=0.0, warm_up=0.02, labels=0.3, temperature=2.0, optimizer=torch.optim.Adam)
-BITS_A_WEIGHT, FIXED_BYTES = 8.5, 350
-"""What a kept weight takes, its place included, and what a file takes beside: so many weights are worth keeping."""
+DENSE = opq.TrainingConfig(epochs=1, learning_rate=1.5e-3, weight_decay=0.01, warmup=0.01, optimizer=torch.optim.AdamW)
+"""Training of the dense network, with another number of epochs and another seed."""
+
+COMPRESSED = opq.TrainingConfig(
+    epochs=1,
+    mask_update_epochs=0,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    warmup=0.02,
+    label_weight=0.3,
+    temperature=2.0,
+    optimizer=torch.optim.Adam,
+)
+"""The two trainings after that, with another number of epochs and another seed each."""
+
+BITS_PER_KEPT_WEIGHT, FIXED_BYTES = 8.5, 350
+"""Bits of a kept weight, with its position, and bytes of the rest of a file: they give the number of weights to keep."""
 
 RESERVE = 0.035
-"""Share of the budget that is left to codes, which spread while they train."""
+"""Share of the byte budget that the plan leaves free, because codes spread while they train."""
 
 GRID = 16
-"""Biases are multiples of 1/16, and rest while masks and steps are fixed."""
+"""Biases are rounded to multiples of 1/16, and do not train while masks and steps are fixed."""
 
 
 class Series:
@@ -79,52 +92,44 @@ class Series:
     def row(self, case: Case) -> Row:
         """Train at one file ratio."""
         finetuned, seconds = self._compressed(case)
-        facts = opq.inspect(finetuned.compressed.data)
+        inspection = opq.inspect(finetuned.compressed.data)
         return {
             "network": self.network,
             "seed": self.seed,
             "ratio": case.ratio,
-            "file_ratio": facts.file_ratio,
-            "file_bytes": facts.file_bytes,
-            "nominal_ratio": facts.nominal_ratio,
-            "sparsity": facts.sparsity,
+            "file_ratio": inspection.file_ratio,
+            "file_bytes": inspection.file_bytes,
+            "nominal_ratio": inspection.nominal_ratio,
+            "sparsity": inspection.sparsity,
             "dense_top1": self.dense_top1,
-            "top1": self._top1(opened(self.network, finetuned.compressed.data)),
+            "top1": self._top1(load_network(self.network, finetuned.compressed.data)),
             "dense_epochs": DENSE_EPOCHS[self.network],
             "epochs": case.sparsifying + case.finetuning,
             "seconds": seconds,
         }
 
     def folder_of(self, case: Case) -> Path:
-        """Where the trainings of a row are kept."""
+        """The folder of a row's trainings."""
         return self.folder / f"ratio_{case.ratio}_{case.sparsifying}_{case.finetuning}"
 
     def _dense(self) -> nn.Module:
         torch.manual_seed(self.seed)
         model = MAKERS[self.network]()
         loader = Handwriting(distorted=1.0)
-        train(model, loader, DENSE_EPOCHS[self.network], DENSE_RECIPE, self.folder / "dense", seed=self.seed)
+        config = replace(DENSE, epochs=DENSE_EPOCHS[self.network], seed=self.seed)
+        train(model, loader, config, self.folder / "dense")
         return model
 
     def _compressed(self, case: Case) -> tuple[opq.FinetuneResult, float]:
-        """Sparsify, plan, finetune; also the seconds it took."""
+        """Train with a sparsity penalty, plan, and finetune: the result, and the seconds of all three."""
         model, loader = copy.deepcopy(self.dense), self.loader
         folder = self.folder_of(case)
         commit_of_run(folder)
         budget = math.floor(sum(tensor.nbytes for tensor in model.state_dict().values()) / case.ratio)
-        kept = round(8 * (budget - FIXED_BYTES) / BITS_A_WEIGHT)
+        kept = round(8 * (budget - FIXED_BYTES) / BITS_PER_KEPT_WEIGHT)
         sparsifier = partial(Sparsifier, steps=case.sparsifying * len(loader), num_kept=kept)
-        recipe = replace(RECIPE, optimizer=sparsifier)
-        sparse = train(
-            model,
-            loader,
-            case.sparsifying,
-            recipe,
-            folder / "sparse",
-            seed=self.seed,
-            teacher=self.dense,
-            watch=self._watch,
-        )
+        config = replace(COMPRESSED, epochs=case.sparsifying, seed=self.seed, optimizer=sparsifier)
+        sparse = train(model, loader, config, folder / "sparse", teacher=self.dense, on_epoch_end=self._row_of_top1)
         start = time.perf_counter()
         with torch.no_grad():
             for tensor in model.parameters():
@@ -135,15 +140,12 @@ class Series:
         finetuned = opq.finetune(
             model,
             loader,
-            epochs=case.finetuning,
-            mask_update_epochs=0,
-            start=plan,
-            budget=budget,
+            plan,
+            replace(COMPRESSED, epochs=case.finetuning, seed=self.seed),
             teacher=self.dense,
-            recipe=RECIPE,
-            seed=self.seed,
+            budget=budget,
             folder=folder / "finetuned",
-            watch=self._watch,
+            on_epoch_end=self._row_of_top1,
         )
         opq.verify(finetuned.compressed.data)
         return finetuned, planning + sum(row["seconds"] for row in (*sparse, *finetuned.history))
@@ -151,22 +153,22 @@ class Series:
     def _top1(self, model: nn.Module) -> float:
         return cast(float, opq.evaluate(model, self.test).top1)
 
-    def _watch(self, model: nn.Module) -> Row:
+    def _row_of_top1(self, model: nn.Module) -> Row:
         return {"top1": self._top1(model)}
 
 
-def opened(network: str, data: bytes) -> nn.Module:
-    """The network as a reader of the file has it."""
+def load_network(network: str, data: bytes) -> nn.Module:
+    """The network in a file."""
     model = MAKERS[network]()
     model.load_state_dict(opq.torch.load(data))
     return model
 
 
 def main() -> int:
-    """Run what is asked; add its rows to the result file."""
+    """Measure the rows, and add them to the result file; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(MAKERS)}; by default all")
-    parser.add_argument("--ratios", type=int, nargs="+", help="these alone")
+    parser.add_argument("--ratios", type=int, nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     if unknown := set(asked.networks) - set(MAKERS):

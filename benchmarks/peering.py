@@ -1,4 +1,4 @@
-"""Peers, each in a process of their own environment, which answers a line of JSON for a line of JSON."""
+"""Other compression tools, each in a process of their own environment that answers a line of JSON with a line of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Peer:
-    """A script of benchmarks/peers with these arguments, which ends with this process; what it prints goes to stderr."""
+    """A script of benchmarks/peers with these arguments. It ends with this process; its output goes to stderr."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         self._script = script
@@ -23,16 +23,16 @@ class Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # It needs networks and turns.py from here; opq is not in its environment.
+            # It imports networks and turns.py from this folder; opq is not in its environment.
             env={**os.environ, "PYTHONPATH": str(_FOLDER)},
         )
 
     def ask(self, question: Any) -> Any:
-        """What the script answers; RuntimeError where it ended instead."""
+        """The script's answer; RuntimeError if it ended instead."""
         print(json.dumps(question), file=cast(IO[str], self._process.stdin), flush=True)
         answer = cast(IO[str], self._process.stdout).readline()
         if not answer:
-            raise RuntimeError(f"benchmarks/peers/{self._script} ended; what it printed tells why")
+            raise RuntimeError(f"benchmarks/peers/{self._script} ended; see its output")
         return json.loads(answer)
 
     def close(self) -> None:

@@ -1,24 +1,25 @@
-"""A small file of each tool whose network is as good as the dense one, on the same images.
+"""The smallest file of each tool whose network loses at most MAX_DROP points of top-1, on the same images.
 
-What it tells: at most MAX_DROP points of top-1 under the dense network on the test images, what is the smallest file of opq,
-NNCodec with and without its own sparsification and tuning, NNCF's pruning with 8-bit integers, torchao, k-means codebooks, and
-pruning with integers as torch users do it?
+It compares opq, NNCodec with and without its own sparsification and tuning, NNCF's pruning with 8-bit integers, torchao,
+k-means codebooks, and pruning with integers as PyTorch users do it.
 
     python benchmarks/peers.py [--network NAME]... [--way NAME]...
 
-Each tool's own knob is walked from where it is likely to end: the file in the row is within, and the PATIENCE next coarser
-settings were seen to be beyond. One would not do, as top-1 jumps by some tenths from one setting to the next; a file beyond
-those three may be within again. Where none is within, all up to where the walk began were tried, and the row is the nearest.
-Where a tool has two knobs, one is walked at each of a few values of the other.
-All test images count at every step: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,300 of ImageNet's validation set for MobileNet.
+Each tool has one parameter that controls the size. The search starts at a likely value and ends at a setting within MAX_DROP
+of which the next PATIENCE coarser settings are not. One would not be enough, because top-1 varies by some tenths from one
+setting to the next; a still coarser setting may be within again. If no setting is within, all settings up to the first one
+were tried, and the row is the nearest. If a tool has two parameters, one is searched at a few values of the other. Every
+setting is evaluated on all test images: 10,000 of CIFAR-10 (JPEG) for ResNet-20, 1,300 of ImageNet's validation set for
+MobileNet.
 
-file_bytes    what the tool writes, as its user saves it
-packed_bytes  the same after gzip, bzip2 or xz, whichever is smallest, or as it is where none makes it smaller
-data          "none": the weights, or inputs drawn at random; "unlabelled": calibrated with some training images; "labelled":
-              trained with as many. What sees training images gets used to them: the dense network was trained on others
-drop, error   points of top-1 under dense, and the standard error of that difference, image by image
+way           the method; benchmarks/readme_tables.py translates its name for tables
+file_bytes    the file that the tool's user saves
+packed_bytes  the same after gzip, bzip2 or xz, whichever is smallest, or as it is if none makes it smaller
+data          "none": the weights alone, or synthetic inputs; "unlabelled": calibrated with some training images; "labelled":
+              trained with as many. Methods that use these images adapt to them: the dense network was trained on other images
+drop, error   points of top-1 below the dense network, and the standard error of this difference, image by image
 
-A row is put into results/peers.json as soon as it is done, in place of an earlier one.
+A row is saved in results/peers.json as soon as it is measured, in place of an earlier one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows: list[Row] = []
     for name in arguments.network or NETWORKS:
-        for way in (way for way in arguments.way or WAYS if WAYS[way].ladders(name)):
+        for way in (way for way in arguments.way or WAYS if WAYS[way].searches(name)):
             rows = keep_row(
                 "peers",
                 smallest(name, way),
@@ -69,18 +70,18 @@ def _place(row: Row) -> tuple[int, int]:
 
 
 def smallest(name: str, way: str) -> Row:
-    """The row of the smallest file within, or of the best one where none is."""
+    """The row of the smallest file within MAX_DROP, or of the nearest one if none is."""
     start = time.perf_counter()
     found: list[Row] = []
-    for settings, first in WAYS[way].ladders(name):
+    for settings, first in WAYS[way].searches(name):
         rows: dict[int, Row] = {}
 
-        def within(rung: int, settings: list[Any] = settings, rows: dict[int, Row] = rows) -> bool:
-            row = _row(name, way, WAYS[way], settings[rung])
+        def within(number: int, settings: list[Any] = settings, rows: dict[int, Row] = rows) -> bool:
+            row = _row(name, way, WAYS[way], settings[number])
             if row is None:
                 return False
             print_rows([row])
-            rows[rung] = row
+            rows[number] = row
             return bool(row["drop"] <= MAX_DROP)
 
         last_within(len(settings), first, within)
@@ -90,24 +91,33 @@ def smallest(name: str, way: str) -> Row:
     return {**best, "within": bool(good), "tried": len(found), "seconds": time.perf_counter() - start}
 
 
-def last_within(rungs: int, first: int, within: Callable[[int], bool]) -> int:
-    """A rung that is `within` and has PATIENCE rungs after it, or all, that are not; -1 where none up to `first` is.
+def last_within(count: int, first: int, within: Callable[[int], bool]) -> int:
+    """A setting that is `within` and is followed by PATIENCE settings, or by settings to the end, that are not.
 
-    From `first` down in growing strides until one is within, and where none is, one by one over what they left out; then up.
+    The search goes from `first` down in growing strides until a setting is within. If none is, it tries the settings that were
+    left out. Then it goes up.
+
+    Args:
+        count: Number of settings, from the finest to the coarsest.
+        first: The setting to try first.
+        within: Whether a setting loses at most MAX_DROP points.
+
+    Returns:
+        The setting, or -1 if none up to `first` is within.
     """
     known: dict[int, bool] = {}
 
-    def ask(rung: int) -> bool:
-        if rung not in known:
-            known[rung] = within(rung)
-        return known[rung]
+    def ask(setting: int) -> bool:
+        if setting not in known:
+            known[setting] = within(setting)
+        return known[setting]
 
     strides = [first + 1 - (1 << turn) for turn in range((first + 1).bit_length())]
-    last = next((rung for rung in [*strides, 0, *range(first, 0, -1)] if ask(rung)), -1)
+    last = next((setting for setting in [*strides, 0, *range(first, 0, -1)] if ask(setting)), -1)
     if last < 0:
         return -1
     place = last + 1
-    while place < min(last + PATIENCE + 1, rungs):
+    while place < min(last + PATIENCE + 1, count):
         if ask(place):
             last = place
         place += 1
@@ -145,7 +155,7 @@ def _row(name: str, title: str, way: Way, setting: Any) -> Row | None:
 
 
 def _logits(name: str, saved: Saved) -> Tensor:
-    """Of the network with the weights that came back; in float32, as those of the peers that bring their own."""
+    """Logits of the network with the weights read back, in float32, like those of the tools that compute their own."""
     model = fresh(name)
     model.load_state_dict({key: torch.tensor(value) for key, value in saved.tensors.items()}, strict=False)
     return logits_of(model.eval(), network_of(name).inputs)

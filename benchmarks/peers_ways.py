@@ -1,4 +1,7 @@
-"""The ways to a file that `peers.py` compares, each with its knobs."""
+"""The methods that `peers.py` compares, each with its parameters.
+
+Methods have the names that the recorded results have; benchmarks/readme_tables.py translates them for tables.
+"""
 
 from __future__ import annotations
 
@@ -33,32 +36,33 @@ import opq.numpy
 
 @dataclass(frozen=True)
 class Saved:
-    """What a tool wrote, all its files together, and the tensors that come back, or the logits where it is no state dict."""
+    """What a tool wrote, all its files together, and the tensors read back, or the logits if it is not a state dict."""
 
     data: bytes
     tensors: Arrays = field(default_factory=dict)
     logits: Tensor | None = None
 
 
-Ladder = tuple[list[Any], int]
-"""Settings from the finest to the coarsest, each a tuple, and which one to try first."""
+Search = tuple[list[Any], int]
+"""Settings from the finest to the coarsest, each a tuple, and the index of the one to try first."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One tool's way to a file.
+    """One method of a tool.
 
-    package   the peer's package, or opq, or None where it is written here
-    data      what it needs beside the weights
-    saved_as  what its user saves
-    ladders   network -> its knob's settings, once for each value of a second knob
-    run       (network, setting) -> what was saved; None where the setting makes it another way
+    Args:
+        package: The tool's package; None if the method is implemented here.
+        data: What it needs beside the weights.
+        saved_as: What its user saves.
+        searches: network -> the settings to search, once for each value of a second parameter.
+        run: (network, setting) -> what was saved; None if the setting makes it equal to another method.
     """
 
     package: str | None
     data: str
     saved_as: str
-    ladders: Callable[[str], Sequence[Ladder]]
+    searches: Callable[[str], Sequence[Search]]
     run: Callable[[str, Any], Saved | None]
 
     def tool(self) -> str:
@@ -69,7 +73,7 @@ class Way:
 
 
 def packed(data: bytes) -> int:
-    """The least bytes of `data` as it is and after gzip, bzip2 and xz."""
+    """Bytes of `data` as it is or after gzip, bzip2 or xz, whichever is least."""
     return min(map(len, (data, gzip.compress(data, 9), bz2.compress(data, 9), lzma.compress(data, preset=9))))
 
 
@@ -81,20 +85,20 @@ def _peer_versions() -> dict[str, str]:
     return versions
 
 
-def _one_knob(settings: Sequence[Any], **first: float) -> Callable[[str], Sequence[Ladder]]:
-    """One ladder, which begins where it is nearest to a network's number."""
-    rungs = [(value,) for value in settings]
-    return lambda name: [(rungs, int(np.abs(np.asarray(settings) - first[name]).argmin()))]
+def _one_parameter(settings: Sequence[Any], **first: float) -> Callable[[str], Sequence[Search]]:
+    """One search, which starts at the setting that is nearest to a network's number."""
+    tuples = [(value,) for value in settings]
+    return lambda name: [(tuples, int(np.abs(np.asarray(settings) - first[name]).argmin()))]
 
 
-def _two_knobs(settings: Sequence[Any], others: Sequence[Any], first: int) -> Callable[[str], Sequence[Ladder]]:
-    """A ladder of `settings`, which begins at the one numbered `first`, with each of `others`."""
+def _two_parameters(settings: Sequence[Any], others: Sequence[Any], first: int) -> Callable[[str], Sequence[Search]]:
+    """A search of `settings`, which starts at number `first`, for each of `others`."""
     return lambda name: [([(setting, other) for setting in settings], first) for other in others]
 
 
-def _labelled(ladders: Callable[[str], Sequence[Ladder]]) -> Callable[[str], Sequence[Ladder]]:
-    """No ladder for a network whose images have no labels."""
-    return lambda name: ladders(name) if name in LABELLED else []
+def _labelled(searches: Callable[[str], Sequence[Search]]) -> Callable[[str], Sequence[Search]]:
+    """The searches, but none for a network whose images have no labels."""
+    return lambda name: searches(name) if name in LABELLED else []
 
 
 RATIOS = [round(4.0 * 1.04**step, 2) for step in range(51)]
@@ -104,19 +108,19 @@ STEPS = list(range(-44, -7))
 SPARSITIES = [round(0.05 * step, 2) for step in range(17)]
 BITS = list(range(8, 0, -1))
 EPOCHS, BATCH = 15, 64
-"""Of the ways that train with the labels of the images to calibrate with."""
+"""Of the methods that train with the labels of the calibration images."""
 
-RECIPE = opq.TrainingConfig(labels=0.5)
+TRAINING = opq.TrainingConfig(epochs=EPOCHS, label_weight=0.5)
 
 
 def _weights_alone(name: str, setting: tuple[float]) -> Saved:
-    return _opened(opq.compress(network_of(name).tensors, ratio=setting[0]))
+    return _read_back(opq.compress(network_of(name).tensors, ratio=setting[0]))
 
 
 def _calibrated(data: str) -> Callable[[str, Any], Saved]:
     def run(name: str, setting: tuple[float]) -> Saved:
         dense_bytes = sum(tensor.nbytes for tensor in network_of(name).tensors.values())
-        return _opened(calibration_of(name, data).compress(size=int(dense_bytes / setting[0])))
+        return _read_back(calibration_of(name, data).compress(size=int(dense_bytes / setting[0])))
 
     return run
 
@@ -127,17 +131,16 @@ def _finetuned(name: str, setting: tuple[float]) -> Saved:
     finetuned = opq.finetune(
         copy.deepcopy(network.model),
         DataLoader(images, batch_size=BATCH, shuffle=True),
-        epochs=EPOCHS,
+        opq.CompressionConfig(target=opq.Ratio(setting[0])),
+        TRAINING,
         teacher="dense",
-        recipe=RECIPE,
         calibration=calibration_of(name, "unlabelled"),
         progress=False,
-        ratio=setting[0],
     )
-    return _opened(finetuned.compressed)
+    return _read_back(finetuned.compressed)
 
 
-def _opened(compressed: opq.CompressedModel) -> Saved:
+def _read_back(compressed: opq.CompressedModel) -> Saved:
     return Saved(compressed.data, opq.numpy.load(compressed.data))
 
 
@@ -178,15 +181,15 @@ def _peer(script: str, name: str) -> Peer:
     return Peer(script, name, str(network.path), str(folder))
 
 
-def _sparsified_ladders(name: str) -> Sequence[Ladder]:
-    """Shares of zeros from what the package's first threshold leaves on; MobileNet does not bear even that."""
+def _sparsified_searches(name: str) -> Sequence[Search]:
+    """Shares of zeros from that of the package's lowest threshold on; even that is too much for MobileNet."""
     steps = STEPS[::4]
     shares = (0.3, 0.4) if name == "resnet20" else (0.3,)
     return [([(step, share) for step in steps], steps.index(-20)) for share in shares]
 
 
-def _tuned(name: str) -> Sequence[Ladder]:
-    """Two knobs, and the same epochs for all."""
+def _tuned(name: str) -> Sequence[Search]:
+    """Two parameters, and the same epochs for all."""
     return [([(step, sparsity, EPOCHS) for step in STEPS], STEPS.index(-14)) for sparsity in (0.0, 0.35)]
 
 
@@ -196,26 +199,36 @@ def _dense(name: str, setting: tuple[str]) -> Saved:
 
 WAYS: dict[str, Way] = {
     "dense": Way(None, "none", "safetensors, float32", lambda name: [([("float32",)], 0)], _dense),
-    "opq": Way("opq", "none", ".opq", _one_knob(RATIOS, resnet20=16.0, mobilenet=5.0), _weights_alone),
-    "opq, drawn inputs": Way("opq", "none", ".opq", _one_knob(RATIOS, resnet20=14.5, mobilenet=7.0), _calibrated("none")),
+    "opq": Way("opq", "none", ".opq", _one_parameter(RATIOS, resnet20=16.0, mobilenet=5.0), _weights_alone),
+    "opq, drawn inputs": Way("opq", "none", ".opq", _one_parameter(RATIOS, resnet20=14.5, mobilenet=7.0), _calibrated("none")),
     "opq, calibrated": Way(
-        "opq", "unlabelled", ".opq", _one_knob(RATIOS, resnet20=18.0, mobilenet=7.8), _calibrated("unlabelled")
+        "opq", "unlabelled", ".opq", _one_parameter(RATIOS, resnet20=18.0, mobilenet=7.8), _calibrated("unlabelled")
     ),
-    "opq, finetuned": Way("opq", "labelled", ".opq", _labelled(_one_knob(RATIOS, resnet20=25.0, mobilenet=8.0)), _finetuned),
+    "opq, finetuned": Way(
+        "opq", "labelled", ".opq", _labelled(_one_parameter(RATIOS, resnet20=25.0, mobilenet=8.0)), _finetuned
+    ),
     "nncodec, uniform": Way(
-        "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-18, mobilenet=-34), _nncodec(dependent=False)
+        "nncodec", "none", ".nnc", _one_parameter(STEPS, resnet20=-18, mobilenet=-34), _nncodec(dependent=False)
     ),
     "nncodec, dependent": Way(
-        "nncodec", "none", ".nnc", _one_knob(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
+        "nncodec", "none", ".nnc", _one_parameter(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
-    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _sparsified_ladders, _sparsified),
+    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _sparsified_searches, _sparsified),
     "nncodec, tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
     "NNCF, pruned, 8 bits": Way(
-        "nncf", "unlabelled", "OpenVINO's .xml and .bin", _two_knobs(SPARSITIES, (False, True), 3), _module("nncf_network.py")
+        "nncf",
+        "unlabelled",
+        "OpenVINO's .xml and .bin",
+        _two_parameters(SPARSITIES, (False, True), 3),
+        _module("nncf_network.py"),
     ),
     "torchao, integers": Way(
-        "torchao", "none", "torch.save", _one_knob(BITS, resnet20=6, mobilenet=7), _module("torchao_network.py")
+        "torchao", "none", "torch.save", _one_parameter(BITS, resnet20=6, mobilenet=7), _module("torchao_network.py")
     ),
-    "k-means, pruned": Way(None, "none", "safetensors, uint8", _two_knobs(SPARSITIES, (31, 127, 255), 2), _stored(codebooks)),
-    "integers, pruned": Way(None, "none", "safetensors, int8", _two_knobs(SPARSITIES, (5, 6, 8), 3), _stored(pruned_integers)),
+    "k-means, pruned": Way(
+        None, "none", "safetensors, uint8", _two_parameters(SPARSITIES, (31, 127, 255), 2), _stored(codebooks)
+    ),
+    "integers, pruned": Way(
+        None, "none", "safetensors, int8", _two_parameters(SPARSITIES, (5, 6, 8), 3), _stored(pruned_integers)
+    ),
 }

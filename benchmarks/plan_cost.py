@@ -1,25 +1,26 @@
-"""What planning costs, against loading the weights it plans, and how that grows with their number.
+"""The time of planning compared with the time of loading the weights, and how it grows with their number.
 
-Claim: a joint plan for a network of ResNet-50's size is made in about the time its checkpoint takes to be read from the disk;
-the paper's, with Lambert's W for each channel, in about twice that; the whole curve of ratio against distortion in under a
-second; and the time grows in proportion to the weights, up to 1,000 million.
+Claim: a joint plan for a network of ResNet-50's size takes about as long as reading its checkpoint from the disk. A two-stage
+plan, with Lambert's W for each channel, takes about twice that, and the whole rate-distortion curve less than a second. The
+time is proportional to the number of weights, up to 1,000 million.
 
     python benchmarks/plan_cost.py
 
-The tensors are those of ResNet-50 by name and shape (25.56 million parameters); weights are drawn from a Laplace density of
-scale 1/sqrt(fan in), float32. Seven rounds, every round runs every case once; medians. Imports are not counted: a round that
-is not counted goes first. Beyond ResNet-50 the networks are of matrices 4096 x 4096, normal, float32, and planned three times.
+The tensors have the names and shapes of ResNet-50 (25.56 million parameters). Weights are random, from a Laplace density of
+scale 1/sqrt(fan in), float32. There are seven rounds, in each of which every case runs once; results are medians. One more
+round goes first and is not counted, so that imports are not counted. The networks larger than ResNet-50 consist of 4096 x 4096
+matrices, normal, float32, and are planned three times.
 
 load        safetensors.numpy.load_file, the file in the system's page cache
 load_cold   the same after the file was dropped from that cache
-torch_load  torch.load of the same tensors in a .pt file, in the page cache; only where PyTorch is installed
+torch_load  torch.load of the same tensors in a .pt file, in the page cache; only if PyTorch is installed
 plan        opq.plan(state, ratio=20), the tensors in memory
-plan_paper  opq.plan(state, sparsity=0.9, bits=3), the tensors in memory
-curve       opq.tradeoff(state), eleven ratios, the tensors in memory
+plan_paper  opq.plan(state, sparsity=0.9, bits=3), the two-stage plan, the tensors in memory
+curve       opq.rd_curve(state), eleven ratios, the tensors in memory
 plan_from_path  opq.plan(path, ratio=20), reading included, the file in the page cache
 compress    opq.compress(state, ratio=20), the tensors in memory
 plan N M    opq.plan(state, ratio=20) of N million weights, the tensors in memory
-over_load, over_load_cold, over_torch_load  seconds of a case over those of a way to load
+over_load, over_load_cold, over_torch_load  seconds of a case divided by those of this method of loading
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ REPEATS = 7
 RATIO = 20.0
 SIDE = 4096
 MATRICES = (6, 24, 60)
-"""How many matrices there are in the networks beyond ResNet-50: 101, 403 and 1,007 million weights."""
+"""Numbers of matrices in the networks larger than ResNet-50: 101, 403 and 1,007 million weights."""
 SPARSITY, BITS = 0.9, 3.0
 
 # Width of the inner convolutions and number of blocks of each stage; a block's output is four times as wide.
@@ -57,7 +58,7 @@ State = Mapping[str, NDArray[Any]]
 
 def main() -> int:
     """Time planning and loading; the exit status."""
-    state = draw_state()
+    state = random_state()
     libraries = ("torch",) if find_spec("torch") else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "resnet50.safetensors"
@@ -90,8 +91,8 @@ def resnet50_shapes() -> Shapes:
     yield "fc.bias", (1000,)
 
 
-def draw_state() -> dict[str, NDArray[Any]]:
-    """Random tensors of ResNet-50's shapes: Laplace weights, and batch-norm values such as training leaves."""
+def random_state() -> dict[str, NDArray[Any]]:
+    """Random tensors of ResNet-50's shapes: Laplace weights, and batch-norm values like those of a trained network."""
     random = np.random.default_rng(SEED)
     state: dict[str, NDArray[Any]] = {}
     for name, shape in resnet50_shapes():
@@ -110,7 +111,7 @@ def draw_state() -> dict[str, NDArray[Any]]:
 
 
 def _convolution(convolution: str, norm: str, outputs: int, inputs: int, size: int) -> Shapes:
-    """A convolution without bias, and the batch-norm that follows it."""
+    """A convolution without bias, and the batch norm that follows it."""
     yield f"{convolution}.weight", (outputs, inputs, size, size)
     for part in ("weight", "bias", "running_mean", "running_var"):
         yield f"{norm}.{part}", (outputs,)
@@ -130,7 +131,7 @@ def _cases(state: State, path: Path) -> dict[str, Case]:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Have the system read a file from the disk again."""
+    """Drop a file from the page cache, so that it is read from the disk again."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)  # only what the disk holds can be dropped

@@ -1,17 +1,17 @@
-"""Deep Compression's SqueezeNet, with the very values of its codebooks, against the file it was published in.
+"""The SqueezeNet of Deep Compression, stored without loss, compared with its published file.
 
-Claim: opq's lossless file of the published network takes at most 78% of the published file's bytes.
+Claim: opq's lossless file of the published network takes at most 78% of the bytes of the published file.
 
     python benchmarks/squeezenet.py
 
-The tensors are those of the published file, decoded: pruned weights with up to 255 levels a layer, and biases, float32. Every
-bit of them is read back and compared. Seconds are medians of 3 rounds.
+The tensors are those of the published file, decoded: pruned weights with up to 255 levels per layer, and biases, float32. All
+bits are read back and compared. Seconds are medians of 3 rounds.
 
-published_bytes  the file as published: relative indices and codebooks, not entropy coded
-opq_bytes        ours, all of it
-entropy_bytes    zero-order entropy of each layer's code indices, its levels as they are, 4 bytes each, and the biases
-codes_bytes, levels_bytes, biases_bytes, header_bytes  what ours is spent on, checksums with the header
-opq_share, entropy_share  of the published bytes
+published_bytes  the published file: relative indices and codebooks, not entropy coded
+opq_bytes        the whole .opq file
+entropy_bytes    zero-order entropy of each layer's code indices, its levels with 4 bytes each, and the biases
+codes_bytes, levels_bytes, biases_bytes, header_bytes  the bytes of the .opq file by kind, checksums with the header
+opq_share, entropy_share  as a share of the published bytes
 encode_seconds, decode_seconds  `opq.numpy.save` and `opq.numpy.load`
 """
 
@@ -58,7 +58,7 @@ def _row(state: State, data: bytes, published: int) -> Row:
         },
         REPEATS,
     )
-    spent = opq.inspect(data).ledger
+    sizes = opq.inspect(data).bytes_by_kind
     entropy = sum(_coded_bytes(array) if array.ndim > 1 else array.nbytes for array in state.values())
     return {
         "case": "SqueezeNet 1.0",
@@ -66,10 +66,10 @@ def _row(state: State, data: bytes, published: int) -> Row:
         "published_bytes": published,
         "opq_bytes": len(data),
         "entropy_bytes": round(entropy),
-        "codes_bytes": spent["codes"],
-        "levels_bytes": spent["levels"],
-        "biases_bytes": spent["biases"],
-        "header_bytes": spent["header"] + spent["checksums"],
+        "codes_bytes": sizes["codes"],
+        "levels_bytes": sizes["levels"],
+        "biases_bytes": sizes["biases"],
+        "header_bytes": sizes["header"] + sizes["checksums"],
         "opq_share": len(data) / published,
         "entropy_share": entropy / published,
         "encode_seconds": seconds["encode"].median,

@@ -1,4 +1,4 @@
-"""Trainings of plain networks, which go on from their folders and from no other network's."""
+"""Trainings of plain networks, which resume from their folders and refuse the folder of another training."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ import opq
 from opq.training.batches import Loader
 from opq.training.fingerprint import fingerprint
 from opq.training.run_folder import RunFolder
-from opq.training.trainer import Teacher, Training
+from opq.training.trainer import Teacher, Trainer
 
 
 def train(
     model: nn.Module,
     loader: Loader,
-    epochs: int,
-    recipe: opq.TrainingConfig,
+    config: opq.TrainingConfig,
     folder: Path,
     *,
-    seed: int,
     teacher: Teacher | None = None,
-    watch: Callable[[nn.Module], Row] | None = None,
+    on_epoch_end: Callable[[nn.Module], Row] | None = None,
 ) -> list[Row]:
-    """Train `model`, or take it from `folder` as far as it was trained there; the history, a row an epoch.
+    """Train `model`, or resume its training from `folder`.
 
-    Raises SourceError where the folder is of another network, or of the same one with other epochs, recipe or seed.
+    Args:
+        model: The network, which is trained in place.
+        loader: The batches.
+        config: How to train.
+        folder: The folder of checkpoints and history.
+        teacher: Gives logits for distillation, or None.
+        on_epoch_end: Called with the network after each epoch; what it returns goes into the history.
+
+    Returns:
+        The history, a row per epoch.
+
+    Raises:
+        SourceError: The folder belongs to another network, or to another config.
     """
     run = RunFolder(folder)
-    run.claim({"network": fingerprint(model), "epochs": epochs, "seed": seed, "recipe": recipe.described()})
-    return Training(model, loader, epochs, recipe, teacher, seed, run, watch=watch).run()
+    run.claim({"network": fingerprint(model), "training": config.describe()})
+    return Trainer(model, loader, config, teacher, run, on_epoch_end=on_epoch_end).run()

@@ -1,4 +1,4 @@
-"""Seconds of a turn, for coders of two processes that take turns; a peer's environment, where opq is not, can import it."""
+"""Timing of coders in two processes that take turns. It needs nothing of opq, so that both environments can import it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 WARM_UP, TURN, LEAST_RUNS = 0.2, 0.5, 3
-"""Seconds, and runs: a processor that was idle takes its time, and so do threads until each has one of its own."""
+"""Seconds of warm-up and of a turn, and least number of runs. Idle processors and new threads are slow at first."""
 
 
 def seconds_of_turn(run: Callable[[], object]) -> list[float]:
-    """Seconds of each run within a TURN, after WARM_UP seconds of runs that are not counted."""
+    """Seconds of each run within TURN seconds, after WARM_UP seconds of runs that are not counted."""
     measured: list[float] = []
     begin = time.perf_counter()
     while len(measured) < LEAST_RUNS or time.perf_counter() < begin + WARM_UP + TURN:

@@ -1,4 +1,4 @@
-"""How a peer's script answers: a line of JSON for each line of JSON, whatever the library prints."""
+"""How a script answers: a line of JSON for each line of JSON. What libraries print goes to stderr."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What NNCodec needs before it is imported; importing this does it.
+"""Preparations that NNCodec needs before it is imported; importing this module makes them.
 
-NNCodec imports torchvision, which a build for other devices leaves without its operators, and takes torch's version for three
-numbers, which "2.13.0+cpu" is not.
+NNCodec imports torchvision, whose operators are missing if it was built for other devices. It also expects a version of torch
+of three numbers, unlike "2.13.0+cpu".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 torch.__version__ = torch.__version__.split("+")[0]
-# It lives as long as its operators are to be known.
+# Its operators are known as long as this object exists.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, _name):

@@ -1,4 +1,4 @@
-"""What the peers that compress modules share: the network, its inputs, and an answer for every setting."""
+"""What the scripts of tools that compress modules share: the network, its inputs, and the answer to every setting."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ Reopened = Callable[[Tensor], Tensor]
 """The network as it is read from its files: inputs to logits."""
 
 Compress = Callable[[Callable[[], nn.Module], Tensor, Any, Path], tuple[Sequence[Path], Reopened]]
-"""(makes the dense network, inputs to calibrate with, setting, folder) -> the files written, and what they hold."""
+"""(makes the dense network, calibration inputs, setting, folder) -> the files written, and the network in them."""
 
 
 def answer_settings(compress: Compress) -> int:
-    """NETWORK CHECKPOINT FOLDER, which has inputs.npy and calibration.npy: answers a setting with files and logits."""
+    """Answer settings with files and logits; the exit status.
+
+    The command line is NETWORK CHECKPOINT FOLDER; the folder holds inputs.npy and calibration.npy.
+    """
     name, checkpoint, place = sys.argv[1:]
     torch.set_num_threads(1)
     folder = Path(place)

@@ -1,10 +1,10 @@
-"""A network pruned by magnitude and quantized to 8 bits by NNCF, saved as OpenVINO's files, as benchmarks/peers.py asks.
+"""A network pruned by magnitude and quantized to 8 bits by NNCF, saved as OpenVINO's files, for benchmarks/peers.py.
 
     PEERS/bin/python benchmarks/peers/nncf_network.py NETWORK CHECKPOINT.safetensors FOLDER
 
-A line says [sparsity, whether batch-norm statistics are adapted]: `nncf.prune` by one threshold for the network, where it is
-not 0, `nncf.batch_norm_adaptation`, and `nncf.quantize` after training, weights and activations, all with the calibration
-inputs. The network is then what OpenVINO reads from its .xml and .bin.
+A line is [sparsity, whether batch-norm statistics are adapted]: `nncf.prune` by one threshold for the network if the sparsity
+is not 0, `nncf.batch_norm_adaptation`, and `nncf.quantize` (post-training, weights and activations), all with the calibration
+inputs. The evaluated network is the one that OpenVINO reads from its .xml and .bin.
 """
 
 from __future__ import annotations

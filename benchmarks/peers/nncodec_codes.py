@@ -2,12 +2,12 @@
 
     PEERS/bin/python benchmarks/peers/nncodec_codes.py CODES.npz
 
-benchmarks/codec.py runs this (peering.py). A line says "encode", "decode" or "report"; the answer is the seconds of each of
-some runs, or what the codes take. So the two coders take turns, and a processor's clock that wanders hits both alike.
+benchmarks/codec.py runs this script (peering.py). A line is "encode", "decode" or "report"; the answer is the seconds of
+several runs, or the bytes of the codes. So the two coders take turns, and a drift of the processor's clock affects both alike.
 
-The codes go to the coder's own interface as they are: no quantization of its own, dependent quantization off, and otherwise
-what `nncodec.tensor.encode` takes by default (parameter optimization and row skipping on, 11 unary decisions). One thread: the
-coder holds Python's lock.
+The codes go directly to the coder's interface: without quantization of its own, without dependent quantization, and otherwise
+with the defaults of `nncodec.tensor.encode` (parameter optimization and row skipping on, 11 unary decisions). It has one
+thread, because the coder holds Python's lock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def report(tensors: dict[str, Codes], payloads: list[Codes]) -> dict[str, Any]:
-    """What the codes take: in the coder alone, and as the package's whole stream with its headers and the tensors' names."""
+    """Bytes of the codes: of the coder's output, and of the package's whole stream with headers and tensor names."""
     stream = nnc.compress(dict(tensors), bitstream_path=None, use_dq=False, row_skipping=True, return_bitstream=True)
     return {
         "version": metadata.version("nncodec"),

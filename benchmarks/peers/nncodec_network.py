@@ -2,12 +2,13 @@
 
     PEERS/bin/python benchmarks/peers/nncodec_network.py CHECKPOINT.safetensors FOLDER
 
-benchmarks/allocation.py and benchmarks/peers.py run this (peering.py). A line says [QP, dependent, sparsity]: dependent
-(trellis) or uniform quantization; all else is the package's default, which codes tensors that are no weights at a fine step.
-With a sparsity other than 0 the package's own sparsification goes first (`nncodec.nn.encode`, whose structured sparsification,
-meant for networks that train on, is off): it does nothing where quantization alone leaves that share of all parameters at zero,
-and else raises a threshold, from 0.26 deviations of each tensor on, which is a quarter of it, until the share is reached. The
-answer says whether it did something; the stream is FOLDER/network.nnc, what comes back FOLDER/decoded.npz.
+benchmarks/allocation.py and benchmarks/peers.py run this script (peering.py). A line is [QP, dependent, sparsity]: dependent
+(trellis) or uniform quantization. Everything else has the package's defaults, which code tensors that are not weights at a fine
+step. With a sparsity other than 0 the package's own sparsification runs first (`nncodec.nn.encode`, without its structured
+sparsification, which is meant for training afterwards). It has no effect if quantization alone gives that share of zeros among
+all parameters. Otherwise it raises a threshold, which starts at 0.26 standard deviations of each tensor, a quarter of its
+weights, until the share is reached. The answer says whether it had an effect. The stream is FOLDER/network.nnc, the decoded
+tensors are in FOLDER/decoded.npz.
 """
 
 from __future__ import annotations

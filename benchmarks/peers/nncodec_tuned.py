@@ -1,10 +1,10 @@
-"""A network through NNCodec with its own tuning, which wants labels, as benchmarks/peers.py asks.
+"""A network through NNCodec with its own tuning, which needs labels, for benchmarks/peers.py.
 
     PEERS/bin/python benchmarks/peers/nncodec_tuned.py NETWORK CHECKPOINT.safetensors FOLDER
 
-A line says [QP, sparsity, epochs]: the package's sparsification where it is not 0, then what its `lsa` and `fine_tune` train on
-FOLDER's calibration inputs and labels.npy: a scale for each output of a layer, biases and batch-norms, never the weights, by
-Adam at the rate that `nncodec.nn` has by default. Every fifth image is held back, and the epoch kept that did best there, as
+A line is [QP, sparsity, epochs]: the package's sparsification if the sparsity is not 0, then its options `lsa` and `fine_tune`.
+They train a scale for each output of a layer, biases and batch norms, but not the weights, on FOLDER's calibration inputs and
+labels.npy, by Adam at the default rate of `nncodec.nn`. Every fifth image is held out, and the best epoch on those is kept, as
 the package does it.
 """
 

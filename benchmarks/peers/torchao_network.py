@@ -1,10 +1,10 @@
-"""A network whose weights torchao makes integers of few bits, saved with torch.save, as benchmarks/peers.py asks.
+"""A network whose weights torchao quantizes to integers of few bits, saved with torch.save, for benchmarks/peers.py.
 
     PEERS/bin/python benchmarks/peers/torchao_network.py NETWORK CHECKPOINT.safetensors FOLDER
 
-A line says [bits]: `IntxWeightOnlyConfig`, torchao's one configuration for convolutions' weights too. It has a scale and a
-zero point for every output and place of a kernel, so that depthwise convolutions, for which that is each weight, are left as
-they are; its other way to scales, HQQ, refuses convolutions. The state dict is what torch.load reads.
+A line is [bits]: `IntxWeightOnlyConfig`, torchao's only configuration that quantizes convolutions too. It has a scale and a
+zero point for every output and kernel position. For depthwise convolutions that would be one per weight, so these are not
+quantized. Its alternative for scales, HQQ, refuses convolutions. The state dict is the one that torch.load reads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def compress(
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether it is a layer with weights, and no depthwise convolution."""
+    """Whether a module is a linear layer or a convolution that is not depthwise."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 

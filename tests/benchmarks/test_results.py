@@ -1,4 +1,4 @@
-"""A result tells what made it: command, commit, processor and date, of the file or of each of its rows."""
+"""Every result names its command, commit, processor and date, for the file or for each of its rows."""
 
 import json
 import shlex
@@ -14,8 +14,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_every_result_says_what_made_it(path):
-    """Commands call a script that is there, with arguments that are no paths; commits are named and without changes."""
+def test_every_result_names_its_origin(path):
+    """Commands call a script that exists, with arguments that are no paths; commits are named and without changes."""
     result = json.loads(path.read_text())
     for made in [result] if "command" in result else result["rows"]:
         python, file, *arguments = shlex.split(made["command"])
@@ -29,8 +29,8 @@ def test_every_result_says_what_made_it(path):
     assert result["versions"]["python"]
 
 
-def test_a_row_takes_the_place_of_the_one_of_its_case(script, monkeypatch, tmp_path):
-    """Rows kept one by one are sorted, one a case, each with its command, and the commit it was told or the process's."""
+def test_a_row_replaces_the_one_of_its_case(script, monkeypatch, tmp_path):
+    """Rows saved one by one are sorted, one per case, each with its command, and the given commit or the process's."""
     harness = script("harness")
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
 
@@ -46,28 +46,28 @@ def test_a_row_takes_the_place_of_the_one_of_its_case(script, monkeypatch, tmp_p
     assert [row["commit"] for row in rows] == [harness.COMMIT, "def5678"]
 
 
-def test_a_run_keeps_the_commit_that_began_it(script, monkeypatch, tmp_path):
-    """Taken up by later code, it still says which code it was begun by."""
+def test_a_run_keeps_the_commit_that_started_it(script, monkeypatch, tmp_path):
+    """Resumed by later code, it still names the commit that started it."""
     harness = script("harness")
-    began = harness.commit_of_run(tmp_path / "run")
+    first = harness.commit_of_run(tmp_path / "run")
     monkeypatch.setattr(harness, "COMMIT", "another")
-    assert harness.commit_of_run(tmp_path / "run") == began != "another"
+    assert harness.commit_of_run(tmp_path / "run") == first != "another"
 
 
-def test_a_training_is_of_one_network_and_recipe(script, tmp_path):
-    """Trained further only with the same beginning; with it, what the folder has is taken and not trained again."""
+def test_a_training_is_of_one_network_and_config(script, tmp_path):
+    """Its folder is refused for another network or config; for the same ones nothing is trained again."""
     train = script("trainings").train
     loader = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
 
     def run(seed, rate, epochs=1):
         torch.manual_seed(seed)
         model = nn.Linear(3, 2)
-        return model, train(model, loader, epochs, opq.TrainingConfig(learning_rate=rate), tmp_path, seed=0)
+        return model, train(model, loader, opq.TrainingConfig(epochs=epochs, learning_rate=rate), tmp_path)
 
     first, history = run(0, 0.1)
     again, same = run(0, 0.1)
     assert same == history
     assert torch.equal(again.weight, first.weight)
-    for changed, arguments in (("network", (1, 0.1)), ("recipe", (0, 0.2)), ("epochs", (0, 0.1, 2))):
+    for changed, arguments in (("network", (1, 0.1)), ("training", (0, 0.2)), ("training", (0, 0.1, 2))):
         with pytest.raises(opq.SourceError, match=f"another {changed};"):
             run(*arguments)

@@ -1,4 +1,4 @@
-"""Result files that are made row by row have the rows that their scripts make, no fewer and no others."""
+"""Result files that are saved row by row have exactly the rows that their scripts make."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def cases_of(result, *columns):
-    """What these columns say, a row each, in order."""
+    """The values of these columns, sorted, a tuple per row."""
     rows = json.loads((BENCHMARKS / "results" / f"{result}.json").read_text())["rows"]
     return sorted(tuple(row[column] for column in columns) for row in rows)
 
@@ -38,8 +38,8 @@ def test_every_allocation_row_has_its_case(script):
     assert cases_of("allocation", "network", "method", "setting") == sorted(made)
 
 
-def test_every_row_of_the_peers_has_its_case(script):
-    """peers.json: each network and way that has settings for it, once."""
+def test_every_row_of_the_tools_has_its_case(script):
+    """peers.json: each network and method that has settings for it, once."""
     peers = script("peers")
-    made = [(name, title) for name in peers.NETWORKS for title, way in peers.WAYS.items() if way.ladders(name)]
+    made = [(name, title) for name in peers.NETWORKS for title, way in peers.WAYS.items() if way.searches(name)]
     assert cases_of("peers", "network", "way") == sorted(made)

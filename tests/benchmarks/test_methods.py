@@ -1,4 +1,4 @@
-"""The trainings that benchmarks compare do what their names say."""
+"""The methods that benchmarks compare do what their names say."""
 
 import sys
 from pathlib import Path
@@ -40,33 +40,33 @@ def network():
 
 
 @given(seed=st.integers(0, 2**32 - 1), lmbda=st.floats(0.0, 1e3), rank=st.integers(1, 4))
-def test_shrinking_moves_towards_zero_and_not_beyond(seed, lmbda, rank):
-    """No magnitude grows, no sign turns, zeros stay; a larger price leaves smaller magnitudes."""
-    from sparsifying import compress_to_accuracy
+def test_the_proximal_step_moves_towards_zero_and_not_beyond(seed, lmbda, rank):
+    """No magnitude grows, no sign changes, zeros stay; a larger lambda leaves smaller magnitudes."""
+    from sparsifying import proximal_step
 
     tensor = torch.randn(tuple(range(2, 2 + rank)), generator=torch.Generator().manual_seed(seed))
     curvature = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed + 1)) + 0.1
     less, more = tensor.clone(), tensor.clone()
-    compress_to_accuracy(less, curvature, lmbda, 0.1)
-    compress_to_accuracy(more, curvature, 2.0 * lmbda, 0.1)
+    proximal_step(less, curvature, lmbda, 0.1)
+    proximal_step(more, curvature, 2.0 * lmbda, 0.1)
     assert (less * tensor >= 0.0).all()
     assert (less.abs() <= tensor.abs()).all()
     assert (more.abs() <= less.abs()).all()
 
 
-def test_sparsifying_leaves_about_as_many_as_asked(loader):
-    """After its schedule, the significant values are within a third of the number asked for."""
+def test_sparsifying_leaves_about_as_many_as_requested(loader):
+    """After its schedule, the significant values are within a factor of 1.5 of the requested number."""
     from sparsifying import Sparsifier
 
     model, wanted = network(), 80
     optimizer = Sparsifier([{"params": list(model.parameters()), "lr": 3e-3, "weight_decay": 0.0}], steps=1200, num_kept=wanted)
-    borders = [0.2 * float(tensor.detach().abs().mean()) for tensor in model.parameters()]
+    thresholds = [0.2 * float(tensor.detach().abs().mean()) for tensor in model.parameters()]
     for _ in range(1200 // len(loader)):
         for inputs, labels in loader:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-    left = sum(int((tensor.abs() > border).sum()) for tensor, border in zip(model.parameters(), borders, strict=True))
+    left = sum(int((tensor.abs() > least).sum()) for tensor, least in zip(model.parameters(), thresholds, strict=True))
     assert wanted / 1.5 <= left <= 1.5 * wanted
 
 
@@ -78,11 +78,11 @@ def test_a_sparse_plan_meets_its_bytes():
     with torch.no_grad():
         model[0].weight[torch.rand_like(model[0].weight) < 0.7] = 0.0
     plan = plan_sparse(model, torch.randn(20, 16), 700)
-    assert 0.95 * 700 <= opq.compress(model, plan=plan).file_bytes <= 700
+    assert 0.95 * 700 <= opq.compress(model, plan).file_bytes <= 700
 
 
-def test_a_sparse_plan_does_not_depend_on_what_was_drawn_before():
-    """In any state of the generators network and inputs give the same plan, so that a run taken up again has its plan."""
+def test_a_sparse_plan_does_not_depend_on_the_global_generator():
+    """Network and inputs give the same plan in any state of the generators, so that a resumed run has its plan."""
     from sparsifying import plan_sparse
 
     model, inputs = network(), torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
@@ -93,8 +93,8 @@ def test_a_sparse_plan_does_not_depend_on_what_was_drawn_before():
     assert plans[0] == plans[1]
 
 
-def test_the_iterative_way_ends_in_codebooks(loader):
-    """As many zeros as asked for, or more, and every weight a multiple of its step, at most 2^(bits - 1) - 1 of them."""
+def test_the_iterative_procedure_ends_in_codebooks(loader):
+    """As many zeros as requested, or more, and every weight a multiple of its step, at most 2^(bits - 1) - 1 of them."""
     from iterative import compress_iteratively
 
     model = network()
@@ -116,7 +116,7 @@ def test_the_iterative_way_ends_in_codebooks(loader):
 
 
 def test_distorted_images_are_images():
-    """Distorting keeps shape, dtype and about the ink."""
+    """Distorting keeps shape, dtype and about the mean intensity."""
     from handwriting import distort
 
     torch.manual_seed(0)
@@ -129,15 +129,15 @@ def test_distorted_images_are_images():
 
 
 @given(good=st.lists(st.booleans(), min_size=1, max_size=40), first=st.integers(0, 39))
-def test_a_walk_ends_where_the_next_few_are_beyond(good, first):
-    """What is found is within, and the next rungs, as many as patience has, are not; no rung is tried twice."""
+def test_a_search_ends_if_the_next_few_settings_are_not_within(good, first):
+    """The setting found is within, and the next PATIENCE settings are not; no setting is tried twice."""
     from peers import PATIENCE, last_within
 
     first, tried = min(first, len(good) - 1), []
 
-    def within(rung):
-        tried.append(rung)
-        return good[rung]
+    def within(setting):
+        tried.append(setting)
+        return good[setting]
 
     last = last_within(len(good), first, within)
     assert len(tried) == len(set(tried))
@@ -150,9 +150,9 @@ def test_a_walk_ends_where_the_next_few_are_beyond(good, first):
         assert set(range(last + 1, min(last + 1 + PATIENCE, len(good)))) <= set(tried)
 
 
-def test_a_unified_codebook_is_paper_mode():
-    """Channel-wise, the ablation's file is paper mode's own; layer-wise, all channels of a layer have one largest code."""
-    from ablations import by_paper, two_stage_plan
+def test_a_unified_codebook_is_that_of_a_two_stage_plan():
+    """Channel-wise, the ablation's plan is opq's own two-stage plan; layer-wise, all channels have one largest code."""
+    from ablations import by_two_stage, two_stage_plan
 
     generator = torch.Generator().manual_seed(0)
     scales = torch.logspace(-1, 0, 16)[:, None]
@@ -162,11 +162,11 @@ def test_a_unified_codebook_is_paper_mode():
     assert len(set(unified.layers["weight"].max_codes)) > 4
     assert len(set(flat.layers["weight"].max_codes)) == 1
     budget = 3000
-    assert 0.99 * budget <= by_paper(state, budget, channel_wise=True).file_bytes <= budget
+    assert 0.99 * budget <= by_two_stage(state, budget, channel_wise=True).file_bytes <= budget
 
 
 def test_stored_weights_are_what_comes_back():
-    """What is stored of pruned integers and codebooks says what comes back: few values, and the asked share of zeros."""
+    """Stored integers and codebooks give the weights that are read back: few values, and the requested share of zeros."""
     import allocation_methods
 
     generator = np.random.default_rng(0)
