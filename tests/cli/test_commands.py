@@ -258,7 +258,7 @@ def test_bad_weights_are_one_line(network, tmp_path, capsys):
     save_file(network, tmp_path / "nan.safetensors")
     status, _, err = run(capsys, "compress", tmp_path / "nan.safetensors", "--ratio", 4, "-o", tmp_path / "new")
     assert status == 1
-    assert "tensor 'fc.weight' (10, 64): 1 of its values are NaN or infinite" in err
+    assert "tensor 'fc.weight' (10, 64): 1 value is NaN or infinite" in err
 
 
 def test_truncated_files_are_refused(source, tmp_path, capsys):
