@@ -1,4 +1,4 @@
-"""docs/method.md: each of its formulas has a test, and that test is there."""
+"""docs/method.md: each of its formulas names a test, and that test exists."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ TEXT = (TESTS.parent / "docs" / "method.md").read_text()
 
 
 def functions():
-    """Names of all tests."""
+    """The names of all tests."""
     return {
         name for path in TESTS.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE)
     }
 
 
 def test_every_test_that_the_document_names_exists():
-    """A formula whose proof was renamed or removed is found."""
+    """A formula whose test was renamed or removed is found."""
     named = set(re.findall(r"`(test_\w+)`", TEXT))
     assert len(named) > 40
     assert named <= functions()

@@ -1,4 +1,4 @@
-"""Networks get the images that their libraries' transforms give; folders are read as torchvision's ImageFolder reads them."""
+"""Preprocessing equals the published transforms; folders are read as by torchvision's ImageFolder."""
 
 import pickle
 import random
@@ -28,7 +28,7 @@ EVALUATE = ["evaluate", "network.py:make", "--data", "images"]
 
 
 def picture(width=300, height=200, seed=0):
-    """An image with edges: of smooth ones every interpolation makes the same."""
+    """An image of noise: on a smooth one all interpolations would agree."""
     return image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -44,7 +44,7 @@ def timm():
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A folder with a network's code and four classes of two images each, which is where commands run."""
+    """The working directory of commands, with the code of a network and four classes of two images each."""
     (tmp_path / "network.py").write_text(NETWORK)
     for number, name in enumerate("abcd"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -56,14 +56,14 @@ def work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "mobilenet_v3_small"])
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (90, 70)])
-def test_torchvision_networks_see_what_their_weights_say(torchvision, name, size):
+def test_torchvision_networks_get_their_published_transform(torchvision, name, size):
     """Bilinear or bicubic, the pixels are those of `weights.transforms()`."""
     transforms = torchvision.models.get_model_weights(name)["DEFAULT"].transforms
     assert torch.equal(of_torchvision(transforms).evaluation(picture(*size)), transforms()(picture(*size)))
 
 
-def test_a_torchvision_network_comes_with_its_transform(torchvision):
-    """By its name it is the same, and for its size, mean and deviation a user's own stand in."""
+def test_a_torchvision_network_by_name_has_its_transform(torchvision):
+    """The published transform, or the user's size, mean and standard deviation in it."""
     transforms = torchvision.models.ResNet18_Weights.DEFAULT.transforms
     assert torch.equal(open_model("torchvision:resnet18").preprocessing.evaluation(picture()), transforms()(picture()))
     named = open_model("torchvision:resnet18", input_size=64, mean=(0.5,), std=(0.25, 0.5, 1.0))
@@ -83,8 +83,8 @@ def test_a_torchvision_network_comes_with_its_transform(torchvision):
     ],
 )
 @pytest.mark.parametrize("size", [(300, 200), (90, 170)])
-def test_timm_networks_see_what_timm_makes_of_their_configuration(timm, changed, size):
-    """Interpolation, crop mode and share, and inputs that are not square, for evaluation as for training."""
+def test_timm_networks_get_their_published_transform(timm, changed, size):
+    """Interpolation, crop mode and crop share, and inputs that are not square, in evaluation and in training."""
     network = timm.create_model("test_resnet")
     config = timm.data.resolve_model_data_config(network) | changed
     got = of_timm(config)
@@ -98,8 +98,8 @@ def test_timm_networks_see_what_timm_makes_of_their_configuration(timm, changed,
     assert torch.equal(*made)
 
 
-def test_a_timm_network_comes_with_its_transform(timm):
-    """By its name it is the same, and a user's own size and mean stand in."""
+def test_a_timm_network_by_name_has_its_transform(timm):
+    """The published transform, or the user's size and mean in it."""
     named = open_model("timm:test_resnet")
     config = timm.data.resolve_model_data_config(named.network)
     assert torch.equal(named.preprocessing.evaluation(picture()), timm.data.create_transform(**config)(picture()))
@@ -108,8 +108,8 @@ def test_a_timm_network_comes_with_its_transform(timm):
     assert torch.equal(named.preprocessing.evaluation(picture()), timm.data.create_transform(**changed)(picture()))
 
 
-def test_grey_images_become_what_a_network_takes(torchvision, timm):
-    """RGB for a network of three channels, grey for one of one channel; as they are for a user's own."""
+def test_grey_images_are_converted_for_the_network(torchvision, timm):
+    """RGB for a network of three channels, grey for a network of one channel; unchanged for a user's own network."""
     grey = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     transforms = torchvision.models.ResNet18_Weights.DEFAULT.transforms
     assert torch.equal(of_torchvision(transforms).evaluation(grey), transforms()(image.fromarray(grey).convert("RGB")))
@@ -122,8 +122,8 @@ def test_grey_images_become_what_a_network_takes(torchvision, timm):
             assert torch.allclose(tensor, (torch.from_numpy(grey / 255.0).float() - 0.5) / 0.25)
 
 
-def test_networks_of_ones_own_get_the_centre(torchvision):
-    """It is what torchvision's preset for classifiers gives."""
+def test_other_networks_get_the_centre_crop(torchvision):
+    """That of torchvision's preset for classifiers."""
     got = plain(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms
     expected = preset(crop_size=64, resize_size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -135,7 +135,7 @@ def test_networks_of_ones_own_get_the_centre(torchvision):
 @pytest.mark.parametrize("kind", ["plain", "torchvision", "timm"])
 @pytest.mark.parametrize("size", [(300, 200), (32, 32), (40, 24)])
 def test_training_images_have_the_size_and_follow_the_seed(torchvision, timm, kind, size):
-    """The same seeds give the same image, others another; all may be pickled, as processes that are not forked need it."""
+    """Equal seeds give equal images. All transforms can be pickled, for worker processes that are not forked."""
     transforms = torchvision.models.ResNet18_Weights.DEFAULT.transforms
     config = timm.data.resolve_model_data_config(timm.create_model("test_resnet"))
     makers = {
@@ -155,8 +155,8 @@ def test_training_images_have_the_size_and_follow_the_seed(torchvision, timm, ki
     assert len({drawn(seed).sum().item() for seed in range(8)}) > 4
 
 
-def test_small_images_are_shifted_and_mirrored():
-    """By up to an eighth of their size, zeros coming in; without a size larger ones are too, and stay as large as they are."""
+def test_small_images_are_shifted_and_flipped():
+    """By at most 1/8 of their size, padded with zeros. Without an input size larger images are too, and keep their size."""
     pixels = np.arange(1, 1 + 16 * 8, dtype=np.uint8).reshape(16, 8, 1)
     shifts = {(top, left) for top in range(5) for left in range(3)}
     padded = np.pad(pixels[..., 0], ((2, 2), (1, 1)))
@@ -170,7 +170,7 @@ def test_small_images_are_shifted_and_mirrored():
 
 
 def test_folders_are_read_as_torchvision_reads_them(torchvision, work):
-    """The same files in the same classes, however deep and with all of its suffixes."""
+    """The same files in the same classes, in deeper folders too and with all suffixes."""
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -178,7 +178,7 @@ def test_folders_are_read_as_torchvision_reads_them(torchvision, work):
     (work / "images" / "b" / "more" / "deeper").mkdir(parents=True)
     for number, place in enumerate(("b/more/x.tif", "b/more/deeper/y.PPM", "d/z.bmp", "a/w.webp", "a/v.jpeg")):
         picture(32, 32, number).save(work / "images" / place)
-    (work / "images" / "c" / "notes.txt").write_text("no image")
+    (work / "images" / "c" / "notes.txt").write_text("not an image")
     ours = open_images("images", plain(), training=False).dataset
     theirs = ImageFolder("images", transform=plain().evaluation)
     assert len(ours) == len(theirs) == 13
@@ -188,21 +188,21 @@ def test_folders_are_read_as_torchvision_reads_them(torchvision, work):
 
 
 def test_sixteen_bit_greys_keep_their_greys(tmp_path):
-    """They are scaled to 8 bits, not clipped."""
+    """They are scaled to 8 bits, not clipped to 255."""
     ramp = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
     image.fromarray(ramp).save(tmp_path / "ramp.png")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "ramp.png"))[..., 0], ramp // 257)
 
 
 def broken_png():
-    """Four pixels wide, its pixels damaged."""
+    """A file four pixels wide with damaged pixels."""
     return (
         b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)) + b"\0\0\0\5\x8d\x03\x98\xa6damag"
     )
 
 
 def huge_png():
-    """A header that tells of 400 million pixels."""
+    """A file whose header declares 400 million pixels."""
     start = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0))
     return start + _chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + _chunk(b"IEND", b"")
 
@@ -222,38 +222,38 @@ def _chunk(kind, data):
     ],
     ids=["nothing", "in a worker", "broken", "huge", "text"],
 )
-def test_what_is_no_image_is_told_in_a_line(work, capsys, name, content, workers):
-    """With the file's name, whichever process reads it."""
+def test_invalid_images_are_an_error(work, capsys, name, content, workers):
+    """The message has one line and names the file, whichever process reads it."""
     (work / "images" / "a" / name).write_bytes(content)
     assert main([*EVALUATE, "--workers", str(workers)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("opq: error: cannot read images/a/0.")
-    assert ": not an image: " in error
+    assert ": it is not a valid image: " in error
     assert error.count("\n") == 1
 
 
-def test_sizes_that_differ_are_told_in_a_line(work, capsys):
-    """To evaluate as to calibrate."""
+def test_images_of_different_sizes_are_an_error(work, capsys):
+    """In evaluate as in calibrate."""
     picture(32, 40).save(work / "images" / "a" / "0.png")
     assert main(EVALUATE) == 1
     error = capsys.readouterr().err
     assert error == (
-        "opq: error: cannot read images: images are of different sizes, and the network does not tell its own; "
+        "opq: error: cannot read images: images have different sizes, and the network has no input size of its own; "
         "give --input-size\n"
     )
-    assert main(["compress", "network.py:make", "--calibrate", "images", "--ratio", "3", "-o", "a.opq"]) == 1
+    assert main(["calibrate", "network.py:make", "--images", "images", "--ratio", "3", "-o", "a.opq"]) == 1
     assert capsys.readouterr().err == error
 
 
 def test_an_npz_file_needs_neither_torchvision_nor_pillow(work, monkeypatch, capsys):
-    """With a network of the user's own, to evaluate as to finetune; image files name the extra."""
+    """With a network of the user's own, evaluate, finetune and calibrate run; image files need the extra opq[models]."""
     arrays = {f"x_{part}": np.zeros((8, 16, 16, 3), np.uint8) for part in ("train", "test")}
     np.savez("images.npz", **arrays, y_train=np.zeros(8, int), y_test=np.zeros(8, int))
     _hide(monkeypatch, "torchvision", "PIL", "timm")
     assert main(["evaluate", "network.py:make", "--data", "images.npz"]) == 0
     command = "finetune network.py:make --data images.npz --batch 4 --epochs 1 --ratio 3 -o a.opq"
     assert main(command.split()) == 0
-    command = "compress network.py:make --calibrate drawn --input-size 16 --ratio 3 -o b.opq"
+    command = "calibrate network.py:make --images synthetic --input-size 16 --ratio 3 -o b.opq"
     assert main(command.split()) == 0
     capsys.readouterr()
     for data in ("images", "images.npz --input-size 16"):
@@ -264,8 +264,8 @@ def test_an_npz_file_needs_neither_torchvision_nor_pillow(work, monkeypatch, cap
         assert "pip install 'opq[models]'" in capsys.readouterr().err
 
 
-def test_a_torchvision_of_another_build_is_told_in_a_line(work, monkeypatch, capsys):
-    """With what to do about it."""
+def test_a_torchvision_of_another_build_is_an_error(work, monkeypatch, capsys):
+    """The message has one line and says what to install."""
     _hide(monkeypatch, "torchvision", "timm")
     for name in ("torchvision", "timm"):
         monkeypatch.delitem(sys.modules, name)
@@ -274,15 +274,15 @@ def test_a_torchvision_of_another_build_is_told_in_a_line(work, monkeypatch, cap
     for model in ("torchvision:resnet18", "timm:test_resnet", "network.py:make --input-size 16"):
         assert main(f"evaluate {model} --data images".split()) == 1
         error = capsys.readouterr().err
-        assert "does not load (operator torchvision::nms does not exist)" in error
-        assert "torchvision was built for another build of PyTorch; install" in error
+        assert "cannot be imported (operator torchvision::nms does not exist)" in error
+        assert "torchvision was built for another build of PyTorch; reinstall" in error
         assert error.count("\n") == 1
     with pytest.raises(opq.OpqError, match="another build"):
         load_library("torchvision", "images")
 
 
 def _hide(monkeypatch, *names):
-    """Make modules as if they were not installed."""
+    """Make importing these modules fail, as if they were not installed."""
     for loaded in list(sys.modules):
         if loaded.partition(".")[0] in names:
             monkeypatch.delitem(sys.modules, loaded)

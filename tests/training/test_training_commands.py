@@ -1,8 +1,9 @@
-"""`opq finetune` and `opq evaluate`, and the networks and images that they find by name."""
+"""The commands that take a network: finetune, calibrate, search and evaluate; networks by name, and images."""
 
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def make():
     )
 
 def text():
-    return "no network"
+    return "not a network"
 """
 
 DATACLASS = """
@@ -47,7 +48,7 @@ def broken():
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A folder with a network's code and images in an .npz file, which is where commands run."""
+    """The working directory of commands, with the code of a network and images in .npz files."""
     rng = np.random.default_rng(0)
     (tmp_path / "network.py").write_text(NETWORK)
     arrays = {f"x_{part}": rng.integers(0, 256, (40, 12, 12), dtype=np.uint8) for part in ("train", "test")}
@@ -62,32 +63,11 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_finetune_writes_the_file_and_goes_on_from_it(work, capsys):
-    """From a target, then from the file: each file is whole and within its size; the second has the masks of the first."""
-    assert (
-        main(
-            [
-                "finetune",
-                "network.py:make",
-                "--data",
-                "images.npz",
-                "--epochs",
-                "2",
-                "--ratio",
-                "4",
-                "--batch",
-                "16",
-                "-o",
-                "a.opq",
-                "--run",
-                "run",
-            ]
-        )
-        == 0
-    )
-    printed = capsys.readouterr().out
-    assert printed.startswith("a.opq: ")
-    assert "asked for" in printed
+def test_finetune_writes_a_file_and_starts_from_it(work, capsys):
+    """From a target, then from the file: each file is valid and within its size; the second has the masks of the first."""
+    command = "finetune network.py:make --data images.npz --epochs 2 --ratio 4 --batch 16 -o a.opq --run run"
+    assert main(command.split()) == 0
+    assert re.fullmatch(r"a\.opq: [0-9.]+ kB, 4\.[0-9]x smaller than .* under the budget of .*\n", capsys.readouterr().out)
     assert (work / "run" / "history.jsonl").read_text().count("\n") == 2
     again = "finetune network.py:make --weights a.opq --from a.opq --data images.npz --epochs 1 --batch 16 -o b.opq"
     assert main(again.split()) == 0
@@ -99,20 +79,70 @@ def test_finetune_writes_the_file_and_goes_on_from_it(work, capsys):
                 np.testing.assert_array_equal(first[entry.name].codes != 0, second[entry.name].codes != 0)
 
 
-def test_open_epochs_are_asked_for_by_their_number(work, capsys):
-    """--open-epochs reaches the run; where the file's masks are kept it is refused, in one line."""
+def test_settings_of_training_reach_the_library(work, capsys):
+    """The options are the fields of TrainingConfig. Masks of a file are kept, so that updating them is an error."""
     common = "finetune network.py:make --data images.npz --epochs 3 --batch 16"
-    assert main(f"{common} --ratio 4 --open-epochs 2 --run run -o a.opq".split()) == 0
-    assert json.loads((work / "run" / "arguments.json").read_text())["open_epochs"] == 2
+    settings = "--mask-update-epochs 2 --label-weight 0.25 --learning-rate 0.01 --seed 3"
+    assert main(f"{common} --ratio 4 {settings} --run run -o a.opq".split()) == 0
+    training = json.loads((work / "run" / "arguments.json").read_text())["training"]
+    expected = opq.TrainingConfig(epochs=3, mask_update_epochs=2, label_weight=0.25, learning_rate=0.01, seed=3)
+    assert training == json.loads(json.dumps(expected.describe()))
     capsys.readouterr()
-    assert main(f"{common} --from a.opq --open-epochs 1 -o b.opq".split()) == 1
+    assert main(f"{common} --from a.opq --mask-update-epochs 1 -o b.opq".split()) == 1
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0
-    assert "the file's are kept" in error
+    assert "mask_update_epochs must be 0" in error
 
 
-def test_a_network_without_weights_is_the_same_each_time(work):
-    """Random weights are the same ones in each process, so that the same command goes on from its folder."""
+def test_finetune_follows_a_plan_or_a_config(work):
+    """--plan keeps the plan's steps, and --config stands for the same options."""
+    torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
+    common = "finetune network.py:make --weights a.pt --data images.npz --epochs 1 --batch 16"
+    assert main(["plan", "a.pt", "--ratio", "4", "--rounding", "deadzone", "-o", "plan.json"]) == 0
+    assert main(f"{common} --plan plan.json -o a.opq".split()) == 0
+    plan = opq.Plan.from_json((work / "plan.json").read_text())
+    with opq.OpqFile("a.opq") as file:
+        assert {entry.name: entry.step for entry in file.entries if entry.step} == {
+            name: layer.step for name, layer in plan.layers.items()
+        }
+    (work / "config.json").write_text(opq.CompressionConfig(target=opq.Ratio(4), auxiliary="float16").to_json())
+    assert main(f"{common} --config config.json -o b.opq".split()) == 0
+    assert main(f"{common} --ratio 4 --auxiliary float16 -o c.opq".split()) == 0
+    assert (work / "b.opq").read_bytes() == (work / "c.opq").read_bytes()
+
+
+def test_search_finds_the_smallest_file(work, capsys):
+    """The file, and the line about it, are those of `opq.compress_to_accuracy`; each tried file is a line on stderr."""
+    torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
+    common = "search network.py:make --weights a.pt --data images.npz --max-drop 5"
+    assert main(f"{common} --auxiliary float16 -o a.opq".split()) == 0
+    printed = capsys.readouterr()
+    network = open_model("network.py:make", "a.pt").network
+    loader = open_images("images.npz", plain(), training=False)
+    found = opq.compress_to_accuracy(network, loader, max_drop=5, auxiliary="float16")
+    assert (work / "a.opq").read_bytes() == found.compressed.data
+    assert printed.out == f"a.opq: {found.compressed}, top-1 drop {found.best.drop:.2f} points\n"
+    assert printed.err.count("top-1 drop") == len(found.trials)
+
+
+def test_calibrate_makes_the_file_of_the_library(work, capsys):
+    """On a folder of images, on a part of it, and on synthetic ones."""
+    torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
+    network = open_model("network.py:make", "a.pt", input_size=12, mean=(0.5,)).network
+    images = torch.stack([image for image, _ in open_images("images.npz", plain(), training=False).dataset])
+    common = "calibrate network.py:make --weights a.pt --ratio 4 --force -o a.opq"
+    assert main(f"{common} --images images.npz --num-images 40".split()) == 0
+    assert re.fullmatch(r"a\.opq: [0-9.]+ kB, 4\.[0-9]x smaller than .* zeros\)\n", capsys.readouterr().out)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert (work / "a.opq").read_bytes() == opq.calibrate(network, images[order]).compress(ratio=4).data
+    assert main(f"{common} --images images.npz --num-images 9".split()) == 0
+    assert (work / "a.opq").read_bytes() == opq.calibrate(network, images[order[:9]]).compress(ratio=4).data
+    assert main(f"{common} --images synthetic --input-size 12 --mean 0.5 --std 0.25".split()) == 0
+    assert (work / "a.opq").read_bytes() == opq.calibrate(network, shape=(1, 12, 12)).compress(ratio=4).data
+
+
+def test_initial_weights_are_the_same_each_time(work):
+    """Random initial weights are the same in each process, so that the same command resumes from its folder."""
     command = "finetune network.py:make --data images.npz --ratio 4 --epochs 1 --batch 16 --run run --force -o a.opq"
     torch.manual_seed(1)
     assert main(command.split()) == 0
@@ -122,23 +152,24 @@ def test_a_network_without_weights_is_the_same_each_time(work):
     assert (work / "a.opq").read_bytes() == first
 
 
-def test_finetune_begins_at_a_calibrated_file(work):
-    """--calibrate gives the masks and steps that `opq compress --calibrate` has at the target less the reserve."""
+def test_finetune_starts_from_a_calibrated_file(work):
+    """--calibrate gives the masks and steps of `opq calibrate` at the target less the reserve."""
     torch.save(open_model("network.py:make").network.state_dict(), "a.pt")
-    informed = "network.py:make --weights a.pt --calibrate images.npz --images 9"
-    asked = f"finetune {informed} --data images.npz --batch 16 --epochs 1 --size 4000 --run run -o a.opq"
-    assert main(asked.split()) == 0
-    assert main(f"compress {informed} --size {math.floor(4000 * (1.0 - 0.07))} -o b.opq".split()) == 0
+    network = "network.py:make --weights a.pt --num-images 9"
+    options = "--calibrate images.npz --data images.npz --batch 16 --epochs 1 --size 4000 --run run -o a.opq"
+    assert main(f"finetune {network} {options}".split()) == 0
+    size = math.floor(4000 * (1.0 - opq.TrainingConfig(epochs=1).reserve))
+    assert main(f"calibrate {network} --images images.npz --size {size} -o b.opq".split()) == 0
     with opq.OpqFile("run/start.opq") as first, opq.OpqFile("b.opq") as second, opq.OpqFile("a.opq") as trained:
         for entry in first.entries:
             if entry.storage == "codes":
                 np.testing.assert_array_equal(first[entry.name].codes, second[entry.name].codes)
                 np.testing.assert_array_equal(first[entry.name].codes != 0, trained[entry.name].codes != 0)
-                assert first[entry.name].step == trained[entry.name].step
+                assert first[entry.name].codebook == trained[entry.name].codebook
 
 
 def test_evaluate_compares_with_the_dense_network(work, capsys):
-    """The numbers are the library's, for the network as it comes and as the file has it."""
+    """The numbers are those of `opq.evaluate`, for the dense network and for the network with the file's weights."""
     network = open_model("network.py:make").network
     opq.torch.save_model(network, "a.opq", ratio=4.0)
     torch.save(network.state_dict(), "a.pt")
@@ -153,8 +184,8 @@ def test_evaluate_compares_with_the_dense_network(work, capsys):
     assert "agreement %" in capsys.readouterr().out
 
 
-def test_images_of_different_sizes_are_told_in_a_line(work, capsys):
-    """A network that does not tell how large its images are needs them alike, or --input-size."""
+def test_images_of_different_sizes_are_an_error(work, capsys):
+    """A network without an input size needs images of one size, or --input-size."""
     image = pytest.importorskip("PIL.Image")
     (work / "mixed").mkdir()
     for width in (12, 14):
@@ -164,15 +195,15 @@ def test_images_of_different_sizes_are_told_in_a_line(work, capsys):
 
 
 def test_a_file_of_code_is_run_as_python_runs_it(work):
-    """Dataclasses find their module; an error of the user's own code is not taken for a missing factory."""
+    """Dataclasses find their module; an error in the user's code is not reported as a missing factory."""
     (work / "other.py").write_text(DATACLASS)
     assert open_model("other.py:make").network.in_features == 4
     with pytest.raises(AttributeError, match="absent"):
         open_model("other.py:broken")
 
 
-def test_a_factory_may_import_what_lies_beside_it(work):
-    """While it runs as well as while its file is loaded; what is not there is told in one line."""
+def test_a_factory_may_import_modules_of_its_folder(work):
+    """While it runs, and while its file is loaded; a missing module is a ModelError."""
     (work / "code").mkdir()
     (work / "code" / "beside.py").write_text("width = 5")
     code = "from torch import nn\ndef make():\n    from beside import width\n    return nn.Linear(width, 2)\n"
@@ -185,36 +216,51 @@ def test_a_factory_may_import_what_lies_beside_it(work):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ("evaluate network --data images.npz", 1, "expected torchvision:NAME, timm:NAME"),
+        ("evaluate network --data images.npz", 1, "MODEL must be torchvision:NAME, timm:NAME"),
         ("evaluate network.py:absent --data images.npz", 1, "there is no 'absent' in network.py"),
         ("evaluate absent.py:make --data images.npz", 1, "there is no file absent.py"),
         ("evaluate no_such_package:make --data images.npz", 1, "No module named 'no_such_package'"),
-        ("evaluate network.py:text --data images.npz", 1, "expected it to give a torch module, got str"),
-        ("evaluate network.py:make --data absent", 1, "no such folder"),
-        ("evaluate network.py:make --data . ", 1, "there are no images"),
-        ("evaluate network.py:make --data images.npz --mean a,b", 2, "expected numbers with commas between"),
-        ("evaluate network.py:make --data images.npz --weights absent.pt", 1, "there is no file 'absent.pt'"),
-        ("finetune network.py:make --data images.npz --epochs 1 -o a.opq", 2, "Give one target"),
+        ("evaluate network.py:text --data images.npz", 1, "the factory must return a torch module, got str"),
+        ("evaluate network.py:make --data absent", 1, "there is no such folder"),
+        ("evaluate network.py:make --data . ", 1, "it holds no images"),
+        ("evaluate network.py:make --data images.npz --mean a,b", 2, "--mean must be numbers separated by commas, got 'a,b'"),
+        (
+            "evaluate network.py:make --data images.npz --weights absent.pt",
+            1,
+            "weights must be an existing file, got 'absent.pt'",
+        ),
+        ("finetune network.py:make --data images.npz --epochs 1 -o a.opq", 2, "Give exactly one target"),
         ("finetune network.py:make --data images.npz --epochs 1 --from a.opq --plan p -o a.opq", 2, "give one of them"),
         ("finetune network.py:make --data images.npz --epochs 1 --ratio 4 -o network.py", 1, "it exists"),
         (
-            "finetune network.py:make --data images.npz --epochs 1 --ratio 4 --images 9 -o a.opq",
+            "calibrate network.py:make --images synthetic --num-images 9 --ratio 4 -o a.opq",
             2,
-            "--images goes with --calibrate",
+            "--num-images requires a folder of images",
         ),
         (
             "finetune network.py:make --data images.npz --epochs 1 --from b --calibrate d -o a.opq",
             2,
-            "and so do --from and --plan",
+            "--calibrate and --from both determine masks and steps",
         ),
+        ("calibrate network.py:make --images synthetic --ratio 4 -o a.opq", 2, "give --input-size"),
+        ("calibrate network.py:make --images images.npz --sparsity 0.5 --bits 3 -o a.opq", 1, "give a ratio or a size"),
+        ("search network.py:make --data images.npz --max-drop 1 --ratio 3 -o a.opq", 2, "No such option"),
+        ("evaluate network.py:make --data images.npz --std 0", 2, "--std must be positive, got '0'"),
+        ("evaluate network.py:make --data images.npz --mean 1,2", 2, "--mean must be one or three finite numbers, got '1,2'"),
+        ("evaluate network.py:make --data images.npz --device abacus", 2, "--device must be an available device, got 'abacus'"),
+        ("finetune network.py:make --data images.npz --epochs 1 --from b --ratio 3 -o a.opq", 2, "leave out --ratio"),
         ("evaluate network.py:make --data colours.npz", 1, "the network fails on a batch of (40, 3, 12, 12)"),
         ("finetune network.py:make --data colours.npz --epochs 1 --ratio 4 -o a.opq", 1, "the network fails on a batch"),
-        ("finetune network.py:make --data many.npz --epochs 1 --ratio 4 --labels 0.5 -o a.opq", 1, "labels go from"),
-        ("finetune network.py:make --data images.npz --epochs 1 --plan images.npz -o a.opq", 1, "images.npz is not text"),
+        ("finetune network.py:make --data many.npz --epochs 1 --ratio 4 --label-weight 0.5 -o a.opq", 1, "labels go from"),
+        (
+            "finetune network.py:make --data images.npz --epochs 1 --plan images.npz -o a.opq",
+            1,
+            "images.npz must be a JSON file",
+        ),
     ],
 )
-def test_mistakes_end_in_one_line(work, capsys, arguments, status, message):
-    """What a user gets wrong is told in a line: status 1 for what is not there, 2 for wrong usage."""
+def test_errors_of_the_user_are_explained(work, capsys, arguments, status, message):
+    """The message is on stderr. The exit status is 1 for an error and 2 for wrong usage."""
     assert main(arguments.split()) == status
     captured = capsys.readouterr()
     assert message in captured.err
@@ -223,14 +269,14 @@ def test_mistakes_end_in_one_line(work, capsys, arguments, status, message):
 
 @pytest.mark.filterwarnings("ignore")
 def test_networks_of_libraries_come_with_their_preprocessing():
-    """Torchvision's and timm's networks are found by name, and say how they want their images."""
+    """Networks of torchvision and timm are found by name, with the published preprocessing."""
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
     small = open_model("torchvision:squeezenet1_1")
     assert small.preprocessing.shape == (3, 224, 224)
     other = open_model("timm:test_resnet")
     assert other.preprocessing.shape == (3, 160, 160)
-    with pytest.raises(opq.ModelError, match=r"no classifier of images.*SemanticSegmentation"):
+    with pytest.raises(opq.ModelError, match=r"must be an image classifier.*SemanticSegmentation"):
         open_model("torchvision:lraspp_mobilenet_v3_large")
     with pytest.raises(opq.ModelError, match="no_such_network"):
         open_model("torchvision:no_such_network")
@@ -239,7 +285,7 @@ def test_networks_of_libraries_come_with_their_preprocessing():
 
 
 def test_folders_of_images(tmp_path):
-    """A folder a class gives labels in order of names; images alone have none; the centre is cut out, or random parts."""
+    """One folder per class gives labels in order of names; images alone have none. Hidden files are ignored."""
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("torchvision")
     for number, name in enumerate(("cat", "dog", "cat", "ant")):
@@ -257,15 +303,15 @@ def test_folders_of_images(tmp_path):
     assert inputs.shape == (2, 3, 32, 32)
     assert not rest
     (tmp_path / "train" / ".hidden").mkdir()
-    (tmp_path / "train" / "ant" / "._3.png").write_bytes(b"what a file system keeps beside an image")
+    (tmp_path / "train" / "ant" / "._3.png").write_bytes(b"metadata of a file system")
     (_, labels), *_ = loader = open_images(tmp_path / "train", want, training=False)
     assert labels.tolist() == [0, 1, 1, 2]
-    assert len(pickle.loads(pickle.dumps(loader.dataset))) == 4  # as workers that are not forked get it
+    assert len(pickle.loads(pickle.dumps(loader.dataset))) == 4  # as for workers that are not forked
 
 
 def test_arrays_of_images_have_one_channel_or_three(tmp_path):
-    """Channels stand last; an array that has them elsewhere is refused in one line."""
+    """The channels are the last axis; an array with another number there is refused."""
     for shape in ((4, 3, 16, 16), (4, 16, 16, 4)):
         np.savez(tmp_path / "images.npz", x_test=np.zeros(shape, np.uint8), y_test=np.zeros(4, np.int64))
-        with pytest.raises(opq.SourceError, match="expected 1 or 3 channels behind height and width"):
+        with pytest.raises(opq.SourceError, match="must have 1 or 3 channels in its last axis"):
             open_images(tmp_path / "images.npz", plain(), training=False)
