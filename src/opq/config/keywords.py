@@ -75,7 +75,7 @@ def without_target(options: Mapping[str, Any], caller: str, reason: str) -> dict
         TargetError: A target is given.
     """
     refuse_unknown(caller, options, CompressionOptions.__annotations__)
-    if given := [key for key in _TARGET_OPTIONS if options.get(key) not in (None, False)]:
+    if given := [key for key in _TARGET_OPTIONS if options.get(key) is not None and options[key] is not False]:
         raise TargetError(f"{given[0]} must not be given: {reason}")
     return {key: value for key, value in options.items() if key not in _TARGET_OPTIONS and value is not None}
 
