@@ -1,9 +1,8 @@
-"""Laws of the smallest file within a drop, of the search behind it, and of `opq compress` on a network that is at hand."""
+"""Laws of the search for the smallest file within a drop of accuracy."""
 
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,25 +11,14 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.cli.main import main
 from opq.evaluation.accuracy_search import find_ratio
-
-NETWORK = """
-import torch
-from torch import nn
-
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
-    )
-"""
 
 
 @given(st.floats(0.1, 9e3), st.floats(0.005, 0.3))
-def test_the_search_ends_close_under_the_highest_ratio_that_is_within(limit, tolerance):
-    """Where the drop rises with the ratio: within the drop, and no more than the tolerance under what is; in few steps."""
+def test_the_search_ends_close_below_the_highest_ratio(limit, tolerance):
+    """If the drop rises with the ratio, the result is within the drop, within the tolerance of the best, and found in few
+    steps.
+    """
     asked = []
 
     def drop_at(ratio):
@@ -42,19 +30,19 @@ def test_the_search_ends_close_under_the_highest_ratio_that_is_within(limit, tol
         assert found == 0.0
     else:
         assert found <= limit <= found * (1.0 + tolerance)
-    brackets = 2 + abs(math.log2(limit / 10.0))
-    assert len(asked) <= brackets + 1 + math.ceil(math.log2(math.log(2.0) / math.log1p(tolerance)))
+    num_brackets = 2 + abs(math.log2(limit / 10.0))
+    assert len(asked) <= num_brackets + 1 + math.ceil(math.log2(math.log(2.0) / math.log1p(tolerance)))
 
 
-def test_a_search_in_which_all_is_within_or_nothing_ends():
-    """At the ends of the ratios that are tried at all."""
+def test_a_search_without_a_border_ends():
+    """If every ratio is within the drop, or none, the search ends at the end of its range."""
     assert find_ratio(lambda ratio: 0.0, 1.0, 0.03) == 1e4
     assert find_ratio(lambda ratio: math.inf, 1.0, 0.03) == 0.0
 
 
 @pytest.fixture(scope="module")
 def task():
-    """A network that tells which of eight prototypes an input is nearest to, and noisy inputs with labels."""
+    """A network that classifies inputs by the nearest of eight prototypes, and noisy inputs with labels."""
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randn(8, 64, generator=generator)
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
@@ -70,7 +58,7 @@ def task():
 
 @pytest.mark.parametrize("max_drop", [0.5, 3.0])
 def test_the_file_is_within_the_drop_and_the_next_smaller_one_is_not(task, max_drop):
-    """What the file holds, evaluated anew, is within the drop; a file 3% smaller than it was tried, and lost more."""
+    """The network in the file is within the drop; a file about 3% smaller was tried and lost more."""
     model, loader = task
     seen = []
     found = opq.compress_to_accuracy(model, loader, max_drop=max_drop, report=seen.append)
@@ -85,13 +73,13 @@ def test_the_file_is_within_the_drop_and_the_next_smaller_one_is_not(task, max_d
 
 
 def test_a_larger_drop_gives_no_larger_file(task):
-    """More points allowed, fewer bytes or as many."""
+    """The size does not grow with the allowed drop."""
     sizes = [opq.compress_to_accuracy(*task, max_drop=drop).compressed.file_bytes for drop in (0.0, 1.0, 10.0)]
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_the_finest_file_is_tried_where_the_lowest_ratio_is_out_of_reach(monkeypatch):
-    """Codes end before ratio 1.25: a network that loses too much at 2.5 may be within the drop at the finest steps."""
+def test_the_finest_file_is_tried_if_the_lowest_ratio_is_out_of_reach(monkeypatch):
+    """Even the finest steps give a file smaller than ratio 1.25: that file is tried if ratio 2.5 loses too much."""
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 256, bias=False))
     with torch.no_grad():
@@ -110,98 +98,82 @@ def test_the_finest_file_is_tried_where_the_lowest_ratio_is_out_of_reach(monkeyp
     assert found.compressed.file_ratio < 2.5
 
 
+class RecordingCalibration(opq.Calibration):
+    """A calibration that records the configs of its files."""
+
+    def compress(self, config=None, **options):
+        """As Calibration.compress."""
+        compressed = super().compress(config, **options)
+        self.configs.append(config)
+        return compressed
+
+
 def test_a_calibrated_search_uses_the_calibration(task):
-    """With a calibration the file is what the calibration makes, and as far within the drop."""
+    """With a calibration the file is one that the calibration makes, and is within the drop."""
     model, loader = task
     calibration = opq.calibrate(model, torch.cat([inputs for inputs, _ in loader])[:100])
-    found = opq.compress_to_accuracy(model, loader, max_drop=2.0, calibration=calibration, tolerance=0.2)
+    recording = RecordingCalibration(**vars(calibration))
+    object.__setattr__(recording, "configs", [])
+    found = opq.compress_to_accuracy(model, loader, max_drop=2.0, calibration=recording, tolerance=0.2, exclude=["1.*"])
     assert found.best.drop <= 2.0
-    ratio = found.best.compressed.plan.target["ratio"]
-    assert found.compressed.data == calibration.compress(ratio=ratio).data
+    assert len(recording.configs) == len(found.trials)
+    assert {config.exclude for config in recording.configs} == {("1.*",)}
+    config = recording.configs[found.trials.index(found.best)]
+    assert found.compressed.data == calibration.compress(config).data
 
 
-def test_what_cannot_be_searched_for_is_said(task):
-    """No labels, a target of its own, a drop below zero, one that no file keeps: each is an error that says so."""
+def test_settings_of_a_config_reach_every_file(task):
+    """Keywords other than the target are those of `opq.compress`."""
     model, loader = task
-    with pytest.raises(opq.TargetError, match="loader must give labels"):
-        opq.compress_to_accuracy(model, [inputs for inputs, _ in loader])
-    with pytest.raises(opq.TargetError, match="leave ratio out"):
-        opq.compress_to_accuracy(model, loader, ratio=4)
-    with pytest.raises(opq.TargetError, match="leave sparsity out"):
-        opq.compress_to_accuracy(model, loader, sparsity=0.0)
-    with pytest.raises(opq.TargetError, match=r"max_drop \(=-1.0\) must be >= 0"):
-        opq.compress_to_accuracy(model, loader, max_drop=-1.0)
-    worse = [(inputs, model(inputs).argmax(1)) for inputs, _ in loader]  # the dense network is always right
-    with pytest.raises(opq.TargetError, match=r"no file loses at most 0 points of top-1: at ratio [\d.]+ it loses"):
-        opq.compress_to_accuracy(model, worse, max_drop=0.0, overrides={"1.weight": {"bits": 0.05}})
+    found = opq.compress_to_accuracy(model, loader, max_drop=1.0, rounding="deadzone", exclude=["1.*"])
+    for trial in found.trials:
+        assert trial.compressed.data == opq.compress(model, trial.compressed.plan).data
+        assert list(trial.compressed.plan.layers) == ["0.weight"]
+        assert {layer.rounding for layer in trial.compressed.plan.layers.values()} == {"deadzone"}
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    """A folder with a network's code and images in an .npz file, which is where commands run."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "network.py").write_text(NETWORK)
-    arrays = {f"x_{part}": rng.integers(0, 256, (40, 12, 12), dtype=np.uint8) for part in ("train", "test")}
-    arrays |= {f"y_{part}": rng.integers(0, 10, 40) for part in ("train", "test")}
-    np.savez(tmp_path / "images.npz", **arrays)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-GREY = "--mean 0.5 --std 0.25"
-
-
-@pytest.mark.parametrize("inputs", ["images.npz", "drawn --input-size 12"])
-def test_compress_calibrates_a_named_network(work, capsys, inputs):
-    """The file is whole and within its size, and the same at every run; on images, and on drawn ones."""
-    for name in ("a.opq", "b.opq"):
-        assert main(f"compress network.py:make --calibrate {inputs} {GREY} --ratio 3 -o {name}".split()) == 0
-    opq.verify("a.opq")
-    assert capsys.readouterr().out.startswith("a.opq: ")
-    assert (work / "a.opq").read_bytes() == (work / "b.opq").read_bytes()
-    assert (work / "a.opq").stat().st_size <= 4 * (16 * 9 + 16 * 5 + 24 * 16 * 9 + 24 + 240 + 10) / 3 + 8
-
-
-@pytest.mark.parametrize("calibrated", ["", "--calibrate images.npz"])
-def test_compress_finds_the_smallest_file_within_a_drop(work, capsys, calibrated):
-    """What `opq evaluate` says of the file is within the drop of what it says of the network; trials are told on stderr."""
-    command = f"compress network.py:make --max-drop 5 --data images.npz {GREY} {calibrated} -o a.opq"
-    assert main(command.split()) == 0
-    assert "top-1 falls by" in capsys.readouterr().err
-    assert main(f"evaluate network.py:make a.opq --data images.npz {GREY} --json".split()) == 0
-    import json
-
-    results = json.loads(capsys.readouterr().out)
-    assert results["dense"]["top1"] - results["file"]["top1"] <= 5.0
+def test_a_result_prints_its_trials(task):
+    """The table has a row per file, and the last line is the best one; the network is unchanged and keeps its mode."""
+    model, loader = task
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = opq.compress_to_accuracy(model, loader, max_drop=1.0)
+    lines = str(found).splitlines()
+    assert len([line for line in lines if any(f"{t.compressed.file_bytes:,}" in line for t in found.trials)]) >= len(
+        found.trials
+    )
+    assert lines[-1] == f"best: {found.compressed}"
+    assert str(found.compressed) in repr(found)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("options", "message"),
     [
-        ("--max-drop 1", "--max-drop needs --data"),
-        ("--max-drop 1 --data images.npz --ratio 3", "--max-drop finds the size"),
-        ("--calibrate drawn --ratio 3", "give --input-size"),
-        ("--calibrate images.npz --ratio 3 --data images.npz", "--data goes with --max-drop"),
-        ("--calibrate images.npz --lossless", "--lossless keeps every bit"),
-        ("--calibrate images.npz --plan p.json", "leave --calibrate and --max-drop out"),
-        ("--calibrate images.npz --ratio 3 --batch 3", "--batch goes with --max-drop"),
-        ("--calibrate images.npz --ratio 3 --device cpu", "--device goes with --max-drop"),
-        ("--max-drop 1 --data images.npz --images 3", "--images goes with --calibrate DIR"),
-        ("--calibrate drawn --ratio 3 --images 3", "--images goes with --calibrate DIR"),
-        ("--calibrate images.npz --ratio 3 --mean 0,nan,0", "--mean: expected one finite number, or three"),
-        ("--calibrate images.npz --ratio 3 --mean 0,0", "--mean: expected one finite number, or three"),
-        ("--calibrate images.npz --ratio 3 --std 1,0,1", "--std: expected one finite number, or three, > 0"),
-        ("--ratio 3 --weights w.pt", "--weights goes with --calibrate or --max-drop"),
+        ({"ratio": 4}, "ratio must not be given"),
+        ({"size": "1kB"}, "size must not be given"),
+        ({"sparsity": 0.0}, "sparsity must not be given"),
+        ({"bits": 3.0}, "bits must not be given"),
+        ({"lossless": True}, "lossless must not be given"),
+        ({"max_drop": -1.0}, "max_drop .*must be >= 0"),
+        ({"max_drop": math.nan}, "max_drop .*must be >= 0"),
+        ({"tolerance": 0.0}, r"tolerance .*lie in \(0, 1\)"),
+        ({"tolerance": 1.0}, r"tolerance .*lie in \(0, 1\)"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(work, capsys, options, problem):
-    """Each is wrong usage, status 2, and no file is written."""
-    assert main(f"compress network.py:make {options} -o a.opq".split()) == 2
-    assert problem in " ".join(capsys.readouterr().err.split())
-    assert not (work / "a.opq").exists()
+def test_options_that_contradict_are_refused(task, options, message):
+    """A target, a negative drop and a tolerance out of range each raise a TargetError."""
+    with pytest.raises(opq.TargetError, match=message):
+        opq.compress_to_accuracy(*task, **options)
 
 
-def test_images_that_are_not_there_are_told_in_one_line(work, capsys):
-    """A missing folder is an error, status 1."""
-    assert main(["compress", "network.py:make", "--calibrate", "nowhere", "--ratio", "3", "-o", "a.opq"]) == 1
-    assert capsys.readouterr().err == "opq: error: cannot read nowhere: no such folder\n"
+def test_what_cannot_be_searched_for_is_an_error(task):
+    """Without labels, with a drop that no file keeps, or with a keyword that does not exist, the error says so."""
+    model, loader = task
+    with pytest.raises(opq.TargetError, match="labels"):
+        opq.compress_to_accuracy(model, [inputs for inputs, _ in loader])
+    worse = [(inputs, model(inputs).argmax(1)) for inputs, _ in loader]  # the dense network is always right
+    with pytest.raises(opq.TargetError, match=r"no file loses at most 0 points of top-1: at ratio [\d.]+ it loses"):
+        opq.compress_to_accuracy(model, worse, max_drop=0.0, layers={"1.weight": opq.LayerConfig(bits=0.05)})
+    with pytest.raises(TypeError, match=r"compress_to_accuracy\(\) .* 'exclud'; did you mean 'exclude'\?"):
+        opq.compress_to_accuracy(model, loader, exclud=["1.*"])
