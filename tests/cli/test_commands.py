@@ -207,7 +207,7 @@ def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
         (["compress", "{source}", "-o", "{new}", "--ratio", "5000"], "is out of reach; reachable with the selected tensors: "),
         (["compress", "{source}", "-o", "{new}", "--ratio", "0.5"], "is out of reach"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "-1"], "ratio must be positive, from 1e-9 to 1e9, got -1"),
-        (["compress", "{source}", "-o", "{new}", "--lossless", "--auxiliary", "float16"], "not auxiliary"),
+        (["compress", "{source}", "-o", "{new}", "--lossless", "--auxiliary", "float16"], "remove auxiliary"),
         (["compress", "{source}", "-o", "{new}", "--size", "many"], "size must be a positive number of bytes"),
         (["compress", "{source}", "-o", "{new}", "--sparsity", "1.5", "--bits", "3"], "sparsity must lie in [0, 1), got 1.5"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--exclude", "convv"], "matches no weight"),
