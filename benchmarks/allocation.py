@@ -34,7 +34,7 @@ from torch import Tensor
 
 def main() -> int:
     """Measure the rows that are missing; the exit status."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=list(RATIOS), action="append")
     parser.add_argument("--method", choices=list(METHODS), action="append")
     parser.add_argument("--setting", action="append", help="as it is named in the result file")

@@ -82,12 +82,12 @@ def _procedures(dense: nn.Module, loader: Handwriting, sparsity: float) -> list[
     budget = file_bytes(model, steps)
     rows = [_row("iterative", model, budget, PRUNING_EPOCHS + QUANTIZING_EPOCHS, cost)]
     config = opq.CompressionConfig(target=opq.Size(budget))
-    for way, update_epochs in (("opq", None), ("opq, masks fixed", 0)):
+    for method, update_epochs in (("opq", None), ("opq, masks fixed", 0)):
         for epochs in EPOCHS:
             model = copy.deepcopy(dense)
             training = replace(ADAM, epochs=epochs, mask_update_epochs=update_epochs)
             finetuned, cost = _timed(partial(opq.finetune, model, loader, config, training))
-            rows.append(_row(way, model, finetuned.compressed.file_bytes, epochs, cost))
+            rows.append(_row(method, model, finetuned.compressed.file_bytes, epochs, cost))
     return rows
 
 
@@ -119,9 +119,9 @@ def _parts(dense: nn.Module, loader: Handwriting, budget: int) -> list[Row]:
     return [{"way": name, "file_bytes": None, "top1": None, "epochs": None, **cost._asdict()} for name, cost in medians.items()]
 
 
-def _row(way: str, model: nn.Module, size: int, epochs: int, cost: Cost | None = None) -> Row:
+def _row(method: str, model: nn.Module, size: int, epochs: int, cost: Cost | None = None) -> Row:
     top1 = opq.evaluate(model, TestImages()).top1
-    return {"way": way, "file_bytes": size, "top1": top1, "epochs": epochs, **(cost or Cost(None, None))._asdict()}
+    return {"way": method, "file_bytes": size, "top1": top1, "epochs": epochs, **(cost or Cost(None, None))._asdict()}
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, Cost]:

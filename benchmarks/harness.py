@@ -151,7 +151,7 @@ def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, librar
         benchmark: Name of the script, without its suffix.
         rows: The results.
         seed: Seed of the benchmark's random numbers; None if it uses none.
-        libraries: Libraries that it uses beside the base install.
+        libraries: Libraries that it uses in addition to the base install.
     """
     command = shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]])
     _write(benchmark, rows, seed, libraries, {"command": command, "commit": COMMIT, "date": _today()})

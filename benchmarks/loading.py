@@ -40,13 +40,13 @@ def main() -> int:
     """Time every loader, warm and cold; the exit status."""
     state = {name: torch.from_numpy(array) for name, array in random_state().items()}
     with tempfile.TemporaryDirectory() as folder:
-        ways = _write(state, Path(folder))
+        loaders = _write(state, Path(folder))
         cases = {}
-        for way, (path, load) in ways.items():
+        for way, (path, load) in loaders.items():
             run, drop = partial(_load, path, load), partial(drop_from_cache, path)
             cases[way, "warm"], cases[way, "cold"] = Case(run), Case(run, before=drop)
         seconds = measure_seconds(cases, REPEATS)
-        sizes = {way: path.stat().st_size for way, (path, _) in ways.items()}
+        sizes = {way: path.stat().st_size for way, (path, _) in loaders.items()}
     rows: list[Row] = [
         {
             "way": way,
@@ -69,7 +69,7 @@ def _write(state: Tensors, folder: Path) -> dict[str, tuple[Path, Load]]:
     dense, pickled = folder / "dense.safetensors", folder / "dense.pt"
     safetensors.torch.save_file(dict(state), dense)
     torch.save(dict(state), pickled)
-    ways: dict[str, tuple[Path, Load]] = {
+    loaders: dict[str, tuple[Path, Load]] = {
         "torch": (pickled, lambda path: torch.load(path, weights_only=True)),
         "safetensors": (dense, safetensors.torch.load_file),
     }
@@ -77,8 +77,8 @@ def _write(state: Tensors, folder: Path) -> dict[str, tuple[Path, Load]]:
         path = folder / f"ratio{ratio:g}.opq"
         opq.torch.save_file(state, path, ratio=ratio)
         os.sync()
-        ways[f"opq, ratio {ratio:g}"] = (path, opq.torch.load_file)
-    return ways
+        loaders[f"opq, ratio {ratio:g}"] = (path, opq.torch.load_file)
+    return loaders
 
 
 def _load(path: Path, load: Load) -> float:

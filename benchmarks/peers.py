@@ -3,7 +3,7 @@
 It compares opq, NNCodec with and without its own sparsification and tuning, NNCF's pruning with 8-bit integers, torchao,
 k-means codebooks, and pruning with integers as PyTorch users do it.
 
-    python benchmarks/peers.py [--network NAME]... [--way NAME]...
+    python benchmarks/peers.py [--network NAME]... [--method NAME]...
 
 Each tool has one parameter that controls the size. The search starts at a likely value and ends at a setting within MAX_DROP
 of which the next PATIENCE coarser settings are not. One would not be enough, because top-1 varies by some tenths from one
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from allocation_networks import fresh, logits_of, network_of
 from harness import Row, keep_row, print_rows
-from peers_ways import WAYS, Saved, Way, packed
+from peers_methods import METHODS, Method, Saved, packed
 from torch import Tensor
 
 NETWORKS = ("resnet20", "mobilenet")
@@ -44,20 +44,20 @@ PATIENCE = 3
 
 def main() -> int:
     """Measure; the exit status."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, action="append")
-    parser.add_argument("--way", choices=list(WAYS), action="append")
+    parser.add_argument("--method", "--way", choices=list(METHODS), action="append")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     rows: list[Row] = []
     for name in arguments.network or NETWORKS:
-        for way in (way for way in arguments.way or WAYS if WAYS[way].searches(name)):
+        for method in (title for title in arguments.method or METHODS if METHODS[title].searches(name)):
             rows = keep_row(
                 "peers",
-                smallest(name, way),
+                smallest(name, method),
                 ("network", "way"),
                 _place,
-                command=["peers.py", "--network", name, "--way", way],
+                command=["peers.py", "--network", name, "--method", method],
                 seed=0,
                 libraries=("torch",),
             )
@@ -66,18 +66,18 @@ def main() -> int:
 
 
 def _place(row: Row) -> tuple[int, int]:
-    return NETWORKS.index(row["network"]), list(WAYS).index(row["way"])
+    return NETWORKS.index(row["network"]), list(METHODS).index(row["way"])
 
 
-def smallest(name: str, way: str) -> Row:
+def smallest(name: str, title: str) -> Row:
     """The row of the smallest file within MAX_DROP, or of the nearest one if none is."""
     start = time.perf_counter()
     found: list[Row] = []
-    for settings, first in WAYS[way].searches(name):
+    for settings, first in METHODS[title].searches(name):
         rows: dict[int, Row] = {}
 
         def within(number: int, settings: list[Any] = settings, rows: dict[int, Row] = rows) -> bool:
-            row = _row(name, way, WAYS[way], settings[number])
+            row = _row(name, title, METHODS[title], settings[number])
             if row is None:
                 return False
             print_rows([row])
@@ -124,10 +124,10 @@ def last_within(count: int, first: int, within: Callable[[int], bool]) -> int:
     return last
 
 
-def _row(name: str, title: str, way: Way, setting: Any) -> Row | None:
+def _row(name: str, title: str, method: Method, setting: Any) -> Row | None:
     network = network_of(name)
     dense = network.logits
-    saved = way.run(name, setting)
+    saved = method.run(name, setting)
     if saved is None:
         return None
     logits = saved.logits if saved.logits is not None else _logits(name, saved)
@@ -137,10 +137,10 @@ def _row(name: str, title: str, way: Way, setting: Any) -> Row | None:
     return {
         "network": name,
         "way": title,
-        "tool": way.tool(),
-        "data": way.data,
+        "tool": method.tool(),
+        "data": method.data,
         "setting": "/".join(f"{value:g}" if isinstance(value, float) else f"{value}" for value in setting),
-        "saved_as": way.saved_as,
+        "saved_as": method.saved_as,
         "file_bytes": len(saved.data),
         "packed_bytes": packed_bytes,
         "file_ratio": dense_bytes / len(saved.data),

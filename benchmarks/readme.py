@@ -22,7 +22,7 @@ README_ONLY = ("headline", "example")
 
 
 def write_tables(text: str) -> str:
-    """`text` with all marked blocks written anew."""
+    """`text` with all marked blocks updated."""
     for name in names_in(text):
         body = "\n".join(_lines(SECTIONS[name]))
         pattern = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)

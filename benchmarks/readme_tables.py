@@ -310,7 +310,7 @@ def ablations(rows: list[Row]) -> list[str]:
 
 
 def allocation(rows: list[Row]) -> list[str]:
-    """Accuracy of every file, beside the dense network's on the same images."""
+    """Accuracy of every file, and of the dense network on the same images."""
     return table(
         ("network", "method", "data", "file bytes", "file ratio", "top-1 %", "dense top-1 %", "agreement %"),
         (

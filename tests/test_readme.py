@@ -1,4 +1,4 @@
-"""The README and docs/results.md tell the truth."""
+"""The tables of README.md and docs/results.md are those of the result files."""
 
 import importlib
 import re
@@ -30,7 +30,7 @@ def test_every_table_is_in_the_results_page(readme):
     assert len(in_readme) == len(set(in_readme))
 
 
-def test_a_changed_figure_is_written_anew(readme):
+def test_a_changed_figure_is_corrected(readme):
     """A changed digit between any markers becomes what the result files give, whatever is there; other text stays."""
     text = "\n".join(["Text."] + [f"<!-- {name} -->\n0\n<!-- /{name} -->\n" for name in readme.SECTIONS])
     written = readme.write_tables(text)
@@ -69,7 +69,7 @@ def test_every_result_comes_from_reproduce(readme):
 
 
 def test_the_first_screen_has_the_two_commands():
-    """`make demo` and `make test` stand in the first 24 lines, and the Makefile has them."""
+    """`make demo` and `make test` are in the first 24 lines, and the Makefile has them."""
     head = (ROOT / "README.md").read_text().split("\n")[:24]
     makefile = (ROOT / "Makefile").read_text()
     assert [line.split()[1] for line in head if line.startswith("    make ")] == ["demo", "test"]
@@ -78,7 +78,7 @@ def test_the_first_screen_has_the_two_commands():
 
 
 def test_the_changelog_knows_this_version():
-    """A release has its own heading; a development version stands under Unreleased."""
+    """A release has its own heading; a development version is under Unreleased."""
     import opq
 
     heading = "## Unreleased" if "dev" in opq.__version__ else f"## {opq.__version__}"

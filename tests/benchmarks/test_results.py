@@ -69,5 +69,5 @@ def test_a_training_is_of_one_network_and_config(script, tmp_path):
     assert same == history
     assert torch.equal(again.weight, first.weight)
     for changed, arguments in (("network", (1, 0.1)), ("training", (0, 0.2)), ("training", (0, 0.1, 2))):
-        with pytest.raises(opq.SourceError, match=f"another {changed};"):
+        with pytest.raises(opq.SourceError, match=rf"\b{changed}\b"):
             run(*arguments)

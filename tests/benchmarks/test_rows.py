@@ -41,5 +41,5 @@ def test_every_allocation_row_has_its_case(script):
 def test_every_row_of_the_tools_has_its_case(script):
     """peers.json: each network and method that has settings for it, once."""
     peers = script("peers")
-    made = [(name, title) for name in peers.NETWORKS for title, way in peers.WAYS.items() if way.searches(name)]
+    made = [(name, title) for name in peers.NETWORKS for title, method in peers.METHODS.items() if method.searches(name)]
     assert cases_of("peers", "network", "way") == sorted(made)

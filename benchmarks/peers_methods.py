@@ -48,7 +48,7 @@ Search = tuple[list[Any], int]
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """One method of a tool.
 
     Args:
@@ -197,38 +197,40 @@ def _dense(name: str, setting: tuple[str]) -> Saved:
     return Saved(network_of(name).path.read_bytes(), network_of(name).tensors)
 
 
-WAYS: dict[str, Way] = {
-    "dense": Way(None, "none", "safetensors, float32", lambda name: [([("float32",)], 0)], _dense),
-    "opq": Way("opq", "none", ".opq", _one_parameter(RATIOS, resnet20=16.0, mobilenet=5.0), _weights_alone),
-    "opq, drawn inputs": Way("opq", "none", ".opq", _one_parameter(RATIOS, resnet20=14.5, mobilenet=7.0), _calibrated("none")),
-    "opq, calibrated": Way(
+METHODS: dict[str, Method] = {
+    "dense": Method(None, "none", "safetensors, float32", lambda name: [([("float32",)], 0)], _dense),
+    "opq": Method("opq", "none", ".opq", _one_parameter(RATIOS, resnet20=16.0, mobilenet=5.0), _weights_alone),
+    "opq, drawn inputs": Method(
+        "opq", "none", ".opq", _one_parameter(RATIOS, resnet20=14.5, mobilenet=7.0), _calibrated("none")
+    ),
+    "opq, calibrated": Method(
         "opq", "unlabelled", ".opq", _one_parameter(RATIOS, resnet20=18.0, mobilenet=7.8), _calibrated("unlabelled")
     ),
-    "opq, finetuned": Way(
+    "opq, finetuned": Method(
         "opq", "labelled", ".opq", _labelled(_one_parameter(RATIOS, resnet20=25.0, mobilenet=8.0)), _finetuned
     ),
-    "nncodec, uniform": Way(
+    "nncodec, uniform": Method(
         "nncodec", "none", ".nnc", _one_parameter(STEPS, resnet20=-18, mobilenet=-34), _nncodec(dependent=False)
     ),
-    "nncodec, dependent": Way(
+    "nncodec, dependent": Method(
         "nncodec", "none", ".nnc", _one_parameter(STEPS, resnet20=-22, mobilenet=-36), _nncodec(dependent=True)
     ),
-    "nncodec, sparsified": Way("nncodec", "none", ".nnc", _sparsified_searches, _sparsified),
-    "nncodec, tuned": Way("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
-    "NNCF, pruned, 8 bits": Way(
+    "nncodec, sparsified": Method("nncodec", "none", ".nnc", _sparsified_searches, _sparsified),
+    "nncodec, tuned": Method("nncodec", "labelled", ".nnc", _labelled(_tuned), _module("nncodec_tuned.py")),
+    "NNCF, pruned, 8 bits": Method(
         "nncf",
         "unlabelled",
         "OpenVINO's .xml and .bin",
         _two_parameters(SPARSITIES, (False, True), 3),
         _module("nncf_network.py"),
     ),
-    "torchao, integers": Way(
+    "torchao, integers": Method(
         "torchao", "none", "torch.save", _one_parameter(BITS, resnet20=6, mobilenet=7), _module("torchao_network.py")
     ),
-    "k-means, pruned": Way(
+    "k-means, pruned": Method(
         None, "none", "safetensors, uint8", _two_parameters(SPARSITIES, (31, 127, 255), 2), _stored(codebooks)
     ),
-    "integers, pruned": Way(
+    "integers, pruned": Method(
         None, "none", "safetensors, int8", _two_parameters(SPARSITIES, (5, 6, 8), 3), _stored(pruned_integers)
     ),
 }
