@@ -60,7 +60,7 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
         raise click.UsageError(f"--calibrate and {fixed} both determine masks and steps; give one of them.")
     if fixed is not None:
         refuse_compression_options(given, fixed)
-    what = start or (read_plan(plan_file) if plan_file else read_config(given))
+    start_from = start or (read_plan(plan_file) if plan_file else read_config(given))
     rate = {} if given["learning_rate"] is None else {"learning_rate": given["learning_rate"]}
     training = opq.TrainingConfig(
         epochs=given["epochs"],
@@ -80,7 +80,7 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
     finetuned = opq.finetune(
         named.network,
         loader,
-        what,
+        start_from,
         training,
         teacher="dense" if given["label_weight"] < 1.0 else None,
         calibration=calibration,

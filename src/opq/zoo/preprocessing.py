@@ -226,12 +226,12 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values * channels if len(values) == 1 else values
 
 
-def load_library(name: str, what: str) -> Any:
+def load_library(name: str, feature: str) -> Any:
     """Import torchvision, timm, or one of their modules.
 
     Args:
         name: Name of the module.
-        what: The feature that needs it, for the error message.
+        feature: What needs it, for the error message.
 
     Returns:
         The module.
@@ -243,7 +243,7 @@ def load_library(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise MissingExtraError(what, "models") from None
+        raise MissingExtraError(feature, "models") from None
     except Exception as error:  # RuntimeError, ImportError or another one, depending on the versions
         raise OpqError(
             f"{name.partition('.')[0]} cannot be imported ({' '.join(str(error).split())[:200]}): most likely torchvision was "
