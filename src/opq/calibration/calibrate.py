@@ -28,7 +28,7 @@ from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, joint_plan
 from opq.compression.size_model import SizeModel
-from opq.config import CompressionConfig, CompressionOptions, LayerConfig, as_config
+from opq.config import CompressionConfig, CompressionOptions, LayerConfig, Lossless, TwoStage, as_config
 from opq.progress import logger
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.quantization.quantizer import fake_quantize
@@ -100,13 +100,14 @@ class Calibration:
             WeightError: A weight cannot be compressed.
         """
         config = as_config(config, options, "compress")
-        state = as_state(self.model, metadata)
-        measured = {name: LayerConfig(sensitivity=self.sensitivity[name]) for name in choose_weights(state, config)}
-        config = replace(config, layers={**measured, **config.layers})
-        analysis = analyze(state, config, estimated=True)
-        budget = config.budget(analysis.dense_bytes)
-        if budget is None:
+        if isinstance(config.target, TwoStage | Lossless):
             raise TargetError("target must be in bytes, because calibration searches for a file size; give a ratio or a size")
+        state = as_state(self.model, metadata)
+        asked = config.layer_configs(choose_weights(state, config))
+        measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(asked[name]) for name in asked}
+        config = replace(config, layers=measured)
+        analysis = analyze(state, config, estimated=True)
+        budget = config.budget(analysis.dense_bytes) or 0
         size_model = SizeModel.of(analysis, config)
         lmbda = _USUAL_SHARE * (guess_joint(size_model, config.target, budget)[1].lmbda or 1.0)
         reconstruction = _Reconstruction(self, analysis, size_model, config, progress)
