@@ -1,4 +1,4 @@
-"""Calibration of networks as people write them: in place, with aliases, with parts that rest, on loaders with labels."""
+"""Calibration of unusual networks: activations in place, aliases, layers that do not run, loaders with labels."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ def inputs():
 
 
 def convolutions(inplace):
-    """An activation between a convolution and its batch-norm, and one between two convolutions."""
+    """A network with an activation between a convolution and its batch norm, and one between two convolutions."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 24, 3, padding=1),
@@ -36,10 +36,10 @@ def convolutions(inplace):
     return model.eval()
 
 
-def test_what_happens_in_place_makes_no_difference(inputs):
-    """An activation that overwrites its input is no reason for another file."""
+def test_activations_in_place_make_no_difference(inputs):
+    """An activation that overwrites its input gives the same file as one that does not."""
     plain, inplace = (opq.calibrate(convolutions(inplace), inputs) for inplace in (False, True))
-    assert plain.norms == inplace.norms == {}
+    assert plain.batch_norms == inplace.batch_norms == {}
     assert plain.sensitivity == inplace.sensitivity
     for name, output_sensitivity in plain.output_sensitivity.items():
         assert torch.equal(output_sensitivity, inplace.output_sensitivity[name])
@@ -47,7 +47,7 @@ def test_what_happens_in_place_makes_no_difference(inputs):
 
 
 class Aliased(nn.Module):
-    """Two layers under two names each, a third that evaluation does not run."""
+    """Two layers under two names each, and a third that does not run."""
 
     def __init__(self, aliased=True):
         super().__init__()
@@ -61,16 +61,17 @@ class Aliased(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
-def test_aliases_cost_what_their_weights_cost():
-    """A weight under two names has one sensitivity, one step, and one place in the file; the function stays close."""
+def test_aliases_have_the_sensitivity_of_their_weights():
+    """A weight under two names has one sensitivity, one step and one section; the outputs stay close."""
     torch.manual_seed(0)
     model, inputs = Aliased().eval(), torch.randn(200, 24)
     calibration = opq.calibrate(model, inputs)
     made = calibration.compress(ratio=5)
     for name, alias in (("first.weight", "stages.0.weight"), ("second.weight", "stages.1.weight")):
         assert calibration.sensitivity[name] == calibration.sensitivity[alias]
-        assert made.plan.layers[name].step == made.plan.layers[alias].step
     with opq.OpqFile(made.data) as file:
+        for name, alias in (("first.weight", "stages.0.weight"), ("second.weight", "stages.1.weight")):
+            assert file[name].codebook == file[alias].codebook
         assert len({entry.section for entry in file.entries if entry.is_weight}) == 3
     again = Aliased().eval()
     again.load_state_dict(opq.torch.load(made.data))
@@ -79,38 +80,39 @@ def test_aliases_cost_what_their_weights_cost():
     assert float((before - after).square().mean() / before.square().mean()) < 0.02
 
 
-def test_weights_at_rest_cost_the_least():
-    """A part that evaluation does not run takes no finer step than the parts that it does."""
+def test_unused_weights_have_the_least_sensitivity():
+    """A layer that does not run has no finer step than the finest of the others."""
     torch.manual_seed(0)
     model = Aliased(aliased=False).eval()
     calibration = opq.calibrate(model, torch.randn(200, 24))
     assert calibration.sensitivity["spare.weight"] == min(calibration.sensitivity.values())
-    layers = calibration.compress(ratio=6).plan.layers
-    assert layers["spare.weight"].step >= min(layer.step for layer in layers.values())
+    with opq.OpqFile(calibration.compress(ratio=6).data) as file:
+        steps = {name: file[name].codebook.step for name in calibration.sensitivity}
+    assert steps["spare.weight"] >= min(step for name, step in steps.items() if name != "spare.weight")
 
 
 class Wrapped(nn.Module):
-    """Gives its logits as many libraries do."""
+    """Returns its logits in another form."""
 
     def __init__(self, inner, wrap):
         super().__init__()
         self.inner, self.wrap = inner, wrap
 
     def forward(self, x):
-        """Whatever `wrap` makes of the logits."""
+        """`wrap` of the logits."""
         return self.wrap(self.inner(x))
 
 
-def test_loaders_and_outputs_are_taken_as_they_come(inputs):
-    """Batches with labels beside them, and logits under .logits, are what tensors are."""
+def test_loaders_with_labels_and_outputs_with_logits_are_taken(inputs):
+    """Batches of inputs and labels, and outputs with a .logits, give what tensors give."""
     plain = opq.calibrate(convolutions(False), inputs)
     loader = DataLoader(TensorDataset(inputs, torch.zeros(len(inputs))), batch_size=20)
     wrapped = opq.calibrate(Wrapped(convolutions(False), lambda x: SimpleNamespace(logits=x)), loader)
     assert {f"inner.{name}": cost for name, cost in plain.sensitivity.items()} == wrapped.sensitivity
 
 
-def test_features_without_gradients_are_calibrated(inputs):
-    """A backbone that runs without gradients is rounded; its weights cost the least."""
+def test_layers_without_gradients_are_calibrated(inputs):
+    """A backbone that runs without gradients is compressed; its weights have the least sensitivity."""
 
     class Frozen(nn.Module):
         def __init__(self):
@@ -134,13 +136,13 @@ def test_features_without_gradients_are_calibrated(inputs):
         (lambda x: [{"pixels": x}], "batches must hold"),
     ],
 )
-def test_batches_that_do_not_go_together_end_in_one_line(inputs, given, message):
-    """Inputs of several shapes, or none that can be told."""
+def test_batches_of_unequal_shapes_are_refused(inputs, given, message):
+    """Inputs of several shapes, and batches whose inputs cannot be found, each raise an error."""
     with pytest.raises(opq.CalibrationError, match=message):
         opq.calibrate(convolutions(False), given(inputs))
 
 
 def test_a_network_without_logits_is_refused(inputs):
-    """A tuple of outputs does not say which of them counts."""
+    """With a tuple of outputs it is not known which of them to compare."""
     with pytest.raises(opq.CalibrationError, match="the network must return a tensor"):
         opq.calibrate(Wrapped(convolutions(False), lambda x: (x, x)), inputs)

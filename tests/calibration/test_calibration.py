@@ -11,17 +11,13 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.calibration import batch_norm_pairs
-from opq.calibration import fisher
-from opq.calibration import gptq
-from opq.calibration import paired_forward
-from opq.calibration import synthetic_images
+from opq.calibration import batch_norm_pairs, fisher, gptq, paired_forward, synthetic_images
 from opq.calibration.calibrate import calibrate
 from opq.errors import CalibrationError, TargetError
 
 
 class Small(nn.Module):
-    """A convolution, a depthwise one and a linear layer; the first two with batch-norms, one more convolution read twice."""
+    """A convolution and a depthwise one with batch norms, one whose output is used twice, and a linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +34,7 @@ class Small(nn.Module):
         x = torch.relu(self.norm(self.conv(x)))
         x = torch.relu(self.depthwise_norm(self.depthwise(x)))
         y = self.shared(x)
-        x = torch.relu(self.shared_norm(y)) + 0.5 * y  # not free to scale
+        x = torch.relu(self.shared_norm(y)) + 0.5 * y  # its scale matters
         return self.head(x.mean((2, 3)))
 
 
@@ -49,7 +45,7 @@ def network():
     for norm in batch_norm_pairs.find_batch_norms(model).values():
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0.0, 0.3)
-    return synthetic_images.settle(model, torch.randn(64, 3, 8, 8)).eval()
+    return synthetic_images.recompute_statistics(model, torch.randn(64, 3, 8, 8)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +67,23 @@ def loaded(compressed, tmp_path):
 
 
 def test_only_batch_norms_whose_scale_is_free_are_paired(network, inputs):
-    """A layer whose output is used beside its batch-norm belongs to no pair; the others are found, and nothing is changed."""
+    """A layer whose output something besides a batch norm uses is in no pair. The others are found; nothing is changed."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert batch_norm_pairs.find_pairs(network, inputs[:2]) == {"conv": "norm", "depthwise": "depthwise_norm"}
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_calibrated_file_meets_its_target(network, inputs):
-    """The file takes at most the asked bytes and, even of a few thousand bytes, at least 99.5% of them."""
+    """The file takes at most the bytes asked for and at least 99.5% of them, even if these are a few thousand."""
     dense = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     for ratio in (3.0, 4.0):
         made = calibrate(network, inputs).compress(ratio=ratio)
         assert 0.995 * dense / ratio <= made.file_bytes <= dense / ratio
+        assert made.plan is None
 
 
 def test_calibrated_outputs_are_closer_at_the_same_bytes(network, inputs, tmp_path):
-    """At equal bytes the calibrated network's outputs are closer to the dense ones than those of weights rounded alone."""
+    """At equal bytes a calibrated network is closer to the dense one than a network compressed from the weights alone."""
     made = calibrate(network, inputs).compress(ratio=4)
     plain = opq.compress(network, size=made.file_bytes)
     fresh = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -94,16 +91,16 @@ def test_calibrated_outputs_are_closer_at_the_same_bytes(network, inputs, tmp_pa
     assert calibrated < 0.5 * divergence(network, loaded(plain, tmp_path), fresh)
 
 
-def test_drawn_images_serve_without_data(network, tmp_path):
-    """From drawn images alone the outputs on other inputs are closer than those of weights rounded alone, at equal bytes."""
+def test_synthetic_images_serve_without_data(network, tmp_path):
+    """Calibrated on synthetic images, a network is closer on other inputs than one compressed from the weights alone."""
     made = calibrate(network, shape=(3, 8, 8)).compress(ratio=4)
     plain = opq.compress(network, size=made.file_bytes)
     fresh = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     assert divergence(network, loaded(made, tmp_path), fresh) < divergence(network, loaded(plain, tmp_path), fresh)
 
 
-def test_calibration_leaves_the_network_alone_and_repeats(network, inputs):
-    """The model given is unchanged, and the same inputs give the same bytes."""
+def test_calibration_changes_no_network_and_repeats(network, inputs):
+    """The network is unchanged, and the same inputs give the same bytes."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
     first, second = (calibrate(network, inputs[:32]).compress(size=4000).data for _ in range(2))
     assert first == second
@@ -111,44 +108,75 @@ def test_calibration_leaves_the_network_alone_and_repeats(network, inputs):
 
 
 def test_what_the_user_fixes_stays_fixed(network, inputs):
-    """An override's step is the file's, an excluded weight is stored as it is, and a higher sensitivity takes more bits."""
+    """A fixed step is the file's, an excluded weight is stored as it is, and a higher sensitivity makes the step finer."""
     calibration = calibrate(network, inputs[:32])
-    made = calibration.compress(size=9000, overrides={"head.weight": {"step": 0.125}}, exclude=["conv.weight"])
-    assert made.plan.layers["head.weight"].step == 0.125
-    assert "conv.weight" not in made.plan.layers
+    fixed = {"head.weight": opq.LayerConfig(step=0.125)}
+    with opq.OpqFile(calibration.compress(size=9000, layers=fixed, exclude=["conv.weight"]).data) as file:
+        assert file["head.weight"].codebook.step == 0.125
+        np.testing.assert_array_equal(file["conv.weight"], network.conv.weight.detach().numpy())
+    wish = 50.0 * calibration.sensitivity["shared.weight"]
     plain, favoured = (
-        calibration.rounded(1e-7, inputs[:32], {"ratio": 4.0, "sensitivity": wish})[1].layers["shared.weight"].sparsity
-        for wish in ({}, {"shared.weight": 50.0 * calibration.sensitivity["shared.weight"]})
+        shared_step_and_zeros(calibration.compress(ratio=6.0, layers={"shared.weight": opq.LayerConfig(sensitivity=value)}))
+        for value in (None, wish)
     )
-    assert favoured < plain
+    assert favoured[0] < 0.5 * plain[0]
+    assert favoured[1] < plain[1]
 
 
-def test_a_weight_that_two_layers_share_is_rounded_alone():
-    """Tied weights have one grid: no layer of theirs is rounded against its outputs."""
+def shared_step_and_zeros(compressed):
+    """The step of shared.weight in a file, and the number of its zeros."""
+    with opq.OpqFile(compressed.data) as file:
+        return file["shared.weight"].codebook.step, int((file["shared.weight"].codes == 0).sum())
+
+
+def test_layer_configs_add_to_what_was_measured(network, inputs):
+    """A layer config that fixes nothing changes nothing. Of several sensitivities the last one counts, by glob or by name."""
+    calibration = calibrate(network, inputs[:32])
+    measured = calibration.sensitivity
+    plain = calibration.compress(ratio=4.0).data
+    for layers in (
+        {"shared.weight": opq.LayerConfig()},
+        {"shared.weight": opq.LayerConfig(sensitivity=measured["shared.weight"])},
+        {"shared.*": opq.LayerConfig(sensitivity=9.0), "shared.weight": opq.LayerConfig(sensitivity=measured["shared.weight"])},
+    ):
+        assert calibration.compress(ratio=4.0, layers=layers).data == plain
+
+
+def test_a_config_is_its_keywords(network, inputs):
+    """A CompressionConfig gives the bytes that the same settings give as keywords; unknown keywords are a TypeError."""
+    calibration = calibrate(network, inputs[:32])
+    config = opq.CompressionConfig(target=opq.Ratio(4.0), exclude=("head.*",), auxiliary="float16")
+    by_keywords = calibration.compress(ratio=4.0, exclude=["head.*"], auxiliary="float16")
+    assert calibration.compress(config).data == by_keywords.data
+    with pytest.raises(TypeError, match="both a config and 'ratio'"):
+        calibration.compress(config, ratio=4.0)
+    with pytest.raises(TypeError, match="'ratoi'; did you mean 'ratio'"):
+        calibration.compress(ratoi=4.0)
+    with pytest.raises(opq.ConfigError, match="auxiliary must be one of"):
+        calibration.compress(ratio=4.0, auxiliary="half")
+
+
+def test_a_weight_that_two_layers_share_is_not_reconstructed():
+    """Layers that share a weight have one codebook, so neither is rounded against its own outputs."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     model[2].weight = model[0].weight
     assert set(batch_norm_pairs.find_layers(model)) == {"4"}
 
 
-def test_fine_steps_leave_the_function_as_it_is(network, inputs):
-    """As the price of a bit falls, the rounded network becomes the dense one but for the precision of its batch-norms."""
-    calibration = calibrate(network, inputs)
-    state, _ = calibration.rounded(1e-9, inputs, {"ratio": 2.0})
-    model = Small()
-    model.load_state_dict(state)
+def test_fine_steps_leave_the_function_unchanged(network, inputs, tmp_path):
+    """With many bytes the calibrated network is the dense one, except for the precision of its batch norms."""
+    model = loaded(calibrate(network, inputs).compress(ratio=2.5), tmp_path)
     with torch.no_grad():
-        spread = float(network(inputs).var())
-    assert divergence(network, model.eval(), inputs) < 1e-4 * spread
+        variance = float(network(inputs).var())
+    assert divergence(network, model, inputs) < 1e-4 * variance
 
 
-def test_coarse_steps_leave_means_and_slopes_as_they_are(network, inputs):
-    """However high the price of a bit, behind each paired batch-norm a channel has its dense mean, and the dense output is, by
-    least squares, once the new one: gain and shift make up for what rounding took.
+def test_coarse_steps_leave_means_and_slopes_unchanged(network, inputs, tmp_path):
+    """With few bytes, each channel after a paired batch norm has its dense mean, and the least-squares slope from the new
+    output to the dense one is 1: gain and shift compensate the rounding.
     """
     calibration = calibrate(network, inputs)
-    state, _ = calibration.rounded(3e-7, inputs, {"ratio": 4.0})
-    model = Small()
-    model.load_state_dict(state)
+    model = loaded(calibration.compress(ratio=7.0), tmp_path)
 
     def outputs(network, name):
         found = []
@@ -158,7 +186,7 @@ def test_coarse_steps_leave_means_and_slopes_as_they_are(network, inputs):
         handle.remove()
         return found[0].double().transpose(0, 1).flatten(1)
 
-    for name in calibration.norms.values():
+    for name in calibration.batch_norms.values():
         dense, own = outputs(network, name), outputs(model, name)
         assert float((dense - own).square().mean()) > 0.01 * float(dense.var())  # the steps are coarse
         torch.testing.assert_close(own.mean(1), dense.mean(1), rtol=0.0, atol=0.05)
@@ -168,7 +196,7 @@ def test_coarse_steps_leave_means_and_slopes_as_they_are(network, inputs):
 
 
 def test_compensation_beats_rounding_to_nearest():
-    """With correlated inputs, codes chosen column by column make less output error than rounding to nearest, at equal steps."""
+    """With correlated inputs, compensated codes have less output error than codes rounded to nearest, at equal steps."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(32, 24, generator=generator, dtype=torch.float64)
     mixing = torch.randn(24, 24, generator=generator, dtype=torch.float64)
@@ -183,8 +211,8 @@ def test_compensation_beats_rounding_to_nearest():
     assert error(codes) < 0.5 * error(torch.round(weight / 0.5))
 
 
-def test_a_higher_price_means_fewer_bits():
-    """The entropy of the codes falls as a bit's price rises, at the same steps."""
+def test_a_larger_lambda_prunes_more():
+    """The number of zeros rises with lambda, at the same steps."""
     weight = torch.randn(64, 18, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     moments = torch.eye(18, dtype=torch.float64)[None]
     ones = torch.ones(64, dtype=torch.float64)
@@ -193,8 +221,8 @@ def test_a_higher_price_means_fewer_bits():
     assert zeros[0] < zeros[-1]
 
 
-def test_importance_is_the_curvature_of_the_divergence():
-    """For a linear classifier the importance of a logit is E[p (1 - p)], which is known in closed form."""
+def test_output_sensitivity_is_the_curvature_of_the_divergence():
+    """For a linear classifier the sensitivity of a logit is E[p (1 - p)], known in closed form."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(6, 4))
     inputs = torch.randn(4000, 6)
@@ -205,32 +233,32 @@ def test_importance_is_the_curvature_of_the_divergence():
     assert costs["0.weight"] == pytest.approx(float(((p * (1 - p))[:, :, None] * inputs[:, None, :] ** 2).mean()), rel=0.15)
 
 
-def test_drawn_images_are_of_mean_0_and_variance_1():
-    """Over all, and equal for an equal seed."""
+def test_synthetic_images_have_mean_0_and_variance_1():
+    """These are over all images; an equal seed gives equal images."""
     drawn = synthetic_images.synthesize_images(4, (3, 16, 16), seed=0)
     assert torch.equal(drawn, synthetic_images.synthesize_images(4, (3, 16, 16), seed=0))
     assert math.isclose(float(drawn.mean()), 0.0, abs_tol=1e-5)
     assert np.isclose(float(drawn.std()), 1.0)
 
 
-@pytest.mark.parametrize("ways", [("ab", "ba"), ("ab", "a"), ("a", "ab")])
-def test_a_network_that_changes_its_way_is_refused(ways):
-    """A network whose two passes reach different layers, or one of them fewer, ends in an error, not in a wait."""
+@pytest.mark.parametrize("orders", [("ab", "ba"), ("ab", "a"), ("a", "ab")])
+def test_a_network_that_changes_its_order_is_refused(orders):
+    """If two passes run different layers, or one runs fewer, the result is an error and not a deadlock."""
 
-    class Fickle(nn.Module):
+    class Reordered(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
 
         def forward(self, x):
-            for name in self.way:
+            for name in self.order:
                 x = getattr(self, name)(x)
             return x
 
-    dense, other = Fickle(), Fickle()
-    dense.way, other.way = ways
+    dense, other = Reordered(), Reordered()
+    dense.order, other.order = orders
     with pytest.raises(CalibrationError, match="in a different order"):
-        paired_forward.walk(dense, other, batch_norm_pairs.find_layers(dense), torch.randn(2, 4), lambda *_: None)
+        paired_forward.run_paired(dense, other, batch_norm_pairs.find_layers(dense), torch.randn(2, 4), lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -243,28 +271,32 @@ def test_a_network_that_changes_its_way_is_refused(ways):
         ({"shape": (16,)}, "only images can be generated"),
     ],
 )
-def test_unsuitable_inputs_end_in_one_line(network, arguments, words):
-    """Inputs that do not suit the network, or none, are told in one sentence."""
+def test_unsuitable_inputs_are_refused(network, arguments, words):
+    """Inputs that do not suit the network, and missing or contradicting inputs, each raise an error."""
     with pytest.raises(CalibrationError, match=words):
         calibrate(network, **arguments)
 
 
-def test_the_paper_s_target_is_refused(network, inputs):
-    """Calibrated compression takes bytes, not sparsity and bits."""
-    with pytest.raises(TargetError, match="a ratio or a size"):
-        calibrate(network, inputs[:8]).compress(sparsity=0.5, bits=4)
+def test_targets_without_bytes_are_refused(network, inputs):
+    """Calibrated compression needs a byte target, not sparsity and bits, and not lossless."""
+    calibration = calibrate(network, inputs[:8])
+    for target in ({"sparsity": 0.5, "bits": 4}, {"lossless": True}):
+        with pytest.raises(TargetError, match="a ratio or a size"):
+            calibration.compress(**target)
+    with pytest.raises(TargetError, match="out of reach"):
+        calibration.compress(ratio=1.1)
 
 
-def test_canonical_batch_norms_know_the_modules_eps(inputs):
-    """In canonical form a calibrated file computes what it does in its own, whatever a batch-norm adds to its variances."""
+def test_folded_batch_norms_use_the_eps_of_their_modules(inputs):
+    """A calibrated file with folded batch norms computes the same as one without, whatever the eps of a module."""
     torch.manual_seed(2)
     model = nn.Sequential(nn.BatchNorm2d(3, eps=0.5), nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
     nn.init.uniform_(model[0].weight, 0.5, 1.5)
     model[0].running_var.uniform_(0.05, 0.2)
     found = {}
-    for form in ("keep", "canonical"):
+    for form in ("keep", "folded"):
         other = nn.Sequential(nn.BatchNorm2d(3, eps=0.5), nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
         data = calibrate(model.eval(), inputs[:32]).compress(ratio=4, batch_norm=form).data
         opq.torch.load_model(other, data)
         found[form] = divergence(model, other.eval(), inputs)
-    assert found["canonical"] < 2.0 * found["keep"] + 1e-6
+    assert found["folded"] < 2.0 * found["keep"] + 1e-6

@@ -1,4 +1,4 @@
-"""The formulas of docs/method.md, section 5, each against an arithmetic of its own: least squares, inverses, determinants."""
+"""The formulas of docs/method.md, section 5, each computed a second time: by least squares, inverses and determinants."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ seeds = st.integers(0, 999)
 
 
 def activations(seed):
-    """Inputs of a layer in the dense network and behind layers rounded so far: correlated, off centre, and not the same."""
+    """Inputs of a layer in the dense network and in the quantized one: correlated, not centred, and not equal."""
     rng = np.random.default_rng(seed)
     dense = rng.normal(size=(SAMPLES, INPUTS)) @ rng.normal(size=(INPUTS, INPUTS)) + rng.normal(size=INPUTS)
     own = 0.8 * dense + 0.3 * rng.normal(size=(SAMPLES, INPUTS)) + 0.2
@@ -36,7 +36,7 @@ def linear(seed, bias):
 
 
 def ridge_regression(weight, dense, own, *, centred, share=0.01):
-    """The least E|W y - W' x|^2 + ridge |W - W'|^2 by stacked least squares, ridge 1% of the mean square of an input."""
+    """Minimize E|W y - W' x|^2 + ridge |W - W'|^2 by least squares; the ridge is 1% of the mean square of an input."""
     y, x = dense.astype(np.float64), own.astype(np.float64)
     if centred:
         y, x = y - y.mean(0), x - x.mean(0)
@@ -49,20 +49,22 @@ def ridge_regression(weight, dense, own, *, centred, share=0.01):
 @given(seeds, st.booleans())
 @settings(max_examples=20)
 def test_the_target_is_a_ridge_regression(seed, bias):
-    """At fine steps a layer answers the dense outputs from its own inputs, about their means where it has a bias."""
+    """At fine steps the values are those of a ridge regression from the layer's own inputs to the dense outputs; the inputs are
+    centred if the layer has a bias.
+    """
     (dense, own), layer = activations(seed), linear(seed, bias)
     ones = torch.ones(OUTPUTS, dtype=torch.float64)
     found = reconstruct_layer(layer, False, torch.from_numpy(dense), torch.from_numpy(own), ones, FINE)
     wanted = ridge_regression(layer.weight.detach().numpy().astype(np.float64), dense, own, centred=bias)
     np.testing.assert_allclose(found.step * found.codes.numpy(), wanted, rtol=1e-3, atol=1e-4)
-    assert np.abs(wanted - layer.weight.detach().numpy()).max() > 0.05  # it makes up for something
+    assert np.abs(wanted - layer.weight.detach().numpy()).max() > 0.05  # the regression changes weights
     assert found.scales is None
 
 
 @given(seeds)
 @settings(max_examples=20)
 def test_gain_and_shift_are_the_line_through_the_outputs(seed):
-    """What a batch-norm multiplies a channel's new output by, and adds, is the least-squares line to the dense output."""
+    """Scale and shift of a channel are the least-squares line from its new output to the dense one."""
     (dense, own), layer = activations(seed), linear(seed, False)
     ones = torch.ones(OUTPUTS, dtype=torch.float64)
     found = reconstruct_layer(layer, True, torch.from_numpy(dense), torch.from_numpy(own), ones, COARSE)
@@ -78,8 +80,8 @@ def test_gain_and_shift_are_the_line_through_the_outputs(seed):
 
 @given(seeds)
 @settings(max_examples=20)
-def test_a_bias_takes_what_the_means_differ_by(seed):
-    """Without a batch-norm, the shift is the mean of the dense outputs less that of the rounded layer's."""
+def test_a_bias_corrects_the_mean(seed):
+    """Without a batch norm, the shift is the mean of the dense outputs minus that of the new outputs."""
     (dense, own), layer = activations(seed), linear(seed, True)
     ones = torch.ones(OUTPUTS, dtype=torch.float64)
     found = reconstruct_layer(layer, False, torch.from_numpy(dense), torch.from_numpy(own), ones, COARSE)
@@ -88,17 +90,16 @@ def test_a_bias_takes_what_the_means_differ_by(seed):
     np.testing.assert_allclose(found.shift.numpy(), wanted, rtol=1e-3, atol=1e-3)
     before = layer.bias.detach().clone()
     with torch.no_grad():
-        found.place(layer, None)
+        found.apply(layer, None)
     np.testing.assert_allclose((layer.bias - before).detach().numpy(), wanted, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(layer.weight.detach().numpy(), values, rtol=1e-6)
 
 
 @given(seeds, st.booleans())
 @settings(max_examples=20)
-def test_a_batch_norm_takes_scale_and_shift(seed, bias):
-    """Placed, layer and batch-norm give what the batch-norm gave of scale times the new output, plus shift and old bias.
-
-    In canonical form, with weight and bias rounded to eight leading bits.
+def test_a_batch_norm_absorbs_scale_and_shift(seed, bias):
+    """After `apply`, layer and batch norm compute what the batch norm computed of scale * output + shift + old bias. The batch
+    norm is folded, and its weight and bias are rounded to bfloat16.
     """
     rng = np.random.default_rng(seed)
     layer, norm = linear(seed, bias), nn.BatchNorm1d(OUTPUTS, eps=1e-3).eval()
@@ -112,7 +113,8 @@ def test_a_batch_norm_takes_scale_and_shift(seed, bias):
         old_bias = layer.bias.clone() if bias else torch.zeros(OUTPUTS)
         output = x @ (0.25 * codes.float()).T
         wanted = norm((scales * output + shift + old_bias).float())
-        ReconstructedLayer(0.25, codes, scales, shift).place(layer, norm)
+        reconstructed = ReconstructedLayer(0.25, codes, "float32", scales, shift)
+        reconstructed.apply(layer, norm)
         found = norm(layer(x))
     assert not norm.running_mean.any()
     assert (norm.running_var == 1.0).all()
@@ -141,8 +143,8 @@ def unfolded(batch, kernel, group, groups):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_step_of_a_convolution(groups):
-    """Without batch-norm: sqrt(6 price / (ln 2 G h)), G and h means over channels, h = det(M)^(1/n), M = E[x x^T] summed over
-    the positions of an image, with 1% of its mean diagonal added.
+    """Without a batch norm it is sqrt(6 lambda / (ln 2 G h)), G and h means over channels, h = det(M)^(1/n), and M = E[x x^T]
+    summed over the positions of an image, with 1% of its mean diagonal added.
     """
     rng = np.random.default_rng(groups)
     layer = nn.Conv2d(4, 6, 3, padding=1, groups=groups, bias=False)
@@ -161,8 +163,8 @@ def test_the_step_of_a_convolution(groups):
 
 
 @given(st.floats(1e-6, 1e3), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_a_step_is_worth_its_bits(lmbda, cost, power):
-    """No other step has a lower G h step^2 / 12 - price log2(step): the error at high rate and the bits that it saves."""
+def test_a_step_minimizes_error_and_bits(lmbda, cost, power):
+    """No other step has a lower G h step^2 / 12 - lambda log2(step): the error at high rate plus lambda times the bits."""
     found = float(gptq.steps_at(lmbda, torch.tensor([cost]), torch.tensor([power]))[0])
     lagrangian = lambda log_step: cost * power * math.exp(2.0 * log_step) / 12.0 - lmbda * log_step / math.log(2.0)  # noqa: E731
     best = minimize_scalar(lagrangian, (math.log(found) - 1.0, math.log(found) + 0.7), tol=1e-12)
@@ -177,16 +179,16 @@ def moments_of(rng, size, groups=1):
 
 @given(seeds, st.integers(1, 12))
 def test_damping_is_a_hundredth_of_the_mean_diagonal(seed, size):
-    """Added to the diagonal and to nothing else."""
+    """It is added to the diagonal, and the other entries stay."""
     moments = moments_of(np.random.default_rng(seed), size)
     added = gptq.damped(torch.tensor(moments)).numpy() - moments
     np.testing.assert_allclose(added[0], 0.01 * np.trace(moments[0]) / size * np.eye(size), rtol=1e-6, atol=1e-9)
 
 
 @given(seeds, st.integers(1, 12))
-def test_the_power_of_an_input_is_the_mean_of_what_stays_uncertain(seed, size):
-    """det(M)^(1/n) is the geometric mean of what is left of each input's power once the inputs after it are known: that is what
-    an error at it costs when later columns make up for it.
+def test_the_compensated_error_is_a_mean_of_conditional_variances(seed, size):
+    """det(M)^(1/n) is the geometric mean of the variance of each input given the inputs after it: what an error at this input
+    costs if later columns compensate it.
     """
     moments = moments_of(np.random.default_rng(seed), size, groups=2)
     for group, found in zip(moments, gptq.compensated_error(torch.tensor(moments)), strict=True):
@@ -201,13 +203,13 @@ def test_the_power_of_an_input_is_the_mean_of_what_stays_uncertain(seed, size):
 
 
 def bits_of(codes):
-    """-log2 of the share of each magnitude among the codes, a twentieth of a code added to each count; one bit for a sign."""
+    """-log2 of the share of each magnitude, with 1/20 of a code added to each count, plus one bit for a sign."""
     counts = np.bincount(np.minimum(np.abs(codes), 40).astype(int).ravel(), minlength=41) + 0.05
     return -np.log2(counts / counts.sum()) + (np.arange(41) > 0)
 
 
-def rounded_by_hand(weight, moments, cost, steps, lmbda):
-    """The codes of rows of one group: column by column with the inverse of the moments of the columns that are left."""
+def round_by_hand(weight, moments, cost, steps, lmbda):
+    """Codes of the rows of one group, column by column, with the inverse of the moments of the remaining columns."""
     size = weight.shape[1]
     damped = moments + 0.01 * np.trace(moments) / size * np.eye(size)
     order = np.argsort(-np.diag(damped), kind="stable")
@@ -228,34 +230,34 @@ def rounded_by_hand(weight, moments, cost, steps, lmbda):
     return codes
 
 
-@pytest.mark.parametrize("price", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("lmbda", [0.0, 0.02, 0.3])
 @pytest.mark.parametrize("size", [9, 80])
 def test_codes_are_chosen_column_by_column(lmbda, size):
-    """The codes are those of the definition: the least of error and bits, errors made up for by [M^-1]_c. / [M^-1]_cc.
+    """A code minimizes error plus lambda times bits, and later columns compensate its error by [M^-1]_c. / [M^-1]_cc.
 
-    But for a few in a thousand, which float32 rounds to the other side.
+    In a few rows of a hundred, float32 rounds one code to the other side, and later codes follow.
     """
     rng = np.random.default_rng(size)
     weight, cost = rng.normal(size=(40, size)), rng.uniform(0.5, 2.0, 40)
     steps, moments = rng.uniform(0.3, 0.8, 40), moments_of(rng, size)
     arguments = (torch.tensor(part) for part in (weight, moments, cost, steps))
     found = gptq.quantize_rows(*arguments, lmbda).numpy()
-    wanted = rounded_by_hand(weight, moments[0], cost, steps, lmbda)
-    rows = (found == wanted).all(1)  # after one code on the other side all later ones of its row may differ
+    wanted = round_by_hand(weight, moments[0], cost, steps, lmbda)
+    rows = (found == wanted).all(1)
     assert rows.mean() >= 0.9
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 4)])
-def test_other_outputs_are_asked_for_their_squared_error(shape):
-    """Where outputs are no logits of classes, every output's error counts 1."""
+def test_other_outputs_count_by_their_squared_error(shape):
+    """If outputs are not logits of classes, the sensitivity of every output is 1."""
     model = nn.Sequential(nn.Linear(6, shape[-1]))
     inputs = torch.randn(2000, *shape[:-1], 6, generator=torch.Generator().manual_seed(0))
     found, _ = fisher.fisher_information(model, {"0": model[0]}, inputs.split(50))
     assert found["0"].tolist() == pytest.approx([1.0] * shape[-1], rel=0.15)
 
 
-def test_the_importance_of_a_convolution_is_the_mean_over_positions():
-    """An output summed over positions of a channel has the same gradient at each: its importance is that gradient's square."""
+def test_the_output_sensitivity_of_a_convolution_is_the_mean_over_positions():
+    """An output that sums a channel over positions has one gradient for all: the sensitivity is the square of that gradient."""
 
     class Summed(nn.Module):
         def __init__(self):
@@ -272,8 +274,8 @@ def test_the_importance_of_a_convolution_is_the_mean_over_positions():
     assert float(found["conv"][2]) == pytest.approx(1e-3 * 5.0 / 3.0, rel=0.15)  # a thousandth of the mean at least
 
 
-def test_settled_batch_norms_have_the_statistics_of_their_inputs():
-    """Behind each batch-norm channels have its bias as mean and its weight's magnitude as deviation."""
+def test_recomputed_statistics_are_those_of_the_inputs():
+    """After each batch norm, channels have its bias as mean and the magnitude of its weight as standard deviation."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6, momentum=None), nn.ReLU()
@@ -284,8 +286,8 @@ def test_settled_batch_norms_have_the_statistics_of_their_inputs():
         nn.init.constant_(norm.running_mean, 7.0)
     momenta = [norm.momentum for norm in batch_norm_pairs.find_batch_norms(model).values()]
     inputs = 3.0 * torch.randn(64, 3, 10, 10) + 1.0
-    settled = synthetic_images.settle(model.eval(), inputs)
-    assert settled is model
+    recomputed = synthetic_images.recompute_statistics(model.eval(), inputs)
+    assert recomputed is model
     assert [norm.momentum for norm in batch_norm_pairs.find_batch_norms(model).values()] == momenta
     assert not any(module.training for module in batch_norm_pairs.find_batch_norms(model).values())
     given_ = {}
