@@ -71,6 +71,10 @@ class Calibration:
     output_sensitivity: Mapping[str, Tensor]
     batch_norms: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        """Sizes: the network and its inputs are too much to print."""
+        return f"<Calibration: {len(self.output_sensitivity)} layers measured on {len(self.inputs)} inputs>"
+
     def compress(
         self,
         config: CompressionConfig | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from opq.cli.calibration_options import calibrate, images_options
-from opq.cli.compression_options import compression_options, read_config
+from opq.cli.compression_options import byte_target_options, read_config
 from opq.cli.model_options import make_network, model_options
 from opq.cli.output import check_output, output_options, save_and_print
 from opq.progress import progress_bar
@@ -17,7 +17,7 @@ from opq.progress import progress_bar
 @click.argument("model")
 @model_options
 @images_options
-@compression_options
+@byte_target_options
 @output_options
 def command(model: str, **given: Any) -> None:
     """Compress MODEL to a .opq file, calibrated on unlabelled or synthetic images.

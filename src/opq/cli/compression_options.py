@@ -85,12 +85,17 @@ def add_options(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], 
 selection_options = add_options(*_OTHER_OPTIONS)
 """Adds the options for compression, without the target, to a command."""
 
+_CONFIG = click.option(
+    "--config", "config_file", metavar="JSON", help="Read all of these settings from a CompressionConfig in a JSON file."
+)
+
+byte_target_options = add_options(*_TARGET_OPTIONS[:2], *_OTHER_OPTIONS, _CONFIG)
+"""Adds all options for compression but the two-stage target to a command."""
+
 compression_options = add_options(
     *_TARGET_OPTIONS,
     *_OTHER_OPTIONS,
-    click.option(
-        "--config", "config_file", metavar="JSON", help="Read all of these settings from a CompressionConfig in a JSON file."
-    ),
+    _CONFIG,
 )
 """Adds all options for compression to a command."""
 
@@ -117,7 +122,7 @@ def read_config(given: dict[str, Any]) -> CompressionConfig:
         if idle := _first_given(given):
             raise click.UsageError(f"--config holds all settings; leave out --{idle.replace('_', '-')}.")
         return CompressionConfig.from_json(_read_text(given["config_file"], ConfigError))
-    targets = {key for key in ("ratio", "size", "sparsity", "bits") if given[key] is not None}
+    targets = {key for key in ("ratio", "size", "sparsity", "bits") if given.get(key) is not None}
     if given.get("lossless"):
         targets.add("lossless")
     if targets not in _TARGETS:

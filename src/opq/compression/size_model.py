@@ -19,6 +19,7 @@ from opq.quantization.quantizer import quantize
 from opq.quantization.rounding import ROUNDINGS
 from opq.quantization.statistics import EXCERPT
 from opq.rate_distortion import joint
+from opq.rate_distortion.family import Family
 from opq.rate_distortion.layers import Layer
 from opq.rate_distortion.plan import LayerPlan
 
@@ -51,7 +52,7 @@ class SizeModel:
         return cls(analysis, analysis.layers(config), rounding)
 
     @property
-    def family(self) -> joint.Family:
+    def family(self) -> Family:
         """The quantizers from which layers get theirs."""
         return ROUNDINGS[self.rounding].family
 

@@ -118,6 +118,10 @@ class LevelTable(Codebook):
         if not np.isfinite(levels).all() or 0 in ordinals or (ordinals[1:] <= ordinals[:-1]).any():
             raise WeightError("weight", (), "levels must be finite, strictly ascending, and without 0.0")
 
+    def __repr__(self) -> str:
+        """The number of levels."""
+        return f"LevelTable({len(self.levels)} levels)"
+
     @property
     def negatives(self) -> int:
         """Number of negative levels, -0.0 included."""

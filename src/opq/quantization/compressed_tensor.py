@@ -70,6 +70,10 @@ class CompressedTensor:
         """Shape of the weight."""
         return self.codes.shape
 
+    def __repr__(self) -> str:
+        """Shape, dtype and codebook: the codes are too much to print."""
+        return f"CompressedTensor(shape={self.shape}, codebook={self.codebook!r}, dtype={self.dtype!r})"
+
     def values(self) -> NDArray[np.generic]:
         """The dequantized weight in its own dtype; with a step it is bit-equal to `fake_quantize` of the original."""
         return self.codebook.values(self.codes, self.dtype)

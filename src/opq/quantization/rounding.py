@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 from opq.quantization.arrays import Array, namespace, scalar_like
 from opq.quantization.error_feedback import compensated_codes, squared_error_factor
 from opq.rate_distortion import deadzone, uniform
-from opq.rate_distortion.joint import Family
+from opq.rate_distortion.family import Family
 from opq.rate_distortion.plan import LayerPlan
 
 

@@ -11,38 +11,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from opq.errors import TargetError
 from opq.rate_distortion import laplace
-from opq.rate_distortion.laplace import Floats
+from opq.rate_distortion.family import Family
 from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.roots import find_root
 
 Measure = Callable[[Layer, float, float], float]
 """(layer, threshold, step) -> predicted bits of the whole layer."""
-
-
-class Family(Protocol):
-    """A family of quantizers of a unit layer, one for each lambda. The modules `uniform` and `deadzone` implement it."""
-
-    FINEST_STEP: float
-    COARSEST_STEP: float
-
-    def thresholds_and_steps(self, lmbda: ArrayLike) -> tuple[Floats, Floats]:
-        """Thresholds and steps at `lmbda` >= 0."""
-
-    def threshold_for_step(self, step: float) -> float:
-        """The threshold that belongs to `step`."""
-
-    def step_for_threshold(self, threshold: float) -> float:
-        """The step that belongs to `threshold`."""
-
-    def lambda_range(self) -> tuple[float, float]:
-        """The smallest and the largest lambda that make a difference."""
 
 
 # Half the width of the first bracket around log(lambda) of the Laplace density, and the tolerance of log(lambda). The relative

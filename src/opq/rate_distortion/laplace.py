@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import lambertw
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +72,8 @@ def clip_at(lmbda: ArrayLike, threshold: ArrayLike, laplace_scale: ArrayLike, se
     Returns:
         The magnitude; 0 if the right side exceeds 1/e, that is, if no further code reduces the cost.
     """
+    from scipy.special import lambertw  # here, because reading a file must not import SciPy
+
     scale = np.asarray(laplace_scale, dtype=np.float64)
     # -log(rhs), because the right side itself may underflow.
     minus_log = (

@@ -27,10 +27,10 @@ class LayerStatistics:
 
     shape: tuple[int, ...]
     laplace_scale: float
-    channel_scales: NDArray[np.float64]
+    channel_scales: NDArray[np.float64] = field(repr=False)
     zeros: int
-    magnitudes: NDArray[np.floating]
-    excerpt: NDArray[np.floating]
+    magnitudes: NDArray[np.floating] = field(repr=False)
+    excerpt: NDArray[np.floating] = field(repr=False)
 
     @property
     def count(self) -> int:

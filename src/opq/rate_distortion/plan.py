@@ -12,7 +12,7 @@ import numpy as np
 
 from opq.config import RoundingName, Target, target_from_dict, target_to_dict
 from opq.errors import PlanError, TargetError
-from opq.text_table import format_table
+from opq.text_table import format_table, html_text
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
 _JSON_FORMAT = "opq-plan-2"
@@ -46,7 +46,7 @@ class LayerPlan:
     sparsity: float
     bits: float
     num_kept: int | None = None
-    max_codes: tuple[int, ...] | None = None
+    max_codes: tuple[int, ...] | None = field(default=None, repr=False)
     rounding: str = "deadzone"
 
     @property
@@ -164,11 +164,20 @@ class Plan:
             )
             for name, layer in self.layers.items()
         ]
-        total = (
-            f"{self.mode} plan for {self.target}: {len(rows)} weights, {100.0 * self.sparsity:.2f}% zeros, "
+        return f"{format_table(_COLUMNS, rows)}\n{self._totals()}"
+
+    def _totals(self) -> str:
+        return (
+            f"{self.mode} plan for {self.target}: {len(self.layers)} weights, {100.0 * self.sparsity:.2f}% zeros, "
             f"{self.predicted_bytes:,} of {self.dense_bytes:,} bytes predicted ({self.predicted_ratio:.2f}x)"
         )
-        return f"{format_table(_COLUMNS, rows)}\n{total}"
+
+    def __repr__(self) -> str:
+        """The totals, in brackets: all layers are too much to print."""
+        return f"<Plan: {self._totals()}>"
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives back an equal plan."""
