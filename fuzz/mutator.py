@@ -20,7 +20,8 @@ from codec_strategies import deflate, inflate, small_file, wrap
 from opq import dtypes
 from opq.codec.auxiliary import stored_dtype
 from opq.codec.byte_planes import encode_pack
-from opq.codec.header import EIGHT_BITS, Entry, Header, decode_header, header_columns
+from opq.codec.entry import EIGHT_BITS, Entry
+from opq.codec.header import Header, decode_header, header_columns
 from opq.codec.weight_section import encode_weight
 from opq.errors import OpqError
 from opq.quantization.codebook import LevelTable, UniformCodebook

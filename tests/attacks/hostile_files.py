@@ -14,8 +14,9 @@ import numpy as np
 from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, stepped, with_sections, wrap
 
 from opq.codec.byte_planes import encode_pack
+from opq.codec.entry import Entry
 from opq.codec.file_writer import MAGIC
-from opq.codec.header import Entry, Header, decode_header, header_columns
+from opq.codec.header import Header, decode_header, header_columns
 
 ATTACKS: dict[str, Callable[[], bytes]] = {}
 """{name: what makes the file}; the docstring says what it tries."""

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as arrays
 
 from opq import dtypes
 from opq.codec.auxiliary import LARGEST_LINEAR_ERROR, LARGEST_RELATIVE_ERROR, STORAGES, largest_error, restore, store
+from opq.codec.entry import Entry
 from opq.codec.file_reader import OpqFile
-from opq.codec.header import Entry
 from opq.codec.verify import verify
 
 POSITIVE = st.floats(2.0**-126, 2.0**100, width=32) | st.floats(0.5, 2.0, width=32) | st.floats(1.0, 1.0009765625, width=32)

@@ -110,7 +110,7 @@ def test_errors_name_the_place():
     """The place that the reader was given is in the message."""
     reader = ByteReader(b"abc", "header")
     reader.take(1)
-    with pytest.raises(FormatError, match="header: 5 bytes expected at 1, 2 are left"):
+    with pytest.raises(FormatError, match="header: expected 5 bytes at 1, but only 2 are left"):
         reader.take(5)
 
 

@@ -366,8 +366,8 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
 @pytest.mark.parametrize(
     ("section", "shape", "problem"),
     [
-        (b"\x15", (4,), "21 raw bits where at most 20"),
-        (b"\xff\1", (4,), "31 raw bits where at most 20"),
+        (b"\x15", (4,), "raw bits must be at most 20, got 21"),
+        (b"\xff\1", (4,), "raw bits must be at most 20, got 31"),
         (b"\0", (4,), "do not end"),
         (b"\0\1\0", (4,), "do not end"),
         (b"\0\xff" + b"\1" * 40, (4,), "do not end"),

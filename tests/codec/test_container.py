@@ -345,7 +345,7 @@ def test_other_versions_are_refused(version):
     """A file of another version, with a right checksum, is a FormatError that names both versions."""
     data = small_file()
     length = struct.unpack_from("<I", data, 4)[0]
-    with pytest.raises(FormatError, match=f"format version {version}, this opq reads version 1"):
+    with pytest.raises(FormatError, match=f"format version {version}, but this opq reads version 1"):
         OpqFile(wrap(data[12 : 12 + length], data[12 + length :], version))
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from opq import dtypes
 from opq.codec.byte_reader import varint
-from opq.codec.header import LARGEST_HEADER, LARGEST_TENSOR, Entry, Header, decode_header, encode_header
+from opq.codec.entry import LARGEST_TENSOR, Entry
+from opq.codec.header import LARGEST_HEADER, Header, decode_header, encode_header
 from opq.errors import FormatError
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.lists(
@@ -162,7 +163,7 @@ def test_columns_are_those_of_the_format():
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"metadata_count": varint(4097)}, "where at most"),
+        ({"metadata_count": varint(4097)}, "must be at most"),
         ({"metadata_count": varint(2), "metadata": b"\1a\1b\1a\1c"}, "ascending"),
         ({"metadata_count": varint(2), "metadata": b"\1b\1b\1a\1c"}, "ascending"),
         ({"metadata": b"\1\xff\1a"}, "UTF-8"),
@@ -185,19 +186,19 @@ def test_columns_are_those_of_the_format():
         ({"dtypes": bytes([6, 9, 0]), "storages": bytes([3, 1, 0]), "steps": b""}, "cannot be stored as levels"),
         ({"storages": bytes([2, 4, 0]), "bounds": bytes(8)}, "float16 cannot be stored as linear8"),
         ({"storages": bytes([2, 5, 0]), "bounds": bytes(8)}, "float16 cannot be stored as relative8"),
-        (_grid("linear8", 1.0, 0.5), "not the bounds of a grid"),
-        (_grid("linear8", -np.inf, 0.5), "not the bounds of a grid"),
-        (_grid("linear8", 0.5, np.nan), "not the bounds of a grid"),
-        (_grid("relative8", 0.0, 0.5), "not the bounds of a grid"),
-        (_grid("relative8", -1.0, 0.5), "not the bounds of a grid"),
-        (_grid("relative8", 2.0**-127, 0.5), "not the bounds of a grid"),
-        ({"sizes": b"\2\0\5", "storages": bytes([3, 1, 0]), "steps": b""}, "no codes"),
+        (_grid("linear8", 1.0, 0.5), "the bounds of a grid must be finite and ascending"),
+        (_grid("linear8", -np.inf, 0.5), "the bounds of a grid must be finite and ascending"),
+        (_grid("linear8", 0.5, np.nan), "the bounds of a grid must be finite and ascending"),
+        (_grid("relative8", 0.0, 0.5), "the bounds of a grid must be finite and ascending"),
+        (_grid("relative8", -1.0, 0.5), "the bounds of a grid must be finite and ascending"),
+        (_grid("relative8", 2.0**-127, 0.5), "the bounds of a grid must be finite and ascending"),
+        ({"sizes": b"\2\0\5", "storages": bytes([3, 1, 0]), "steps": b""}, "must not be stored as levels"),
         ({**TWO_WEIGHTS, "storages": bytes([3, 2, 0]), "steps": struct.pack("<f", 1), **SAME_SIZE}, "another kind"),
         ({**TWO_WEIGHTS, "storages": bytes([3, 3, 0]), "steps": b"", **SAME_SIZE}, "another kind"),
         ({"ranks": b"\2\0\x21", "sizes": b"\2\3" + b"\1" * 33}, "at most 32"),
         ({"sizes": b"\2\3" + varint(2**31)}, "at most 2,147,483,647"),
-        ({"sizes": varint(2**16) + varint(2**15) + b"\5"}, "more than 2,147,483,647 elements"),
-        ({"ranks": b"\2\0\3", "sizes": b"\2\3" + varint(2**16) * 2 + b"\0"}, "more than 2,147,483,647 elements"),
+        ({"sizes": varint(2**16) + varint(2**15) + b"\5"}, "at most 2,147,483,647 elements"),
+        ({"ranks": b"\2\0\3", "sizes": b"\2\3" + varint(2**16) * 2 + b"\0"}, "at most 2,147,483,647 elements"),
         ({"sections": b"\1\0\2"}, "at most 0"),
         ({"sections": b"\0\2\0"}, "at most 1"),
         ({"steps": struct.pack("<f", 0.0)}, "positive and finite"),
@@ -208,7 +209,7 @@ def test_columns_are_those_of_the_format():
         ({"dtypes": bytes([13, 9, 0])}, "cannot be stored as codes"),
         ({"dtypes": bytes([11, 0, 0])}, "cannot be stored as float16"),
         ({"dtypes": bytes([11, 15, 0])}, "cannot be stored as float16"),
-        ({"sizes": b"\2\0\5"}, "no codes"),
+        ({"sizes": b"\2\0\5"}, "must not be stored as codes"),
         ({"sections": b"\0\1\0"}, "another kind"),
         (TWO_WEIGHTS, "another kind or size"),
         ({"lengths": b"\x89\0" + varint(200)}, "shortest form"),

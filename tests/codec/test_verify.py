@@ -12,9 +12,10 @@ from hypothesis import given, settings
 
 from opq.codec import _native
 from opq.codec.code_stream import encode_codes
+from opq.codec.entry import Entry
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import AuxiliaryPack, write
-from opq.codec.header import Entry, Header, header_columns
+from opq.codec.header import Header, header_columns
 from opq.codec.verify import verify
 from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -45,14 +46,14 @@ def test_paths_are_verified(tmp_path):
 def test_infinite_values_are_refused(kind, step):
     """A step that makes a code infinite in its dtype is refused."""
     codes = np.array([0, 1, -1, 10, -10], dtype=np.int32)
-    with pytest.raises(FormatError, match=f"'w'.*leads out of {kind}"):
+    with pytest.raises(FormatError, match=f"'w'.*overflows {kind}"):
         verify(encode_file({"w": stepped(codes, step, kind)}))
 
 
 def test_a_code_that_becomes_zero_is_refused():
     """A step that is too small for its dtype, so that a nonzero code has the value zero, is refused."""
     data = encode_file({"w": stepped(np.array([1, 100], dtype=np.int32), 2.0**-30, "float16")})
-    with pytest.raises(FormatError, match="leads out of float16"):
+    with pytest.raises(FormatError, match="overflows float16"):
         verify(data)
 
 

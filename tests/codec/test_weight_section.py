@@ -12,7 +12,7 @@ from opq import dtypes
 from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
 from opq.codec.code_stream import encode_codes
-from opq.codec.header import Entry
+from opq.codec.entry import Entry
 from opq.codec.weight_section import decode_pieces, decode_weight, encode_weight, entry_of, table_bytes
 from opq.errors import FormatError, WeightError
 from opq.quantization.codebook import LevelTable
@@ -28,7 +28,7 @@ def test_levels_and_codes_come_back(tensor):
     again = decode_weight(section, entry_of("w", tensor))
     assert same_bits(again.codebook.levels, tensor.codebook.levels)
     assert same_bits(again.codes, tensor.codes)
-    ways = [encode_codes(tensor.codes, coarser=bits) for bits in range(4)]
+    ways = [encode_codes(tensor.codes, extra_raw_bits=bits) for bits in range(4)]
     assert section[table_bytes(section) :] == min(ways, key=len)
 
 
@@ -84,7 +84,7 @@ def test_levels_are_finite(kind):
     values = largest.codebook.levels.astype(np.float64)
     assert values[1] == -values[0] == float(np.nextafter(np.array(np.inf, dtypes.NUMPY[kind]), np.array(0, dtypes.NUMPY[kind])))
     for gaps, sides in (([last + 1], (1, 0)), ([last + 2], (0, 1)), ([last, 2**width - last], (2, 0)), ([1, 0], (2, 0))):
-        with pytest.raises(FormatError, match="do not ascend, or lead beyond"):
+        with pytest.raises(FormatError, match="must be strictly ascending and finite"):
             decode(table(*sides, gaps, word), kind)
 
 
@@ -92,14 +92,14 @@ def test_levels_are_finite(kind):
     ("section", "problem"),
     [
         (b"", "are left"),
-        (table(0, 0, []), "there are none"),
+        (table(0, 0, []), "at least one level"),
         (varint(4) + varint(1), "at most 0"),
         (varint(5), "at most 4"),
         (table(1, 0, [5]) + encode_codes(2 * FOUR), "codes must lie in"),
         (table(1, 0, [5]) + encode_codes(-FOUR), "codes must lie in"),
         (table(0, 1, [5]) + encode_codes(FOUR), "codes must lie in"),
-        (table(1, 0, [5, 6]), "where at most 1 is allowed"),
-        (table(2, 0, [5]), "do not end where its values do"),
+        (table(1, 0, [5, 6]), "must be at most 1, got"),
+        (table(2, 0, [5]), "do not end with its"),
         (table(1, 0, [5]) + encode_codes(FOUR) + b"\1\1\1\1\1\1\1\1\1", "do not end"),
     ],
     ids=str,

@@ -1,12 +1,11 @@
-"""What becomes of an auxiliary tensor: stored bit for bit, as float16, or on a grid of 8 bits, each with its error.
+"""How an auxiliary tensor is stored, and with which error.
 
-exact      nothing is lost
-half       every value rounded to float16: a relative error of at most 2^-11
-linear8    codes 0 to 255 stand for evenly spaced values from the lowest to the highest: an error of at most 1/500 of the span;
-           not for tensors that one far value would make coarse for all others
-relative8  for tensors without negative values, such as variances: code 0 stands for zero, 1 to 255 for values whose float32
-           words are evenly spaced from the lowest to the highest, and so nearly their logarithms; no value becomes zero that
-           was not
+exact      bit for bit
+float16    every value rounded to float16: a relative error of at most 2^-11
+linear8    codes 0 to 255 are evenly spaced values from the lowest to the highest: an error of at most 1/500 of the span; not
+           used if an outlier would make the grid too coarse for the other values
+relative8  for tensors without negative values, such as variances: code 0 is zero, and codes 1 to 255 are values whose float32
+           words are evenly spaced from the lowest to the highest, so that their logarithms nearly are; only zero becomes zero
 
 docs/format.md is the normative text.
 """
@@ -20,36 +19,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec.header import EIGHT_BITS, Entry
+from opq.codec.entry import EIGHT_BITS, Entry
 
 STORAGES = ("exact", "float16", "uint8")
-"""What a user may ask for."""
+"""The choices of CompressionConfig.auxiliary."""
 
 LARGEST_RELATIVE_ERROR = 2.0**-6
-"""Of relative8; a tensor of too wide a range is stored otherwise."""
+"""Largest allowed relative error of relative8. A tensor whose range is too wide for it is not stored on a grid."""
 
 LARGEST_LINEAR_ERROR = 2.0**-4
-"""Of linear8, over the median magnitude of what is not zero; a tensor with values far from all others is stored otherwise."""
+"""Largest allowed error of linear8 over the median magnitude of nonzero values. A tensor with outliers exceeds it."""
 
 FLOAT16_ERROR = 2.0**-11
-_FEWEST = 16  # with fewer elements the grid's bounds outweigh what it saves
+"""Largest relative error of float16."""
+
+_FEWEST = 16
+"""Elements of the smallest tensor on a grid. For a smaller one the bounds take more bytes than the grid saves."""
+
 _WIDENING = 1.01
+"""Largest factor by which rounding of the bounds may widen the span."""
+
 _SMALLEST, _LARGEST = 2.0**-126, dtypes.LARGEST["float32"]
 
 Bounds = tuple[float, float]
 
 
-def store(array: NDArray[np.generic], asked: str) -> tuple[str, Bounds | None, NDArray[np.generic]]:
-    """The storage of `array`, its grid's bounds, and the array to store, of float16 or uint8 where that is not exact.
+def store(array: NDArray[np.generic], requested: str) -> tuple[str, Bounds | None, NDArray[np.generic]]:
+    """Choose how to store an auxiliary tensor.
 
-    Asked for "uint8", a float32 or float64 tensor of one dimension and at least 16 elements, all finite, is put on a grid:
-    relative8 where no value is negative and that errs by at most 2^-6, linear8 where one is and that errs by at most 2^-4 of
-    the median magnitude (a channel that died can have a scale two hundred times the others'). All others go as for "float16": as
-    float16 where that keeps every value to 2^-11, and exactly where it does not, or where all values are the same.
+    With "uint8", a float32 or float64 tensor of one dimension and at least 16 finite elements is stored on a grid: relative8 if
+    no value is negative and the error is at most 2^-6 of each value; linear8 if one is negative and the error is at most 2^-4
+    of the median magnitude (the scale of a dead channel can be two hundred times that of the others). Other tensors are stored
+    as with "float16": as float16 if every value keeps a relative error of at most 2^-11; exactly if not, or if all values are
+    equal.
+
+    Args:
+        array: The tensor.
+        requested: "exact", "float16" or "uint8".
+
+    Returns:
+        The storage as in Entry.storage; the bounds of the grid, or None; and the array to encode: float16, uint8 for a grid, or
+        `array` itself.
     """
-    if asked == "exact" or array.dtype not in (np.float32, np.float64) or _is_constant(array):
+    if requested == "exact" or array.dtype not in (np.float32, np.float64) or _is_constant(array):
         return "exact", None, array
-    if asked == "uint8" and (bounds := _bounds(array)) is not None:
+    if requested == "uint8" and (bounds := _bounds(array)) is not None:
         values = np.asarray(array, dtype=np.float64)
         if bounds[0] > 0.0 and (values >= 0.0).all():
             return "relative8", bounds, _to_relative(values, *bounds)
@@ -60,7 +74,14 @@ def store(array: NDArray[np.generic], asked: str) -> tuple[str, Bounds | None, N
 
 
 def asked_storage(entries: Iterable[Entry]) -> str:
-    """What must have been asked for, for auxiliary tensors to be stored as these are."""
+    """The setting of CompressionConfig.auxiliary that leads to these storages.
+
+    Args:
+        entries: All tensors of a file.
+
+    Returns:
+        "exact", "float16" or "uint8".
+    """
     storages = {entry.storage for entry in entries if not entry.is_weight}
     if storages & set(EIGHT_BITS):
         return "uint8"
@@ -68,16 +89,24 @@ def asked_storage(entries: Iterable[Entry]) -> str:
 
 
 def restore(stored: NDArray[np.generic], entry: Entry) -> NDArray[np.generic]:
-    """The auxiliary tensor that was stored so, in its own dtype."""
+    """Inverse of `store`.
+
+    Args:
+        stored: The decoded array, in the dtype given by `stored_dtype`.
+        entry: The tensor's entry.
+
+    Returns:
+        The tensor in its own dtype.
+    """
     if entry.bounds is not None:
         from_grid = _from_linear if entry.storage == "linear8" else _from_relative
         return from_grid(stored, *entry.bounds).astype(dtypes.NUMPY[entry.dtype])
-    with np.errstate(invalid="ignore"):  # signalling NaNs, which no writer stores as half, are NaNs
+    with np.errstate(invalid="ignore"):  # an untrusted file may hold signalling NaNs as float16
         return stored.astype(dtypes.NUMPY[entry.dtype])
 
 
 def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:
-    """The dtype in which a section holds a tensor of `dtype`."""
+    """The dtype in which a section holds a tensor with this storage and dtype name."""
     if storage in EIGHT_BITS:
         return np.dtype(np.uint8)
     return np.dtype(np.float16) if storage == "float16" else dtypes.NUMPY[dtype]
@@ -91,7 +120,11 @@ def fits_float16(array: NDArray[np.generic]) -> bool:
 
 
 def largest_error(entry: Entry) -> tuple[float, float]:
-    """What a tensor stored so errs by at most: absolutely, and relative to each value; the one that holds, the other 0."""
+    """The largest error of a stored auxiliary tensor.
+
+    Returns:
+        (absolute error, error relative to each value). One of them is the bound, and the other one is 0; both are 0 for exact.
+    """
     if entry.storage == "float16":
         return 0.0, FLOAT16_ERROR
     if entry.bounds is None:
@@ -103,13 +136,13 @@ def largest_error(entry: Entry) -> tuple[float, float]:
 
 
 def _is_constant(array: NDArray[np.generic]) -> bool:
-    """Whether a tensor of more than a few elements has one value, and so takes next to nothing as it is."""
+    """Whether all elements are equal, so that byte planes store the tensor in almost no bytes."""
     with np.errstate(invalid="ignore"):
         return array.size >= _FEWEST and bool((array == array.flat[0]).all())
 
 
 def _bounds(array: NDArray[np.generic]) -> Bounds | None:
-    """The ends of the grid that `array` gets, float32 numbers; None where it gets none."""
+    """The bounds of the grid for an array, float32 numbers; None if it must not be stored on a grid."""
     if array.ndim > 1 or array.size < _FEWEST:
         return None
     values = np.asarray(array, dtype=np.float64)
@@ -127,7 +160,7 @@ def _bounds(array: NDArray[np.generic]) -> Bounds | None:
 
 
 def _outward(lowest: float, highest: float, span: Callable[[float, float], float]) -> Bounds:
-    """float32 numbers that hold the two between them, in as few bytes as widen the span by a hundredth at most."""
+    """float32 bounds around the two, with as many zero low bytes as possible while the span grows by at most 1%."""
     exact = _round_outward(lowest, 0, -1.0), _round_outward(highest, 0, 1.0)
     for zeros in (16, 8):
         low, high = _round_outward(exact[0], zeros, -1.0), _round_outward(exact[1], zeros, 1.0)
@@ -137,7 +170,7 @@ def _outward(lowest: float, highest: float, span: Callable[[float, float], float
 
 
 def _round_outward(value: float, zeros: int, direction: float) -> float:
-    """The nearest float32 number in a direction from `value` whose lowest bits are as many zeros."""
+    """The nearest float32 number whose lowest `zeros` bits are 0, at `value` or beyond it in `direction` (-1 or 1)."""
     near = np.float32(value)
     if (float(near) - value) * direction < 0.0:
         near = np.nextafter(near, np.float32(math.copysign(math.inf, direction)))
@@ -170,7 +203,7 @@ def _from_relative(codes: NDArray[np.generic], lowest: float, highest: float) ->
 
 
 def _relative_error(lowest: float, highest: float) -> float:
-    # Half a step of the grid, and two units in the last place for what is rounded on the way.
+    # Half a step of the grid, and two units in the last place for rounding errors.
     return math.expm1(((_word(highest) - _word(lowest)) / 508.0 + 2.0) * 2.0**-23)
 
 

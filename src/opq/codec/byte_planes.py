@@ -1,21 +1,23 @@
-"""Auxiliary tensors to bytes and back, without loss: byte planes, each entropy coded where that pays.
+"""Encode auxiliary tensors to bytes and back without loss, as byte planes that are entropy coded if that is smaller.
 
-A pack holds several tensors. For each item size 1, 2, 4, 8 that occurs, the elements of its tensors, one after the other, are
-split into byte planes, highest byte first; floats are turned left by one bit before, so that the exponent fills the highest
-byte and the sign sinks to the lowest. A plane is the length of its data (LEB128) and the data: as they are where the length is
-the number of elements, else coded with the plane above as context. docs/format.md is the normative text.
+A pack holds several tensors. For each item size 1, 2, 4, 8, the elements of all tensors with this item size are concatenated
+and split into byte planes, highest byte first. Floats are rotated left by one bit before, so that the highest byte is the
+exponent and the lowest bit is the sign. A plane is the length of its data (LEB128) and the data: raw bytes if the length is the
+number of elements; otherwise coded bytes, with the plane above as context. docs/format.md is the normative text.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec import _native
 from opq.codec.byte_reader import ByteReader, varint
+from opq.codec.code_length import zero_order_entropy
 from opq.errors import FormatError
 from opq.thread_map import thread_map
 
@@ -25,7 +27,14 @@ _FLOAT_KINDS = "fV"  # ml_dtypes' types report kind V
 
 
 def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
-    """The section of `arrays`, of any shapes and dtypes."""
+    """Encode a pack.
+
+    Args:
+        arrays: Arrays of any shapes and of dtypes in opq.dtypes.
+
+    Returns:
+        The section's bytes.
+    """
     pairs: list[tuple[NDArray[np.uint8], bytes]] = []
     for planes in _planes(arrays):
         pairs += zip(planes, [b"", *(plane.tobytes() for plane in planes)], strict=False)
@@ -33,21 +42,16 @@ def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
 
 
 def estimate_pack(arrays: Sequence[NDArray[np.generic]]) -> int:
-    """About the bytes of the section of `arrays`, without coding them: the entropy of each plane's bytes."""
-    return sum(round(_entropy_bytes(plane)) + 4 for planes in _planes(arrays) for plane in planes)
+    """Estimate the bytes of `encode_pack(arrays)` without encoding: the zero-order entropy of each plane."""
+    planes = chain.from_iterable(_planes(arrays))
+    return sum(round(zero_order_entropy(np.bincount(plane)) / 8.0) + 4 for plane in planes)
 
 
 def _planes(arrays: Sequence[NDArray[np.generic]]) -> Iterator[list[NDArray[np.uint8]]]:
-    """For each item size that occurs, the byte planes of its arrays, highest first."""
+    """The byte planes of each item size that occurs, highest byte first."""
     for size in _SIZES:
         if chosen := [array for array in arrays if array.dtype.itemsize == size and array.size]:
             yield list(_to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1])
-
-
-def _entropy_bytes(plane: NDArray[np.uint8]) -> float:
-    counts = np.bincount(plane)
-    counts = counts[counts > 0]
-    return float(counts @ (np.log2(len(plane)) - np.log2(counts))) / 8.0
 
 
 def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:
@@ -60,7 +64,16 @@ def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:
 def decode_pack(
     section: bytes, shapes: Sequence[tuple[int, ...]], kinds: Sequence[np.dtype[np.generic]]
 ) -> list[NDArray[np.generic]]:
-    """The arrays of `section`; FormatError unless it holds exactly tensors of these shapes and dtypes."""
+    """Inverse of `encode_pack`.
+
+    Args:
+        section: The section's bytes, untrusted.
+        shapes: Shape of each tensor.
+        kinds: Dtype of each tensor.
+
+    Raises:
+        FormatError: The section does not hold exactly these tensors.
+    """
     reader = ByteReader(section, _WHERE)
     words = {}
     for size in _SIZES:
@@ -82,18 +95,18 @@ def decode_pack(
 
 
 def _is_noise(plane: NDArray[np.uint8]) -> bool:
-    """Whether equal bytes meet no more often than by chance, as in the low bits of a mantissa: then coding is not tried."""
+    """Whether bytes are nearly uniform, such as the low bits of a mantissa, so that encoding them would save nothing."""
     counts = np.bincount(plane, minlength=256)
     return 256 * int(counts @ counts) <= len(plane) ** 2 + 512 * len(plane)
 
 
 def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> NDArray[np.unsignedinteger]:
-    """The elements of arrays whose items have `size` bytes, one array after the other."""
+    """The elements of all arrays as words of `size` bytes, concatenated, floats rotated."""
     native = [np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) for array in arrays]
     words = np.concatenate([array.reshape(-1).view(f"u{size}") for array in native])
     is_float = np.repeat([array.dtype.kind in _FLOAT_KINDS for array in arrays], [array.size for array in arrays])
-    turned = (words << 1) | (words >> (8 * size - 1))
-    return np.where(is_float, turned, words).astype(f"<u{size}", copy=False)
+    rotated = (words << 1) | (words >> (8 * size - 1))
+    return np.where(is_float, rotated, words).astype(f"<u{size}", copy=False)
 
 
 def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
@@ -102,7 +115,7 @@ def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) 
     if kind.kind in _FLOAT_KINDS:
         words = np.asarray((words >> 1) | (words << (8 * size - 1)), dtype=words.dtype)
     elif kind == np.bool_ and (words > 1).any():
-        raise FormatError(_WHERE, "a bool is neither 0 nor 1")
+        raise FormatError(_WHERE, f"a bool must be 0 or 1, got {words.max()}")
     return words.view(kind)
 
 
@@ -112,5 +125,5 @@ def _decode_plane(reader: ByteReader, count: int, above: NDArray[np.uint8]) -> N
         return np.frombuffer(data, dtype=np.uint8)
     plane = np.empty(count, dtype=np.uint8)
     if not _native.decode_plane(data, above.data, plane.data):
-        raise FormatError(_WHERE, "a plane's data do not end where its values do")
+        raise FormatError(_WHERE, f"the data of a plane do not end with its {count:,} values")
     return plane

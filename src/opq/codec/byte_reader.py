@@ -1,4 +1,4 @@
-"""Bounds-checked reading of untrusted bytes, and its counterpart for writing."""
+"""Bounds-checked reading of untrusted bytes, and variable-length integers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ _LARGEST = 2**63 - 1
 
 
 class ByteReader:
-    """A position in bytes that never moves past their end; every failed read is a FormatError that says where."""
+    """A position in bytes that never moves past their end.
+
+    Args:
+        data: The bytes.
+        where: The part of the file that they are; every failed read is a FormatError that names it.
+    """
 
     def __init__(self, data: bytes | memoryview, where: str) -> None:
         self._data = memoryview(data)
@@ -16,19 +21,28 @@ class ByteReader:
         self._at = 0
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Read the next `count` bytes; FormatError if there are fewer."""
         if count > len(self._data) - self._at:
-            raise FormatError(self._where, f"{count:,} bytes expected at {self._at:,}, {len(self._data) - self._at:,} are left")
+            raise FormatError(
+                self._where, f"expected {count:,} bytes at {self._at:,}, but only {len(self._data) - self._at:,} are left"
+            )
         self._at += count
         return bytes(self._data[self._at - count : self._at])
 
     def rest(self) -> memoryview:
-        """All bytes that are left, not copied: thousands of weights may share them."""
+        """Read all remaining bytes. They are not copied, because thousands of weights may share them."""
         start, self._at = self._at, len(self._data)
         return self._data[start:]
 
     def varint(self, limit: int = _LARGEST) -> int:
-        """The next LEB128 integer, in its shortest form and at most `limit`."""
+        """Read a LEB128 integer.
+
+        Args:
+            limit: The largest allowed value.
+
+        Raises:
+            FormatError: The integer is above the limit, longer than 9 bytes, or not in its shortest form.
+        """
         value = shift = 0
         while True:
             byte = self.take(1)[0]
@@ -41,17 +55,17 @@ class ByteReader:
         if byte == 0 and shift > 7:
             raise FormatError(self._where, "an integer is not in its shortest form")
         if value > limit:
-            raise FormatError(self._where, f"{value:,} where at most {limit:,} is allowed")
+            raise FormatError(self._where, f"an integer must be at most {limit:,}, got {value:,}")
         return value
 
     def end(self) -> None:
-        """Raise FormatError unless every byte was read."""
+        """Raise FormatError if bytes are left."""
         if self._at != len(self._data):
-            raise FormatError(self._where, f"{len(self._data) - self._at:,} bytes too many")
+            raise FormatError(self._where, f"{len(self._data) - self._at:,} bytes too many at the end")
 
 
 def varint(value: int) -> bytes:
-    """`value` >= 0 as LEB128: seven bits a byte, lowest first, the high bit set on all but the last."""
+    """`value` >= 0 as LEB128: seven bits per byte, lowest first, with the high bit set in every byte but the last."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -1,8 +1,8 @@
-"""Codes to bytes and back: adaptive models of magnitudes and signs, range coding, integers alone.
+"""Encode codes to bytes and back: adaptive models of magnitudes and signs, and a range coder, in integers only.
 
-The native module holds the models (src/opq/codec/native) and knows a weight as rows (outputs), columns (inputs) and positions
-of a kernel. Here the weight's shape becomes these, and a large weight several independent chunks of whole rows. docs/format.md
-is the normative text.
+The models are in the native module (src/opq/codec/native), for which a weight has rows (outputs), columns (inputs) and kernel
+positions. This module maps the weight's shape to these, and divides a large weight into independent chunks of whole rows.
+docs/format.md is the normative text.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from opq.errors import FormatError
 from opq.thread_map import run_on_all_cores, thread_map
 
 CHUNK = 2**22
-"""Weights of a chunk, unless a single row has more."""
+"""The largest number of elements in a chunk of several rows."""
 
 _WORTH_A_THREAD = 2**14
-"""Bytes of codes for which one thread takes about as long as two take to come together."""
+"""Bytes of codes below which starting a second thread takes longer than decoding."""
 
 _LARGEST_KERNEL = 128
 _LARGEST_SHIFT = 20
 _WHERE = "codes"
 
 _Line = tuple[int, int, int, int]
-"""Inputs, positions and width of a chunk's geometry, and the first byte of its section."""
+"""Inputs, positions and width of a weight's geometry, and the first byte of its section."""
 
 _Job = tuple[bytes | memoryview, memoryview, int, int, int, int, int]
-"""A stream, where its codes go, rows, and a line."""
+"""A stream, the buffer for its codes, the number of rows, and a line."""
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """A weight as rows of `inputs` kernels of `positions` weights, in lines of `width`."""
+    """A weight as `outputs` rows of `inputs` kernels of `positions` elements; `width` is the last axis of the kernel."""
 
     outputs: int
     inputs: int
@@ -54,29 +54,39 @@ class _Geometry:
         return cls(outputs, inputs, kernel, shape[-1] if kernel > 1 else 1)
 
     def spans(self) -> list[tuple[int, int]]:
-        """From where to where each chunk reaches, each of as many whole rows as it may hold."""
+        """(start, stop) of each chunk in row-major order; a chunk has as many whole rows as CHUNK allows, at least one."""
         row = self.inputs * self.positions
         size, end = max(CHUNK // row, 1) * row, self.outputs * row
         return [(start, min(start + size, end)) for start in range(0, end, size)]
 
 
-def encode_codes(codes: NDArray[np.int32], *, coarser: int = 0) -> bytes:
-    """The section of `codes`: int32 of any shape with at least one element, magnitudes below 2^24; empty if all are 0.
+def encode_codes(codes: NDArray[np.int32], *, extra_raw_bits: int = 0) -> bytes:
+    """Encode codes.
 
-    `coarser` is how many more low bits of a magnitude go raw than the mean magnitude suggests.
+    Args:
+        codes: int32, any shape with at least one element, magnitudes below 2^24.
+        extra_raw_bits: Low bits of a magnitude that are stored raw, in addition to those that the mean magnitude suggests.
+
+    Returns:
+        The section's bytes; empty if all codes are 0.
     """
     flat = np.require(codes, np.int32, ["C", "A"]).reshape(-1)
-    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], coarser=coarser)[0]
+    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], extra_raw_bits=extra_raw_bits)[0]
 
 
 def encode_pieces(
-    shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]], *, coarser: int = 0
+    shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]], *, extra_raw_bits: int = 0
 ) -> tuple[bytes, int]:
-    """As `encode_codes`, of codes of which no more are held than processors work on.
+    """As `encode_codes`, for codes that are read in pieces, so that memory holds about one chunk per core.
 
-    shape  of the weight, at least one element
-    piece  gives the codes from one place in row-major order to another, in one dimension; called twice for each of
-           `chunk_spans(shape)`, from several threads
+    Args:
+        shape: Shape of the weight, at least one element.
+        piece: piece(start, stop) returns the codes from one position in row-major order to another, in one dimension. It is
+            called twice for each of `chunk_spans(shape)`, from several threads.
+        extra_raw_bits: As in `encode_codes`.
+
+    Returns:
+        The section's bytes, and the number of nonzero codes.
     """
     geometry = _Geometry.of(shape)
     spans = geometry.spans()
@@ -85,8 +95,8 @@ def encode_pieces(
     if not total:
         return b"", 0
     count = math.prod(shape)
-    # Magnitudes of more than a few bits are mostly noise at their lower end: those bits go raw.
-    shift = min(max((total // count).bit_length() - 3, 0) + coarser, _LARGEST_SHIFT)
+    # The low bits of large magnitudes are mostly noise, so they are stored raw.
+    shift = min(max((total // count).bit_length() - 3, 0) + extra_raw_bits, _LARGEST_SHIFT)
     first = shift | _halvings(total, count << shift) << 5
     line = (geometry.inputs, geometry.positions, geometry.width, first)
     row = geometry.inputs * geometry.positions
@@ -103,23 +113,41 @@ def _sum_and_nonzero(codes: NDArray[np.int32]) -> tuple[int, int]:
 
 
 def _halvings(total: int, count: int) -> int:
-    """How often 2 is halved, 0 to 7 times, to come nearest to total / count on a logarithmic scale."""
+    """The n in 0..7 for which 2 / 2^n is nearest to total / count on a logarithmic scale."""
     mean = (total << 12) // count
     return min(max(13 - (mean * mean).bit_length() // 2, 0), 7)
 
 
 def chunk_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """From where to where, in row-major order, each chunk of a weight reaches."""
+    """(start, stop) of each chunk of a weight, in row-major order."""
     return _Geometry.of(shape).spans()
 
 
 def decode_codes(section: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """The codes of `section`; FormatError unless it holds exactly a tensor of `shape`, which has at least one element."""
+    """Inverse of `encode_codes`.
+
+    Args:
+        section: The section's bytes, untrusted.
+        shape: Shape of the weight, at least one element.
+
+    Raises:
+        FormatError: The section does not hold exactly a weight of this shape.
+    """
     return decode_batch([(section, shape)])[0]
 
 
 def decode_batch(weights: Iterable[tuple[bytes | memoryview, tuple[int, ...]]]) -> list[NDArray[np.int32]]:
-    """The codes of some sections, each with its shape, as of `decode_codes`, on all processors, two at a time on each."""
+    """As `decode_codes`, for several weights, on all cores; each core interleaves two weights.
+
+    Args:
+        weights: (section, shape) of each weight.
+
+    Returns:
+        The codes of each weight.
+
+    Raises:
+        FormatError: A section does not hold exactly a weight of its shape.
+    """
     decoded: list[NDArray[np.int32]] = []
     jobs: list[_Job] = []
     for section, shape in weights:
@@ -129,13 +157,13 @@ def decode_batch(weights: Iterable[tuple[bytes | memoryview, tuple[int, ...]]]) 
         else:
             codes = np.zeros(shape, dtype=np.int32)
         decoded.append(codes)
-    # The largest first: the last ones, for which there is no other work to do meanwhile, are then small.
+    # The largest first, so that cores finish at about the same time.
     _decode(sorted(jobs, key=lambda job: job[1].nbytes, reverse=True))
     return decoded
 
 
 def decode_pieces(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[NDArray[np.int32]]:
-    """As `decode_codes`, in pieces of one dimension that together are the codes in row-major order."""
+    """As `decode_codes`, in one-dimensional pieces, whose concatenation is the codes in row-major order."""
     if not section:
         return (np.zeros(stop - start, dtype=np.int32) for start, stop in chunk_spans(shape))
 
@@ -149,7 +177,7 @@ def decode_pieces(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterat
 
 
 def _jobs(section: bytes | memoryview, shape: tuple[int, ...], flat: NDArray[np.int32]) -> Iterator[_Job]:
-    """What the native module is to decode into the codes of a weight, in one dimension."""
+    """The jobs that decode a weight into `flat`, the buffer for its codes in one dimension."""
     at = 0
     for stream, rows, line in _parts(section, shape):
         count = rows * line[0] * line[1]
@@ -158,14 +186,14 @@ def _jobs(section: bytes | memoryview, shape: tuple[int, ...], flat: NDArray[np.
 
 
 def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tuple[bytes | memoryview, int, _Line]]:
-    """The stream of each chunk, its rows, and what it has in common with the others."""
+    """The stream of each chunk, its number of rows, and the line of the weight."""
     geometry = _Geometry.of(shape)
     row = geometry.inputs * geometry.positions
     spans = geometry.spans()
     reader = ByteReader(section, _WHERE)
     first = reader.take(1)[0]
     if first & 31 > _LARGEST_SHIFT:
-        raise FormatError(_WHERE, f"{first & 31} raw bits where at most {_LARGEST_SHIFT} are allowed")
+        raise FormatError(_WHERE, f"raw bits must be at most {_LARGEST_SHIFT}, got {first & 31}")
     lengths = [reader.varint() for _ in spans[:-1]]
     line = (geometry.inputs, geometry.positions, geometry.width, first)
     for (start, stop), length in zip(spans, [*lengths, None], strict=True):
@@ -173,7 +201,7 @@ def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tupl
 
 
 def _decode(jobs: list[_Job]) -> None:
-    taken = np.zeros(1, dtype=np.int64).data  # how many: threads share the jobs
-    many = len(jobs) if sum(job[1].nbytes for job in jobs) > _WORTH_A_THREAD else 1
-    if min(run_on_all_cores(lambda: _native.decode_codes(jobs, taken), many)) < len(jobs):
-        raise FormatError(_WHERE, "its data do not end where its weights do")
+    next_job = np.zeros(1, dtype=np.int64).data  # threads share the jobs and this counter
+    max_threads = len(jobs) if sum(job[1].nbytes for job in jobs) > _WORTH_A_THREAD else 1
+    if min(run_on_all_cores(lambda: _native.decode_codes(jobs, next_job), max_threads)) < len(jobs):
+        raise FormatError(_WHERE, "the data do not end with the last weight")

@@ -1,4 +1,4 @@
-"""The bytes of a .opq file to tensors: one at a time, every length checked before it is believed."""
+"""Decode the bytes of a .opq file to tensors, one at a time. Every length is checked before it is used."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
 from opq.codec.code_stream import CHUNK
+from opq.codec.entry import Entry
 from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
-from opq.codec.header import Entry, Header, decode_header, header_columns, inflate_header
+from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.weight_section import decode_pieces, decode_weight, decode_weights
 from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -29,24 +30,30 @@ from opq.thread_map import thread_map_batched
 Content = CompressedTensor | NDArray[np.generic]
 
 _GROUP = 4 * CHUNK
+"""The largest number of elements that `OpqFile.arrays` decodes at once, unless a single tensor has more."""
 
 
 class OpqFile(Mapping[str, Content]):
     """A .opq file as a mapping from names to a CompressedTensor (weights) or an array (auxiliary tensors).
 
-    Opening reads the header alone; each look-up reads, checks and decodes one section. Safe to use from several threads, and
-    from processes that are forked while it is open.
-    Close it, or use it as a context manager.
+    Opening reads the header only. Each look-up reads, checks and decodes one section. An open file can be used from several
+    threads, and from forked processes. It must be closed, or used as a context manager.
+
+    Args:
+        source: A path, or the file's bytes.
+        max_bytes: Largest allowed number of dense bytes; None: 64 MiB plus 4096 times the file's size.
+
+    Raises:
+        SourceError: The path cannot be read.
+        FormatError: The file is not valid.
+
+    Attributes:
+        file_bytes: Size of the file.
     """
 
     def __init__(
         self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
     ) -> None:
-        """Open a path, or a file's bytes.
-
-        max_bytes  most dense bytes the file may hold; by default 64 MiB and 4096 times the file's size.
-        Raises SourceError when the path cannot be read, FormatError when the file is not valid.
-        """
         self._lock = threading.Lock()
         self._packs: dict[int, tuple[dict[str, NDArray[np.generic]], set[str]]] = {}
         self._file: BinaryIO
@@ -68,21 +75,23 @@ class OpqFile(Mapping[str, Content]):
             self.file_bytes = self._file.seek(0, os.SEEK_END)
         except OSError:
             raise SourceError(
-                getattr(self._file, "name", "the file"), "it is not a regular file, which can be read at any place"
+                getattr(self._file, "name", "the file"), "it must be a regular file, which can be read at any position"
             ) from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
         if not MAGIC.startswith(prefix[: len(MAGIC)]) or len(prefix) < len(MAGIC):
             raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
         if len(prefix) < PREFIX.size:
-            raise FormatError("start", f"{PREFIX.size} bytes expected, the file has {self.file_bytes}")
+            raise FormatError("start", f"expected at least {PREFIX.size} bytes, got {self.file_bytes}")
         _, version, length, checksum = PREFIX.unpack(prefix)
         if version != FORMAT_VERSION:
-            raise FormatError("start", f"format version {version}, this opq reads version {FORMAT_VERSION}")
+            problem = f"format version {version}, but this opq reads version {FORMAT_VERSION}; install another version of opq"
+            raise FormatError("start", problem)
         if PREFIX.size + length > self.file_bytes:
-            raise FormatError("header", f"it ends at {PREFIX.size + length:,}, the file at {self.file_bytes:,}: cut off?")
+            problem = f"it ends at byte {PREFIX.size + length:,}, but the file has {self.file_bytes:,}; is it truncated?"
+            raise FormatError("header", problem)
         packed = self._read(PREFIX.size, length)
         if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
-            raise FormatError("header", "its checksum does not match: the file is damaged")
+            raise FormatError("header", "the checksum does not match: the file is damaged")
         self._header: Header = decode_header(packed)
         self._entries = {entry.name: entry for entry in self._header.entries}
         self._members: dict[int, list[Entry]] = {}
@@ -92,12 +101,12 @@ class OpqFile(Mapping[str, Content]):
         for size in self._header.lengths:
             self._offsets.append(self._offsets[-1] + size)
         if self._offsets[-1] != self.file_bytes:
-            raise FormatError("sections", f"they end at {self._offsets[-1]:,}, the file at {self.file_bytes:,}: cut off?")
+            problem = f"they end at byte {self._offsets[-1]:,}, but the file has {self.file_bytes:,}; is it truncated?"
+            raise FormatError("sections", problem)
         limit = largest_content(self.file_bytes) if max_bytes is None else max_bytes
         if self.dense_bytes > limit:
-            raise FormatError(
-                "header", f"it declares {self.dense_bytes:,} bytes of tensors, more than {limit:,}; see max_bytes"
-            )
+            problem = f"the tensors must have at most {limit:,} bytes, got {self.dense_bytes:,}; see max_bytes"
+            raise FormatError("header", problem)
 
     @property
     def entries(self) -> list[Entry]:
@@ -116,7 +125,7 @@ class OpqFile(Mapping[str, Content]):
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of all tensors as their dtypes store them."""
+        """Bytes of all tensors in their dtypes."""
         return sum(entry.dense_bytes for entry in self._entries.values())
 
     @property
@@ -125,20 +134,20 @@ class OpqFile(Mapping[str, Content]):
         return self._offsets[0]
 
     def members(self, section: int) -> list[Entry]:
-        """The tensors that a section holds, in order of their names."""
+        """The tensors of a section, in order of their names."""
         return self._members[section]
 
     def has_canonical_header(self) -> bool:
-        """Whether prefix and header are, once inflated, what opq writes for these entries."""
+        """Whether the inflated header has the bytes that opq writes for these entries."""
         packed = self._read(PREFIX.size, self.header_bytes - PREFIX.size)
         return inflate_header(packed) == header_columns(self._header)
 
     def section_bytes(self, section: int) -> int:
-        """Bytes of a section."""
+        """Size of a section in bytes."""
         return self._header.lengths[section]
 
     def section(self, number: int) -> bytes:
-        """The bytes of a section, their checksum checked."""
+        """Read the bytes of a section; FormatError if their checksum does not match."""
         data = self._read(self._offsets[number], self._header.lengths[number])
         if zlib.crc32(data) != self._header.checksums[number]:
             names = [entry.name for entry in self.members(number)]
@@ -147,7 +156,12 @@ class OpqFile(Mapping[str, Content]):
         return data
 
     def __getitem__(self, name: str) -> Content:
-        """The tensor of this name; FormatError when its section is damaged."""
+        """Decode a tensor.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            FormatError: Its section is damaged.
+        """
         entry = self._entries[name]
         if not entry.is_weight:
             return restore(self.stored(name), entry)
@@ -157,50 +171,55 @@ class OpqFile(Mapping[str, Content]):
             raise FormatError(f"tensor {name!r}", error.problem) from None
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
-        """The weight of this name in pieces of whole channels, of which no more are held than processors work on."""
+        """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
+
+        Raises:
+            KeyError: There is no weight of this name.
+            FormatError: Its section is damaged.
+        """
         entry = self._entries[name]
         if not entry.is_weight:
-            raise KeyError(f"{name!r} is no weight")
+            raise KeyError(f"{name!r} is not a weight")
         width = math.prod(entry.shape[1:])
-        rest = np.zeros(0, dtype=np.int32)
+        incomplete = np.zeros(0, dtype=np.int32)
         try:
             for chunk in decode_pieces(self.section(entry.section), entry):
-                codes = np.concatenate([rest, chunk.codes]) if len(rest) else chunk.codes
-                whole, part = len(codes) // width * width, max(CHUNK // width, 1) * width
-                for start in range(0, whole, part):
-                    yield replace(chunk, codes=codes[start : min(start + part, whole)].reshape(-1, *entry.shape[1:]))
-                rest = codes[whole:]
+                codes = np.concatenate([incomplete, chunk.codes]) if len(incomplete) else chunk.codes
+                end, size = len(codes) // width * width, max(CHUNK // width, 1) * width
+                for start in range(0, end, size):
+                    yield replace(chunk, codes=codes[start : min(start + size, end)].reshape(-1, *entry.shape[1:]))
+                incomplete = codes[end:]
         except FormatError as error:
             raise FormatError(f"tensor {name!r}", error.problem) from None
 
     def stored(self, name: str) -> NDArray[np.generic]:
-        """An auxiliary tensor as its section has it: float16 where it is stored as half, uint8 where it is in 8 bits."""
-        # A decoded pack is kept until each of its tensors was asked for.
+        """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""
+        # A decoded pack is kept until each of its tensors has been read.
         section = self._entries[name].section
-        pack, waiting = self._packs.get(section, ({}, set()))
+        pack, unread = self._packs.get(section, ({}, set()))
         if not pack:
             pack = self._decode_pack(section)
-            with self._lock:  # another thread may have been faster
-                pack, waiting = self._packs.setdefault(section, (pack, set(pack)))
-        waiting.discard(name)
-        if not waiting:
+            with self._lock:  # another thread may have stored the pack
+                pack, unread = self._packs.setdefault(section, (pack, set(pack)))
+        unread.discard(name)
+        if not unread:
             self._packs.pop(section, None)
         return pack[name]
 
     def array(self, name: str) -> NDArray[np.generic]:
-        """The tensor of this name as an array in its own dtype."""
+        """Decode a tensor to an array in its own dtype."""
         content = self[name]
         return content.values() if isinstance(content, CompressedTensor) else content
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """All tensors as arrays in their own dtypes, decoded on all processors."""
+        """Decode all tensors to arrays in their own dtypes, on all cores."""
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in self._groups():
             decoded = self._decode_together(entries)
             sizes = [math.prod(entry.shape) for entry in entries]
 
-            def values(share: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
-                return [decoded[e.name].values() if e.name in decoded else self.array(e.name) for e in share]
+            def values(batch: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
+                return [decoded[e.name].values() if e.name in decoded else self.array(e.name) for e in batch]
 
             arrays.update(
                 zip((entry.name for entry in entries), thread_map_batched(values, entries, sizes, CHUNK), strict=True)
@@ -214,7 +233,7 @@ class OpqFile(Mapping[str, Content]):
         return len(self._entries)
 
     def close(self) -> None:
-        """Close the file; look-ups fail afterwards."""
+        """Close the file. Later look-ups fail."""
         self._file.close()
 
     def __enter__(self) -> OpqFile:
@@ -224,7 +243,7 @@ class OpqFile(Mapping[str, Content]):
         self.close()
 
     def _groups(self) -> Iterator[list[Entry]]:
-        """The tensors, as many at a time as _GROUP elements allow: at the end of each group a thread may wait for another."""
+        """The tensors in groups of at most _GROUP elements, which bound the memory."""
         group: list[Entry] = []
         size = 0
         for entry in self.entries:
@@ -237,10 +256,10 @@ class OpqFile(Mapping[str, Content]):
             yield group
 
     def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
-        """The weights among some entries, or none if one is damaged; which one it is, each alone says."""
+        """The weights of some entries; none if one is damaged, so that decoding them one by one names the damaged one."""
         weights = [entry for entry in entries if entry.is_weight]
         try:
-            # Read once, however many weights share it: kept for each, a small file would take gigabytes.
+            # A section is read once for all weights that share it. Otherwise a small file could take gigabytes of memory.
             sections = {number: self.section(number) for number in {entry.section for entry in weights}}
             parts = [(sections[entry.section], entry) for entry in weights]
             return dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
@@ -261,14 +280,15 @@ class OpqFile(Mapping[str, Content]):
         else:
             data = _read_at(self._file.fileno(), offset, count)
         if len(data) != count:
-            raise FormatError("sections", f"{count:,} bytes expected at {offset:,}, {len(data):,} read: cut off?")
+            problem = f"expected {count:,} bytes at {offset:,}, but only {len(data):,} are left; is the file truncated?"
+            raise FormatError("sections", problem)
         return data
 
 
 def _read_at(handle: int, offset: int, count: int) -> bytes:
-    """Bytes of a file from a place on, fewer where it ends; its position, which processes share after a fork, stays."""
+    """Bytes of a file from `offset` on. The file's position, which forked processes share, does not change."""
     parts = []
-    while count and (part := os.pread(handle, count, offset)):  # no system call reads 2 GB or more at once
+    while count and (part := os.pread(handle, count, offset)):  # one call reads less than 2 GB
         parts.append(part)
         offset, count = offset + len(part), count - len(part)
     return b"".join(parts)

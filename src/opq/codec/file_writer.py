@@ -1,4 +1,4 @@
-"""Tensors to the bytes of a .opq file."""
+"""Encode tensors to the bytes of a .opq file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.auxiliary import store
 from opq.codec.byte_planes import encode_pack, estimate_pack
-from opq.codec.header import LARGEST_TENSOR, Entry, Header, contents_of, encode_header
+from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
+from opq.codec.header import Header, encode_header
 from opq.codec.weight_section import encode_weight, entry_of
 from opq.errors import SourceError, TargetError, WeightError
 from opq.quantization.compressed_tensor import QuantizedWeight
@@ -22,18 +23,23 @@ from opq.thread_map import thread_map
 MAGIC = b"OPQ"
 FORMAT_VERSION = 1
 PREFIX = struct.Struct("<3sBII")
-"""Magic, format version, length of the header, CRC-32 of the eight bytes before it and of the header."""
+"""Magic, format version, length of the header, CRC-32 of the first eight bytes and of the header."""
 
 LARGEST_PACK = 2**20
-"""Dense bytes of auxiliary tensors that go into one section, unless a single tensor is larger."""
+"""Largest number of dense bytes in a section of several auxiliary tensors."""
 
 EXPANSION, EXPANSION_START = 4096, 2**26
-"""A file of n bytes may hold tensors of at most EXPANSION_START + EXPANSION * n dense bytes."""
+"""The tensors of a file of n bytes have at most EXPANSION_START + EXPANSION * n dense bytes."""
 
 
 @dataclass(frozen=True)
 class AuxiliaryPack:
-    """Auxiliary tensors whose common section is ready, in order of their names; the section's number is not known yet."""
+    """Encoded auxiliary tensors that share a section.
+
+    Args:
+        entries: The tensors in order of their names. Their section number is 0, since it is not known yet.
+        section: The section's bytes.
+    """
 
     entries: tuple[Entry, ...]
     section: bytes
@@ -42,10 +48,19 @@ class AuxiliaryPack:
 def pack_auxiliary(
     tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str, *, estimated: bool = False
 ) -> list[AuxiliaryPack]:
-    """Encode auxiliary tensors, which come in ascending order of their UTF-8 names.
+    """Encode auxiliary tensors.
 
-    `storage` is "exact", "float16" or "uint8"; see `opq.codec.auxiliary.store`. Tensors are read one at a time. With
-    `estimated` sections are zero bytes of about the length that coding would give, which is all that a plan needs.
+    Args:
+        tensors: (name, array), in ascending order of the UTF-8 names; read one at a time.
+        storage: "exact", "float16" or "uint8"; see `opq.codec.auxiliary.store`.
+        estimated: If True, the sections are zero bytes of approximately the right length. That is fast, and enough for a plan.
+
+    Returns:
+        The packs, each of at most LARGEST_PACK dense bytes or with a single tensor.
+
+    Raises:
+        WeightError: A dtype is not supported, or a tensor has too many elements.
+        SourceError: A name cannot be encoded as UTF-8.
     """
     packs: list[AuxiliaryPack] = []
     pending: list[Entry] = []
@@ -64,9 +79,9 @@ def pack_auxiliary(
         check_text(name)
         kind = dtypes.name_of(array.dtype)
         if kind not in dtypes.NUMPY:
-            raise WeightError(name, array.shape, f"dtype {kind} is not supported")
+            raise WeightError(name, array.shape, f"dtype {kind} is not supported; convert the tensor, or remove it")
         if array.size > LARGEST_TENSOR:
-            raise WeightError(name, array.shape, f"more than {LARGEST_TENSOR:,} elements")
+            raise WeightError(name, array.shape, f"it must have at most {LARGEST_TENSOR:,} elements, got {array.size:,}")
         if size + array.nbytes > LARGEST_PACK:
             close()
         how, bounds, stored = store(array, storage)
@@ -78,29 +93,29 @@ def pack_auxiliary(
 
 
 def check_text(text: str) -> None:
-    """Raise SourceError for a name or metadata that is no text, or that UTF-8 cannot express."""
+    """Raise SourceError if a name or metadata is not a string that can be encoded as UTF-8."""
     try:
         text.encode()
     except (UnicodeEncodeError, AttributeError):
-        raise SourceError(f"name or metadata {text!r}", "it is not text that UTF-8 can express") from None
+        raise SourceError(f"name or metadata {text!r}", "it is not text that can be encoded as UTF-8") from None
 
 
 Tensor = QuantizedWeight | NDArray[np.generic]
-"""A weight as codes, which may be computed when they are read, or an auxiliary tensor as an array."""
+"""A weight as codes, which may be computed when they are read; or an auxiliary tensor as an array."""
 
 Report = Callable[[str, int, int], None]
-"""Called with the name of a stage, how many of its tensors are finished, and how many there are."""
+"""Called with the name of a stage, the number of its finished tensors, and the number of all its tensors."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A whole file, ready to be written.
+    """The bytes of a file in pieces.
 
     Args:
         header: Prefix and header.
         sections: The sections that follow, in this order.
         entries: The tensors in order of their names.
-        nonzero: {weight name: how many of its codes are not zero}.
+        nonzero: {weight name: number of its nonzero codes}.
     """
 
     header: bytes
@@ -133,20 +148,20 @@ def write(
 ) -> Layout:
     """Encode tensors to a file: weights as codes, arrays as auxiliary tensors.
 
-    Tensors are stored in order of their names, whatever the order given; equal sections of weights are stored once. Weights
-    are encoded on all cores, and codes are read when their weight's turn comes.
+    Tensors are stored in order of their names, for any order of `tensors`. Equal sections of weights are stored once. Weights
+    are encoded on all cores, and the codes of a weight are read when it is encoded.
 
     Args:
         tensors: {name: weight or array}.
         storage: How arrays are stored: "exact", "float16" or "uint8".
-        packs: Auxiliary tensors that are encoded already, beside those of `tensors`.
+        packs: Further auxiliary tensors, which are encoded already.
         metadata: {text: text} to keep in the file.
         report: Called after each weight.
 
     Raises:
         WeightError: A tensor cannot be stored.
-        SourceError: A name or metadata is no text.
-        TargetError: The file would hold more than readers expand it to; see `largest_content`.
+        SourceError: A name or metadata is not text.
+        TargetError: The tensors have more dense bytes than readers accept for a file of this size; see `largest_content`.
     """
     metadata = metadata or {}
     weights = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, np.ndarray)}
@@ -166,14 +181,14 @@ def write(
     dense = sum(entry.dense_bytes for entry in entries)
     if dense > largest_content(layout.size):
         raise TargetError(
-            f"{dense:,} bytes of tensors would go into a file of {layout.size:,}: readers refuse to expand that far; "
-            "ask for a larger file, or leave constant tensors out"
+            f"a file of {layout.size:,} bytes must hold at most {largest_content(layout.size):,} bytes of tensors, because "
+            f"readers refuse to expand it further, got {dense:,}; request a larger file, or remove constant tensors"
         )
     return layout
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names as a file has them: in ascending order of their UTF-8 bytes."""
+    """Names in ascending order of their UTF-8 bytes, which is their order in a file."""
     return sorted(names, key=lambda name: name.encode())
 
 
@@ -188,26 +203,31 @@ def _encode(item: tuple[str, QuantizedWeight]) -> tuple[bytes, int]:
 def fixed_bytes(
     weights: Iterable[tuple[str, tuple[int, ...], str]], packs: Sequence[AuxiliaryPack], metadata: Mapping[str, str]
 ) -> int:
-    """Bytes of the file that are not codes, for weights of these names, shapes and dtypes.
+    """Estimate the bytes of a file other than those of codes.
 
-    A close estimate: their steps, lengths and checksums are not known yet, so arbitrary ones stand for them.
+    Steps, lengths and checksums are not known yet, so arbitrary ones are used in their place.
+
+    Args:
+        weights: (name, shape, dtype name) of each weight.
+        packs: The auxiliary tensors.
+        metadata: {text: text} to keep in the file.
     """
-    stand_ins = [
+    placeholders = [
         (Entry(name, shape, dtype, "codes", 0, (number * 0.6180339887) % 1.0 + 0.5), number.to_bytes(4, "big") * 50)
         for number, (name, shape, dtype) in enumerate(weights)
     ]
-    entries, sections = _number_sections(stand_ins, packs)
+    entries, sections = _number_sections(placeholders, packs)
     return len(_prefixed_header(entries, sections, metadata)) + sum(len(pack.section) for pack in packs)
 
 
 def largest_content(file_bytes: int) -> int:
-    """Dense bytes that a file of `file_bytes` may declare, unless its reader is told otherwise."""
+    """The largest number of dense bytes that readers accept for a file of `file_bytes`, by default."""
     return EXPANSION_START + EXPANSION * file_bytes
 
 
 def _number_sections(weights: Sequence[tuple[Entry, bytes]], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
-    """Entries in order of names, and the sections they refer to in order of first use."""
-    # A section of codes is known by its bytes and size, a pack by its number: packs of equal bytes hold different tensors.
+    """Entries in order of names, and their sections in order of first use."""
+    # Weights with equal bytes and size share a section; packs with equal bytes do not, since they hold different tensors.
     rows: list[tuple[Entry, object, bytes]] = [(entry, (contents_of(entry), section), section) for entry, section in weights]
     for number, pack in enumerate(packs):
         rows += [(entry, number, pack.section) for entry in pack.entries]

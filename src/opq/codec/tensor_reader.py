@@ -1,4 +1,4 @@
-"""An open file whose tensors are read one at a time, in the manner of safetensors' safe_open."""
+"""An open file whose tensors are read one at a time, with the interface of safetensors.safe_open."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Tensor = TypeVar("Tensor")
 
 
 class TensorReader(Generic[Tensor]):
-    """An open file whose tensors are converted for a framework as they are read.
+    """An open file whose tensors are converted for a framework when they are read.
 
     Args:
-        file: The open file; closed with this object.
-        convert: Makes the framework's tensor of an array.
+        file: The open file. It is closed when this context manager ends.
+        convert: Converts a NumPy array to a tensor of the framework.
     """
 
     def __init__(self, file: OpqFile, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
@@ -31,19 +31,24 @@ class TensorReader(Generic[Tensor]):
         return list(self._file)
 
     def offset_keys(self) -> list[str]:
-        """Names of the tensors in the order of the file, which is that of `keys`."""
+        """Names of the tensors in the order of the file, which is the order of `keys`."""
         return self.keys()
 
     def metadata(self) -> dict[str, str]:
-        """The metadata that were saved."""
+        """The checkpoint's metadata, {text: text}."""
         return self._file.metadata
 
     def get_tensor(self, name: str) -> Tensor:
-        """The tensor of this name; KeyError if there is none, FormatError if its bytes are damaged."""
+        """Read a tensor.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            FormatError: Its bytes are damaged.
+        """
         return self._convert(self._file.array(name))
 
     def get_slice(self, name: str) -> TensorSlice[Tensor]:
-        """A tensor of which parts can be taken by index; KeyError if there is none of this name."""
+        """A tensor that is read by index; KeyError if there is none of this name."""
         if name not in self._file:
             raise KeyError(name)
         return TensorSlice(self._file, name, self._convert)
@@ -56,7 +61,13 @@ class TensorReader(Generic[Tensor]):
 
 
 class TensorSlice(Generic[Tensor]):
-    """One tensor of an open file. An index decodes the whole tensor and gives a part of it."""
+    """One tensor of an open file. Each index decodes the whole tensor, and returns a part of it.
+
+    Args:
+        file: The open file.
+        name: Name of the tensor.
+        convert: Converts a NumPy array to a tensor of the framework.
+    """
 
     def __init__(self, file: OpqFile, name: str, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
         self._file, self._name, self._convert = file, name, convert
@@ -67,16 +78,16 @@ class TensorSlice(Generic[Tensor]):
         return list(self._entry.shape)
 
     def get_dtype(self) -> str:
-        """The name of the tensor's dtype, as safetensors spells it: "F32", "BF16", "I64" and so on."""
+        """Name of the tensor's dtype in safetensors, such as "F32", "BF16" or "I64"."""
         return _SAFETENSORS_NAMES[self._entry.dtype]
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The part at `index`, as NumPy indexes arrays."""
+        """Read the part at `index`, with the indexing of NumPy."""
         return self._convert(np.ascontiguousarray(self._file.array(self._name)[index]))
 
 
 def check_framework(caller: str, framework: str, known: Sequence[str]) -> None:
-    """Raise ValueError unless the framework is one of those known to the caller."""
+    """Raise ValueError if `framework` is not in `known`; the message starts with the name of the caller."""
     if framework not in known:
         raise ValueError(f"{caller}: framework must be one of {', '.join(map(repr, known))}, got {framework!r}")
 

@@ -1,4 +1,4 @@
-"""Proof that a file is whole: everything is read, decoded, and encoded again to the same bytes."""
+"""Verify a file: decode everything, encode it again, and compare the bytes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec.byte_planes import encode_pack
+from opq.codec.entry import Entry
 from opq.codec.file_reader import OpqFile
-from opq.codec.header import Entry
 from opq.codec.weight_section import encode_weight
 from opq.errors import FormatError
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
+_OTHER_BYTES = "encoding it again gives other bytes, so no version of opq wrote it"
+
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proven of a file: how many weights and auxiliary tensors it holds, and its sections and bytes."""
+    """The contents of a verified file.
+
+    Args:
+        weights: Number of weights.
+        auxiliary: Number of auxiliary tensors.
+        sections: Number of sections.
+        file_bytes: Size of the file.
+    """
 
     weights: int
     auxiliary: int
@@ -29,43 +38,48 @@ class Verification:
 
 
 def verify(source: str | os.PathLike[str] | bytes) -> Verification:
-    """Read every byte of a file, given by path or as bytes, and prove that
+    """Verify every byte of a file:
 
-    * header and sections match their checksums, and every tensor decodes;
-    * every weight is in its codebook: finite, and zero where the code is zero and nowhere else;
-    * encoding the tensors again gives the same sections, byte for byte, and the same header but for how it is deflated.
+    * header and sections match their checksums, and every tensor can be decoded;
+    * every weight is in its codebook: it is finite, and it is zero exactly where its code is zero;
+    * encoding the tensors again gives the same sections, byte for byte, and the same header before deflation.
 
-    Raises FormatError naming a tensor for which this fails, SourceError when the path cannot be read.
+    Args:
+        source: A path, or the file's bytes.
+
+    Raises:
+        FormatError: One of these does not hold; the message names the tensor.
+        SourceError: The path cannot be read.
     """
     with OpqFile(source) as file:
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
-        for number in range(sections):  # one at a time: no more is held than a weight, or a pack of auxiliary tensors
+        for number in range(sections):  # one at a time, so that memory holds only one weight or pack
             first, *others = file.members(number)
             if not first.is_weight:
                 _check_same(
                     first.name, encode_pack([file.stored(entry.name) for entry in [first, *others]]), file.section(number)
                 )
                 continue
-            proven: dict[tuple[int, ...], CompressedTensor] = {}
+            verified: dict[tuple[int, ...], CompressedTensor] = {}
             for entry in [first, *others]:
-                if entry.shape not in proven:
-                    proven.clear()  # one at a time is held
-                    proven[entry.shape] = cast(CompressedTensor, file[entry.name])
-                    _check_same(entry.name, encode_weight(proven[entry.shape])[0], file.section(number))
-                _check_codebook(entry, proven[entry.shape].codes)
+                if entry.shape not in verified:
+                    verified.clear()  # memory holds only one weight
+                    verified[entry.shape] = cast(CompressedTensor, file[entry.name])
+                    _check_same(entry.name, encode_weight(verified[entry.shape])[0], file.section(number))
+                _check_codebook(entry, verified[entry.shape].codes)
         if not file.has_canonical_header():
-            raise FormatError("header", "encoding it again gives other bytes: no known opq wrote it")
+            raise FormatError("header", _OTHER_BYTES)
         weights = sum(entry.is_weight for entry in file.entries)
         return Verification(weights, len(file) - weights, sections, file.file_bytes)
 
 
 def _check_codebook(entry: Entry, codes: NDArray[np.int32]) -> None:
-    if entry.step is not None and not UniformCodebook(entry.step).represents(
-        codes, entry.dtype
-    ):  # tables are checked when read
-        raise FormatError(f"tensor {entry.name!r}", f"its step {entry.step:g} leads out of {entry.dtype}")
+    # Tables of levels are checked when they are read.
+    if entry.step is not None and not UniformCodebook(entry.step).represents(codes, entry.dtype):
+        problem = f"with step {entry.step:g} a value overflows {entry.dtype}, or is zero although its code is not"
+        raise FormatError(f"tensor {entry.name!r}", problem)
 
 
 def _check_same(name: str, encoded: bytes, stored: bytes) -> None:
     if encoded != stored:
-        raise FormatError(f"tensor {name!r}", "encoding it again gives other bytes: no known opq wrote it")
+        raise FormatError(f"tensor {name!r}", _OTHER_BYTES)

@@ -1,1 +1,1 @@
-"""From a checkpoint and a target to a plan, and to the bytes of a file."""
+"""Plan the compression of a checkpoint for a target, and encode it to a file."""

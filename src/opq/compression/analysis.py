@@ -1,5 +1,6 @@
-"""One pass over a checkpoint: weights measured, auxiliary tensors encoded. Planning, compressing, the rate-distortion curve and
-calibration all begin with it.
+"""CheckpointAnalysis: one pass over a checkpoint that measures weights and encodes auxiliary tensors.
+
+Planning, compression, the rate-distortion curve and calibration start with it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from opq import dtypes
 from opq.checkpoints import State, as_state
 from opq.checkpoints.folded_state import FoldedBatchNormState
+from opq.codec.entry import LARGEST_TENSOR
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
-from opq.codec.header import LARGEST_TENSOR
 from opq.config import CompressionConfig
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.statistics import measure, measure_rows
@@ -27,18 +28,18 @@ _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 """The name of a parametrization's buffer, as `opq.prepare` makes it, in a state dict."""
 
 _LARGEST_SCALE = 2.0**151
-"""The largest step times the largest code: beyond it no weight is quantized, and squares would soon be infinite."""
+"""The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckpointAnalysis:
-    """What planning and encoding need to know of a checkpoint.
+    """A checkpoint with the statistics that planning and encoding need.
 
     Args:
-        state: The checkpoint, with batch norms folded if that was asked for.
+        state: The checkpoint, with batch norms folded if `auxiliary` requests it.
         statistics: {weight name: its statistics}, in order of names.
         packs: All other tensors, encoded.
-        auxiliary: How those are stored.
+        auxiliary: How the other tensors are stored.
         dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
     """
 
@@ -50,36 +51,41 @@ class CheckpointAnalysis:
 
     @cached_property
     def repeats(self) -> dict[str, str]:
-        """{weight: earlier weight with the same values}, as tied weights have: their codes will be stored once.
+        """{weight: an earlier weight with the same values}, for tied weights, whose codes are stored once.
 
-        Found by the sums of magnitudes of all their channels; it serves prediction, not correctness.
+        Weights with equal channel scales are assumed to be equal. This is used for predictions only.
         """
         first: dict[object, str] = {}
-        again = {}
+        repeats = {}
         for name, measured in self.statistics.items():
             key = (measured.shape, self.state.describe(name)[0], measured.channel_scales.tobytes())
             if (earlier := first.setdefault(key, name)) != name:
-                again[name] = earlier
-        return again
+                repeats[name] = earlier
+        return repeats
 
     @cached_property
     def fixed_bytes(self) -> int:
-        """Bytes of the file that are not codes, closely estimated: header, checksums, auxiliary tensors."""
+        """Estimated bytes of the file other than codes: header, checksums, auxiliary tensors."""
         weights = ((name, measured.shape, self.state.describe(name)[0]) for name, measured in self.statistics.items())
         return fixed_bytes(weights, self.packs, self.state.metadata)
 
     def layers(self, config: CompressionConfig) -> list[Layer]:
-        """The weights as allocation sees them.
+        """The weights with their settings, for rate-distortion allocation.
+
+        Args:
+            config: Its `layers` are the settings.
 
         Raises:
-            TargetError: There are none.
-            SelectionError, ConfigError: `config.layers` does not go with them.
+            TargetError: There are no weights.
+            SelectionError: A glob of `config.layers` matches no weight.
+            ConfigError: A setting is out of range.
         """
         names = list(self.statistics)
         configs = config.layer_configs(names)
         if not names:
             raise TargetError(
-                "there is no weight to compress: every tensor is excluded, of one dimension, empty, or not a float"
+                "there is no weight to compress, because every tensor is excluded, has fewer than two dimensions, is empty, "
+                "or is not floating point; change include and exclude"
             )
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
         return [Layer(name, self.statistics[name], configs[name], repeats.get(name)) for name in names]
@@ -92,12 +98,12 @@ def analyze(
 
     Args:
         source: As in `opq.compress`.
-        config: Which weights are selected, and how auxiliary tensors are stored.
+        config: Selects the weights, and says how auxiliary tensors are stored.
         metadata: {text: text} to keep in the file if the source has none of its own.
-        estimated: Whether the size of auxiliary tensors is only estimated, which is all that a plan needs.
+        estimated: If True, auxiliary tensors are not encoded, and only their size is estimated. That is enough for a plan.
 
     Raises:
-        SourceError: The source cannot be read, holds nothing, or is of a network that is prepared for training.
+        SourceError: The source cannot be read, has no tensors, or is the state dict of a network prepared for training.
         SelectionError: A glob matches no weight.
         WeightError: A weight cannot be compressed.
     """
@@ -108,30 +114,45 @@ def analyze(
 def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None = None) -> CheckpointAnalysis:
     """As `analyze`, for the weights of a plan.
 
+    Args:
+        source: As in `opq.compress`.
+        plan: Its layers are the weights, and it says how auxiliary tensors are stored.
+        metadata: {text: text} to keep in the file if the source has none of its own.
+
     Raises:
+        SourceError, WeightError: As `analyze`.
         PlanError: The plan was made for other names, dtypes or shapes.
     """
     state = as_state(source, metadata)
     check_state(state)
     for name, layer in plan.layers.items():
         if name not in state:
-            raise PlanError(f"it has a layer {name!r}, which the checkpoint lacks")
+            raise PlanError(f"it has a layer {name!r}, which the checkpoint does not have; make a plan for this checkpoint")
         kind, shape = state.describe(name)
         if kind not in dtypes.COMPRESSIBLE:
-            raise PlanError(f"layer {name!r}: the checkpoint has {kind}, which cannot be quantized")
+            kinds = ", ".join(sorted(dtypes.COMPRESSIBLE))
+            raise PlanError(f"layer {name!r}: the checkpoint's dtype must be one of {kinds}, got {kind}")
         if shape != layer.shape:
-            raise PlanError(f"layer {name!r}: made for shape {layer.shape}, the checkpoint has {shape}")
+            raise PlanError(f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}")
     return _analyze(state, plan.layers, plan.auxiliary, estimated=False)
 
 
 def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
-    """How auxiliary tensors are stored; with the eps of the state's own batch norms, so that the plan serves without modules."""
+    """How auxiliary tensors are stored, with the eps of the batch norms, so that the plan also works for a bare state dict."""
     eps = shared_eps(state.epsilons, config.batch_norm_eps) if config.batch_norm == "folded" else config.batch_norm_eps
     return AuxiliaryPlan(config.auxiliary, config.batch_norm, eps)
 
 
 def shared_eps(epsilons: Mapping[str, float], default: float = 1e-5) -> float | None:
-    """The eps that all batch norms have; the default if none is known, None if they differ."""
+    """The common eps of all batch norms.
+
+    Args:
+        epsilons: {batch norm: its eps}.
+        default: The result if `epsilons` is empty.
+
+    Returns:
+        The eps; None if batch norms differ.
+    """
     known = set(epsilons.values())
     if not known:
         return default
@@ -139,15 +160,22 @@ def shared_eps(epsilons: Mapping[str, float], default: float = 1e-5) -> float | 
 
 
 def fold_if_asked(state: State, auxiliary: AuxiliaryPlan) -> State:
-    """The state with folded batch norms, if the plan says so."""
+    """The state, with folded batch norms if `auxiliary` requests it."""
     return FoldedBatchNormState(state, auxiliary.eps) if auxiliary.batch_norm == "folded" else state
 
 
 def choose_weights(state: State, config: CompressionConfig) -> list[str]:
-    """The weights that `config` selects, in order of names.
+    """The weights that a config selects.
+
+    Args:
+        state: The checkpoint.
+        config: Its `include` and `exclude` select.
+
+    Returns:
+        Names in order.
 
     Raises:
-        SourceError: As in `check_state`.
+        SourceError: See `check_state`.
         SelectionError: A glob matches no weight.
     """
     check_state(state)
@@ -160,20 +188,29 @@ def is_weight(dtype: str, shape: tuple[int, ...]) -> bool:
 
 
 def check_state(state: State) -> None:
-    """Raise SourceError if a state holds nothing, is of a prepared network, or has names or metadata that are no text."""
+    """Check that a checkpoint can be compressed.
+
+    Raises:
+        SourceError: It has no tensors, is the state dict of a prepared network, or has a name or metadata that is not text.
+    """
     if not len(state):
         raise SourceError("the state dict", "it holds no tensors")
     if any(_PREPARED.search(name) for name in state):
-        raise SourceError("the state dict", "its network is prepared for training; call convert() on what opq.prepare returned")
+        raise SourceError("the state dict", "its network is prepared for training; call convert() on the result of opq.prepare")
     for text in [*state, *state.metadata, *state.metadata.values()]:
         check_text(text)
 
 
 def dense_bytes(state: State, weights: Collection[str]) -> int:
-    """Bytes of all tensors as the source stores them; a weight of several names counts once, as it is coded once."""
-    coded = set(weights)
-    first = {memory: name for name in coded if (memory := state.memory(name)) is not None}
-    counted = [name for name in state if name not in coded or first.get(state.memory(name), name) == name]
+    """Bytes of all tensors as the source stores them.
+
+    Args:
+        state: The checkpoint.
+        weights: Names of its weights. A weight that has several names counts once, because it is encoded once.
+    """
+    encoded = set(weights)
+    first = {memory: name for name in encoded if (memory := state.memory(name)) is not None}
+    counted = [name for name in state if name not in encoded or first.get(state.memory(name), name) == name]
     shapes = (state.describe(name) for name in counted)
     return sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes if kind in dtypes.NUMPY)
 
@@ -191,7 +228,7 @@ def _analyze(state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, e
 def _measure(state: State, name: str) -> LayerStatistics:
     _, shape = state.describe(name)
     if math.prod(shape) > LARGEST_TENSOR:
-        raise WeightError(name, shape, f"more than {LARGEST_TENSOR:,} elements")
+        raise WeightError(name, shape, f"it must have at most {LARGEST_TENSOR:,} elements; skip it with exclude=[{name!r}]")
     measured = measure_rows(shape, partial(state.rows, name), name) if shape else measure(state[name], name)
     if measured.laplace_scale > _LARGEST_SCALE:
         raise WeightError.beyond_float32(name, shape, measured.laplace_scale)

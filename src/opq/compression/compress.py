@@ -1,4 +1,4 @@
-"""A plan and weights to the bytes of a file, and a byte target to the plan whose file meets it."""
+"""compress(): encode a checkpoint under a plan, or search for the plan whose file meets a byte target."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from opq.rate_distortion.plan import Plan
 from opq.rate_distortion.rate_control import BudgetSearch
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, how many of its tensors are finished, and how many there are."""
+"""Called with the name of a stage, the number of its finished tensors, and the number of all its tensors."""
 
-# A first guess is taken when it is this close under the budget; the next ones know the coder and aim closer.
+# A file of at least the first fraction of the budget ends the search. Files after the first one aim at the second fraction.
 _CLOSE_ENOUGH, _CLOSER_AIM = 0.995, 0.9985
 
 
@@ -36,24 +36,29 @@ def compress(
 ) -> CompressedModel:
     """Compress a network to a file in memory.
 
-    Weights are read some rows at a time: memory is bounded by about 100 MB per core, the auxiliary tensors, and twice the file.
+    Large weights are read some rows at a time: memory is bounded by about 100 MB per core, the auxiliary tensors, and twice the
+    size of the file.
 
     Args:
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
-        config: What to do; or a plan to follow as it stands; or None, then `options` say what to do. With a byte target the
-            size of the file is at most the target and at least 99.5% of it.
+        config: The target and all settings; or a plan, which is followed without changes; or None if `options` give the
+            settings. With a byte target the size of the file is at most the target and at least 99.5% of it.
         metadata: {text: text} to keep in the file if the source has none of its own.
         progress: Called after each tensor.
-        options: The fields of a config as keywords: `ratio=20`, `exclude=["fc.*"]`.
+        options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
+
+    Returns:
+        The compressed network, in memory.
 
     Raises:
+        TypeError: A keyword is unknown, or `config` and `options` are both given.
         TargetError: The target cannot be reached.
         SourceError, SelectionError, WeightError: See `opq.plan`.
         PlanError: The plan was made for other names or shapes.
     """
     if isinstance(config, Plan):
         if options:
-            raise TypeError(f"compress() follows a plan as it stands, got {min(options)!r} too")
+            raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
         return _encode(analyze_planned(source, config, metadata), config, progress)
     config = as_config(config, options, "compress")
     if isinstance(config.target, Lossless):
@@ -67,30 +72,30 @@ def compress(
 
 
 def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | None) -> CompressedModel:
-    """Encode, count, learn from the count, until the file is close under its budget; the largest file that fits wins."""
+    """Encode with different lambdas until a file is just within the budget; return the largest file within it."""
     analysis, target = size_model.analysis, config.target
     budget = config.budget(analysis.dense_bytes) or 0
     size_model, plan = guess_joint(size_model, target, budget)
     bounds = joint.lambda_bounds(size_model.layers, size_model.family)
     search: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_CLOSE_ENOUGH, aim=_CLOSER_AIM, bounds=bounds)
     first = plan.lmbda or bounds[1]
-    made: CompressedModel
+    last: CompressedModel
 
     def encode(lmbda: float) -> tuple[CompressedModel, int]:
-        nonlocal made
-        made = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), progress)
-        logger.debug("lambda %.4g gives %d bytes, the budget is %d", lmbda, made.file_bytes, budget)
-        return made, made.file_bytes
+        nonlocal last
+        last = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), progress)
+        logger.debug("lambda %.4g gives %d bytes, the budget is %d", lmbda, last.file_bytes, budget)
+        return last, last.file_bytes
 
     def predict(aim: float) -> float:
         nonlocal size_model
-        size_model = size_model.learned(plan.layers, made.layout.weight_bytes())
+        size_model = size_model.learned(plan.layers, last.layout.weight_bytes())
         return size_model.lambda_for(aim)
 
     search.run(first, encode, predict=predict)
     if search.best is None:
-        smallest = made.file_bytes
-        raise TargetError.out_of_reach(budget, smallest, max(smallest, made.dense_bytes), made.dense_bytes)
+        smallest = last.file_bytes
+        raise TargetError.out_of_reach(budget, smallest, max(smallest, last.dense_bytes), last.dense_bytes)
     return search.best
 
 

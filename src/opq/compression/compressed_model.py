@@ -1,4 +1,4 @@
-"""A compressed network: the result of everything that compresses, and how it is encoded from codes."""
+"""CompressedModel: the result of every function that compresses, and encoding it from codes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from opq.atomic_file import write_file
 from opq.checkpoints import State
+from opq.codec.entry import repeated_weights
 from opq.codec.file_writer import Layout, Report, in_order, pack_auxiliary, write
-from opq.codec.header import repeated_weights
 from opq.compression.analysis import dense_bytes, fold_if_asked
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
@@ -18,10 +18,10 @@ from opq.text_table import file_summary, html_text
 
 @dataclass(frozen=True, eq=False)
 class CompressedModel:
-    """A compressed network.
+    """A compressed network in memory.
 
     Args:
-        plan: The plan it follows; None if no plan alone leads to it, as with lossless, calibrated and trained files.
+        plan: The plan of the codes; None if they do not follow from a plan, as in lossless, calibrated and trained files.
         layout: The .opq file in pieces.
         dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
     """
@@ -68,14 +68,18 @@ class CompressedModel:
         return file_summary(self.file_bytes, self.dense_bytes, self.bits_per_weight, self.sparsity)
 
     def __repr__(self) -> str:
-        """The same, in brackets: the tensors are too much to print."""
+        """The size in one line, without the tensors."""
         return f"<{type(self).__name__}: {self}>"
 
     def _repr_html_(self) -> str:
         return html_text(str(self))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-        """Write the file, through a temporary one beside it: `path` holds the old file or the whole new one.
+        """Write the file atomically: `path` holds its old bytes or all new ones.
+
+        Args:
+            path: The path.
+            overwrite: Whether to replace an existing file.
 
         Raises:
             OutputError: The file cannot be written, or it exists and `overwrite` is False.
@@ -91,14 +95,17 @@ def encode_state(
     plan: Plan | None = None,
     report: Report | None = None,
 ) -> CompressedModel:
-    """The file of a checkpoint whose weights are given as codes.
+    """Encode a checkpoint whose weights are given as codes.
 
     Args:
-        state: All tensors of the checkpoint, the weights among them.
-        weights: {name: weight}; every other tensor is auxiliary.
-        auxiliary: How those are stored.
-        plan: The plan that the codes follow, if there is one.
+        state: All tensors of the checkpoint, weights included.
+        weights: {name: weight}. Every other tensor is auxiliary.
+        auxiliary: How auxiliary tensors are stored.
+        plan: The plan of the codes, if there is one.
         report: Called after each weight.
+
+    Returns:
+        The compressed network, in memory.
 
     Raises:
         WeightError, SourceError, TargetError: See `opq.codec.file_writer.write`.

@@ -21,7 +21,7 @@ from opq.quantization.quantizer import LARGEST_CODE
 from opq.thread_map import thread_map
 
 _STEP_BYTES = 4
-"""What a step takes in the header."""
+"""Bytes of a step in the header."""
 
 
 def compress_losslessly(
@@ -30,18 +30,27 @@ def compress_losslessly(
     metadata: Mapping[str, str] | None,
     report: Callable[[str, int, int], None] | None,
 ) -> tuple[Layout, int]:
-    """The file of a checkpoint such that every tensor comes back bit for bit, and the checkpoint's dense bytes.
+    """Compress a checkpoint so that every tensor is restored bit for bit.
 
-    What a weight becomes is decided by real size: codes with a step, codes with a table of levels, or byte planes.
+    Each weight is stored in the smallest of three ways: codes with a step, codes with a table of levels, or byte planes.
+
+    Args:
+        source: As in `opq.compress`; CompressedTensors keep their codes.
+        config: Selects the weights.
+        metadata: {text: text} to keep in the file if the source has none of its own.
+        report: Called after each weight.
+
+    Returns:
+        The file, and the dense bytes of the checkpoint.
 
     Raises:
         SourceError, SelectionError: See `choose_weights`.
-        WeightError: A CompressedTensor that was given cannot be stored.
+        WeightError: A CompressedTensor of the source cannot be stored.
     """
     state = as_state(source, metadata)
     names = choose_weights(state, config)
-    found = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
-    weights = {name: tensor for name, tensor in found if tensor is not None}
+    candidates = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
+    weights = {name: tensor for name, tensor in candidates if tensor is not None}
     rest = ((name, state[name]) for name in in_order(state) if name not in weights)
     layout = write(weights, packs=pack_auxiliary(rest, "exact"), metadata=state.metadata, report=report)
     return layout, dense_bytes(state, weights)
@@ -49,20 +58,23 @@ def compress_losslessly(
 
 def _as_codes(state: State, name: str) -> CompressedTensor | None:
     """The weight as codes; None if byte planes take fewer bytes."""
-    given = state.compressed(name)
-    if given is not None:
-        _check_given(name, given)
-        return given
+    compressed = state.compressed(name)
+    if compressed is not None:
+        _check_codes(name, compressed)
+        return compressed
     weight = state[name]
     sizes = [(len(encode_weight(tensor)[0]), tensor) for tensor in find_levels(weight)]
     if not sizes:
         return None
-    size, tensor = min(sizes, key=lambda found: found[0] + _STEP_BYTES * isinstance(found[1].codebook, UniformCodebook))
+    size, tensor = min(sizes, key=lambda pair: pair[0] + _STEP_BYTES * isinstance(pair[1].codebook, UniformCodebook))
     return tensor if size < estimate_pack([weight]) else None
 
 
-def _check_given(name: str, given: CompressedTensor) -> None:
-    if np.abs(given.codes.astype(np.int64)).max(initial=0) > LARGEST_CODE:
-        raise WeightError(name, given.shape, f"codes must be at most {LARGEST_CODE:,} in magnitude")
-    if not np.isfinite(given.values()).all():
-        raise WeightError(name, given.shape, f"its largest code stands for a value beyond {given.dtype}")
+def _check_codes(name: str, tensor: CompressedTensor) -> None:
+    largest = np.abs(tensor.codes.astype(np.int64)).max(initial=0)
+    if largest > LARGEST_CODE:
+        raise WeightError(name, tensor.shape, f"codes must be at most {LARGEST_CODE:,} in magnitude, got {largest:,}")
+    if not np.isfinite(tensor.values()).all():
+        raise WeightError(
+            name, tensor.shape, f"the value of its largest code is infinite in {tensor.dtype}; use a smaller step"
+        )

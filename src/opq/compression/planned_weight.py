@@ -1,4 +1,4 @@
-"""A weight of a checkpoint whose codes are made when they are read."""
+"""PlannedWeight: a weight of a checkpoint that is quantized when its codes are read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from opq.rate_distortion.plan import LayerPlan
 
 @dataclass(frozen=True, eq=False)
 class PlannedWeight:
-    """A QuantizedWeight: the named weight of `state`, to be quantized under `plan`.
+    """A QuantizedWeight that is quantized when its codes are read.
 
-    Of a weight with more elements than a chunk, only some rows are held at a time.
+    A weight with more elements than a chunk is read some rows at a time.
+
+    Args:
+        state: The checkpoint.
+        name: Name of the weight in it.
+        plan: The weight's plan.
     """
 
     state: State

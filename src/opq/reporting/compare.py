@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from opq.codec.code_length import zero_order_entropy
 from opq.codec.file_reader import OpqFile
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.text_table import format_table, html_text
@@ -94,7 +95,7 @@ def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
         code_bytes=code_bytes,
         dense_bytes=len(dense),
         integer_bytes=len(integers),
-        entropy_bytes=sum(_entropy_bytes(weight.codes) for weight in weights),
+        entropy_bytes=sum(zero_order_entropy(np.unique(weight.codes, return_counts=True)[1]) for weight in weights) / 8.0,
         dense=dict(zip(methods, sizes[: len(methods)], strict=True)),
         codes=dict(zip(methods, sizes[len(methods) :], strict=True)),
     )
@@ -125,11 +126,6 @@ def _zstd() -> Callable[[bytes], bytes] | None:
 def _narrowed(codes: NDArray[np.int32]) -> NDArray[np.signedinteger[Any]]:
     largest = int(np.abs(codes).max(initial=0))
     return codes.astype(np.int8 if largest < 2**7 else np.int16 if largest < 2**15 else np.int32)
-
-
-def _entropy_bytes(codes: NDArray[np.int32]) -> float:
-    counts = np.unique(codes, return_counts=True)[1]
-    return float(counts @ (np.log2(codes.size) - np.log2(counts))) / 8.0
 
 
 def _number(size: int | None) -> str:

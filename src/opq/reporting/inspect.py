@@ -10,8 +10,8 @@ from typing import Any
 from opq.batch_norm import prefixes
 from opq.codec.auxiliary import largest_error
 from opq.codec.byte_planes import estimate_pack
+from opq.codec.entry import Entry, repeated_weights
 from opq.codec.file_reader import OpqFile
-from opq.codec.header import Entry, repeated_weights
 from opq.codec.weight_section import table_bytes
 from opq.quantization.codebook import LevelTable
 from opq.text_table import file_summary, format_table, html_text

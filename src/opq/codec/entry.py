@@ -1,0 +1,69 @@
+"""The entry of one tensor in the header."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opq import dtypes
+
+LARGEST_TENSOR = 2**31 - 1
+"""The largest number of elements of a tensor."""
+
+EIGHT_BITS = ("linear8", "relative8")
+"""Storages that have bounds."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file.
+
+    Args:
+        name: State-dict key.
+        shape: Sizes, all >= 0, with at most LARGEST_TENSOR elements.
+        dtype: Name of the dtype of the restored tensor.
+        storage: Of a weight "codes" (with a step) or "levels" (with a table in its section); of an auxiliary tensor "exact",
+            "float16", "linear8" or "relative8" (see opq.codec.auxiliary).
+        section: Number of the section that holds it. Tensors may share a section.
+        step: Quantization step if the storage is "codes"; otherwise None.
+        bounds: The lowest and the highest value of an 8-bit grid, float32 numbers; None for other storages.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    storage: str
+    section: int
+    step: float | None = None
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is stored as codes; otherwise it is an auxiliary tensor."""
+        return self.storage in ("codes", "levels")
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the tensor in its dtype."""
+        return self.count * dtypes.NUMPY[self.dtype].itemsize
+
+
+def contents_of(entry: Entry) -> object:
+    """A key that all tensors of a section share: for weights the storage and size, and with levels the dtype too."""
+    return (entry.storage, entry.count, entry.dtype if entry.storage == "levels" else "") if entry.is_weight else "pack"
+
+
+def repeated_weights(entries: Sequence[Entry]) -> set[str]:
+    """Names of weights that are equal, bit for bit, to a weight earlier in `entries`."""
+    first: dict[object, str] = {}
+    return {
+        entry.name
+        for entry in entries
+        if entry.is_weight and first.setdefault((entry.section, entry.shape, entry.dtype, entry.step), entry.name) != entry.name
+    }
