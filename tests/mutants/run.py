@@ -1,11 +1,11 @@
-"""Break the library on purpose, one place at a time, and see that a test fails: `make mutants`, or
+"""Mutation testing: change the library in one place at a time, and check that a test fails. `make mutants`, or
 
     python tests/mutants/run.py [--jobs N] [NAME...]
 
-mutants.toml lists the breaks. Each names a file of src/opq, what to find in it, exactly once, what to put in its place, and the
-tests that must then fail. Each is made in a copy of src/, so that the working tree is never touched. First the named tests run
-on a copy that is whole, and must pass. The exit status is 0 where every break is noticed, and 1 where one is not, where the
-tests fail without it, or where the list no longer fits the source.
+mutants.toml lists the changes. Each names a file of src/opq, a text that occurs in it exactly once, its replacement, and the
+tests that must then fail. Every mutant is a copy of src/, so that the working tree stays unchanged. First the named tests run
+on an unchanged copy, and must pass. The exit status is 0 if every mutant is killed, and 1 if one is not, if the tests fail
+without a change, or if the list no longer fits the source.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("mutants.toml")
 SECONDS = 120
-"""A test that has not ended by then has noticed."""
+"""A test that takes longer has detected the mutant."""
 
-_PASSED, _FAILED = 0, 1  # what pytest exits with; everything else is no verdict
+_PASSED, _FAILED = 0, 1  # exit statuses of pytest; any other is no result
 
 
 class StaleError(Exception):
@@ -44,14 +44,15 @@ class StaleError(Exception):
 
 @dataclass(frozen=True)
 class Mutant:
-    """One break of the library.
+    """One change of the library.
 
-    name     of the break, in a few words
-    file     relative to src/opq
-    find     text that stands there exactly once
-    replace  what stands there instead
-    tests    files of tests, or pytest's ids of them, relative to tests/; the fewest that notice
-    why      what a user would suffer
+    Args:
+        name: The change in a few words.
+        file: The changed file, relative to src/opq.
+        find: Text that occurs in it exactly once.
+        replace: The text in its place.
+        tests: Test files or pytest ids, relative to tests/: the fewest that detect the change.
+        why: The effect on a user.
     """
 
     name: str
@@ -61,8 +62,8 @@ class Mutant:
     tests: tuple[str, ...]
     why: str
 
-    def broken(self, source: Path) -> str:
-        """The text of the file, under the `source` folder, with the break; StaleError where that cannot be made."""
+    def changed_text(self, source: Path) -> str:
+        """The text of the file under the `source` folder, with the change; StaleError if the change cannot be made."""
         path = source / "opq" / self.file
         if not path.is_file():
             raise StaleError(f"{self.name}: there is no {self.file}")
@@ -80,7 +81,7 @@ class Mutant:
 
 
 def read_list(path: Path = LIST) -> list[Mutant]:
-    """All mutants, in order; StaleError where one is not as it must be."""
+    """All mutants, in order; StaleError if one is malformed."""
     mutants = []
     for row in tomllib.loads(path.read_text())["mutant"]:
         wanted = {field.name for field in fields(Mutant)}
@@ -94,7 +95,7 @@ def read_list(path: Path = LIST) -> list[Mutant]:
 
 
 def check_tests(mutant: Mutant) -> None:
-    """Raise StaleError where a test that a mutant names is not there."""
+    """Raise StaleError if a test that the mutant names does not exist."""
     for test in mutant.tests:
         path, _, function = test.partition("::")
         if not (ROOT / "tests" / path).is_file():
@@ -104,14 +105,14 @@ def check_tests(mutant: Mutant) -> None:
 
 
 def copied(source: Path, folder: str) -> Path:
-    """A copy of a src/ folder in `folder`, the compiled module with it."""
+    """A copy of a src/ folder in `folder`, with the compiled module."""
     return Path(shutil.copytree(source, Path(folder) / "src", ignore=shutil.ignore_patterns("*.egg-info")))
 
 
 def run_tests(source: Path, tests: Sequence[str], output: IO[str], seconds: int = SECONDS) -> int:
-    """What pytest exits with of `tests` with the library under `source`, in a process of its own that writes to `output`.
+    """The exit status of pytest for `tests` with the library under `source`, in a process of its own that writes to `output`.
 
-    The process is forked from this one, so that all share what `warm_up` has imported.
+    The process is forked from this one, so that all processes share the imports of `warm_up`.
     """
     sys.stdout.flush()
     if child := os.fork():
@@ -123,7 +124,7 @@ def run_tests(source: Path, tests: Sequence[str], output: IO[str], seconds: int 
         os.dup2(output.fileno(), 2)
         signal.alarm(seconds)
         os.chdir(ROOT)
-        os.environ["PYTHONPATH"] = str(source)  # for processes that tests start
+        os.environ["PYTHONPATH"] = str(source)  # for subprocesses of tests
         sys.path.insert(0, str(source))
         modules = importlib.import_module("opq"), importlib.import_module("opq.codec._native")
         if not all(str(module.__file__).startswith(str(source)) for module in modules):
@@ -138,30 +139,32 @@ def run_tests(source: Path, tests: Sequence[str], output: IO[str], seconds: int 
         os._exit(status)
 
 
-def try_out(mutant: Mutant, whole: Path) -> tuple[str, float, str]:
-    """Whether a mutant is "killed" or "alive", or "broken" where the tests do not even run; seconds; and what pytest wrote."""
+def run_mutant(mutant: Mutant, whole: Path) -> tuple[str, float, str]:
+    """The outcome "killed", "alive", or "broken" if the tests do not run; seconds; and the output of pytest."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         source = copied(whole, folder)
-        (source / "opq" / mutant.file).write_text(mutant.broken(whole))
+        (source / "opq" / mutant.file).write_text(mutant.changed_text(whole))
         shutil.rmtree((source / "opq" / mutant.file).parent / "__pycache__", ignore_errors=True)
         status = run_tests(source, mutant.tests, output)
         output.seek(0)
-        wrote = output.read()
-    return {_PASSED: "alive", _FAILED: "killed"}.get(status, "broken"), time.perf_counter() - start, wrote
+        text = output.read()
+    return {_PASSED: "alive", _FAILED: "killed"}.get(status, "broken"), time.perf_counter() - start, text
 
 
 def warm_up() -> None:
-    """Import what takes long and is not ours; not what pytest wants to import itself."""
+    """Import the slow dependencies, but none that pytest must import itself."""
     for name in ("scipy.integrate", "scipy.optimize", "scipy.special", "torch", "torch.nn.utils.parametrize", "accelerate"):
         importlib.import_module(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try out all mutants, or those of the given names; the exit status."""
+    """Test all mutants, or those of the given names; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to try, globs; all unless given")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time (default: one a processor)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="globs of mutants to test (default: all)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="mutants tested at a time (default: one per core)"
+    )
     asked = parser.parse_args(arguments)
     try:
         mutants = [
@@ -169,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for mutant in mutants:
             check_tests(mutant)
-            mutant.broken(ROOT / "src")
+            mutant.changed_text(ROOT / "src")
     except StaleError as error:
         print(f"the list is stale: {error}")
         return 1
@@ -185,15 +188,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 output.seek(0)
                 print(f"{output.read()}\nwithout a mutant the tests fail already")
                 return 1
-        return 1 if try_all(mutants, whole, asked.jobs) else 0
+        return 1 if run_all(mutants, whole, asked.jobs) else 0
 
 
-def try_all(mutants: Sequence[Mutant], whole: Path, jobs: int) -> list[Mutant]:
-    """Try out all mutants of the library under `whole`, `jobs` at a time, and print a line for each; those not killed."""
+def run_all(mutants: Sequence[Mutant], whole: Path, jobs: int) -> list[Mutant]:
+    """Test all mutants of the library under `whole`, `jobs` at a time, and print a line for each; those not killed."""
     width, place = (max(len(getattr(mutant, key)) for mutant in mutants) for key in ("name", "file"))
     left = []
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        found = pool.imap(partial(try_out, whole=whole), mutants)
+        found = pool.imap(partial(run_mutant, whole=whole), mutants)
         for mutant, (outcome, seconds, output) in zip(mutants, found, strict=True):
             print(f"{mutant.name:{width}}  {mutant.file:{place}}  {outcome:6}  {seconds:5.1f} s", flush=True)
             if outcome != "killed":
