@@ -131,7 +131,7 @@ def shared_step_and_zeros(compressed):
 
 def test_layer_configs_add_to_what_was_measured(network, inputs):
     """A layer config that fixes nothing changes nothing. Of several sensitivities the last one counts, by glob or by name."""
-    calibration = calibrate(network, inputs[:32])
+    calibration = calibrate(network, inputs[:8])
     measured = calibration.sensitivity
     plain = calibration.compress(ratio=4.0).data
     for layers in (
@@ -144,7 +144,7 @@ def test_layer_configs_add_to_what_was_measured(network, inputs):
 
 def test_a_config_is_its_keywords(network, inputs):
     """A CompressionConfig gives the bytes that the same settings give as keywords; unknown keywords are a TypeError."""
-    calibration = calibrate(network, inputs[:32])
+    calibration = calibrate(network, inputs[:8])
     config = opq.CompressionConfig(target=opq.Ratio(4.0), exclude=("head.*",), auxiliary="float16")
     by_keywords = calibration.compress(ratio=4.0, exclude=["head.*"], auxiliary="float16")
     assert calibration.compress(config).data == by_keywords.data
