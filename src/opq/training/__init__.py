@@ -1,4 +1,4 @@
-"""Training with the compression decided: steps stay, masks too once they are closed, and weights move."""
+"""Quantization-aware finetuning: steps are fixed, masks are fixed after their update epochs, and weights train."""
 
 from opq.errors import MissingExtraError
 

@@ -1,7 +1,7 @@
-"""Parametrizations onto the weights of a network, and off again.
+"""Attach parametrizations to the weights of a network, and detach them.
 
-While a network is prepared, each of its weights has a latent value, the parameter that trains, and the value that the rest of the
-network sees, which is always in its codebook. `torch.nn.utils.parametrize` keeps the two apart.
+Each weight of a prepared network has a latent value, which is the parameter that trains, and a value in its codebook, which the
+modules of the network use. `torch.nn.utils.parametrize` computes the second from the first.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from opq.training.parametrization import CodebookParametrization
 from opq.training.tied_weights import tie, untie
 
 _ORDER = "_opq_order"
-"""Where a prepared module keeps the order of its own tensors."""
+"""Attribute in which a prepared module keeps the order of its tensors in the state dict."""
 
 
 @dataclass(frozen=True)
 class PreparedWeight:
-    """A weight with a codebook.
+    """A weight of a prepared network.
 
     Args:
-        names: Its names in the network's own state dict; more than one if modules share it.
+        names: Its names in the state dict of the plain network, sorted; more than one if modules share it.
         latent: The parameter that trains.
-        codebook: Its parametrization.
+        codebook: The parametrization that quantizes it.
     """
 
     names: tuple[str, ...]
@@ -42,28 +42,40 @@ class PreparedWeight:
     codebook: CodebookParametrization
 
     def tensor(self) -> CompressedTensor:
-        """The weight for a file, as it is now; WeightError if it holds NaN or infinite values."""
+        """The weight as a file stores it, with its current values.
+
+        Raises:
+            WeightError: The latent value holds NaN or infinite values.
+        """
         self.check_finite()
         codes = self.codebook.codes(self.latent).cpu().numpy()
         return CompressedTensor(codes, UniformCodebook(float(self.codebook.step)), _dtype_name(self.latent))
 
     def value(self) -> Tensor:
-        """The value that the rest of the network sees; WeightError if it is not finite."""
+        """The codebook values, shaped as `latent`, without a gradient.
+
+        Raises:
+            WeightError: The latent value holds NaN or infinite values.
+        """
         self.check_finite()
         with torch.no_grad():
             value: Tensor = self.codebook(self.latent)
         return value
 
     def check_finite(self) -> None:
-        """Raise WeightError if the latent value holds NaN or infinite values."""
+        """Check the latent value.
+
+        Raises:
+            WeightError: It holds NaN or infinite values.
+        """
         if not torch.isfinite(self.latent).all():
             raise WeightError(
-                self.names[0], self.latent.shape, "training led to NaN or infinite values; lower the learning rate"
+                self.names[0], self.latent.shape, "its values became NaN or infinite in training; lower the learning rate"
             )
 
 
 def prepared_weights(model: nn.Module) -> list[PreparedWeight]:
-    """The prepared weights of `model`, each once, in order of their first names."""
+    """The prepared weights of `model`, each once, sorted by their first names as UTF-8."""
     found: dict[int, tuple[list[str], Tensor, CodebookParametrization]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for attribute, chain in getattr(module, "parametrizations", {}).items():
@@ -75,12 +87,12 @@ def prepared_weights(model: nn.Module) -> list[PreparedWeight]:
 
 
 def current_codes(weights: Iterable[PreparedWeight]) -> list[NDArray[np.int32]]:
-    """Codes of prepared weights as they are now."""
+    """Current codes of prepared weights, int32, each shaped as its weight."""
     return [weight.codebook.codes(weight.latent).cpu().numpy() for weight in weights]
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that a prepared `model` would have after `convert`: its own names, weights in their codebooks."""
+    """The state dict that a prepared `model` would have after `convert`: original names, and codebook values of weights."""
     weights = {name: weight for weight in prepared_weights(model) for name in weight.names}
     values = {id(weight.latent): weight.value() for weight in weights.values()}
     state = {}
@@ -95,9 +107,9 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def restore_on_failure(model: nn.Module) -> Iterator[None]:
-    """Where the block fails or is interrupted, make `model` what it was before: dense, its values and modes its own.
+    """Context that restores the dense `model` if its block fails or is interrupted: values, modules and training modes.
 
-    A network that is prepared already stays prepared, as far as it has come.
+    A network that is already prepared on entry is left as the block left it.
     """
     if prepared_weights(model):
         yield
@@ -116,9 +128,18 @@ def restore_on_failure(model: nn.Module) -> Iterator[None]:
 
 
 def attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], CodebookParametrization]]) -> None:
-    """Give each named weight, and whatever shares its memory under another name, the codebook that its maker makes of it."""
+    """Attach a parametrization to each named weight, and to every name that shares its tensor.
+
+    Args:
+        model: The network; it is changed in place.
+        makers: {name of a weight: function that makes the parametrization from its tensor}.
+
+    Raises:
+        PlanError: A name is not a tensor of the network, or its tensor cannot be parametrized.
+        WeightError: A maker refuses its weight. The network is unchanged then.
+    """
     made: dict[int, CodebookParametrization] = {}
-    for name, maker in makers.items():  # all of them, before any is attached
+    for name, maker in makers.items():  # all are made before any is attached, so that an error changes nothing
         tensor = find_tensor(model, name)
         if id(tensor) not in made:
             made[id(tensor)] = maker(tensor.detach())
@@ -138,7 +159,7 @@ def attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], CodebookPar
 
 
 def detach(model: nn.Module, weights: Iterable[PreparedWeight]) -> None:
-    """Make prepared weights plain parameters again, holding their latent values."""
+    """Turn prepared weights of `model` into plain parameters again, which hold the latent values."""
     untie(model)
     for weight in weights:
         for name in weight.names:
@@ -146,15 +167,19 @@ def detach(model: nn.Module, weights: Iterable[PreparedWeight]) -> None:
 
 
 def find_tensor(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this name; PlanError if there is none, or if it cannot be parametrized."""
+    """The parameter or buffer of this name.
+
+    Raises:
+        PlanError: There is none, or it cannot be parametrized.
+    """
     try:
         module, attribute = _owner(model, name)
     except AttributeError:
         module, attribute = nn.Module(), ""
     if isinstance(module, parametrize.ParametrizationList):
-        raise PlanError(f"{name!r} is part of a weight that is parametrized already, as weight_norm does; make it plain first")
+        raise PlanError(f"{name!r} is parametrized already (by weight_norm, for example); remove its parametrization first")
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise PlanError(f"{name!r} is rewritten by its embedding in each forward pass; set max_norm to None first")
+        raise PlanError(f"{name!r} is renormalized by its embedding in each forward pass; set max_norm to None first")
     tensor = module._parameters.get(attribute, module._buffers.get(attribute))
     if tensor is None:
         raise PlanError(f"it has a layer {name!r}, which the network lacks")
@@ -163,10 +188,10 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
 
 def _detach(module: nn.Module, attribute: str) -> None:
     if not parametrize.is_parametrized(module, attribute):
-        return  # a module that stands in two places
+        return  # the module has two names
     parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
     own = module._parameters if attribute in module._parameters else module._buffers
-    for name in getattr(module, _ORDER):  # as the state dict had them
+    for name in getattr(module, _ORDER):  # restores the order of the state dict
         if name in own:
             own[name] = own.pop(name)  # type: ignore[assignment]
     if parametrize.is_parametrized(module):
@@ -180,13 +205,13 @@ def _detach(module: nn.Module, attribute: str) -> None:
 
 
 def _refresh_flat_weights(module: nn.Module, inputs: object = None) -> None:
-    """Recurrent layers keep their weights in a list of their own, which must hold the present values."""
+    """Update the list in which a recurrent layer keeps its weights."""
     names: list[str] = module._flat_weights_names  # type: ignore[assignment]
     module._flat_weights = [getattr(module, name) for name in names]  # type: ignore[assignment]
 
 
 def _forget_flat_weights(module: nn.Module, inputs: object, outputs: object) -> None:
-    """Values that were computed hang on a graph, which cannot be copied with the network."""
+    """Detach the list's values from the graph, because a network with graph tensors cannot be copied."""
     module._flat_weights = [weight.detach() for weight in module._flat_weights]  # type: ignore[union-attr,assignment]
 
 
@@ -196,7 +221,7 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _plain_name(key: str) -> str:
-    """a.weight for a.parametrizations.weight.original, a.parametrizations.weight.0.mask and the like."""
+    """The plain name of a key: a.weight for a.parametrizations.weight.original or a.parametrizations.weight.0.mask."""
     path, marker, rest = f".{key}".rpartition(".parametrizations.")
     return f"{path}.{rest.partition('.')[0]}".removeprefix(".") if marker else key
 

@@ -1,4 +1,4 @@
-"""What loaders give: batches of inputs, with labels or without."""
+"""Batches of inputs, with or without labels, as loaders give them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from opq.errors import TrainingError
 
 Batch = Any
-"""A tensor of inputs; a tuple of inputs and labels; or a mapping of a network's keyword arguments, "labels" among them."""
+"""A tensor of inputs; or (inputs, labels); or a mapping of the network's keyword arguments, with or without "labels"."""
 
 Loader = Iterable[Batch]
+"""Batches, which can be iterated more than once."""
 
 _LABELS = "labels"
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
+    """Move all tensors of a batch to `device`; lists become tuples."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
@@ -30,14 +31,25 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def labels_of(batch: Batch) -> Tensor | None:
-    """The labels of a batch, None where it has none."""
+    """The labels of a batch; None if it has none."""
     if isinstance(batch, Mapping):
         return batch.get(_LABELS)
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
 def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
-    """The logits that `model` gives for a batch; RecipeError when it gives none, or does not take such inputs."""
+    """Run a network on a batch.
+
+    Args:
+        model: A network or function; it returns logits as a tensor, or an object with `.logits`.
+        batch: A batch, on the network's device. Its labels are not passed on.
+
+    Returns:
+        Logits, (n, classes) for a classifier.
+
+    Raises:
+        TrainingError: The network fails on the batch, or returns something else.
+    """
     inputs = batch if isinstance(batch, (Mapping, Tensor)) else batch[0]
     try:
         if isinstance(inputs, Mapping):
@@ -50,20 +62,28 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
         raise TrainingError(f"the network fails on a batch{shape}: {reason}") from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
-        raise TrainingError(f"expected the network to give logits, as a tensor or under .logits, got {type(outputs).__name__}")
+        raise TrainingError(
+            f"the network must return logits as a tensor, or an object with .logits, got {type(outputs).__name__}"
+        )
     return outputs
 
 
 def count(batch: Batch) -> int:
-    """How many inputs a batch holds."""
+    """Number of inputs in a batch."""
     first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch if isinstance(batch, Tensor) else batch[0]
     return len(first)
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """RecipeError for labels that are none of so many classes."""
+    """Check that labels are classes.
+
+    Args:
+        labels: Integers, any shape.
+        classes: Number of classes, >= 1.
+
+    Raises:
+        TrainingError: A label is not in 0..classes - 1.
+    """
     lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if lowest < 0 or highest >= classes:
-        raise TrainingError(
-            f"labels go from {lowest} to {highest}, and the network tells {classes} classes, 0 to {classes - 1}"
-        )
+        raise TrainingError(f"labels go from {lowest} to {highest}, but the network has {classes} classes, 0 to {classes - 1}")

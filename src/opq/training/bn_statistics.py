@@ -1,4 +1,4 @@
-"""The statistics of batch norms in a network: estimated anew, or restored if they were folded."""
+"""Batch-norm statistics of a network: estimate them again, or restore them if they are folded."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from opq.training.batches import Loader, call, to_device
 from opq.training.device import autocast
 
 REFRESHING = 200
-"""Batches from which statistics are estimated."""
+"""Largest number of batches from which statistics are estimated."""
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @torch.no_grad()
 def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -> None:
-    """Estimate the statistics of all batch-norm layers anew, as plain means over up to REFRESHING batches of `loader`.
+    """Estimate the statistics of all batch norms again, in place, as means over up to REFRESHING batches.
 
-    A layer that does not run on these batches keeps those that it has.
+    A batch norm that does not run on these batches keeps its statistics.
+
+    Args:
+        model: The network.
+        loader: Batches; labels are not used.
+        device: Device of the network.
+
+    Raises:
+        TrainingError: The network fails on a batch.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not layers:
@@ -46,11 +54,19 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
 
 @torch.no_grad()
 def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -> None:
-    """Give folded batch norms statistics of their own again; what the network computes stays the same.
+    """Restore the statistics of folded batch norms, in place; the network computes the same function in evaluation mode.
 
-    In a folded batch norm (mean 0, variance a constant) weight and bias hold what the statistics would do. In training, the
-    statistics of each batch would be counted twice. So mean and variance are measured, from up to REFRESHING batches of
-    `loader` through the network in evaluation mode, and taken out of weight and bias.
+    A folded batch norm (mean 0, constant variance) has its statistics in weight and bias. In training mode the batch's
+    statistics would then normalize a second time. So mean and variance are measured on up to REFRESHING batches in evaluation
+    mode, and removed from weight and bias.
+
+    Args:
+        model: The network.
+        loader: Batches; labels are not used.
+        device: Device of the network.
+
+    Raises:
+        TrainingError: The network fails on a batch.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and has_folded_statistics(module)]
     if not layers:
@@ -71,7 +87,7 @@ def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -
 
 
 def has_folded_statistics(module: nn.Module) -> bool:
-    """Whether a module is a batch norm without statistics of its own: mean 0, and one variance for all channels."""
+    """Whether a module is a batch norm with folded statistics: mean 0, and one variance for all channels."""
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     if mean is None or variance is None or module.weight is None or module.bias is None:
         return False
@@ -95,7 +111,7 @@ def _run(model: nn.Module, loader: Loader, device: torch.device) -> None:
 
 
 class _Moments:
-    """Sums over the inputs of a batch-norm, a channel each."""
+    """Sums and sums of squares over the inputs of a batch norm, per channel."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -176,7 +176,7 @@ class TrainingConfig:
             return (step + 1) / (rising + 1)
         return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
-    def loss(self, outputs: Tensor, labels: Tensor | None, taught: Tensor | None) -> Tensor:
+    def loss(self, outputs: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:
         """Loss of a batch: label_weight * cross-entropy + (1 - label_weight) * T^2 * KL(teacher || network).
 
         Both distributions of the divergence are softmaxes at temperature T (G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531,
@@ -185,7 +185,7 @@ class TrainingConfig:
         Args:
             outputs: (n, classes) logits of the network.
             labels: Integers (n,), or probabilities (n, classes); None if they are not used.
-            taught: (n, classes) logits of the teacher; None without a teacher.
+            teacher_logits: (n, classes) logits of the teacher; None without a teacher.
 
         Returns:
             float32 scalar, in nats, mean over the batch.
@@ -194,7 +194,7 @@ class TrainingConfig:
             TrainingError: The loss needs labels, and there are none.
         """
         outputs = outputs.float()
-        share = self.label_weight if taught is not None else 1.0
+        share = self.label_weight if teacher_logits is not None else 1.0
         loss = outputs.new_zeros(())
         if share > 0.0:
             if labels is None:
@@ -202,8 +202,8 @@ class TrainingConfig:
                     "there are no labels to learn from; give a teacher and label_weight=0, or a loader with labels"
                 )
             loss = share * functional.cross_entropy(outputs, labels if labels.is_floating_point() else labels.long())
-        if taught is not None and share < 1.0:
-            soft, target = (functional.log_softmax(x.float() / self.temperature, dim=-1) for x in (outputs, taught))
+        if teacher_logits is not None and share < 1.0:
+            soft, target = (functional.log_softmax(x.float() / self.temperature, dim=-1) for x in (outputs, teacher_logits))
             divergence = functional.kl_div(soft, target, reduction="batchmean", log_target=True)
             loss = loss + (1.0 - share) * self.temperature**2 * divergence
         return loss

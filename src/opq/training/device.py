@@ -1,4 +1,4 @@
-"""Where a network runs: its device, and the precision that pays there."""
+"""The device of a network, and the precision and memory layout that are fastest on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer of `model`; the processor where it has none."""
+    """The device of the first parameter or buffer of `model`; the CPU if it has none."""
     for tensors in (model.parameters(), model.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -17,7 +17,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def autocast(device: torch.device, *, enabled: bool | None = None) -> AbstractContextManager[None]:
-    """Bfloat16 autocast on `device`; by default where that is faster than float32."""
+    """Context of bfloat16 autocast.
+
+    Args:
+        device: The device.
+        enabled: Whether to use bfloat16; None for the result of `prefers_bfloat16`.
+    """
     if enabled is None:
         enabled = prefers_bfloat16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
@@ -26,9 +31,9 @@ def autocast(device: torch.device, *, enabled: bool | None = None) -> AbstractCo
 def prefers_bfloat16(device: torch.device) -> bool:
     """Whether `device` computes faster in bfloat16 than in float32.
 
-    A graphics processor with the instructions does, and so does a processor with AMX, or with AVX512-BF16 where that is all it
-    has. Intel's with AVX512-FP16 too are made for AMX: where a virtual machine hides that from them, bfloat16 takes 1.4 times
-    as long as float32 (docs/log.md).
+    GPUs with native bfloat16 do, and so do CPUs with AMX, or with AVX512-BF16 but without AVX512-FP16. Intel CPUs with
+    AVX512-FP16 are designed for AMX: if a virtual machine hides their AMX, bfloat16 takes 1.4 times as long as float32
+    (docs/log.md).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -37,14 +42,14 @@ def prefers_bfloat16(device: torch.device) -> bool:
 
 
 def to_contiguous(model: nn.Module) -> None:
-    """Contiguous memory again for what `use_fast_layout` laid otherwise, as savers and views want it."""
+    """Undo `to_channels_last`, because savers and views need contiguous tensors; values do not change."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Channels-last memory for the convolutions of `model`, whose kernels are faster so; values do not change."""
+    """Store the convolutions of `model` channels-last, because their kernels are faster then; values do not change."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

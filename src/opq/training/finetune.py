@@ -1,4 +1,4 @@
-"""A dense network, a plan or a file to a trained network in a file of the requested size."""
+"""finetune: quantization-aware finetuning of a network into a file of the requested size."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class FinetuneResult:
     """A finetuned network.
 
     Args:
-        compressed: The file, and the plan that it began with, whose steps it has.
-        budget: The most bytes that the file was to have; None if nothing was asked.
-        trained_bytes: Bytes that the file would have had as training left it.
-        reduction: How many codes were lowered to come from there into the budget.
-        history: A row per epoch: epoch, loss, seconds, and what `on_epoch_end` returned.
+        compressed: The file, with the plan that gave its steps.
+        budget: Largest requested size of the file in bytes; None if no size was requested.
+        trained_bytes: Size of the file at the end of training, before codes were lowered.
+        reduction: Number of codes that were lowered to meet the budget.
+        history: One row per epoch: "epoch", "loss" (mean over batches), "seconds", and what `on_epoch_end` returned.
     """
 
     compressed: CompressedModel
@@ -59,7 +59,7 @@ class FinetuneResult:
         self.compressed.save(path, overwrite=overwrite)
 
     def __str__(self) -> str:
-        """The size, the budget, and how many codes were lowered to meet it."""
+        """The size, the budget, and the number of lowered codes."""
         if self.budget is None:
             return str(self.compressed)
         under = 100.0 * (1.0 - self.compressed.file_bytes / self.budget)
@@ -90,34 +90,41 @@ def finetune(
     progress: Progress | bool = True,
     metadata: Mapping[str, str] | None = None,
 ) -> FinetuneResult:
-    """Train the weights of `model` in their codebooks, into a file of the requested size.
+    """Finetune a network whose weights stay in their codebooks, into a file of the requested size.
 
-    Step sizes are decided once, before training. Afterwards the network is plain and holds what the file holds. All modules are
-    in training mode meanwhile; parameters that require no gradient keep their values but for rounding. If training fails or is
-    interrupted, a dense network gets its own values back.
+    Step sizes are fixed before training. Masks are recomputed in the first `mask_update_epochs` epochs and then fixed. All
+    modules are in training mode during training. Parameters that require no gradient are quantized but not trained. Afterwards
+    the network is plain and holds the values of the file. If training fails or is interrupted, a dense network gets its
+    original values back.
 
     Args:
-        model: The network, on the device to train on; or what `opq.prepare` returned, then without `start`.
-        loader: Batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels"; it has a length.
+        model: The network, on the device to train on; or a PreparedModel, then without `start` and `calibration`.
+        loader: Batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels". It has a length.
         start: A CompressionConfig, from which a plan is made; a plan; or a .opq file, whose masks and steps are kept.
-        training: How to train. Default: 10 epochs with the defaults of TrainingConfig.
-        teacher: Gives logits for distillation; then labels are not needed. "dense", or `model` itself, stands for the network
-            before training; another one is put onto the device, and into evaluation mode.
-        calibration: Of `model`: masks, steps and initial values are those of `Calibration.compress` at the target of `start`.
-            The better start if few inputs follow. Without it they come from the weights alone.
-        budget: The most bytes of the file; by default what the target asks for, or the size of the file.
-        folder: Where arguments, plan, history and checkpoints go. An interrupted run resumes from there and ends with the same
-            bytes; a run with other arguments or another network is refused (SourceError).
-        on_epoch_end: Called with the network after each epoch; what it returns goes into the history.
-        accelerator: Of Hugging Face Accelerate, to train in several processes.
-        progress: Whether to show a progress bar if stderr is a terminal; or called after each step with the name of the stage,
-            how many of its steps are finished, and how many there are.
-        metadata: {text: text} to keep in the file.
+        training: The training settings. Default: 10 epochs with the defaults of TrainingConfig.
+        teacher: Network or function from inputs to logits, for distillation without labels. "dense", or `model` itself, is the
+            network before training. Another network is moved to the device and put into evaluation mode.
+        calibration: A calibration of `model`. Masks, steps and initial values are then those of `Calibration.compress` at the
+            target of `start`, which helps if training is short. Without it they come from the weights alone.
+        budget: Largest size of the file in bytes. Default: that of the target, or the size of the .opq file.
+        folder: Folder for arguments, plan, history and checkpoints. An interrupted run resumes from it and gives the same bytes
+            as an uninterrupted one.
+        on_epoch_end: Called with the network after each epoch. It returns a mapping of JSON values for the history.
+        accelerator: Hugging Face Accelerate's, to train in several processes.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function (stage, finished steps, all steps) that
+            is called after each step.
+        metadata: {text: text} to store in the file.
+
+    Returns:
+        The file, of at most `budget` bytes, and the history of the training.
 
     Raises:
-        TrainingError: Training fails.
-        TargetError: The budget leaves no byte to codes, or the trained codes cannot be brought into it.
-        PlanError, SourceError, ConfigError, SelectionError, WeightError: See `opq.prepare`.
+        TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, or the network fails on a
+            batch.
+        TargetError: The budget leaves no bytes for codes, or the trained codes cannot be reduced to it.
+        SourceError: `folder` was created with different arguments, or a file cannot be read.
+        PlanError: The plan or the calibration was not made for this network, or `mask_update_epochs` must be 0.
+        ConfigError, SelectionError, WeightError, FormatError: See `opq.prepare`.
     """
     training = training or TrainingConfig(epochs=10)
     prepared = model if isinstance(model, PreparedModel) else None
@@ -126,7 +133,9 @@ def finetune(
     update_epochs = mask_update_epochs(network, start, training, calibration, budget)
     if teacher == "dense" or teacher is network:
         if prepared is not None:
-            raise TrainingError("the network is prepared already; give its dense form as the teacher")
+            raise TrainingError(
+                'teacher must not be "dense", because the network is prepared already; give its dense form as the teacher'
+            )
         teacher = copy.deepcopy(network).eval().requires_grad_(False)
     leads = accelerator is None or accelerator.is_main_process
     run = RunFolder(folder) if folder is not None else None
@@ -142,12 +151,12 @@ def finetune(
             accelerator=accelerator,
         )
         run.claim(arguments, write=leads)
-    own = None if isinstance(progress, bool) else progress
-    with restore_on_failure(network), progress_bar() if progress is True and leads else nullcontext(own) as report:
+    custom = None if isinstance(progress, bool) else progress
+    with restore_on_failure(network), progress_bar() if progress is True and leads else nullcontext(custom) as report:
         if prepared is None and start is not None:
             prepared = initialize(network, start, training, calibration=calibration, run=run, accelerator=accelerator)
         if prepared is None:
-            raise TrainingError("start must be a config, a plan or a .opq file, unless the network is prepared")
+            raise TrainingError("start must be a config, a plan or a .opq file, unless model is a PreparedModel")
         prepared = replace(
             prepared,
             budget=prepared.budget if budget is None else budget,
@@ -177,25 +186,25 @@ def _check_start(
     network: nn.Module, prepared: PreparedModel | None, start: Start | None, calibration: Calibration | None
 ) -> None:
     if prepared is None and prepared_weights(network):
-        raise PlanError("the network is prepared already; give what opq.prepare returned")
+        raise PlanError("the network is prepared already; give what opq.prepare returned as model")
     if prepared is not None and (start is not None or calibration is not None):
-        raise PlanError("the network is prepared already, with masks and steps; leave start and calibration out")
+        raise PlanError("a PreparedModel has masks and steps already; leave start and calibration out")
     if prepared is None and calibration is not None and fingerprint(calibration.model) != fingerprint(network):
-        raise PlanError("the calibration is of another network, or of this one with other values; calibrate it as it is now")
+        raise PlanError("the calibration is of another network, or of this one with other values; calibrate it again")
     if calibration is not None and prepared is None and not isinstance(start, CompressionConfig):
-        raise PlanError("a plan or a file has masks and steps already; leave the calibration out")
+        raise PlanError("a plan or a .opq file has masks and steps already; leave the calibration out")
 
 
 def _code_budget(prepared: PreparedModel, accelerator: Accelerator | None) -> int:
-    """Bytes of the budget that the codes of a prepared network may take, the same in all processes."""
+    """Bytes of the budget that remain for the codes of a prepared network, equal in all processes."""
     budget = prepared.budget or 0
-    room = budget - prepared.encode().file_bytes + prepared.code_bytes()
+    available = budget - prepared.encode().file_bytes + prepared.code_bytes()
     if accelerator is not None:
         from accelerate.utils import broadcast
 
-        room = int(broadcast(torch.tensor(room, device=accelerator.device), from_process=0))
-    if room <= 0:
+        available = int(broadcast(torch.tensor(available, device=accelerator.device), from_process=0))
+    if available <= 0:
         raise TargetError(
-            f"a file of {budget:,} bytes was asked for, but everything except the codes takes {budget - room:,}; ask for more"
+            f"budget (={budget:,} bytes) must be larger, because everything except the codes takes {budget - available:,}"
         )
-    return room
+    return available

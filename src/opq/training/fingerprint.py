@@ -1,4 +1,4 @@
-"""What tells one run from another: the arguments that its folder belongs to."""
+"""The arguments that identify a run, with digests of networks and files."""
 
 from __future__ import annotations
 
@@ -33,16 +33,32 @@ def run_arguments(
     budget: int | None,
     accelerator: Accelerator | None,
 ) -> dict[str, Any]:
-    """The arguments of a finetuning as JSON holds them, those of the first process in all processes.
+    """Describe the arguments of a finetuning as JSON values, equal in all processes.
 
-    Networks and files stand as digests, and the loader as its length. If a run starts at a file, `model` may hold any values; if
-    it is calibrated, the inputs may differ from the first time, since the run keeps the file that they made.
+    Networks and files are represented by digests, and the loader by its length. If the run starts from a file, the values of
+    `model` do not matter. Calibration inputs are not included, because the run folder keeps the file made from them.
+
+    Args:
+        model: The network, plain or prepared.
+        loader: As in `opq.finetune`.
+        start: As in `opq.finetune`; None for a prepared network.
+        training: The training settings.
+        teacher: As in `opq.finetune`; None for none.
+        calibrated: Whether a calibration is given.
+        budget: Requested bytes of the file; None for the default.
+        accelerator: As in `opq.finetune`; the arguments of its first process are used in all processes.
+
+    Returns:
+        JSON values by name.
+
+    Raises:
+        SourceError, FormatError: The start file cannot be read.
     """
     from_file = start is not None and not isinstance(start, Plan | CompressionConfig)
     arguments = {
         "network": None if from_file else fingerprint(model),
-        "start": _start(start),
-        "teacher": _teacher(teacher),
+        "start": _describe_start(start),
+        "teacher": _describe_teacher(teacher),
         "calibrated": calibrated,
         "batches": len(loader) if isinstance(loader, Sized) else None,
         "budget": budget,
@@ -56,12 +72,19 @@ def run_arguments(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """What tells a network from another: of its tensors; of a prepared one's, whose values a run moves, of its steps alone."""
+    """Digest of a network: of all its tensors, or of the steps alone if it is prepared, because training changes its values.
+
+    Args:
+        model: The network.
+
+    Returns:
+        "sha256 " and 64 hexadecimal digits.
+    """
     weights = prepared_weights(model)
     return _digest({weight.names[0]: weight.codebook.step for weight in weights} if weights else model.state_dict())
 
 
-def _teacher(teacher: Teacher | None) -> str | None:
+def _describe_teacher(teacher: Teacher | None) -> str | None:
     if teacher is None:
         return None
     if isinstance(teacher, nn.Module):
@@ -69,7 +92,7 @@ def _teacher(teacher: Teacher | None) -> str | None:
     return str(getattr(teacher, "__qualname__", type(teacher).__qualname__))
 
 
-def _start(start: Start | None) -> Any:
+def _describe_start(start: Start | None) -> Any:
     if start is None:
         return None
     if isinstance(start, CompressionConfig):
@@ -86,7 +109,7 @@ def _start(start: Start | None) -> Any:
 def _digest(tensors: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):  # a module may keep anything as its extra state
+        if isinstance(tensor, Tensor):  # extra state of a module may be any object
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256 {digest.hexdigest()}"

@@ -1,4 +1,4 @@
-"""What a finetuning starts from: a network with masks and steps."""
+"""Initialize a finetuning: masks and steps from a config, a plan, a file or a calibration."""
 
 from __future__ import annotations
 
@@ -38,9 +38,24 @@ def initialize(
     run: RunFolder | None,
     accelerator: Accelerator | None,
 ) -> PreparedModel:
-    """Prepare `model` for a finetuning. Arguments are those of `opq.finetune`.
+    """Prepare `model` for a finetuning.
 
-    A resumed run begins with what it kept, whatever would be made today.
+    A resumed run uses the plan or the file that its folder keeps.
+
+    Args:
+        model: The network; it is changed in place.
+        start: As in `opq.finetune`.
+        training: The training settings, for their `reserve`.
+        calibration: As in `opq.finetune`.
+        run: The folder of the run; None for none.
+        accelerator: As in `opq.finetune`.
+
+    Returns:
+        The prepared network.
+
+    Raises:
+        TargetError: The target is lossless, malformed or out of reach.
+        PlanError, SourceError, FormatError, ConfigError, SelectionError, WeightError: See `opq.prepare`.
     """
     if not isinstance(start, CompressionConfig):
         return prepare(model, start)
@@ -50,42 +65,42 @@ def initialize(
     if kept is not None:
         return prepare(model, kept)
     if isinstance(start.target, Lossless):
-        raise TargetError("finetune() does not support lossless, which decides neither masks nor steps; give a ratio or a size")
-    narrower = _with_reserve(model, training.reserve, start)
-    plan = make_plan(model, start) if narrower is None else compress(model, _for_training(narrower)).plan
+        raise TargetError("target must not be lossless, because it gives neither masks nor steps; give a ratio or a size")
+    reduced = _with_reserve(model, training.reserve, start)
+    plan = make_plan(model, start) if reduced is None else compress(model, _for_training(reduced)).plan
     if plan is None:
-        raise PlanError("the compressed network has no plan")
+        raise PlanError("compression made no plan; give a ratio or a size as target")
     return prepare(model, replace(plan, target=start.target))
 
 
 def mask_update_epochs(
     model: nn.Module, start: Start | None, training: TrainingConfig, calibration: Calibration | None, budget: int | None
 ) -> int:
-    """In how many of the first epochs masks are recomputed: what was asked for, or two thirds if the plan is made here.
+    """Number of first epochs in which masks are recomputed: the requested one, or two thirds if the plan is made here.
 
     Raises:
-        PlanError: It was asked for, and masks cannot be recomputed.
+        PlanError: It was requested, but masks cannot be recomputed.
     """
     fixed = _why_masks_are_fixed(model, start, calibration, budget)
-    asked = training.mask_update_epochs
-    if asked is None:
+    requested = training.mask_update_epochs
+    if requested is None:
         return 0 if fixed or not isinstance(start, CompressionConfig) else 2 * training.epochs // 3
-    if asked and fixed:
+    if requested and fixed:
         raise PlanError(f"mask_update_epochs must be 0, because {fixed}")
-    return asked
+    return requested
 
 
 def opened(start: OpqFile | str | os.PathLike[str] | bytes) -> AbstractContextManager[OpqFile]:
-    """A file to read from; one that the caller opened stays open."""
+    """Context of a .opq file; a file that the caller opened stays open."""
     return nullcontext(start) if isinstance(start, OpqFile) else OpqFile(start)
 
 
 def _why_masks_are_fixed(
     model: nn.Module, start: Start | None, calibration: Calibration | None, budget: int | None
 ) -> str | None:
-    """Why masks are fixed from the start; None if they need not be.
+    """The reason why masks are fixed from the start; None if they can be recomputed.
 
-    Values that are rounded already leave nothing between their codes for a threshold to separate.
+    A threshold cannot separate values that are already quantized, since none lies between their codes.
     """
     if prepared_weights(model):
         return "the network is prepared already"
@@ -94,9 +109,9 @@ def _why_masks_are_fixed(
     if calibration is not None or not isinstance(start, CompressionConfig):
         return "the masks of a file or a calibration are kept"
     if isinstance(start.target, TwoStage):
-        return "a target of sparsity and bits fixes the masks"
+        return "a two-stage target of sparsity and bits fixes the masks"
     if start.rounding == "compensated":
-        return "compensated rounding leaves no weight between its codes"
+        return "compensated rounding leaves no weights between codes"
     if any(layer.sparsity is not None or layer.bits is not None for layer in start.layers.values()):
         return "a layer config fixes how many weights are pruned"
     return None
@@ -104,9 +119,9 @@ def _why_masks_are_fixed(
 
 def _why_plan_fixes_masks(plan: Plan, budget: int | None) -> str | None:
     if plan.mode == "two_stage":
-        return "a target of sparsity and bits fixes the masks"
+        return "a two-stage target of sparsity and bits fixes the masks"
     if any(not ROUNDINGS[layer.rounding].is_elementwise for layer in plan.layers.values()):
-        return "the plan's compensated rounding leaves no weight between its codes"
+        return "the plan's compensated rounding leaves no weights between codes"
     if any(layer.num_kept is not None for layer in plan.layers.values()):
         return "the plan fixes how many weights of a layer are kept"
     return "the plan has no byte target; give a budget" if (budget or plan.budget) is None else None
@@ -120,27 +135,27 @@ def _from_calibration(
     run: RunFolder | None,
     accelerator: Accelerator | None,
 ) -> PreparedModel:
-    """Prepare `model` with the calibrated file's masks, steps and values: one process makes it, a run keeps it."""
+    """Prepare `model` with masks, steps and values of the calibrated file, which one process makes and the run folder keeps."""
     state = as_state(model)
     budget = config.budget(dense_bytes(state, choose_weights(state, config)))
     kept = run.start() if run is not None else None
     if kept is not None:
         return prepare(model, kept, budget=budget)
-    made: list[bytes | None] = [None]
+    data: list[bytes | None] = [None]
     if leads := accelerator is None or accelerator.is_main_process:
-        made = [calibration.compress(_with_reserve(model, training.reserve, config) or config).data]
+        data = [calibration.compress(_with_reserve(model, training.reserve, config) or config).data]
     if accelerator is not None:
         from accelerate.utils import broadcast_object_list
 
-        made = broadcast_object_list(made)
-    data = made[0] or b""
+        data = broadcast_object_list(data)
+    file = data[0] or b""
     if run is not None and leads:
-        run.write_start(data)
-    return prepare(model, data, budget=budget)
+        run.write_start(file)
+    return prepare(model, file, budget=budget)
 
 
 def _with_reserve(model: nn.Module, reserve: float, config: CompressionConfig) -> CompressionConfig | None:
-    """The config with fewer bytes than asked for; None if it asks for no bytes."""
+    """The config with a target reduced by `reserve`; None if its target is not in bytes."""
     state = as_state(model)
     asked = config.budget(dense_bytes(state, choose_weights(state, config)))
     if asked is None:
@@ -149,5 +164,5 @@ def _with_reserve(model: nn.Module, reserve: float, config: CompressionConfig) -
 
 
 def _for_training(config: CompressionConfig) -> CompressionConfig:
-    """The config with dead-zone rounding unless another is asked for: training rounds each weight alone."""
+    """The config with dead-zone rounding instead of "auto", because training rounds each weight alone."""
     return replace(config, rounding="deadzone") if config.rounding == "auto" else config

@@ -1,4 +1,4 @@
-"""A weight that is always in its codebook: the parametrization that `prepare` attaches."""
+"""CodebookParametrization: keeps a weight in its codebook while its latent values train."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from opq.rate_distortion.plan import LayerPlan
 
 
 class CodebookParametrization(nn.Module):
-    """The mask and the step of one weight; called with its latent values, gives the values they round to.
+    """Mask and step of one weight: maps latent values to the codebook values that they round to.
 
-    Values are bit-equal to `opq.functional.fake_quantize` under the plan, but that the mask is fixed: a kept weight takes a code
-    of at least 1 in magnitude however small it becomes, a pruned one is exactly zero however large. The gradient passes straight
-    through to kept weights and is zero for pruned ones (Y. Bengio, N. Leonard, A. Courville, arXiv 1308.3432, 2013). While there
-    is a threshold, the mask is not fixed: latent values of larger magnitude are kept, and the gradient passes to all.
+    The values are bit-equal to `opq.functional.fake_quantize` under the plan, except that the mask is fixed: a kept weight has
+    a code of at least 1 in magnitude, and a pruned weight is exactly zero, whatever its latent value. The gradient is that of
+    the straight-through estimator: it passes to kept weights and is zero for pruned ones (Y. Bengio, N. Leonard, A. Courville,
+    arXiv 1308.3432, 2013). While a threshold is set, the mask is not fixed: latent values of larger magnitude are kept, and the
+    gradient passes to all.
+
+    Args:
+        mask: bool, shaped as the weight, True = kept. It has no effect while a threshold is set.
+        step: Distance of neighbouring codebook values, > 0; stored as float32.
+        rounding_offset: Summand before magnitudes in steps are rounded down: 0.5 rounds to nearest.
+        max_codes: Largest code, for all channels or per channel, shaped to broadcast with the weight. Its dtype is the one that
+            rounding works in.
 
     Attributes:
-        mask: bool, shaped as the weight, True if kept; without effect while there is a threshold.
-        step: float32 (): distance of neighbouring codebook values.
-        rounding_offset: (), in the dtype that rounding works in.
-        max_codes: Largest code, one for all channels or one per channel, shaped to broadcast with the weight.
-        threshold: Magnitude at or under which latent values are pruned now, in weight units; None if the mask is fixed.
+        threshold: Magnitude at or below which latent values are pruned, in weight units; None if the mask is fixed.
     """
 
     mask: Tensor
@@ -48,55 +52,70 @@ class CodebookParametrization(nn.Module):
 
     @classmethod
     def from_plan(cls, name: str, weight: Tensor, plan: LayerPlan) -> Self:
-        """The parametrization of `weight`, with the mask that `plan` gives it now.
+        """Make the parametrization of a weight under a plan.
 
-        With compensated rounding, `initialize` gives the weight the values it is rounded to: rounded alone it would have others.
+        Under compensated rounding, `initialize` sets the weight to its quantized values, since element-wise rounding of the
+        original ones would give other codes.
+
+        Args:
+            name: Name of the weight, for errors.
+            weight: Its values, which decide the mask.
+            plan: The plan of this weight.
+
+        Raises:
+            WeightError: The weight cannot be quantized under the plan.
         """
         try:
             codes = cast(Tensor, quantize(weight, plan))
-            found = cls(
+            made = cls(
                 codes != 0, plan.step, plan.rounding_offset, cast(Tensor, largest_codes(weight, plan.step, plan.max_codes))
             )
             if not ROUNDINGS[plan.rounding].is_elementwise:
-                found._initial = dequantize(codes, plan.step, weight.dtype)
-            return found
+                made._initial = dequantize(codes, plan.step, weight.dtype)
+            return made
         except WeightError as error:
             raise WeightError(name, weight.shape, error.problem) from None
 
     @classmethod
     def from_file(cls, weight: Tensor, tensor: CompressedTensor, codebook: UniformCodebook) -> Self:
-        """The parametrization of a weight of a file, whose values `weight` already has: its zeros are the mask."""
+        """Make the parametrization of a weight of a file.
+
+        Args:
+            weight: Tensor that already holds the values of the file.
+            tensor: The weight in the file; codes of 0 are pruned.
+            codebook: Its codebook.
+        """
         mask = torch.from_numpy(tensor.codes != 0).to(weight.device)
         return cls(mask, codebook.step, 0.5, cast(Tensor, largest_codes(weight, codebook.step)))
 
     def initialize(self, weight: Tensor) -> None:
-        """Give `weight` the values that training begins at, if they are others than its own."""
+        """Set `weight` to the values at which training begins, in place, if they differ from its own."""
         if self._initial is not None:
             weight.copy_(self._initial)
             self._initial = None
 
     def forward(self, latent: Tensor) -> Tensor:
-        """The values that latent ones round to, in their dtype."""
+        """Codebook values of latent values, in their shape and dtype."""
         return cast(Tensor, _StraightThrough.apply(latent, self))  # type: ignore[no-untyped-call]
 
     def levels(self, latent: Tensor) -> Tensor:
-        """Signed codes as floats, 0 if pruned, NaN if latent values are."""
+        """Signed codes as floats, shaped as `latent`: 0 if pruned, NaN if the latent value is NaN."""
         work = latent if latent.dtype == torch.float64 else latent.float()
         step, offset, max_codes = (number.to(work.dtype) for number in (self.step, self.rounding_offset, self.max_codes))
-        kept = self.mask if self.threshold is None else ~(work.abs() <= self.threshold)  # NaN is kept, so that it is seen
+        kept = self.mask if self.threshold is None else ~(work.abs() <= self.threshold)  # keeps NaN, so that it is noticed
         return cast(Tensor, signed_levels(work, magnitude_levels(work, step, offset), max_codes, kept))
 
     def codes(self, latent: Tensor) -> Tensor:
-        """Codes, int32."""
+        """Signed codes, int32, shaped as `latent`; 0 if pruned."""
         return self.levels(latent.detach()).to(torch.int32)
 
     def freeze_mask(self, latent: Tensor) -> None:
-        """From now on keep what the threshold keeps now."""
+        """Fix the mask as the threshold gives it for `latent` now, and remove the threshold."""
         self.mask.copy_(self.codes(latent) != 0)
         self.threshold = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # A network cast to a narrow dtype keeps the very step of the plan.
+        # Casting a network to a narrower dtype must not change the plan's step.
         exact = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name != "mask"}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
@@ -116,4 +135,6 @@ class _StraightThrough(torch.autograd.Function):
         (gradient,) = gradients
         (mask,) = ctx.saved_tensors
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        return dense if mask is None else torch.where(mask, dense, 0.0), None  # no product: infinity times zero is NaN
+        return dense if mask is None else torch.where(
+            mask, dense, 0.0
+        ), None  # a product would turn an infinite gradient times zero into NaN

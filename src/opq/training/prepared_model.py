@@ -1,4 +1,4 @@
-"""A network whose weights are in their codebooks: prepare it, train it with any loop, export its file."""
+"""PreparedModel: a network whose weights stay in their codebooks. Prepare it, train it with any loop, export its file."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from opq.training.budget.code_reduction import CodeReduction, reduced_to_budget,
 from opq.training.parametrization import CodebookParametrization
 
 Start = CompressionConfig | Plan | OpqFile | str | os.PathLike[str] | bytes
-"""What a network is prepared with: a config or a plan; or a .opq file, open, by path or as bytes."""
+"""Where masks and steps come from: a config, a plan, or a .opq file (open, as a path or as bytes)."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedModel:
-    """A network whose weights are in their codebooks, whatever an optimizer does to them.
+    """A network whose weights stay in their codebooks, whatever an optimizer does; `opq.prepare` makes it.
 
     Args:
         model: The network, prepared in place.
-        plan: The plan of its masks and steps; None if they come from a file.
-        auxiliary: How tensors that are not weights are stored.
-        budget: The most bytes that the file may have; None for any.
-        metadata: {text: text} to keep in the file.
+        plan: The plan that gave masks and steps; None if they come from a file.
+        auxiliary: How auxiliary tensors are stored.
+        budget: Largest size of the file in bytes; None for any size.
+        metadata: {text: text} to store in the file.
     """
 
     model: nn.Module
@@ -54,15 +54,15 @@ class PreparedModel:
 
     @property
     def weights(self) -> list[PreparedWeight]:
-        """The weights with codebooks, each once, in order of their first names."""
+        """The prepared weights, each once, sorted by their first names."""
         return prepared_weights(self.model)
 
     def code_bytes(self) -> int:
-        """Bytes that the codes of all weights take in the file now."""
+        """Bytes of the current codes of all weights in a file."""
         return section_bytes([weight.tensor().codes for weight in self.weights])
 
     def encode(self) -> CompressedModel:
-        """The file as the network is now, whatever its size.
+        """Encode the network as it is now, whatever the size of the file.
 
         Raises:
             WeightError: A weight holds NaN or infinite values.
@@ -72,25 +72,29 @@ class PreparedModel:
         return encode_state(state, weights, self.auxiliary, plan=self.plan)
 
     def export(self, loader: Loader | None = None) -> CompressedModel:
-        """The file of the network, within the budget. The network stays prepared and unchanged.
+        """Encode the network within the byte budget. The network stays prepared and keeps its values.
 
-        If the file is too large, codes of 2 and more are lowered, those first that save most bits for their error.
+        If the file is too large, codes of magnitude 2 or more are lowered by one, in order of squared error per saved bit
+        (`opq.training.budget.code_reduction`).
 
         Args:
-            loader: Batches from which batch-norm statistics are estimated anew if codes were lowered; None to keep them.
+            loader: Batches from which batch-norm statistics are estimated again if codes were lowered; None to keep them.
+
+        Returns:
+            The file, of at most `budget` bytes.
 
         Raises:
-            TargetError: The codes cannot be brought into the budget.
+            TargetError: The codes cannot be reduced to the budget.
             WeightError: A weight holds NaN or infinite values.
         """
         return self.export_with_report(loader)[0]
 
     def export_with_report(self, loader: Loader | None = None) -> tuple[CompressedModel, int, CodeReduction]:
-        """As `export`; also the bytes before any code was lowered, and how many codes were."""
+        """As `export`; also returns the bytes of the file before codes were lowered, and how many codes were lowered."""
         return reduced_to_budget(self.model, self.encode, self.budget, loader)
 
     def convert(self) -> nn.Module:
-        """Make the weights plain parameters again, with the values they round to, and return the network.
+        """Turn the weights into plain parameters that hold their codebook values, and return the network.
 
         Raises:
             WeightError: A weight holds NaN or infinite values; the network stays prepared.
@@ -104,7 +108,7 @@ class PreparedModel:
         return self.model
 
     def __repr__(self) -> str:
-        """Sizes; the network itself is too much to print."""
+        """Number of weights and byte budget."""
         budget = "any size" if self.budget is None else f"at most {self.budget:,} bytes"
         return f"<PreparedModel: {len(self.weights)} weights in codebooks, for a file of {budget}>"
 
@@ -117,25 +121,32 @@ def prepare(
     metadata: Mapping[str, str] | None = None,
     **options: Unpack[CompressionOptions],
 ) -> PreparedModel:
-    """Attach masks and steps to the weights of `model`, in place: from now on they are always in their codebooks.
+    """Attach masks and steps to the weights of `model`, in place, so that they stay in their codebooks.
 
-    Any optimizer of the network's parameters and any training loop stay as they are.
+    Any training loop and any optimizer of the network's parameters then train its latent weights.
 
     Args:
         model: The network.
-        start: A config, or a plan, whose masks are taken from the weights as they are now; or a .opq file, whose tensors are
-            loaded into the network and whose masks and steps are kept; or None, then `options` say what to do.
-        budget: The most bytes that the exported file may have; by default what the target asks for, or the size of the file.
-        metadata: {text: text} to keep in the exported file.
-        options: The fields of a config as keywords.
+        start: A config, from which a plan is made; a plan, whose masks follow from the current weights; or a .opq file, whose
+            tensors are loaded into the network and whose masks and steps are kept. None to take the config from `options`.
+        budget: Largest size of the exported file in bytes. Default: that of the target, or the size of the .opq file.
+        metadata: {text: text} to store in the exported file.
+        options: The fields of a CompressionConfig as keywords.
+
+    Returns:
+        The prepared network, which exports files and converts back.
 
     Raises:
-        PlanError: The plan was not made for this network, or the network is prepared already.
-        SourceError, FormatError: The file cannot be read, or is of another network.
-        TargetError, ConfigError, SelectionError, WeightError: See `opq.plan`.
+        PlanError: The plan was not made for this network, or the network is already prepared.
+        SourceError: The .opq file cannot be read, or belongs to another network.
+        FormatError: The .opq file is damaged.
+        TargetError: The target is malformed or cannot be reached.
+        ConfigError: Another setting is out of range.
+        SelectionError: A glob matches no weight.
+        WeightError: A weight cannot be quantized, or the file holds it with a table of levels.
     """
     if prepared_weights(model):
-        raise PlanError("the network is prepared already; call convert() on what opq.prepare returned")
+        raise PlanError("the network is prepared already; call convert() on the PreparedModel that opq.prepare returned")
     if start is not None and options:
         raise TypeError(f"prepare() takes a start or keywords, got both a start and {min(options)!r}")
     metadata = metadata or {}
@@ -152,21 +163,25 @@ def prepare(
 
 
 def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Mapping[str, str]) -> PreparedModel:
-    """Load the tensors of a file into `model`, and take its masks and steps."""
+    """Load the tensors of a file into `model`, and attach its masks and steps."""
     contents = {name: file[name] for name in file}
-    own = model.state_dict()
-    for name in [*own, *contents]:
-        if name not in own or name not in contents:
+    state = model.state_dict()
+    for name in [*state, *contents]:
+        if name not in state or name not in contents:
             raise SourceError("the file", f"it is not of this network: {name!r} is in only one of them")
-        if tuple(own[name].shape) != contents[name].shape:
-            raise SourceError("the file", f"{name!r} is {contents[name].shape} in it, {tuple(own[name].shape)} in the network")
+        if tuple(state[name].shape) != contents[name].shape:
+            raise SourceError(
+                "the file", f"{name!r} is {contents[name].shape} in it, {tuple(state[name].shape)} in the network"
+            )
     makers = {}
     for name, content in contents.items():
         if isinstance(content, CompressedTensor):
             find_tensor(model, name)
             if not isinstance(content.codebook, UniformCodebook):
                 raise WeightError(
-                    name, content.shape, "it has a table of levels, and training needs a step; compress it to a size"
+                    name,
+                    content.shape,
+                    "it has a table of levels, but training needs a step; compress the network to a size first",
                 )
             makers[name] = partial(CodebookParametrization.from_file, tensor=content, codebook=content.codebook)
     model.load_state_dict({name: save_load.to_tensor(file.array(name)) for name in file})

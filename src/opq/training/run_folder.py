@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked, how it went, and all that is needed to go on."""
+"""RunFolder: the arguments, plan, history and checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ FILE = "model.opq"
 
 
 class RunFolder:
-    """A folder with the arguments of a run, its plan, its history (a JSON object a line and epoch), and its checkpoint.
+    """The folder of a run: arguments, plan, history (JSON lines, one per epoch), checkpoint and result.
 
-    Every file in it is replaced as a whole: whenever the run is interrupted, there is the old file or the new one.
+    Every file is replaced as a whole: an interrupted run leaves the old file or the new one.
+
+    Args:
+        path: The folder. It is created if it does not exist.
+
+    Raises:
+        OutputError: It cannot be created.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Make the folder where it is missing; OutputError when that fails."""
+        """Create the folder."""
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -34,7 +40,16 @@ class RunFolder:
             raise OutputError(self.path, error.strerror or str(error)) from None
 
     def claim(self, arguments: Mapping[str, Any], *, write: bool = True) -> None:
-        """Note what is asked, or only compare it; SourceError when the folder is of another run."""
+        """Bind the folder to the arguments of a run.
+
+        Args:
+            arguments: JSON values by name.
+            write: Whether to write them; False only compares.
+
+        Raises:
+            SourceError: The folder was created with different arguments.
+            OutputError: The arguments cannot be written.
+        """
         path = self.path / ARGUMENTS
         text = json.dumps(arguments, indent=1, sort_keys=True) + "\n"
         if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
@@ -43,56 +58,69 @@ class RunFolder:
             except ValueError:
                 old = {}
             changed = sorted(key for key in {*old, *arguments} if old.get(key) != json.loads(text).get(key))
-            raise SourceError(self.path, f"it is of a run with another {', '.join(changed)}; choose another folder")
+            raise SourceError(
+                self.path, f"folder was created with different arguments ({', '.join(changed)}); use a new folder"
+            )
         if write:
             write_file(path, text.encode(), overwrite=True)
 
     def write_start(self, data: bytes) -> None:
-        """Keep the file that a run begins with."""
+        """Write the .opq file from which the run starts."""
         write_file(self.path / START, data, overwrite=True)
 
     def start(self) -> bytes | None:
-        """The file that the run began with, None where there is none."""
+        """The .opq file from which the run started; None if there is none."""
         path = self.path / START
         return path.read_bytes() if path.exists() else None
 
     def write_plan(self, plan: Plan) -> None:
-        """Keep a plan."""
+        """Write the plan."""
         write_file(self.path / PLAN, plan.to_json().encode(), overwrite=True)
 
     def plan(self) -> Plan | None:
-        """The plan of the run, None where there is none yet."""
+        """The plan of the run; None if there is none yet."""
         path = self.path / PLAN
         return Plan.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the history so far."""
+        """Write the history so far."""
         write_file(self.path / HISTORY, "".join(json.dumps(row) + "\n" for row in rows).encode(), overwrite=True)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a checkpoint."""
+        """Write a checkpoint: tensors, numbers, text and containers of them."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         write_file(self.path / CHECKPOINT, buffer.getvalue(), overwrite=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The checkpoint, on the processor, or None where there is none yet; SourceError when it cannot be read."""
+        """Read the checkpoint.
+
+        Returns:
+            What `save` was given, with its tensors on the CPU; None if there is no checkpoint yet.
+
+        Raises:
+            SourceError: It cannot be read.
+        """
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever its readers do
-            raise SourceError(path, f"not a checkpoint: {error!r}") from None
+        except Exception as error:  # torch.load raises many types
+            raise SourceError(path, f"not a checkpoint: {error!r}; delete it to start again") from None
         return state
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a history as JSON and checkpoints hold it: NumPy's and torch's numbers as Python's."""
+    """Convert a row of the history to JSON values: numbers of NumPy and torch become numbers of Python.
+
+    Raises:
+        TrainingError: A value cannot be represented in JSON.
+    """
     plain = {
         key: value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value for key, value in row.items()
     }
     try:
         return dict(json.loads(json.dumps(plain)))
     except (TypeError, ValueError) as error:
-        raise TrainingError(f"on_epoch_end must return what JSON holds, numbers and text by name: {error}") from None
+        raise TrainingError(f"on_epoch_end must return a mapping of JSON values (numbers or text by name): {error}") from None

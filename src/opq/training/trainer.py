@@ -1,4 +1,4 @@
-"""The training loop, for prepared and for plain networks alike."""
+"""Trainer: the training loop, for prepared and for plain networks."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Teacher = Callable[[Any], Any]
-"""Inputs to logits: a network, or anything that knows its answers."""
+"""inputs -> logits: a network, or any function."""
 
 Row = Mapping[str, Any]
+"""Values of one epoch, by name."""
+
 Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many steps of it are finished, and how many there are."""
+"""(stage, finished steps, all steps) -> None."""
 
 
 @dataclass
 class Trainer:
-    """One training of a network, epoch by epoch.
+    """The training of a network.
 
-    Every epoch has a seed of its own, so that a run resumed from a checkpoint draws what it would have drawn.
+    Every epoch has its own seed, so that a run resumed from a checkpoint has the random numbers of an uninterrupted one.
 
     Args:
         model: The network, prepared or plain.
-        loader: Batches; it has a length.
-        config: How to train.
-        teacher: Gives logits to learn from, or None.
-        folder: Where checkpoints and history go, None for nowhere.
-        controller: Called after each step, and kept in checkpoints; None for none.
-        on_epoch_end: Called with the network after each epoch; what it returns goes into the history.
-        accelerator: Hugging Face Accelerate's, for several processes; None for this one alone.
+        loader: Batches. It has a length.
+        config: The training settings.
+        teacher: Gives the logits for distillation; None to train on labels alone.
+        folder: Folder for checkpoints and history; None to write none.
+        controller: Called after each step, with its state in checkpoints; None for none.
+        on_epoch_end: Called with the network after each epoch. It returns more values for the history.
+        accelerator: Hugging Face Accelerate's, for several processes; None for one process.
         progress: Called after each step.
     """
 
@@ -62,16 +64,20 @@ class Trainer:
     progress: Progress | None = None
 
     def run(self) -> list[Row]:
-        """Train for all epochs, from the folder's checkpoint if there is one. The network is left in evaluation mode.
+        """Train for all epochs, from the folder's checkpoint if it has one. The network ends in evaluation mode.
 
         Returns:
-            The history, a row per epoch.
+            The history, one row per epoch.
 
         Raises:
-            TrainingError: The loss is NaN or infinite, or there is nothing to learn from.
+            TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, or the network fails on
+                a batch.
+            SourceError: The checkpoint cannot be read.
         """
         if not isinstance(self.loader, Sized) or not len(self.loader):
-            raise TrainingError("loader must have a length of at least one batch")
+            raise TrainingError(
+                "loader must have a length of at least one batch, because the schedule needs the number of steps"
+            )
         to_channels_last(self.model)
         self.model.train()
         device = self.accelerator.device if self.accelerator else device_of(self.model)
@@ -83,7 +89,9 @@ class Trainer:
         if self.accelerator:
             network, optimizer, loader = self.accelerator.prepare(self.model, optimizer, self.loader)
             if not len(loader):
-                raise TrainingError(f"{len(self.loader)} batches do not suffice for {self.accelerator.num_processes} processes")
+                raise TrainingError(
+                    f"loader (={len(self.loader)} batches) must have one per process, of {self.accelerator.num_processes}"
+                )
         average = self._average()
         history: list[Row] = []
         if self.folder and (state := self.folder.load()):
@@ -98,7 +106,7 @@ class Trainer:
             if self.folder and leads:
                 self._save(self.folder, history, optimizer, average)
         if self.accelerator:
-            self._agree()
+            self._share_statistics()
         if average is not None:
             with torch.no_grad():
                 for own, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
@@ -117,7 +125,7 @@ class Trainer:
         average: AveragedModel | None,
         device: torch.device,
     ) -> float:
-        """One pass over the loader; the mean loss of its batches."""
+        """Train for one pass over the loader, and return the mean loss of its batches."""
         self.model.train()
         batches = len(cast(Sized, loader))
         total = torch.zeros((), device=device)
@@ -144,26 +152,26 @@ class Trainer:
                 self.progress(f"epoch {epoch + 1} of {self.config.epochs}", number + 1, batches)
         mean = float(total) / batches
         if not math.isfinite(mean):
-            raise TrainingError(f"the loss became {mean} in epoch {epoch + 1}; lower the learning rate, or clip gradients")
+            raise TrainingError(f"the loss became {mean} in epoch {epoch + 1}; lower the learning rate, or max_grad_norm")
         return mean
 
     def _loss(self, network: nn.Module, batch: Any, device: torch.device) -> Tensor:
         with autocast(device):
-            taught = None
+            teacher_logits = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught = call(self.teacher, batch)
+                    teacher_logits = call(self.teacher, batch)
             outputs = call(network, batch)
         labels = labels_of(batch)
         try:
-            return self.config.loss(outputs, labels, taught)
+            return self.config.loss(outputs, labels, teacher_logits)
         except IndexError:
             if labels is not None:
                 check_labels(labels, outputs.shape[-1])
             raise
 
-    def _agree(self) -> None:
-        """Batch-norm statistics of the first process for all: each has seen the last batches of its own."""
+    def _share_statistics(self) -> None:
+        """Copy the batch-norm statistics of the first process to all, because each process has seen other batches."""
         from accelerate.utils import broadcast
 
         with torch.no_grad():
@@ -202,26 +210,32 @@ class Trainer:
 
 
 def seed_everything(seed: int, epoch: int, loader: Any) -> None:
-    """Begin an epoch's random numbers: Python's, NumPy's, torch's on all devices, and the loader's own."""
+    """Seed the random numbers of an epoch: Python's, NumPy's, torch's on all devices, and the loader's own generators.
+
+    Args:
+        seed: Seed of the run, >= 0.
+        epoch: Number of the epoch, >= 0.
+        loader: A loader, whose dataset and samplers may have generators too.
+    """
     mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
-    for holder in _holders(loader):
+    for source in _random_sources(loader):
         for name in ("generator", "synchronized_generator"):  # the latter is Accelerate's
-            if isinstance(generator := getattr(holder, name, None), torch.Generator):
+            if isinstance(generator := getattr(source, name, None), torch.Generator):
                 generator.manual_seed(mixed)
-        if callable(begin := getattr(holder, "set_epoch", None)):
+        if callable(begin := getattr(source, "set_epoch", None)):
             begin(epoch)
 
 
-def _holders(loader: Any) -> list[Any]:
-    """A loader, and all within it that may draw at random."""
+def _random_sources(loader: Any) -> list[Any]:
+    """A loader, and its dataset and samplers, any of which may have a generator."""
     found: list[Any] = []
     waiting = [loader]
     while waiting:
-        holder = waiting.pop()
-        if holder is not None and all(holder is not other for other in found):
-            found.append(holder)
-            waiting += [getattr(holder, name, None) for name in ("dataset", "sampler", "batch_sampler")]
+        source = waiting.pop()
+        if source is not None and all(source is not other for other in found):
+            found.append(source)
+            waiting += [getattr(source, name, None) for name in ("dataset", "sampler", "batch_sampler")]
     return found

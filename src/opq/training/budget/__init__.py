@@ -1,1 +1,1 @@
-"""Holding a network to a byte budget: while masks are recomputed, while weights train, and after training."""
+"""Keep the file within its byte budget: while masks are recomputed, while weights train, and after training."""

@@ -1,9 +1,9 @@
-"""A trained network into a byte budget, with masks and steps as they are: a few codes are lowered.
+"""Reduce the codes of a trained network to a byte budget. Masks and steps stay; some codes are lowered by one.
 
-Codes spread while a network trains, and the file grows. What still can give is magnitudes. Lowering the code k of a latent
-value v costs (|v| - (k-1) step)^2 - (|v| - k step)^2 of squared error, little where v lies near the border to the next lower
-cell, and saves about log2(n_(k-1) / n_k) bits, n_k counting the codes of magnitude k in the weight. The codes that save most
-for their error go first, as many as it takes. Where one step down for all would not do, all are scaled down first.
+Lowering the code k >= 2 of a latent value v adds the squared error (|v| - (k-1) step)^2 - (|v| - k step)^2, which is small if v
+lies near the border to the next lower cell. It saves about log2(n_(k-1) / n_k) bits, where n_k counts the codes of magnitude k
+in the weight. Codes are lowered in order of error per saved bit until the budget is met. If lowering every code by one does not
+suffice, all codes are scaled down first.
 """
 
 from __future__ import annotations
@@ -30,22 +30,36 @@ _SMALLEST_SAVING = 0.05
 _TOLERANCE = 0.002
 _MAX_ROUNDS = 8
 _MANY = 1024
-"""Codes from here on are counted as one: they are rare, and cost about alike."""
+"""Larger magnitudes are counted as this one, because they are rare and cost about the same."""
 
 
 @dataclass(frozen=True)
 class CodeReduction:
-    """What it took to meet a target: how many codes were lowered, of how many kept ones."""
+    """Number of codes that were lowered to meet a budget.
+
+    Args:
+        lowered: Lowered codes.
+        num_kept: Nonzero codes, before and after.
+    """
 
     lowered: int
     num_kept: int
 
 
 def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
-    """Lower codes of a prepared `model` until its weights' sections take at most `code_bytes`; where they do, nothing changes.
+    """Lower codes of a prepared network until they fit. Nothing changes if they fit already.
 
-    Latent values of lowered codes move to the middle of their new cells. Raises TargetError when even codes of 1 alone take
-    more.
+    Latent values of lowered codes move to the middle of their new cells.
+
+    Args:
+        model: The prepared network; its latent values are changed in place.
+        code_bytes: Budget of the codes of all weights in bytes.
+
+    Returns:
+        The number of lowered codes.
+
+    Raises:
+        TargetError: The codes take more bytes even if all kept ones are 1.
     """
     weights = prepared_weights(model)
     before = current_codes(weights)
@@ -54,10 +68,10 @@ def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
         order = _order(weights, codes)
         if not len(order):
             raise TargetError(
-                f"the codes take {size:,} bytes, {code_bytes:,.0f} are left for them, and all kept codes are 1 already; "
-                "ask for more, or begin with fewer kept weights"
+                f"the codes take {size:,} bytes, their budget is {code_bytes:,.0f}, and all kept codes are 1 already; "
+                "give a larger budget, or start with a higher sparsity"
             )
-        low, high = 0, len(order)  # of the codes in this order, `high` are enough, or all there are
+        low, high = 0, len(order)  # lowering the first `high` codes suffices, or there are no more
         while high - low > 1:
             middle = (low + high) // 2
             if section_bytes(_lowered(codes, order[:middle])) <= code_bytes:
@@ -75,16 +89,19 @@ def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
 def reduced_to_budget(
     model: nn.Module, encode: Callable[[], CompressedModel], budget: int | None, loader: Loader | None
 ) -> tuple[CompressedModel, int, CodeReduction]:
-    """The file of a prepared network within a budget, its bytes as trained, and what it took. The network is unchanged.
+    """Encode a prepared network within a byte budget. The network keeps its values.
 
     Args:
         model: The prepared network.
-        encode: Gives its file as it is now.
-        budget: The most bytes of the file; None for any.
-        loader: Batches from which batch-norm statistics are estimated anew after codes were lowered; None to keep them.
+        encode: Encodes it with its current values.
+        budget: Largest size of the file in bytes; None for any size.
+        loader: Batches from which batch-norm statistics are estimated again if codes were lowered; None to keep them.
+
+    Returns:
+        The file, its bytes before codes were lowered, and the number of lowered codes.
 
     Raises:
-        TargetError: The codes cannot be brought into the budget.
+        TargetError: The codes cannot be reduced to the budget.
     """
     file = encode()
     trained_bytes = file.file_bytes
@@ -95,24 +112,24 @@ def reduced_to_budget(
         return file, trained_bytes, reduction
     state = model.state_dict()
     before = {name: tensor.clone() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    room = float(budget - trained_bytes + section_bytes(codes))
+    available = float(budget - trained_bytes + section_bytes(codes))
     try:
         for _ in range(_MAX_ROUNDS):
             model.load_state_dict(before, strict=False)
-            reduction = reduce_codes(model, room)
+            reduction = reduce_codes(model, available)
             if loader is not None:
                 refresh_batch_norm(model, loader, device_of(model))
             file = encode()
             if file.file_bytes <= budget:
                 return file, trained_bytes, reduction
-            room -= file.file_bytes - budget + 2  # batch norms and the header may have grown by a few bytes
+            available -= file.file_bytes - budget + 2  # new batch-norm statistics and the header may take a few bytes more
     finally:
         model.load_state_dict(before, strict=False)
-    raise TargetError(f"the file takes {file.file_bytes:,} bytes, {budget:,} were asked for; leave a larger reserve")
+    raise TargetError(f"the file takes {file.file_bytes:,} bytes, its budget is {budget:,}; train with a larger reserve")
 
 
 def _scaled_down(codes: Sequence[NDArray[np.int32]], code_bytes: float) -> Sequence[NDArray[np.int32]]:
-    """The codes; if they take more than `code_bytes` even after one step down, times the smallest share that still does."""
+    """The codes, scaled if lowering each by one does not suffice: by the smallest factor that still takes too many bytes."""
     ones = [np.sign(array) for array in codes]
     if section_bytes([array - one * (np.abs(array) > 1) for array, one in zip(codes, ones, strict=True)]) <= code_bytes:
         return codes
@@ -125,12 +142,19 @@ def _scaled_down(codes: Sequence[NDArray[np.int32]], code_bytes: float) -> Seque
 
 
 def section_bytes(codes: Sequence[NDArray[np.int32]]) -> int:
-    """Bytes of the sections of some weights."""
+    """Bytes of the encoded codes of some weights, int32 arrays of any shape, one section per weight."""
     return sum(thread_map(lambda array: len(encode_codes(array)), codes))
 
 
 def bits_saved(codes: NDArray[np.int32]) -> NDArray[np.float64]:
-    """(largest magnitude + 1,) about the bits that lowering a code of each magnitude saves; _MANY stands for all beyond."""
+    """Approximate the bits that lowering a code by one saves: log2(n_(k-1) / n_k), at least 0.05.
+
+    Args:
+        codes: int32, any shape.
+
+    Returns:
+        float64 (largest magnitude + 1,), by magnitude k; magnitudes above 1,024 count as 1,024.
+    """
     counts = np.bincount(np.minimum(np.abs(codes).reshape(-1), _MANY))
     with np.errstate(divide="ignore", invalid="ignore"):
         saved = np.log2(counts[:-1]) - np.log2(counts[1:])
@@ -139,26 +163,26 @@ def bits_saved(codes: NDArray[np.int32]) -> NDArray[np.float64]:
 
 
 def _order(weights: Sequence[PreparedWeight], codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-    """Places, in all weights one after the other, of the codes that can be lowered, the best to lower first."""
+    """Indices, into all weights concatenated, of the codes that can be lowered, by error per saved bit."""
     costs = [_costs(weight, array) for weight, array in zip(weights, codes, strict=True)]
     flat = np.concatenate(costs)
     return np.argsort(flat, kind="stable")[: np.count_nonzero(np.isfinite(flat))]
 
 
 def _costs(weight: PreparedWeight, codes: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Squared error a saved bit, of lowering each code of a weight; infinite where the code is 0 or 1."""
+    """Squared error per saved bit of lowering each code of a weight, flat; infinite for codes of 0 and 1."""
     levels = np.abs(codes).reshape(-1)
     latent = weight.latent.detach().abs().double().cpu().numpy().reshape(-1)
     step = float(weight.codebook.step)
     error = step * (2.0 * latent - (2 * levels - 1) * step)
     saved = bits_saved(codes)
     saved = saved[np.minimum(levels, len(saved) - 1)]
-    # Latent values that clipping holds far above their codes would else count as if their errors were new.
+    # Codes that lie more than a step above their latent values must not come before all others.
     return np.where(levels > 1, np.maximum(error, -(step**2)) / saved, np.inf)
 
 
 def _lowered(codes: Sequence[NDArray[np.int32]], places: NDArray[np.int64]) -> list[NDArray[np.int32]]:
-    """The codes with those at `places`, in all weights one after the other, one nearer to zero."""
+    """The codes, lowered by one at the indices `places` into all weights concatenated."""
     flat = np.concatenate([array.reshape(-1) for array in codes])
     flat[places] -= np.sign(flat[places])
     ends = np.cumsum([array.size for array in codes])[:-1]
@@ -166,6 +190,7 @@ def _lowered(codes: Sequence[NDArray[np.int32]], places: NDArray[np.int64]) -> l
 
 
 def _move(weight: PreparedWeight, codes: torch.Tensor, moved: torch.Tensor) -> None:
+    """Move the latent values at `moved` to the middles of the cells of `codes`."""
     if not moved.any():
         return
     codes, moved = codes.to(weight.latent.device), moved.to(weight.latent.device)

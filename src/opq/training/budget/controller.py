@@ -1,16 +1,20 @@
-"""Holds a network to a byte budget while it trains: a PI controller on the bytes of its codes.
+"""BudgetController: a PI controller with anti-windup that keeps the bytes of codes within a budget during training.
 
-Codes spread while a network trains, and by how much is not known before: 3 to 14% of the bytes in a few epochs of ResNet-20.
-Lowering them all at the end costs more than letting the training work against a pull (docs/log.md). A latent value whose code is
-k >= 2 moves towards zero by
+The entropy of codes grows in training, by an amount that is not known in advance: 3 to 14% of the bytes in a few epochs of
+ResNet-20. Lowering codes only at the end costs more accuracy than a pull that training can compensate (docs/log.md). Per
+training step, a latent value whose code is k >= 2 moves towards zero by
 
-    pull * share * bits saved * step,    bits saved about log2(n_(k-1) / n_k), n_k codes of magnitude k in the weight
+    pull * share * log2(n_(k-1) / n_k) * step,
 
-per training step, `share` being that of the learning rate; codes of 1 do not move, since masks are fixed. The pull is zero while
-the codes are within the budget, and else proportional to the excess and to its sum, which cannot fall below zero.
+where share is that of the learning rate, n_k counts the codes of magnitude k in the weight, and the logarithm approximates the
+bits that lowering the code saves. Codes of 1 do not move, because masks are fixed. With the relative excess e of the codes over
+99.8% of the budget, as measured about 60 times per training,
 
-While masks are recomputed (`opq.training.budget.mask_threshold`) nothing is pulled if thresholds keep the codes within the
-budget.
+    pull = max(0, 0.05 e + 0.002 * sum of e).
+
+Anti-windup: the sum of e never falls below zero, so that a long time within the budget does not delay a later pull.
+
+While masks are recomputed (`opq.training.budget.mask_threshold`), the pull is zero unless no threshold meets the budget.
 """
 
 from __future__ import annotations
@@ -29,19 +33,19 @@ from opq.training.budget.mask_threshold import MaskThresholds
 
 _MEASUREMENTS = 60
 _LEAST_BETWEEN = 20
-_MOVE_EVERY = 4
+_MOVE_EVERY = 4  # steps; each move goes as many times as far
 _MARGIN = 0.002
 _PROPORTIONAL, _INTEGRAL = 0.05, 0.002
 _MOST_BITS = 6.0
 
 
 class BudgetController:
-    """Called after each step of a training.
+    """A controller that a training calls after each step.
 
     Args:
-        model: The prepared network.
-        code_bytes: The most bytes that the codes of all weights may take.
-        mask_update_share: Share of the steps, the first ones, in which masks are recomputed, 0..1.
+        model: The prepared network, whose latent values and mask thresholds it changes.
+        code_bytes: Budget of the codes of all weights in bytes, > 0.
+        mask_update_share: Share of the training, from its beginning, in which masks are recomputed, 0..1.
     """
 
     def __init__(self, model: nn.Module, code_bytes: int, mask_update_share: float = 0.0) -> None:
@@ -53,7 +57,16 @@ class BudgetController:
             self._masks.begin()
 
     def __call__(self, step: int, steps: int, share: float) -> None:
-        """After step number `step` of `steps`, at `share` of the highest learning rate."""
+        """Measure the codes if a measurement is due, and move latent values.
+
+        Args:
+            step: Number of the finished step, 0 <= step < steps.
+            steps: Steps of the whole training.
+            share: Current learning rate as a share of the highest one, 0..1.
+
+        Raises:
+            TrainingError: A latent value became NaN or infinite.
+        """
         is_due = step % max(_LEAST_BETWEEN, steps // _MEASUREMENTS) == 0
         recomputed = self._masks.are_recomputed
         ends = recomputed and step + 1 >= round(self._mask_update_share * steps)
@@ -69,11 +82,11 @@ class BudgetController:
             self._move(_MOVE_EVERY * share * self._pull)
 
     def state(self) -> dict[str, Any]:
-        """All that a training needs to go on."""
+        """The state for a checkpoint, which `restore` takes."""
         return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "thresholds": self._masks.thresholds}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` returned."""
         self._sum, self._pull = state["sum"], state["pull"]
         self._saved = [saved.to(weight.latent) for saved, weight in zip(state["saved"], self._weights, strict=False)]
         self._masks.thresholds = state["thresholds"]

@@ -1,9 +1,9 @@
-"""Masks that are recomputed in the first part of a training, under thresholds that keep the file within its bytes.
+"""Masks that are recomputed in the first part of training, under thresholds that keep the file within its byte budget.
 
-The threshold of weight i is c (1 - rounding_offset_i) step_i, or half a step if that is more: c = 1 is where codes of 1 begin in
-the plan. The factor c is one number for the whole network, as small as the budget allows; it changes as latent values move. No
-threshold prunes more than _MAX_PRUNED of what the plan keeps of a weight, since an empty layer passes no gradient and stays
-empty. A weight whose mask prunes all of it stays pruned: its step means nothing.
+The threshold of weight i is max(c (1 - rounding_offset_i), 1/2) step_i. At c = 1 it is the plan's threshold. The factor c is
+one number for the whole network. Bisection finds the smallest c that meets the budget, again and again as latent values move.
+No threshold prunes more than three quarters of the weights that the plan keeps in a layer, because an empty layer passes no
+gradient and would stay empty. A layer that the plan prunes completely stays pruned, because its step has no meaning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ _MAX_PRUNED = 0.75
 
 
 class MaskThresholds:
-    """The thresholds of prepared weights, whose masks are a plan's; there are none before `begin` and after `freeze`."""
+    """Thresholds of prepared weights. They are set from `begin` to `freeze`.
+
+    Args:
+        weights: The prepared weights, with the masks of a plan.
+    """
 
     def __init__(self, weights: Sequence[PreparedWeight]) -> None:
         self._weights = weights
@@ -31,12 +35,12 @@ class MaskThresholds:
 
     @property
     def are_recomputed(self) -> bool:
-        """Whether latent values decide what is pruned."""
+        """Whether thresholds are set."""
         return any(threshold is not None for threshold in self.thresholds)
 
     @property
     def thresholds(self) -> list[float | None]:
-        """The threshold of each weight, None if its mask is fixed."""
+        """The threshold of each weight in weight units; None if its mask is fixed."""
         return [weight.codebook.threshold for weight in self._weights]
 
     @thresholds.setter
@@ -45,11 +49,15 @@ class MaskThresholds:
             weight.codebook.threshold = threshold
 
     def begin(self) -> None:
-        """Set all thresholds to those of the plan."""
+        """Set the thresholds of the plan."""
         self._apply(1.0, self._limits())
 
     def fit(self, code_bytes: int) -> bool:
-        """Lower thresholds as far as all sections take at most `code_bytes`; whether that is possible."""
+        """Set the lowest thresholds at which the codes of all weights take at most `code_bytes`.
+
+        Returns:
+            Whether such thresholds exist. If not, the highest ones are set.
+        """
         limits = self._limits()
 
         def fits(factor: float) -> bool:
@@ -61,23 +69,24 @@ class MaskThresholds:
         return factor < _LARGEST
 
     def freeze(self) -> None:
-        """Fix masks as they are now."""
+        """Fix the current masks."""
         for weight in self._weights:
             weight.codebook.freeze_mask(weight.latent)
 
     def _apply(self, factor: float, limits: Sequence[float]) -> None:
-        """Set each threshold to `factor` times where codes of 1 begin, or half a step if that is more, but not above its limit."""
+        """Set each threshold to `factor` times the plan's, at least half a step and at most its limit."""
         for weight, limit in zip(self._weights, limits, strict=True):
             start, step = 1.0 - float(weight.codebook.rounding_offset), float(weight.codebook.step)
             weight.codebook.threshold = min(max(factor * start, 0.5) * step, limit) if limit < math.inf else limit
 
     def _limits(self) -> list[float]:
-        """The largest threshold of each weight that leaves as many kept as it must; infinity if none is kept."""
+        """The highest allowed threshold of each weight; infinity if the plan prunes all of it."""
         return [_limit(weight, least) for weight, least in zip(self._weights, self._least, strict=True)]
 
 
 @torch.no_grad()
 def _limit(weight: PreparedWeight, least: int) -> float:
+    """The highest threshold that keeps at least `least` elements of a weight."""
     if not least:
         return math.inf
     magnitudes = weight.latent.abs().flatten()
