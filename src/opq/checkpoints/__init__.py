@@ -1,4 +1,4 @@
-"""Where tensors come from."""
+"""Read the tensors of a checkpoint from files, folders, state dicts and modules."""
 
 from opq.checkpoints.open import as_state
 from opq.checkpoints.state import State

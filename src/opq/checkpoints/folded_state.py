@@ -1,7 +1,7 @@
-"""A checkpoint whose batch norms have their statistics folded into weight and bias: the same function with fewer numbers.
+"""A checkpoint whose batch norms have their statistics folded into weight and bias, which does not change the network.
 
-Mean becomes 0 and variance a constant, 1 - eps as float32 has it, so that two of the four vectors cost next to nothing. The
-arithmetic is in float64, rounded once.
+The mean becomes 0, and the variance a constant, 1 - eps rounded to the dtype. So two of the four vectors take almost no bytes.
+The arithmetic is in float64 and is rounded once.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Vectors = dict[str, NDArray[np.generic]]
 class FoldedBatchNormState(State):
     """A state dict with folded batch norms; all other tensors are unchanged.
 
-    A batch norm is found by its names: `running_mean` and `running_var`, and `weight` or `bias` or both, after the same prefix,
-    all of one dimension and length. Without a weight the variance is kept, without a bias the mean, since nothing could make up
-    for them. A batch norm is also unchanged if a value is not finite, or becomes so; if variance + eps is not positive; and if
-    some of its vectors, but not all, are shared with another module.
+    A batch norm is recognized by names with a common prefix: `running_mean`, `running_var`, and `weight` or `bias` or both, all
+    one-dimensional and of equal length. Without a weight the variance is kept, and without a bias the mean, because nothing
+    could compensate for them. A batch norm is also unchanged if a value is not finite, or would become so; if variance + eps is
+    not positive; or if some of its vectors, but not all, are shared with another module.
 
     Args:
         state: The checkpoint.
-        eps: The eps of batch norms for which the state knows none.
+        eps: The eps of batch norms that are not in `state.epsilons`.
 
     Raises:
-        PlanError: `eps` is None and is needed.
+        PlanError: `eps` is None, and a batch norm is not in `state.epsilons`.
     """
 
     def __init__(self, state: State, eps: float | None) -> None:
@@ -50,7 +50,9 @@ class FoldedBatchNormState(State):
             known = {self.epsilons.get(sharer, eps) for sharer in sharers[0]}
             if _is_batch_norm(vectors) and all(sharing == sharers[0] for sharing in sharers) and len(known) == 1:
                 if (own := known.pop()) is None:
-                    raise PlanError("it was made for batch norms that differ in eps; compress the module, which knows each")
+                    raise PlanError(
+                        "it was made for batch norms that differ in eps, which a state dict does not have; compress the module"
+                    )
                 self._replaced.update({prefix + part: vector for part, vector in fold_statistics(vectors, own).items()})
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
@@ -87,7 +89,7 @@ def fold_statistics(vectors: Mapping[str, NDArray[np.generic]], eps: float) -> V
         eps: The batch norm's eps.
 
     Returns:
-        The same parts in the same dtypes; none if the batch norm must stay unchanged.
+        The same parts in the same dtypes; {} if the batch norm must stay unchanged.
     """
     wide = {part: vector.astype(np.float64) for part, vector in vectors.items()}
     mean, variance = wide["running_mean"], wide["running_var"]
@@ -105,5 +107,5 @@ def fold_statistics(vectors: Mapping[str, NDArray[np.generic]], eps: float) -> V
 def _is_batch_norm(vectors: Mapping[str, NDArray[np.generic]]) -> bool:
     shapes = {vector.shape for vector in vectors.values()}
     floats = all(dtypes.name_of(vector.dtype) in dtypes.COMPRESSIBLE for vector in vectors.values())
-    has_freedom = "running_mean" in vectors and len(vectors) > 2
-    return has_freedom and floats and len(shapes) == 1 and len(next(iter(shapes))) == 1
+    is_affine = "running_mean" in vectors and len(vectors) > 2
+    return is_affine and floats and len(shapes) == 1 and len(next(iter(shapes))) == 1

@@ -1,4 +1,4 @@
-"""Every kind of source as a State: checkpoints on disk, state dicts and modules in memory."""
+"""Open a source as a State: a checkpoint on disk, or a state dict or module in memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from opq.errors import SourceError
 
 
 def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
-    """`source` as a State.
+    """Open a source.
 
-    source    a State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()` such as a
-              torch module; or the path of a checkpoint (see open_checkpoint)
-    metadata  what to keep with the tensors, where the source brings none of its own
-    Raises SourceError when it is none of these.
+    Args:
+        source: A State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()`, such as
+            a torch module; or the path of a checkpoint (see `open_checkpoint`).
+        metadata: {text: text} of the state if the source has none of its own.
+
+    Raises:
+        SourceError: The source is none of these, or cannot be read.
+        MissingExtraError: It is a file of PyTorch, and PyTorch is not installed.
     """
     if isinstance(source, State):
         return source
@@ -32,20 +36,20 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         epsilons = epsilons_of(source)
         source = source.state_dict()
     if not isinstance(source, Mapping):
-        raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or a checkpoint's path")
-    own = getattr(source, "metadata", None)  # as an open .opq file has
+        raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or the path of a checkpoint")
+    own = getattr(source, "metadata", None)  # an open .opq file has metadata
     return TensorState(source, own if isinstance(own, Mapping) and own else metadata, epsilons)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> State:
-    """The tensors of a checkpoint by name, each read when it is asked for if the format allows.
+    """Open a checkpoint on disk. Tensors of .safetensors files are read when they are used.
 
     Args:
         path: A .safetensors file; a folder with model.safetensors.index.json and its shards, or with model.safetensors; or a
             .pt, .pth or .bin file of PyTorch.
 
     Raises:
-        SourceError: The path is missing or is no such checkpoint.
+        SourceError: The path does not exist, or is not such a checkpoint.
         MissingExtraError: It is a file of PyTorch, and PyTorch is not installed.
     """
     path = Path(path)
@@ -61,6 +65,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> State:
 
 
 def epsilons_of(model: Any) -> dict[str, float]:
-    """{name: eps} of the modules that keep running statistics, as torch's batch-norms do."""
+    """{name: eps} of all modules with running statistics, such as torch's batch norms."""
     modules = model.named_modules(remove_duplicate=False) if hasattr(model, "named_modules") else ()
     return {name: float(module.eps) for name, module in modules if hasattr(module, "running_var") and hasattr(module, "eps")}

@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors files: one file, or the shards of a folder."""
+"""Checkpoints in safetensors files: a single file, or the shards in a folder."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies: in which file, from which byte on."""
+class _TensorPlace:
+    """The file of a tensor, and the offset of its first byte."""
 
     path: Path
     offset: int
@@ -36,24 +36,30 @@ class _Place:
 
 
 class SafetensorsState(State):
-    """The tensors of one or more .safetensors files; `shards` names those to take from each, None for all.
+    """The tensors of one or more .safetensors files.
 
-    The files are read, not mapped: what was read and let go takes no memory of the process.
+    Files are read rather than mapped, so that memory is free as soon as a tensor is.
+
+    Args:
+        shards: {file: names of the tensors to read from it, or None for all}.
+
+    Raises:
+        SourceError: A file cannot be read, or has no tensor of a given name.
     """
 
     def __init__(self, shards: Mapping[Path, list[str] | None]) -> None:
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _TensorPlace] = {}
         metadata: dict[str, str] = {}
-        for path, wanted in shards.items():
+        for path, names in shards.items():
             places, texts = _read_index(path)
-            if missing := sorted(set(wanted or ()) - set(places)):
-                raise SourceError(path, f"its index names {missing[0]!r}, which is not in it")
-            self._places.update({name: places[name] for name in (places if wanted is None else wanted)})
+            if missing := sorted(set(names or ()) - set(places)):
+                raise SourceError(path, f"it does not have {missing[0]!r}, although the index says so")
+            self._places.update({name: places[name] for name in (places if names is None else names)})
             metadata.update(texts)
         self.metadata = metadata
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Name of the dtype, and shape, of a tensor, from the file's header."""
+        """As State.describe, from the file's header."""
         place = self._places[name]
         if place.dtype not in _DTYPES:
             raise SourceError(place.path, f"tensor {name!r}: dtype {place.dtype} is not supported")
@@ -64,13 +70,13 @@ class SafetensorsState(State):
         return self._read(name, kind, 0, shape)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        """As State has it."""
+        """As State.rows."""
         kind, shape = self.describe(name)
         start, stop, _ = slice(start, stop).indices(shape[0])
         return self._read(name, kind, start * math.prod(shape[1:]), (max(stop - start, 0), *shape[1:]))
 
     def _read(self, name: str, kind: str, skip: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
-        """`shape` elements of a tensor, after as many as `skip`."""
+        """Part of a tensor with the given shape, after the first `skip` elements."""
         place, dtype, count = self._places[name], dtypes.NUMPY[kind], math.prod(shape)
         word = f"<u{dtype.itemsize}"
         try:
@@ -78,7 +84,7 @@ class SafetensorsState(State):
         except OSError as error:
             raise SourceError(place.path, f"tensor {name!r}: {error.strerror or error}") from None
         if len(words) != count:
-            raise SourceError(place.path, f"tensor {name!r}: the file has become shorter while it was read")
+            raise SourceError(place.path, f"tensor {name!r}: the file became shorter while it was read")
         return words.astype(word[1:], copy=False).view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -88,8 +94,8 @@ class SafetensorsState(State):
         return len(self._places)
 
 
-def _read_index(path: Path) -> tuple[dict[str, _Place], dict[str, str]]:
-    """Where the tensors of a .safetensors file lie, and its metadata; the library checks the header, but tells no offsets."""
+def _read_index(path: Path) -> tuple[dict[str, _TensorPlace], dict[str, str]]:
+    """The places of a file's tensors, and its metadata. The safetensors library checks the header, but gives no offsets."""
     try:
         with safe_open(str(path), framework="numpy"):
             pass
@@ -102,29 +108,33 @@ def _read_index(path: Path) -> tuple[dict[str, _Place], dict[str, str]]:
         raise SourceError(path, f"not a safetensors file: {error}") from None
     metadata = header.pop("__metadata__", None) or {}
     places = {
-        name: _Place(path, 8 + length + tensor["data_offsets"][0], tensor["dtype"], tuple(tensor["shape"]))
+        name: _TensorPlace(path, 8 + length + tensor["data_offsets"][0], tensor["dtype"], tuple(tensor["shape"]))
         for name, tensor in header.items()
     }
     return places, metadata
 
 
 def open_folder(folder: Path) -> State:
-    """The tensors of a folder with an index and its shards, or with model.safetensors; SourceError for another folder."""
+    """Open a folder with an index and shards, or with model.safetensors.
+
+    Raises:
+        SourceError: The folder has neither, or the index is not valid.
+    """
     index = folder / _INDEX
     if not index.exists():
         if (folder / _SINGLE).exists():
             return SafetensorsState({folder / _SINGLE: None})
-        raise SourceError(folder, f"expected {_INDEX} or {_SINGLE} in it")
+        raise SourceError(folder, f"expected {_INDEX} or {_SINGLE} in the folder")
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards: dict[Path, list[str] | None] = {}
         for name, file in names.items():
-            # Only a plain file name: an index must not lead out of its folder.
+            # An index is untrusted, so it must not name files outside of its folder.
             if Path(file).name != file:
                 raise SourceError(index, f"shard {file!r} is not in this folder")
-            chosen = shards.setdefault(folder / file, [])
-            if chosen is not None:
-                chosen.append(name)
+            shard_names = shards.setdefault(folder / file, [])
+            if shard_names is not None:
+                shard_names.append(name)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise SourceError(index, f"not an index of shards: {error!r}") from None
     return SafetensorsState(shards)

@@ -1,4 +1,4 @@
-"""Tensors by name, as NumPy arrays, whatever library they come from."""
+"""State: the tensors of a checkpoint by name, as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from opq.quantization.compressed_tensor import CompressedTensor
 
 
 class State(Mapping[str, NDArray[np.generic]]):
-    """{name: NumPy array}, each read or converted when it is asked for, and described without that.
+    """A mapping {name: NumPy array}. A tensor is read or converted when it is looked up.
 
-    metadata  the checkpoint's own, {text: text}
-    epsilons  {name of a batch-norm: what it adds to its variances}, where a module told
+    Attributes:
+        metadata: The checkpoint's own metadata, {text: text}.
+        epsilons: {name of a batch norm: its eps}, if the source is a module.
     """
 
     metadata: Mapping[str, str] = {}
@@ -28,23 +29,32 @@ class State(Mapping[str, NDArray[np.generic]]):
 
     @abstractmethod
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Name of the dtype, and shape, of a tensor."""
+        """Name of the dtype and shape of a tensor, without reading or converting it."""
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        """`self[name][start:stop]`, of a tensor of at least one dimension; the rest of it is not read or converted."""
+        """`self[name][start:stop]` without reading or converting the rest of the tensor, which has at least one dimension."""
         return self[name][start:stop]
 
     def compressed(self, name: str) -> CompressedTensor | None:
-        """The tensor as codes, where that is how it was given; it stands under its name as an array all the same."""
+        """The tensor as codes if the source has it so; otherwise None. `self[name]` is its values in both cases."""
         return None
 
     def memory(self, name: str) -> object:
-        """What names of one tensor, which modules share, have in common; None where a tensor is its own, or nothing tells."""
+        """A key of the tensor's memory, equal for all names of a shared tensor; None if that is not known."""
         return None
 
 
 class TensorState(State):
-    """Tensors in memory: NumPy arrays or torch tensors, on any device, or CompressedTensors."""
+    """Tensors in memory.
+
+    Args:
+        tensors: {name: NumPy array, torch tensor on any device, or CompressedTensor}.
+        metadata: {text: text}.
+        epsilons: {name of a batch norm: its eps}.
+
+    Raises:
+        SourceError: A name is not a string.
+    """
 
     def __init__(
         self,
@@ -60,7 +70,11 @@ class TensorState(State):
         self.epsilons = epsilons or {}
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Name of the dtype, and shape, of a tensor; SourceError when it is no array, or a sparse or empty shell of one."""
+        """As State.describe.
+
+        Raises:
+            SourceError: It is not an array or tensor, or it is a sparse, meta or uninitialized tensor.
+        """
         tensor = self._tensors[name]
         if is_torch_array(tensor):
             _check_torch(tensor, name)
@@ -73,7 +87,7 @@ class TensorState(State):
         return tensor.values() if isinstance(tensor, CompressedTensor) else self._convert(name, tensor)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        """As State has it."""
+        """As State.rows."""
         tensor = self._tensors[name]
         if isinstance(tensor, CompressedTensor):
             return replace(tensor, codes=tensor.codes[start:stop]).values()
@@ -84,16 +98,16 @@ class TensorState(State):
         if is_torch_array(tensor):
             return _from_torch(tensor, name)
         if not isinstance(tensor, (np.ndarray, np.generic)) or kind not in dtypes.NUMPY:
-            raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of {kind} is not supported")
+            raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of dtype {kind} is not supported")
         return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(tensor.shape)
 
     def compressed(self, name: str) -> CompressedTensor | None:
-        """As State has it."""
+        """As State.compressed."""
         tensor = self._tensors[name]
         return tensor if isinstance(tensor, CompressedTensor) else None
 
     def memory(self, name: str) -> object:
-        """As State has it."""
+        """As State.memory."""
         tensor = self._tensors[name]
         if is_torch_array(tensor):
             return _torch_memory(tensor)
@@ -113,7 +127,7 @@ def _check_torch(tensor: Any, name: str) -> None:
     from torch.nn.parameter import is_lazy
 
     if is_lazy(tensor):
-        raise SourceError(f"tensor {name!r}", "it has no shape yet: run the network on an input once")
+        raise SourceError(f"tensor {name!r}", "it has no shape yet; run the network on an input once")
     if tensor.layout is not torch.strided or tensor.is_meta:
         raise SourceError(f"tensor {name!r}", f"a {tensor.layout} tensor on {tensor.device} is not supported")
 
@@ -122,7 +136,7 @@ def _torch_memory(tensor: Any) -> object:
     import torch
 
     if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
-        return None  # it has no memory, or none that names it
+        return None  # such tensors have no memory that could be shared
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
@@ -133,6 +147,6 @@ def _from_torch(tensor: Any, name: str) -> NDArray[np.generic]:
     if kind not in dtypes.NUMPY:
         raise SourceError(f"tensor {name!r}", f"a tensor of {tensor.dtype} is not supported")
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # NumPy has no bfloat16 of its own: the bytes cross over as bytes.
+    # NumPy has no bfloat16, so the tensor is converted as bytes.
     raw: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()
     return raw.view(dtypes.NUMPY[kind]).reshape(tuple(tensor.shape))

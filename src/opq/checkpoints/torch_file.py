@@ -1,4 +1,4 @@
-"""Checkpoints in files of PyTorch, which are read without running any code in them."""
+"""Checkpoints in PyTorch files, which are read without running code in them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_torch_file(path: Path) -> State:
-    """The tensors of a .pt, .pth or .bin file, read with weights_only=True.
+    """Read the tensors of a .pt, .pth or .bin file with weights_only=True.
 
-    The usual wrappers (a dict under "state_dict", "model", ...) and the prefixes "module." and "_orig_mod." are taken off. What
-    lies beside a wrapped dict, such as an optimizer's state, is left out.
+    If the state dict is under a usual key ("state_dict", "model", ...), the other keys, such as an optimizer's state, are
+    ignored. The prefixes "module." and "_orig_mod." are removed.
+
+    Args:
+        path: The file.
 
     Raises:
-        SourceError: The file is no checkpoint of plain tensors.
+        SourceError: The file is not a checkpoint of plain tensors.
         MissingExtraError: PyTorch is not installed.
     """
     try:
@@ -35,19 +38,19 @@ def load_torch_file(path: Path) -> State:
             path,
             "not a checkpoint of plain tensors: it holds other objects, which could run code when loaded; save its state_dict",
         ) from None
-    except Exception as error:  # torch raises whatever its readers do
+    except Exception as error:  # torch.load documents no set of exceptions
         raise SourceError(path, f"not a PyTorch checkpoint: {str(error).splitlines()[0] if str(error) else error!r}") from None
     content = _unwrap(content)
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
     if not tensors:
-        raise SourceError(path, "no tensors in it: expected a state dict, or one under 'state_dict' or 'model'")
-    if lost := [name for name in content if name not in tensors and _holds(content[name], torch.Tensor)]:
-        raise SourceError(path, f"{lost[0]!r} in it holds tensors too, beside others; save one state dict of all")
+        raise SourceError(path, "it has no tensors; expected a state dict, or one under 'state_dict' or 'model'")
+    if nested := [name for name in content if name not in tensors and _holds(content[name], torch.Tensor)]:
+        raise SourceError(path, f"it has tensors at the top level and in {nested[0]!r}; save one state dict with all tensors")
     return TensorState(_without_prefixes(tensors))
 
 
 def _unwrap(content: Any) -> Mapping[Any, Any]:
-    """The innermost of the usual wrappers' contents."""
+    """The innermost mapping under the usual keys."""
     while isinstance(content, Mapping):
         inner = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
@@ -57,7 +60,7 @@ def _unwrap(content: Any) -> Mapping[Any, Any]:
 
 
 def _holds(value: Any, kind: type) -> bool:
-    """Whether a value is of this kind, or holds one at any depth."""
+    """Whether a value is an instance of `kind`, or contains one at any depth."""
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return isinstance(value, kind) or any(_holds(part, kind) for part in parts)
 

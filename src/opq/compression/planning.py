@@ -1,4 +1,4 @@
-"""An analyzed checkpoint and a target to a plan."""
+"""plan(): choose the quantizer of each weight for a target."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.plan import LayerPlan, Plan
 
 AIM = 0.9975
-"""Share of a byte target that a first prediction aims at, which lets about half of the first files pass as they are."""
+"""The fraction of a byte target at which the first plan aims. With it about half of the first files meet the target."""
 
 SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**127
-"""Steps that are normal numbers of float32."""
+"""Smallest and largest step that are normal float32 numbers."""
 
 
 def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack[CompressionOptions]) -> Plan:
-    """Decide, from the weights alone, how sparse each weight becomes and with which step.
+    """Choose the sparsity and the step of each weight, from the weights alone.
 
-    With a `TwoStage` target the plan is that of the paper: two scalar roots. With a `Ratio` or a `Size` it is the joint one,
-    whose target is the predicted size of the file; the real one differs by up to about 3%. `opq.compress` with the same target
-    counts the real bytes and corrects the plan until they meet it.
+    A `TwoStage` target gives the plan of the OPQ paper: two scalar roots. A `Ratio` or `Size` gives the joint plan, whose
+    predicted file size meets the target; the actual size differs by up to about 3%. `opq.compress` with the same target counts
+    the actual bytes, and corrects the plan until they meet the target.
 
     Args:
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
-        config: The target, and what is fixed; or None, then `options` say it.
-        options: The fields of a config as keywords.
+        config: The target and all settings; or None if `options` give them.
+        options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
     Raises:
+        TypeError: A keyword is unknown, or `config` and `options` are both given.
         TargetError: The target is malformed or cannot be reached.
         ConfigError: Another setting is out of range.
         SelectionError: A glob matches no weight.
@@ -44,7 +45,7 @@ def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack
     """
     config = as_config(config, options, "plan")
     if isinstance(config.target, Lossless):
-        raise TargetError("plan() does not support lossless, which decides nothing; call compress()")
+        raise TargetError("plan() does not support lossless, which has no quantizers to choose; call compress()")
     analysis = analyze(source, config, estimated=True)
     size_model = SizeModel.of(analysis, config)
     if isinstance(config.target, TwoStage):
@@ -53,14 +54,29 @@ def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack
 
 
 def guess_two_stage(size_model: SizeModel, target: TwoStage) -> tuple[SizeModel, Plan]:
-    """The two-stage plan, and a size model that has coded excerpts under it."""
+    """Make the two-stage plan.
+
+    Returns:
+        A size model with gains measured on excerpts under the plan, and the plan.
+
+    Raises:
+        TargetError: The target is out of range or cannot be reached.
+    """
     points = two_stage.allocate(size_model.layers, target.sparsity, target.bits)
     better = size_model.guessed(two_stage_plan(size_model, target, points).layers)
     return better, two_stage_plan(better, target, points)
 
 
 def guess_joint(size_model: SizeModel, target: Target, budget: int) -> tuple[SizeModel, Plan]:
-    """The plan predicted to take AIM * `budget` bytes, and a size model that has coded excerpts near it.
+    """Make the joint plan whose predicted file has AIM * `budget` bytes.
+
+    Args:
+        size_model: The size model, before any excerpt was encoded.
+        target: The target that the plan records.
+        budget: The largest allowed size of the file in bytes.
+
+    Returns:
+        A size model with gains measured on excerpts, and the plan.
 
     Raises:
         TargetError: The budget cannot be reached.
@@ -72,11 +88,11 @@ def guess_joint(size_model: SizeModel, target: Target, budget: int) -> tuple[Siz
 
 
 def two_stage_plan(size_model: SizeModel, target: Target, points: Sequence[two_stage.TwoStagePoint]) -> Plan:
-    """The plan of these points."""
+    """The plan with these points, one per layer of the size model."""
     plans = {}
     for layer, point in zip(size_model.layers, points, strict=True):
-        # What counts for the prediction is the magnitude that separates the kept weights, not the closed form's.
-        threshold = _separating_magnitude(layer.statistics, point.num_kept)
+        # The prediction needs the magnitude below which weights are really pruned, not the threshold of the closed form.
+        threshold = _pruned_magnitude(layer.statistics, point.num_kept)
         plans[layer.name] = _layer_plan(
             size_model, layer, point.threshold, point.step, 0.5, threshold, point.num_kept, point.max_codes
         )
@@ -84,12 +100,21 @@ def two_stage_plan(size_model: SizeModel, target: Target, points: Sequence[two_s
 
 
 def joint_plan(size_model: SizeModel, target: Target, lmbda: float) -> Plan:
-    """The plan at a Lagrange multiplier, squared error per bit, that is the same for all layers."""
+    """The joint plan at a Lagrange multiplier.
+
+    Args:
+        size_model: Its layers are planned.
+        target: The target that the plan records.
+        lmbda: Sensitivity-weighted squared error per bit, the same for all layers.
+
+    Raises:
+        WeightError: A step would not be a normal float32 number.
+    """
     plans = {}
     for layer, point in zip(size_model.layers, joint.points_at(size_model.layers, lmbda, size_model.family), strict=True):
         rounding_offset = 1.0 - point.threshold / point.step
-        found = _layer_plan(size_model, layer, point.threshold, point.step, rounding_offset, point.threshold)
-        plans[layer.name] = replace(found, rounding=size_model.rounding)
+        layer_plan = _layer_plan(size_model, layer, point.threshold, point.step, rounding_offset, point.threshold)
+        plans[layer.name] = replace(layer_plan, rounding=size_model.rounding)
     return _finish("joint", size_model, target, lmbda, plans)
 
 
@@ -99,20 +124,21 @@ def _layer_plan(
     threshold: float,
     step: float,
     offset: float,
-    separating: float,
-    kept: int | None = None,
-    limits: tuple[int, ...] | None = None,
+    pruned_magnitude: float,
+    num_kept: int | None = None,
+    max_codes: tuple[int, ...] | None = None,
 ) -> LayerPlan:
+    """The plan of a layer; `pruned_magnitude` is the largest pruned magnitude, from which the bits are predicted."""
     statistics = layer.statistics
     if not SMALLEST_STEP <= step <= LARGEST_STEP:
         if statistics.magnitudes[-1] > threshold or step > LARGEST_STEP:
             raise WeightError.beyond_float32(layer.name, statistics.shape, statistics.laplace_scale)
-        # A layer that has died away beside the others: pruned whole, so that any step serves.
-        threshold = separating = LARGEST_STEP
+        # Its weights are negligible beside those of other layers. It is pruned completely, so any step is correct.
+        threshold = pruned_magnitude = LARGEST_STEP
         step, offset = 1.0, 0.5
     step = float(np.float32(step))
-    if kept is not None:
-        sparsity = 1.0 - kept / statistics.count
+    if num_kept is not None:
+        sparsity = 1.0 - num_kept / statistics.count
     else:
         magnitudes = statistics.magnitudes
         sparsity = float(np.searchsorted(magnitudes, magnitudes.dtype.type(threshold), side="right")) / len(magnitudes)
@@ -122,14 +148,15 @@ def _layer_plan(
         threshold=float(threshold),
         rounding_offset=float(offset),
         sparsity=sparsity,
-        bits=size_model.bits(layer, separating, step, offset) / statistics.count,
-        num_kept=kept,
-        max_codes=limits,
+        bits=size_model.bits(layer, pruned_magnitude, step, offset) / statistics.count,
+        num_kept=num_kept,
+        max_codes=max_codes,
     )
 
 
-def _separating_magnitude(statistics: LayerStatistics, kept: int) -> float:
-    pruned = round((1.0 - kept / statistics.count) * len(statistics.magnitudes))
+def _pruned_magnitude(statistics: LayerStatistics, num_kept: int) -> float:
+    """The largest pruned magnitude of the sample if the `num_kept` largest weights are kept; 0.0 if none is pruned."""
+    pruned = round((1.0 - num_kept / statistics.count) * len(statistics.magnitudes))
     return float(statistics.magnitudes[pruned - 1]) if pruned else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The whole curve of ratio against error, from one look at the weights: a target can be picked before anything is paid."""
+"""The rate-distortion curve of a checkpoint: ratio against error, from one pass over the weights."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from opq.rate_distortion.layers import Layer
 from opq.rate_distortion.plan import Plan
 
 RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 40.0, 50.0)
-"""File ratios at which the curve is given, where they can be reached."""
+"""Default file ratios of the curve."""
 
-_SAMPLED = 4096
+_SAMPLE = 4096
+"""Approximate number of magnitudes per weight from which the error is computed."""
 
 
 @dataclass(frozen=True)
 class RDPoint:
-    """One size of the file, as the joint mode would make it.
+    """One point of the curve: the predicted file of joint mode at one size.
 
-    ratio            dense bytes over predicted bytes of the whole file
-    bytes            the same as bytes
-    bits_per_weight  predicted bits of the codes, mean over all weights
-    sparsity         predicted fraction of zeros, 0..1
-    distortion       sensitivity-weighted squared error over sensitivity-weighted energy, of the measured magnitudes, 0..1
+    Args:
+        ratio: Dense bytes over predicted bytes of the whole file.
+        bytes: Predicted bytes of the whole file.
+        bits_per_weight: Predicted bits of the codes, mean over all weights.
+        sparsity: Predicted fraction of zeros over all weights, 0..1.
+        distortion: Sensitivity-weighted squared error over sensitivity-weighted energy, from a sample of magnitudes, 0..1.
     """
 
     ratio: float
@@ -44,14 +46,18 @@ class RDPoint:
 
 
 def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack[CompressionOptions]) -> list[RDPoint]:
-    """Predict the file at each of `ratios`, in joint mode; those that cannot be reached are left out.
+    """Predict the file at several ratios, in joint mode.
 
     Args:
         source: As in `opq.plan`.
         ratios: File ratios, > 0.
         options: The fields of a config as keywords, without a target.
 
+    Returns:
+        One point per ratio that can be reached, in ascending order.
+
     Raises:
+        TypeError: A keyword is unknown.
         TargetError: A target is given, or no ratio can be reached.
         ConfigError, SelectionError, SourceError, WeightError: See `opq.plan`.
     """
@@ -69,7 +75,7 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
         size = analysis.dense_bytes / ratio
         if size <= analysis.fixed_bytes:
             break
-        # Contexts save differently at each size; a forecast that looked near it knows.
+        # The gain of contexts depends on the size, so it is measured at each ratio.
         near = size_model.guessed(joint_plan(size_model, target, size_model.rough_lambda(size)).layers)
         lmbda = near.lambda_for(size)
         if not low * (1.0 + 1e-9) < lmbda < high * (1.0 - 1e-9):
@@ -86,23 +92,23 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
             )
         )
     if not points:
-        raise TargetError("no ratio of the curve can be reached; give others")
+        raise TargetError(f"ratios must contain one that can be reached, got {tuple(ratios)}; choose others")
     return points
 
 
 def _distortion(layers: Sequence[Layer], plan: Plan) -> float:
-    """Of the measured magnitudes."""
+    """Weighted squared error over weighted energy, of a sample of magnitudes."""
     error = energy = 0.0
     for layer in layers:
-        measured, made = layer.statistics, plan.layers[layer.name]
-        sample = measured.magnitudes[:: max(len(measured.magnitudes) // _SAMPLED, 1)].astype(np.float64)
+        statistics, layer_plan = layer.statistics, plan.layers[layer.name]
+        sample = statistics.magnitudes[:: max(len(statistics.magnitudes) // _SAMPLE, 1)].astype(np.float64)
         levels = np.where(
-            sample > made.threshold,
-            np.maximum(magnitude_levels(sample, np.float64(made.step), np.float64(made.rounding_offset)), 1.0),
+            sample > layer_plan.threshold,
+            np.maximum(magnitude_levels(sample, np.float64(layer_plan.step), np.float64(layer_plan.rounding_offset)), 1.0),
             0.0,
         )
-        worth = layer.sensitivity * measured.count / len(sample)
-        more = ROUNDINGS[made.rounding].squared_error_factor(measured.shape)
-        error += worth * more * float(np.square(sample - made.step * levels).sum())
-        energy += worth * float(np.square(sample).sum())
+        weight = layer.sensitivity * statistics.count / len(sample)
+        factor = ROUNDINGS[layer_plan.rounding].squared_error_factor(statistics.shape)
+        error += weight * factor * float(np.square(sample - layer_plan.step * levels).sum())
+        energy += weight * float(np.square(sample).sum())
     return min(error / energy, 1.0) if energy > 0.0 else 0.0

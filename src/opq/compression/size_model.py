@@ -1,6 +1,6 @@
-"""What a file will take, before it is written: the contextless bits of each weight times what context saves.
+"""SizeModel: predict the bytes of a file before it is encoded, as the contextless bits of each weight times a gain of contexts.
 
-What context saves is first guessed from excerpts of a few weights, and then, once a file was written, known.
+The gain is first measured on excerpts of a few weights, and after the first file on that file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from opq.rate_distortion.family import Family
 from opq.rate_distortion.layers import Layer
 from opq.rate_distortion.plan import LayerPlan
 
-_LOOKED_AT = 4
-_NONE = ContextGain()
+_EXCERPTS = 4
+"""The number of weights whose excerpts are encoded."""
+
+_NO_GAIN = ContextGain()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class SizeModel:
         analysis: The checkpoint.
         layers: Its weights.
         rounding: Name of the rounding method, as in LayerPlan.rounding.
-        gains: {weight name: what the coder's contexts save}; nothing for those that are missing.
+        gains: {weight name: effect of the coder's contexts}; none for missing weights.
     """
 
     analysis: CheckpointAnalysis
@@ -45,7 +47,15 @@ class SizeModel:
 
     @classmethod
     def of(cls, analysis: CheckpointAnalysis, config: CompressionConfig) -> SizeModel:
-        """The model of a checkpoint under a config, before any excerpt was coded."""
+        """The size model of a checkpoint, without gains.
+
+        Args:
+            analysis: The checkpoint.
+            config: The rounding method, and the settings of layers.
+
+        Raises:
+            TargetError, SelectionError, ConfigError: See `CheckpointAnalysis.layers`.
+        """
         rounding = "compensated" if config.rounding == "auto" else config.rounding
         if isinstance(config.target, TwoStage):
             rounding = "deadzone"
@@ -53,32 +63,50 @@ class SizeModel:
 
     @property
     def family(self) -> Family:
-        """The quantizers from which layers get theirs."""
+        """The family of quantizers of the rounding method."""
         return ROUNDINGS[self.rounding].family
 
     def bits(self, layer: Layer, threshold: float, step: float, offset: float | None = None) -> float:
-        """Bits of a whole weight; `offset` is that of cells of one width behind the threshold unless given."""
+        """Predict the bits of a weight.
+
+        Args:
+            layer: The weight.
+            threshold: Pruning threshold in weight units.
+            step: Quantization step in weight units.
+            offset: Rounding offset, 0..1; None: 1 - threshold / step.
+
+        Returns:
+            Bits of the whole weight.
+        """
         if offset is None:
             offset = 1.0 - threshold / step
         contextless = contextless_bits(layer.statistics, threshold, step, offset)
-        if contextless == 0.0:  # all zero
+        if contextless == 0.0:  # all codes are 0
             return 0.0
-        saving = self.gains.get(layer.name, _NONE)
-        return saving.gain * contextless + saving.start
+        context = self.gains.get(layer.name, _NO_GAIN)
+        return context.gain * contextless + context.start
 
     def rough_lambda(self, file_bytes: float) -> float:
-        """As `price_for`, by the Laplace density alone: less exact, and at once."""
+        """As `lambda_for`, from the Laplace density only: less exact, and much faster."""
         return joint.laplace_lambda(self.layers, 8.0 * (file_bytes - self.analysis.fixed_bytes), self.family)
 
     def lambda_for(self, file_bytes: float) -> float:
-        """The price at which the whole file takes so many bytes, or comes nearest to that."""
+        """The lambda at which the predicted file has this many bytes; the nearest possible one if there is none."""
         return joint.lambda_for(self.layers, 8.0 * (file_bytes - self.analysis.fixed_bytes), self.family, self.bits)
 
     def reachable_lambda(self, budget: int, aim: float) -> float:
-        """As `price_for(aim)`; TargetError, telling of `budget`, where no price comes to it."""
+        """The lambda at which the predicted file has `aim` bytes.
+
+        Args:
+            budget: The target in bytes, for the message.
+            aim: Bytes of the predicted file.
+
+        Raises:
+            TargetError: No lambda gives this many bytes.
+        """
         lmbda = self.lambda_for(aim)
         low, high = joint.lambda_bounds(self.layers, self.family)
-        if not low * (1.0 + 1e-9) < lmbda < high * (1.0 - 1e-9):  # at an end of the curve: is the aim there, or beyond?
+        if not low * (1.0 + 1e-9) < lmbda < high * (1.0 - 1e-9):  # at an end of the range the aim may be out of reach
             fixed = self.analysis.fixed_bytes
             largest = fixed + joint.predicted_bits(self.layers, low, self.family, self.bits) / 8.0
             smallest = fixed + joint.predicted_bits(self.layers, high, self.family, self.bits) / 8.0
@@ -89,50 +117,60 @@ class SizeModel:
         return lmbda
 
     def guessed(self, plans: Mapping[str, LayerPlan]) -> SizeModel:
-        """The forecast with savings as excerpts show them under these plans; kernels and plain matrices save differently."""
+        """The size model with gains measured on excerpts of a few weights.
+
+        Args:
+            plans: {weight name: its plan}, under which excerpts are encoded. Weights with kernels and matrices have separate
+                gains.
+        """
         gains: dict[str, ContextGain] = {}
         for has_kernel in (True, False):
-            alike = [layer for layer in self.layers if (_kernel(layer) > 1) == has_kernel]
-            seen = _spread(alike)
-            codes = [_excerpt_codes(layer, plans[layer.name]) for layer in seen]
-            saving = context_gain(codes)
-            gain = saving.gain * (1.0 if ROUNDINGS[self.rounding].is_elementwise else _rounding_cost(codes, seen, plans))
-            for layer in alike:
-                # A small weight leaves less to learn.
+            group = [layer for layer in self.layers if (_kernel_size(layer) > 1) == has_kernel]
+            chosen = _representatives(group)
+            codes = [_excerpt_codes(layer, plans[layer.name]) for layer in chosen]
+            context = context_gain(codes)
+            gain = context.gain * (1.0 if ROUNDINGS[self.rounding].is_elementwise else _rounding_cost(codes, chosen, plans))
+            for layer in group:
+                # The models learn fewer contexts from a small weight.
                 share = min(layer.statistics.count / EXCERPT, 1.0) ** 0.5
-                gains[layer.name] = ContextGain(gain, saving.start * share)
+                gains[layer.name] = ContextGain(gain, context.start * share)
         return replace(self, gains=gains)
 
-    def learned(self, plans: Mapping[str, LayerPlan], taken: Mapping[str, int]) -> SizeModel:
-        """The forecast with the savings that a file showed whose sections of these plans took so many bytes each."""
+    def learned(self, plans: Mapping[str, LayerPlan], section_bytes: Mapping[str, int]) -> SizeModel:
+        """The size model with gains measured on an encoded file.
+
+        Args:
+            plans: {weight name: its plan} of the file, with bits predicted by this size model.
+            section_bytes: {weight name: bytes of its section}.
+        """
         gains = {}
         for name, layer in plans.items():
-            before = self.gains.get(name, _NONE)
+            before = self.gains.get(name, _NO_GAIN)
             contextless = (layer.bits * layer.count - before.start) / before.gain
             if contextless > 16.0:
-                gains[name] = ContextGain(8.0 * taken[name] / contextless)
+                gains[name] = ContextGain(8.0 * section_bytes[name] / contextless)
         return replace(self, gains=gains)
 
 
-def _spread(layers: Sequence[Layer]) -> list[Layer]:
-    """A few of the layers, such that each stands for as many weights."""
+def _representatives(layers: Sequence[Layer]) -> list[Layer]:
+    """A few of the layers, at equal quantiles of the number of elements."""
     usable = sorted((layer for layer in layers if len(layer.statistics.excerpt) > 1), key=lambda layer: layer.statistics.count)
     if not usable:
         return []
-    passed = np.cumsum([layer.statistics.count for layer in usable])
-    wanted = (np.arange(_LOOKED_AT) + 0.5) / _LOOKED_AT * passed[-1]
-    return [usable[index] for index in sorted(set(passed.searchsorted(wanted).tolist()))]
+    cumulative = np.cumsum([layer.statistics.count for layer in usable])
+    quantiles = (np.arange(_EXCERPTS) + 0.5) / _EXCERPTS * cumulative[-1]
+    return [usable[index] for index in sorted(set(cumulative.searchsorted(quantiles).tolist()))]
 
 
-def _kernel(layer: Layer) -> int:
+def _kernel_size(layer: Layer) -> int:
     return int(np.prod(layer.statistics.shape[2:]))
 
 
 def _rounding_cost(codes: Sequence[NDArray[np.int32]], layers: Sequence[Layer], plans: Mapping[str, LayerPlan]) -> float:
-    """What these codes of excerpts take without contexts, over what they take if each weight is rounded alone."""
+    """Contextless bits of these codes of excerpts over those with each weight rounded alone."""
     alone = [_excerpt_codes(layer, replace(plans[layer.name], rounding="deadzone")) for layer in layers]
-    taken, before = (sum(float(contextless_code_bits(codes).sum()) for codes in some) for some in (codes, alone))
-    return taken / before if taken > 0.0 and before > 0.0 else 1.0
+    bits, bits_alone = (sum(float(contextless_code_bits(codes).sum()) for codes in some) for some in (codes, alone))
+    return bits / bits_alone if bits > 0.0 and bits_alone > 0.0 else 1.0
 
 
 def _excerpt_codes(layer: Layer, plan: LayerPlan) -> NDArray[np.int32]:

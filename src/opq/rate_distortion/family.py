@@ -1,4 +1,4 @@
-"""What joint allocation needs to know of a family of quantizers."""
+"""Family: the interface between joint allocation and a family of quantizers."""
 
 from __future__ import annotations
 
