@@ -45,7 +45,7 @@ def _lines(section: Section) -> list[str]:
         results[source] = json.loads(path.read_text())
     rows = [[row for row in result["rows"] if section.has(row)] for result in results.values()]
     lines = section.lines(*rows)
-    if len(results) == 1 and lines[0].startswith("|"):
+    if section.shows_origin and lines[0].startswith("|"):
         lines += ["", f"<sub>{_origin(results[section.sources[0]], rows[0])}</sub>"]
     return lines
 

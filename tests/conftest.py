@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -42,3 +43,31 @@ def data_folder() -> Path:
     if not (folder / "weights").is_dir():
         pytest.skip("real weights are not here; set OPQ_DATA")
     return folder
+
+
+TORCHVISION_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor d, Tensor s, float t) -> Tensor",
+)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision. If it was built for another version of torch, its networks load once two operators are declared."""
+    torch = pytest.importorskip("torch")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in TORCHVISION_OPERATORS:
+        with contextlib.suppress(RuntimeError):  # it is declared
+            library.define(schema)
+    yield pytest.importorskip("torchvision")
+    library._destroy()
+
+
+@pytest.fixture
+def one_thread():
+    """One thread in torch, which is fastest on small networks and makes results repeat bit for bit."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -44,13 +44,18 @@ def test_a_changed_figure_is_corrected(readme):
 
 
 def test_the_headline_has_five_files(readme):
-    """The README's first table has five rows, each smaller than its dense network and within a point of it."""
+    """The README's first table has five rows, each at least five times smaller and within a point of its network."""
     rows = [line.split(" | ") for line in readme.write_tables("<!-- headline -->\n<!-- /headline -->").split("\n")[3:-1]]
     assert len(rows) == 5
     for row in rows:
-        ratio, top1, dense_top1 = (float(cell.rstrip(" |")) for cell in row[-3:])
+        ratio, top1, dense_top1 = (float(cell) for cell in row[-4:-1])
         assert ratio > 5.0
         assert top1 > dense_top1 - 1.0
+
+
+def test_the_readme_is_short():
+    """It has at most 1,300 words, those of tables and code included."""
+    assert len([word for word in (ROOT / "README.md").read_text().split() if re.search(r"\w", word)]) <= 1300
 
 
 def test_every_result_comes_from_reproduce(readme):
@@ -68,13 +73,21 @@ def test_every_result_comes_from_reproduce(readme):
     assert {source for section in readme.SECTIONS.values() for source in section.sources} <= written
 
 
-def test_the_first_screen_has_the_two_commands():
-    """`make demo` and `make test` are in the first 24 lines, and the Makefile has them."""
-    head = (ROOT / "README.md").read_text().split("\n")[:24]
-    makefile = (ROOT / "Makefile").read_text()
-    assert [line.split()[1] for line in head if line.startswith("    make ")] == ["demo", "test"]
+def test_the_readme_names_the_two_commands():
+    """`make demo` and `make test` are in the README, and the Makefile has them."""
+    text, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in ("demo", "test"):
+        assert f"    make {target} " in text
         assert f"\n{target}:" in makefile
+
+
+def test_the_quick_start_runs(tmp_path, monkeypatch, torchvision):
+    """The README's first example runs as it is written, but for the download of its weights."""
+    text = (ROOT / "README.md").read_text()
+    code = re.search(r"<!-- quick start -->\n```python\n(.*?)```", text, re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('weights="DEFAULT"', "weights=None"), {})  # noqa: S102 - our own README
+    assert (tmp_path / "resnet18.opq").stat().st_size < 46_800_000 / 8
 
 
 def test_the_changelog_knows_this_version():

@@ -1,14 +1,10 @@
-"""Tests of evaluation need PyTorch; on small networks one thread is fastest."""
+"""Tests of evaluation need PyTorch and one thread."""
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """One thread, so that results repeat bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _settings(one_thread):
+    """One thread."""
