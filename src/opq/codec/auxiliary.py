@@ -73,7 +73,7 @@ def store(array: NDArray[np.generic], requested: str) -> tuple[str, Bounds | Non
     return "exact", None, array
 
 
-def asked_storage(entries: Iterable[Entry]) -> str:
+def requested_storage(entries: Iterable[Entry]) -> str:
     """The setting of CompressionConfig.auxiliary that leads to these storages.
 
     Args:

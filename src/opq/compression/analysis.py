@@ -138,7 +138,12 @@ def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None 
 
 
 def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
-    """How auxiliary tensors are stored, with the eps of the batch norms, so that the plan also works for a bare state dict."""
+    """How auxiliary tensors are stored.
+
+    Args:
+        state: Its batch norms give the eps if the config folds them, so that the plan also works for a bare state dict.
+        config: The settings.
+    """
     eps = shared_eps(state.epsilons, config.batch_norm_eps) if config.batch_norm == "folded" else config.batch_norm_eps
     return AuxiliaryPlan(config.auxiliary, config.batch_norm, eps)
 
@@ -159,7 +164,7 @@ def shared_eps(epsilons: Mapping[str, float], default: float = 1e-5) -> float | 
     return known.pop() if len(known) == 1 else None
 
 
-def fold_if_asked(state: State, auxiliary: AuxiliaryPlan) -> State:
+def fold_if_requested(state: State, auxiliary: AuxiliaryPlan) -> State:
     """The state, with folded batch norms if `auxiliary` requests it."""
     return FoldedBatchNormState(state, auxiliary.eps) if auxiliary.batch_norm == "folded" else state
 
@@ -218,7 +223,7 @@ def dense_bytes(state: State, weights: Collection[str]) -> int:
 def _analyze(state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, estimated: bool) -> CheckpointAnalysis:
     chosen = set(weights)
     dense = dense_bytes(state, chosen)
-    state = fold_if_asked(state, auxiliary)
+    state = fold_if_requested(state, auxiliary)
     statistics = dict(thread_map(lambda name: (name, _measure(state, name)), in_order(chosen)))
     rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
     packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)

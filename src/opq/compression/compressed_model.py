@@ -10,7 +10,7 @@ from opq.atomic_file import write_file
 from opq.checkpoints import State
 from opq.codec.entry import repeated_weights
 from opq.codec.file_writer import Layout, Report, in_order, pack_auxiliary, write
-from opq.compression.analysis import dense_bytes, fold_if_asked
+from opq.compression.analysis import dense_bytes, fold_if_requested
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 from opq.text_table import file_summary, html_text
@@ -110,7 +110,7 @@ def encode_state(
     Raises:
         WeightError, SourceError, TargetError: See `opq.codec.file_writer.write`.
     """
-    folded = fold_if_asked(state, auxiliary)
+    folded = fold_if_requested(state, auxiliary)
     rest = ((name, folded[name]) for name in in_order(folded) if name not in weights)
     packs = pack_auxiliary(rest, auxiliary.storage)
     layout = write(weights, packs=packs, metadata=state.metadata, report=report)

@@ -56,6 +56,10 @@ def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack
 def guess_two_stage(size_model: SizeModel, target: TwoStage) -> tuple[SizeModel, Plan]:
     """Make the two-stage plan.
 
+    Args:
+        size_model: The size model, before any excerpt was encoded.
+        target: Sparsity and bits.
+
     Returns:
         A size model with gains measured on excerpts under the plan, and the plan.
 
@@ -88,7 +92,16 @@ def guess_joint(size_model: SizeModel, target: Target, budget: int) -> tuple[Siz
 
 
 def two_stage_plan(size_model: SizeModel, target: Target, points: Sequence[two_stage.TwoStagePoint]) -> Plan:
-    """The plan with these points, one per layer of the size model."""
+    """The two-stage plan with given quantizers.
+
+    Args:
+        size_model: Its layers are planned.
+        target: The target that the plan records.
+        points: The quantizer of each layer.
+
+    Raises:
+        WeightError: A step would not be a normal float32 number.
+    """
     plans = {}
     for layer, point in zip(size_model.layers, points, strict=True):
         # The prediction needs the magnitude below which weights are really pruned, not the threshold of the closed form.

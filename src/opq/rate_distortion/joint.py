@@ -107,7 +107,13 @@ def lambda_for(layers: Sequence[Layer], bits: float, family: Family, measure: Me
 
 
 def laplace_lambda(layers: Sequence[Layer], bits: float, family: Family) -> float:
-    """As `lambda_for`, to 0.1%, if every layer had an exact Laplace density and no settings."""
+    """As `lambda_for`, to 0.1%, if every layer had an exact Laplace density and no settings.
+
+    Args:
+        layers: The layers.
+        bits: Target for the sum of all codes.
+        family: Where the quantizers come from.
+    """
     low, high = (math.log(lmbda) for lmbda in lambda_bounds(layers, family))
     own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
     count = np.array([float(layer.statistics.count) for layer in own])
@@ -122,7 +128,14 @@ def laplace_lambda(layers: Sequence[Layer], bits: float, family: Family) -> floa
 
 
 def predicted_bits(layers: Sequence[Layer], lmbda: float, family: Family, measure: Measure) -> float:
-    """Predicted bits of the codes of all layers at `lmbda`; layers that repeat another one count 0."""
+    """Predict the bits of the codes of all layers.
+
+    Args:
+        layers: The layers. Those that repeat another one count 0.
+        lmbda: Sensitivity-weighted squared error per bit, > 0.
+        family: Where the quantizers come from.
+        measure: Predicts the bits of a layer.
+    """
     points = points_at(layers, lmbda, family)
     return sum(
         measure(layer, point.threshold, point.step)
@@ -132,7 +145,15 @@ def predicted_bits(layers: Sequence[Layer], lmbda: float, family: Family, measur
 
 
 def lambda_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float]:
-    """The lambdas at which every layer has its finest, and its coarsest, quantizer."""
+    """The range of lambda.
+
+    Args:
+        layers: The layers.
+        family: Where the quantizers come from.
+
+    Returns:
+        The lambda at which every layer has its finest quantizer, and the one at which every layer has its coarsest.
+    """
     low, high = family.lambda_range()
     squares = [layer.sensitivity * layer.statistics.laplace_scale**2 for layer in layers]
     squares = [square for square in squares if square > 0.0] or [1.0]

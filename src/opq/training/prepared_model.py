@@ -14,7 +14,7 @@ from torch import nn
 from opq import torch as save_load
 from opq.checkpoints.open import epsilons_of
 from opq.checkpoints.state import TensorState
-from opq.codec.auxiliary import asked_storage
+from opq.codec.auxiliary import requested_storage
 from opq.codec.file_reader import OpqFile
 from opq.compression.analysis import shared_eps
 from opq.compression.compressed_model import CompressedModel, encode_state
@@ -187,5 +187,5 @@ def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Ma
     model.load_state_dict({name: save_load.to_tensor(file.array(name)) for name in file})
     attach(model, makers)
     form = "folded" if any(has_folded_statistics(module) for module in model.modules()) else "keep"
-    auxiliary = AuxiliaryPlan(asked_storage(file.entries), form, shared_eps(epsilons_of(model)))
+    auxiliary = AuxiliaryPlan(requested_storage(file.entries), form, shared_eps(epsilons_of(model)))
     return PreparedModel(model, None, auxiliary, file.file_bytes if budget is None else budget, {**file.metadata, **metadata})
