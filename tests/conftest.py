@@ -53,7 +53,7 @@ TORCHVISION_OPERATORS = (
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """torchvision. If it was built for another version of torch, its networks load once two operators are declared."""
+    """The torchvision package. If it was built for another torch, its networks load once two operators are declared."""
     torch = pytest.importorskip("torch")
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in TORCHVISION_OPERATORS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -76,3 +77,18 @@ def finite_number(what: str, value: Any, error: type[ConfigError]) -> float:
     if not math.isfinite(number):
         raise error(f"{what} must be a finite number, got {value!r}")
     return number
+
+
+def read_json(text: str, kind: str, what: str) -> dict[str, Any]:
+    """The fields of a JSON object that has "format": `kind`, without that one.
+
+    Raises:
+        ConfigError: The text is anything else; the message begins with `what`.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} must be JSON: {error}") from None
+    if not isinstance(document, dict) or document.pop("format", None) != kind:
+        raise ConfigError(f'{what} must be an object with "format": "{kind}"')
+    return document

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from opq.config.checks import check_choice, check_fields, finite_number, match_glob, read_globs
+from opq.config.checks import check_choice, check_fields, finite_number, match_glob, read_globs, read_json
 from opq.config.layer_config import LayerConfig
 from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, target_to_dict
 from opq.errors import ConfigError, TargetError
@@ -178,10 +178,4 @@ class CompressionConfig:
         Raises:
             ConfigError: The text is not JSON that `to_json` wrote.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"config must be JSON: {error}") from None
-        if not isinstance(document, dict) or document.pop("format", None) != _JSON_FORMAT:
-            raise ConfigError(f'config must be an object with "format": "{_JSON_FORMAT}"')
-        return cls.from_dict(document)
+        return cls.from_dict(read_json(text, _JSON_FORMAT, "config"))

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import numpy as np
 
 from opq.config import RoundingName, Target, target_from_dict, target_to_dict
-from opq.errors import PlanError, TargetError
+from opq.config.checks import read_json
+from opq.errors import ConfigError, PlanError, TargetError
 from opq.text_table import format_table, html_text
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
@@ -192,11 +193,9 @@ class Plan:
             PlanError: The text is not JSON that `to_json` wrote.
         """
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"not JSON: {error}") from None
-        if not isinstance(document, dict) or document.pop("format", None) != _JSON_FORMAT:
-            raise PlanError(f'expected an object with "format": "{_JSON_FORMAT}"')
+            document = read_json(text, _JSON_FORMAT, "the text")
+        except ConfigError as error:
+            raise PlanError(str(error)) from None
         layers = document.pop("layers", None)
         if not isinstance(layers, dict):
             raise PlanError('expected an object under "layers"')

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from opq.config.checks import check_fields, finite_number
+from opq.config.checks import check_fields, finite_number, read_json
 from opq.errors import ConfigError, TrainingError
 
 _JSON_FORMAT = "opq-training-config-1"
@@ -120,12 +120,7 @@ class TrainingConfig:
         Raises:
             ConfigError: The text is not JSON, or a field is unknown, missing or out of range.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"training config is not JSON: {error}") from None
-        if not isinstance(document, dict) or document.pop("format", None) != _JSON_FORMAT:
-            raise ConfigError(f'training config must be an object with "format": "{_JSON_FORMAT}"')
+        document = read_json(text, _JSON_FORMAT, "training config")
         known = [item.name for item in fields(cls) if item.name != "optimizer"]
         check_fields("training config", document, known)
         try:
