@@ -78,6 +78,13 @@ def mask_update_epochs(
 ) -> int:
     """Number of first epochs in which masks are recomputed: the requested one, or two thirds if the plan is made here.
 
+    Args:
+        model: The network, plain or prepared.
+        start: As in `opq.finetune`.
+        training: The training settings, with the requested number.
+        calibration: As in `opq.finetune`.
+        budget: Requested bytes of the file; None for the default.
+
     Raises:
         PlanError: It was requested, but masks cannot be recomputed.
     """
