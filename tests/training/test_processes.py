@@ -28,8 +28,8 @@ def test_two_processes_make_one_file(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2))
     assert first["processes"] == 2
-    assert "do not suffice for 2 processes" in first["few"]
-    assert "do not suffice for 2 processes" in second["few"]
+    assert "one per process" in first["few"]
+    assert "one per process" in second["few"]
     assert first["resumed"]["file"] == first["recomputed"]["file"]
     for name in ("prepared", "recomputed", "resumed"):
         one, other = first[name], second[name]
