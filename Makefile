@@ -32,7 +32,7 @@ test: check .venv/ready base portable  ## Everything that must hold: lint, types
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-fast: .venv/ready  ## The tests that take less than about a second each, for the developer's loop
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --hypothesis-profile fast
 
 check: .venv/ready  ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import Phase, settings
 
 settings.register_profile("default", deadline=None, print_blob=True)
+settings.register_profile("fast", deadline=None, max_examples=20)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 # Of tests that are to fail: the same examples each time, and no search for a smaller one.
 settings.register_profile("mutants", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])

@@ -78,6 +78,7 @@ def test_own_statistics_change_nothing(norm):
         np.testing.assert_array_equal(other.bias, norm.bias)
 
 
+@pytest.mark.slow
 @given(norms, vector(-10.0, 10.0), vector(2.0**-10, 100.0), vector(-3.0, 3.0), vector(-3.0, 3.0))
 def test_torch_gives_the_same_vectors(norm, mean, variance, scales, shift):
     """Torch tensors give the vectors that NumPy arrays give."""
@@ -88,6 +89,7 @@ def test_torch_gives_the_same_vectors(norm, mean, variance, scales, shift):
     assert np.allclose(norm.slope, as_torch(norm).slope.numpy(), rtol=1e-12)
 
 
+@pytest.mark.slow
 @given(norms, arrays.arrays(np.float64, (3, CHANNELS, 2, 2), elements=st.floats(-10.0, 10.0)))
 def test_the_function_is_that_of_torch(norm, x):
     """`slope`, mean and bias describe the evaluation of torch's batch norm, also with other statistics."""

@@ -81,6 +81,7 @@ def test_the_readme_names_the_two_commands():
         assert f"\n{target}:" in makefile
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs(tmp_path, monkeypatch, torchvision):
     """The README's first example runs as it is written, but for the download of its weights."""
     text = (ROOT / "README.md").read_text()

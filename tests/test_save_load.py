@@ -349,6 +349,7 @@ def test_results_print_as_small_tables(network):
     assert repr(comparison).startswith(f"<Comparison: opq {compressed.file_bytes:,} bytes, gzip -9 ")
 
 
+@pytest.mark.slow
 def test_no_result_has_a_long_repr(network, tmp_path):
     """At most 300 characters, however many tensors there are, so that a notebook or debugger stays readable."""
     state = {f"{copy}.{name}": array for copy in range(20) for name, array in network.items()}
@@ -373,6 +374,7 @@ def test_no_result_has_a_long_repr(network, tmp_path):
     assert long == {}
 
 
+@pytest.mark.slow
 def test_no_result_of_a_network_has_a_long_repr():
     """As above, for results that need torch."""
     torch = pytest.importorskip("torch")

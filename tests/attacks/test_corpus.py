@@ -16,6 +16,7 @@ from seeds import SEEDS  # noqa: E402
 CORPUS = sorted((FUZZ / "corpus" / "reader").iterdir())
 
 
+@pytest.mark.slow
 def test_the_corpus_keeps_the_laws():
     """Every input of the corpus keeps the laws of fuzz/laws.py; some are read and some refused."""
     read = sum(try_file(path.read_bytes()) for path in CORPUS)

@@ -31,6 +31,7 @@ def refuses(data: bytes) -> bool:
     return False
 
 
+@pytest.mark.slow
 @each_file
 def test_every_truncation_is_refused(path):
     """A file that is cut off at any length is refused when it is opened."""
@@ -40,6 +41,7 @@ def test_every_truncation_is_refused(path):
             OpqFile(data[:length])
 
 
+@pytest.mark.slow
 @each_file
 def test_every_changed_byte_is_refused(path):
     """A file with a changed byte, in one bit or in all, is refused at every position."""

@@ -17,6 +17,7 @@ from opq.atomic_file import write_file
 CHECKED = "import sys; from opq.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [False, True], ids=["compressing", "saving"])
 def test_a_kill_leaves_the_old_file_or_the_new_one(saving, tmp_path):
     """After SIGKILL at random times while a file is replaced, it holds its old bytes or all the new ones; see killing.py."""
@@ -24,6 +25,7 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(saving, tmp_path):
     assert at_work >= (8 if saving else 1)
 
 
+@pytest.mark.slow
 def test_interrupted_finetuning_gives_the_same_bytes():
     """SIGKILL at random moments of a training: its checkpoints stay whole, and its file is that of one never interrupted."""
     pytest.importorskip("torch")
@@ -65,6 +67,7 @@ def check_refused(run: subprocess.CompletedProcess[str], output: Path, message: 
     assert run.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_file_size(tmp_path):
     """If the file exceeds the limit of the process, the old file stays, without temporary files."""
     write_network(tmp_path / "n.safetensors")
@@ -87,6 +90,7 @@ def mounted(folder: Path, options: str):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
     """If the disk is smaller than the new file, the old file stays, without temporary files."""
     disk = tmp_path / "disk"
@@ -98,6 +102,7 @@ def test_a_full_disk(tmp_path):
         assert {path.name: path.read_bytes() for path in disk.iterdir()} == {"n.opq": b"old"}
 
 
+@pytest.mark.slow
 def test_a_read_only_disk(tmp_path):
     """If the disk is mounted read-only, the old file stays."""
     disk = tmp_path / "disk"

@@ -53,6 +53,7 @@ def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
     return results
 
 
+@pytest.mark.slow
 @each_attack
 def test_every_reader_gives_tensors_or_an_error(name, tmp_path):
     """Readers raise nothing but OpqError and agree; a file that cannot be read does not pass `verify`."""
@@ -62,6 +63,7 @@ def test_every_reader_gives_tensors_or_an_error(name, tmp_path):
     assert results["load"] >= results["verify"]
 
 
+@pytest.mark.slow
 @each_attack
 @pytest.mark.parametrize("verb", ["inspect", "verify", "expand"])
 def test_the_command_line_prints_one_line(name, verb, tmp_path, capsys):
@@ -100,6 +102,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the size of a process is read on Linux")
 def test_memory_is_bounded(tmp_path):
     """No hostile file of some kilobytes needs more than a gigabyte of address space."""

@@ -22,6 +22,7 @@ def open_handles() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open handles are counted on Linux")
 def test_reading_leaks_no_handles_and_no_memory(tmp_path):
     """After a thousand valid and damaged files, read completely or in part, no handle is open and no memory is kept."""

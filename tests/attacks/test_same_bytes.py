@@ -35,6 +35,7 @@ def digests(path: Path, *, threads: int, hash_seed: str) -> list[str]:
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
 
 
+@pytest.mark.slow
 def test_processes_and_threads_make_no_difference(network, tmp_path):
     """Any number of processors and any hash seed give the same file."""
     save_file(network, tmp_path / "n.safetensors")

@@ -34,6 +34,7 @@ def source(network, tmp_path):
     return tmp_path / "net.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["ratio=8", "sparsity=0.8, bits=3"])
 def test_compressing_and_loading_need_no_torch(target, source, tmp_path):
     """Plan, compress, save, load, inspect, compare and verify run if torch cannot be imported."""
@@ -52,6 +53,7 @@ def test_compressing_and_loading_need_no_torch(target, source, tmp_path):
     assert done.stdout.rstrip().split("\n")[-1].startswith("20 ")
 
 
+@pytest.mark.slow
 def test_missing_torch_is_an_error_that_names_the_extra(tmp_path):
     """Loading torch tensors, calibration, networks by name, finetuning and .pt checkpoints name the extra to install."""
     (tmp_path / "m.pt").write_bytes(b"")

@@ -54,6 +54,7 @@ def test_the_proximal_step_moves_towards_zero_and_not_beyond(seed, lmbda, rank):
     assert (more.abs() <= less.abs()).all()
 
 
+@pytest.mark.slow
 def test_sparsifying_leaves_about_as_many_as_requested(loader):
     """After its schedule, the significant values are within a factor of 1.5 of the requested number."""
     from sparsifying import Sparsifier

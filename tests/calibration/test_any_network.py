@@ -36,6 +36,7 @@ def convolutions(inplace):
     return model.eval()
 
 
+@pytest.mark.slow
 def test_activations_in_place_make_no_difference(inputs):
     """An activation that overwrites its input gives the same file as one that does not."""
     plain, inplace = (opq.calibrate(convolutions(inplace), inputs) for inplace in (False, True))

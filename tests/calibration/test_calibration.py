@@ -73,6 +73,7 @@ def test_only_batch_norms_whose_scale_is_free_are_paired(network, inputs):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_calibrated_file_meets_its_target(network, inputs):
     """The file takes at most the bytes asked for and at least 99.5% of them, even if these are a few thousand."""
     dense = sum(value.numel() * value.element_size() for value in network.state_dict().values())
@@ -82,6 +83,7 @@ def test_a_calibrated_file_meets_its_target(network, inputs):
         assert made.plan is None
 
 
+@pytest.mark.slow
 def test_calibrated_outputs_are_closer_at_the_same_bytes(network, inputs, tmp_path):
     """At equal bytes a calibrated network is closer to the dense one than a network compressed from the weights alone."""
     made = calibrate(network, inputs).compress(ratio=4)
@@ -91,6 +93,7 @@ def test_calibrated_outputs_are_closer_at_the_same_bytes(network, inputs, tmp_pa
     assert calibrated < 0.5 * divergence(network, loaded(plain, tmp_path), fresh)
 
 
+@pytest.mark.slow
 def test_synthetic_images_serve_without_data(network, tmp_path):
     """Calibrated on synthetic images, a network is closer on other inputs than one compressed from the weights alone."""
     made = calibrate(network, shape=(3, 8, 8)).compress(ratio=4)
@@ -99,6 +102,7 @@ def test_synthetic_images_serve_without_data(network, tmp_path):
     assert divergence(network, loaded(made, tmp_path), fresh) < divergence(network, loaded(plain, tmp_path), fresh)
 
 
+@pytest.mark.slow
 def test_calibration_changes_no_network_and_repeats(network, inputs):
     """The network is unchanged, and the same inputs give the same bytes."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -107,6 +111,7 @@ def test_calibration_changes_no_network_and_repeats(network, inputs):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_what_the_user_fixes_stays_fixed(network, inputs):
     """A fixed step is the file's, an excluded weight is stored as it is, and a higher sensitivity makes the step finer."""
     calibration = calibrate(network, inputs[:32])
@@ -129,6 +134,7 @@ def shared_step_and_zeros(compressed):
         return file["shared.weight"].codebook.step, int((file["shared.weight"].codes == 0).sum())
 
 
+@pytest.mark.slow
 def test_layer_configs_add_to_what_was_measured(network, inputs):
     """A layer config that fixes nothing changes nothing. Of several sensitivities the last one counts, by glob or by name."""
     calibration = calibrate(network, inputs[:8])
@@ -142,6 +148,7 @@ def test_layer_configs_add_to_what_was_measured(network, inputs):
         assert calibration.compress(ratio=4.0, layers=layers).data == plain
 
 
+@pytest.mark.slow
 def test_a_config_is_its_keywords(network, inputs):
     """A CompressionConfig gives the bytes that the same settings give as keywords; unknown keywords are a TypeError."""
     calibration = calibrate(network, inputs[:8])
@@ -163,6 +170,7 @@ def test_a_weight_that_two_layers_share_is_not_reconstructed():
     assert set(batch_norm_pairs.find_layers(model)) == {"4"}
 
 
+@pytest.mark.slow
 def test_fine_steps_leave_the_function_unchanged(network, inputs, tmp_path):
     """With many bytes the calibrated network is the dense one, except for the precision of its batch norms."""
     model = loaded(calibrate(network, inputs).compress(ratio=2.5), tmp_path)
@@ -171,6 +179,7 @@ def test_fine_steps_leave_the_function_unchanged(network, inputs, tmp_path):
     assert divergence(network, model, inputs) < 1e-4 * variance
 
 
+@pytest.mark.slow
 def test_coarse_steps_leave_means_and_slopes_unchanged(network, inputs, tmp_path):
     """With few bytes, each channel after a paired batch norm has its dense mean, and the least-squares slope from the new
     output to the dense one is 1: gain and shift compensate the rounding.
@@ -287,6 +296,7 @@ def test_targets_without_bytes_are_refused(network, inputs):
         calibration.compress(ratio=1.1)
 
 
+@pytest.mark.slow
 def test_folded_batch_norms_use_the_eps_of_their_modules(inputs):
     """A calibrated file with folded batch norms computes the same as one without, whatever the eps of a module."""
     torch.manual_seed(2)

@@ -287,6 +287,7 @@ def python(*arguments, **options):
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
 
 
+@pytest.mark.slow
 def test_python_m_opq_is_opq(source, tmp_path):
     """`python -m opq` has the output and exit statuses of `opq`, with results on stdout only."""
     done = python("-m", "opq", "compress", source, "--ratio", 10, "-o", tmp_path / "net.opq")
@@ -307,6 +308,7 @@ def test_reading_does_not_load_what_planning_needs(source, tmp_path):
     assert done.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_no_traceback(source, tmp_path):
     """`opq plan SOURCE | head -c 1` ends without an error message."""
     assert main(["compress", str(source), "--ratio", "10", "-o", str(tmp_path / "net.opq")]) == 0
@@ -315,6 +317,7 @@ def test_a_closed_stdout_is_no_traceback(source, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_curve_prints_and_is_drawn(source, tmp_path, capsys):
     """`opq plan --curve` prints the points of `opq.rd_curve`, and draws them to a file with a known suffix."""
     status, out, err = run(capsys, "plan", source, "--curve", "--json")

@@ -36,6 +36,7 @@ def stored(array, asked):
     return entry, restore(kept, entry)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @example(np.array([1e300, *range(15)]), "uint8")
 @given(vectors(VALUES) | vectors(POSITIVE), st.sampled_from(STORAGES))
@@ -49,6 +50,7 @@ def test_no_error_exceeds_the_stated_one(array, asked):
     assert absolute == 0.0 or relative == 0.0
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(vectors(VALUES) | vectors(POSITIVE))
 def test_the_stated_error_is_within_the_documented_one(array):
@@ -97,6 +99,7 @@ def test_which_tensors_get_eight_bits():
         assert same_bits(back, array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", STORAGES)
 @given(st.lists(vectors(VALUES), max_size=4))
 def test_files_give_back_the_stored_values(asked, tensors):

@@ -187,6 +187,7 @@ def test_a_damaged_pack_is_an_error_or_tensors(arrays, data):
         assert array.dtype != np.bool_ or got.view(np.uint8).max(initial=0) <= 1
 
 
+@pytest.mark.slow
 @given(st.lists(AUXILIARY, min_size=1, max_size=3), st.binary(min_size=1, max_size=5), st.data())
 def test_a_pack_of_another_length_is_an_error(arrays, tail, data):
     """A pack that is cut off or continued is a FormatError."""

@@ -68,6 +68,7 @@ def comes_back(codes: np.ndarray) -> bool:
     return decoded.dtype == np.int32 and decoded.shape == codes.shape and bool((decoded == codes).all())
 
 
+@pytest.mark.slow
 @given(CODES)
 def test_codes_come_back(codes):
     """Decoding a section gives the codes that were encoded, in their shape, as int32."""
@@ -209,6 +210,7 @@ def test_chunks_are_coded_independently(monkeypatch):
     assert encode_codes(codes) == bytes([first]) + varint(len(streams[0])) + varint(len(streams[1])) + b"".join(streams)
 
 
+@pytest.mark.slow
 @given(CODES)
 def test_a_section_depends_on_the_codes_alone(codes):
     """Strides, writability and earlier calls make no difference; the codes are not written to."""
@@ -318,6 +320,7 @@ def test_contextless_bits_are_the_bits(kind, seed, shape, ratio, step, offset):
     assert abs(contextless_bits(statistics, threshold, step, offset) - bits) <= 0.04 * bits + 800.0
 
 
+@pytest.mark.slow
 @given(CODES, st.data())
 def test_a_damaged_section_is_an_error_or_codes(codes, data):
     """A changed section gives a FormatError or codes of the right shape and range."""
@@ -334,6 +337,7 @@ def test_any_bytes_are_an_error_or_codes(shift, stream, start, shape):
     check_decodes_or_fails(bytes([shift]) + start + stream, shape)
 
 
+@pytest.mark.slow
 @given(CODES, st.sampled_from(SHAPES))
 def test_another_shape_is_an_error_or_codes(codes, shape):
     """The section of another tensor gives a FormatError or codes of the right shape and range."""
@@ -351,6 +355,7 @@ def check_decodes_or_fails(section: bytes, shape: tuple[int, ...]) -> None:
     assert comes_back(codes)
 
 
+@pytest.mark.slow
 @given(CODES.filter(np.any), st.binary(max_size=8))
 def test_bytes_behind_a_section_are_an_error(codes, tail):
     """A section with bytes after its codes is refused or gives other codes, as raw bits are at its end."""

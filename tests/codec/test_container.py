@@ -57,6 +57,7 @@ def read_all(data: bytes) -> dict[str, np.ndarray]:
         return {name: file.array(name) for name in file}
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(CONTENTS, st.dictionaries(TEXTS, TEXTS, max_size=3))
 def test_a_written_mapping_reads_back_equal(tensors, metadata):
@@ -81,6 +82,7 @@ def test_a_written_mapping_reads_back_equal(tensors, metadata):
             assert same_bits(file.array(name), tensor.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(CONTENTS, st.sampled_from(["exact", "float16", "uint8"]), st.randoms(use_true_random=False))
 def test_the_order_of_tensors_makes_no_difference(tensors, storage, random):
@@ -97,6 +99,7 @@ def test_the_order_of_tensors_makes_no_difference(tensors, storage, random):
     assert b"".join(write(weights, packs=packs, metadata=metadata).pieces()) == in_packs
 
 
+@pytest.mark.slow
 @given(CONTENTS)
 def test_a_layout_describes_its_file(tensors):
     """Size, entries, section sizes and numbers of nonzero codes are those of the file."""
@@ -112,6 +115,7 @@ def test_a_layout_describes_its_file(tensors):
         }
 
 
+@pytest.mark.slow
 @given(CONTENTS)
 def test_every_weight_is_reported(tensors):
     """`report` is called once per weight, with how many are finished."""
@@ -143,6 +147,7 @@ class LazyWeight:
         return self.tensor.read_codes()
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, WEIGHTS, max_size=4))
 def test_a_lazy_weight_gives_the_same_file(weights):
     """Any object with the properties of a QuantizedWeight gives the file of the CompressedTensor."""
@@ -208,6 +213,7 @@ def test_packs_of_equal_bytes_are_not_shared():
     assert same_bits(read_all(data)["b"], np.full(2**18, 7, dtype=np.float32))
 
 
+@pytest.mark.slow
 @example([2**18, 2**18, 0, 2**19, 1, 2**20])
 @given(st.lists(st.integers(0, LARGEST_PACK // 4 * 3), max_size=12))
 def test_packs_hold_up_to_a_mebibyte(sizes):
@@ -252,6 +258,7 @@ def test_other_dtypes_are_not_stored_as_float16(kind):
         assert same_bits(file["a"], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @example(np.array([3], dtype=np.int32), float.fromhex("0x1.55d554p-2"))  # float16 by way of float32 differs from without
 @given(CODES, STEPS)
@@ -279,6 +286,7 @@ def test_values_beyond_their_dtype_are_infinite_or_refused(kind):
     assert values.tolist() == [0.0, step, -step, largest, -largest]
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(CONTENTS)
 def test_paths_and_bytes_are_read_alike(tmp_path_factory, tensors):
@@ -400,6 +408,7 @@ def test_a_missing_file_is_a_source_error(tmp_path):
             OpqFile(path)
 
 
+@pytest.mark.slow
 def test_threads_share_a_file(tmp_path):
     """Eight threads that read one file in different orders get the same tensors as one thread."""
     rng = np.random.default_rng(4)

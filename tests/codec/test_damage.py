@@ -54,6 +54,7 @@ def test_every_truncation_is_refused():
             OpqFile(SMALL[:length])
 
 
+@pytest.mark.slow
 @given(files(), st.data())
 def test_truncations_of_any_file_are_refused(data, draw):
     """Any file is refused if it is cut off or continued."""
@@ -124,6 +125,7 @@ def edits(draw, data: bytes) -> bytes:
     return bytes(edited)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_columns_are_harmless(data, draw):
@@ -133,6 +135,7 @@ def test_edited_columns_are_harmless(data, draw):
         verify_or_refuse(changed)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_sections_are_harmless(data, draw):

@@ -48,6 +48,7 @@ def test_golden_files_are_read_alike(path):
     assert read(path.read_bytes()) == described(opq.numpy.load_file(path))
 
 
+@pytest.mark.slow
 @given(files())
 def test_files_are_read_alike(data):
     """Both readers give the same bits for any file, in the same order of names."""
@@ -103,6 +104,7 @@ def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
     assert read(data) == described(opq.numpy.load(data))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(files(storages=["exact"]), st.data())
 def test_edited_files_are_read_alike(data, draw):

@@ -82,6 +82,7 @@ def test_a_header_of_another_length_is_an_error(header, data):
             decode_header(broken)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(headers(), st.data())
 def test_a_changed_header_is_an_error_or_a_header(header, data):

@@ -21,6 +21,7 @@ ONE = np.array([[1]], dtype=np.int32)
 FOUR = np.ones((2, 2), dtype=np.int32)
 
 
+@pytest.mark.slow
 @given(leveled(CODES))
 def test_levels_and_codes_come_back(tensor):
     """Levels bit for bit, used or not, and codes, whatever the dtype."""

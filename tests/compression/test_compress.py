@@ -29,6 +29,7 @@ def test_a_ratio_is_met_closely(network, ratio):
     assert compressed.file_ratio >= ratio
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.35, 6.0), st.sampled_from(["float32", "float16", "bfloat16", "float64"]))
 def test_a_size_is_met_for_any_weights(seed, bits, dtype):
@@ -272,6 +273,7 @@ def test_a_file_that_expands_too_far_is_refused():
         opq.compress(state, sparsity=0.5, bits=4)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "resnet56_cifar10", "mobilenet_v1_0.75_imagenet"])
 @pytest.mark.parametrize("ratio", [4, 10, 20, 40])

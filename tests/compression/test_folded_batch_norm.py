@@ -41,6 +41,7 @@ def evaluate(norm, eps, x):
     return factor * (x - wide["running_mean"]) + bias, size
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(NORMS, EPS, vector(st.floats(-100, 100, width=32)))
 def test_folding_keeps_the_function(norm, eps, x):

@@ -34,6 +34,7 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.dictionaries(st.text("ab.", max_size=4), tensors(), min_size=1, max_size=5))
 def test_every_bit_comes_back(state):

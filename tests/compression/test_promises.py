@@ -24,6 +24,7 @@ def test_a_target_is_met_within_half_a_percent(network, ratio, rounding):
     assert 0.995 <= len(made.data) * ratio / dense_bytes(network) <= 1.0
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 5.0), st.sampled_from(["exact", "float16", "uint8"]))
 def test_a_size_is_met_within_half_a_percent(seed, bits, auxiliary):
@@ -56,6 +57,7 @@ def test_float16_has_a_relative_error_of_at_most_2_to_the_minus_11(seed, kind, s
         assert exact or fits
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 80))
 @settings(max_examples=60)
 def test_eight_bits_have_the_documented_error(seed, kind, size):

@@ -108,6 +108,7 @@ class RecordingCalibration(opq.Calibration):
         return compressed
 
 
+@pytest.mark.slow
 def test_a_calibrated_search_uses_the_calibration(task):
     """With a calibration the file is one that the calibration makes, and is within the drop."""
     model, loader = task

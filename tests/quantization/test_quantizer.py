@@ -65,6 +65,7 @@ def test_zero_means_pruned(case):
     np.testing.assert_array_equal(quantize(weight, plan) != 0, mask(weight, plan) & (weight != 0))
 
 
+@pytest.mark.slow
 @given(weights, st.integers(0, 1296))
 def test_num_kept_is_met_exactly(weight, kept):
     """The mask keeps num_kept weights, the largest magnitudes, and of equal ones the first."""

@@ -11,6 +11,7 @@ from opq.rate_distortion import deadzone, laplace
 lambdas = st.floats(-12.0, 3.0).map(lambda x: float(np.exp(x)))
 
 
+@pytest.mark.slow
 @given(lambdas)
 def test_points_minimise_the_lagrangian(lmbda):
     """No threshold and step that a search finds from there has a lower distortion + lambda * rate."""

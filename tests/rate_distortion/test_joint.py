@@ -44,6 +44,7 @@ def test_scaling_all_weights_scales_the_plan(layers, bits_per_weight, factor):
         assert b.step == pytest.approx(a.step * factor, rel=1e-4)
 
 
+@pytest.mark.slow
 @given(networks, st.floats(0.1, 6.0), st.randoms(use_true_random=False))
 def test_the_order_of_layers_does_not_matter(layers, bits_per_weight, random):
     """A permutation of the layers permutes the points."""

@@ -58,6 +58,7 @@ plans = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(plans)
 def test_a_plan_survives_json(plan):
     """A plan that is written as JSON and read again is equal, with the same types."""

@@ -44,6 +44,7 @@ def test_codes_within_the_budget_do_not_move(seed):
     assert all(torch.equal(value, weight.latent) for value, weight in zip(values, prepared_weights(model), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_resumed_run_with_a_pull_gives_the_same_bytes(tmp_path, stop):
     """The checkpoint holds the pull: a run interrupted while it acts ends as one that was never interrupted."""

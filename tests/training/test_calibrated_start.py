@@ -21,6 +21,7 @@ def calibrated():
     return model, opq.calibrate(model, inputs)
 
 
+@pytest.mark.slow
 def test_training_starts_at_the_calibrated_file():
     """Before the first step, masks and values are those of the calibrated file, which is smaller by the reserve."""
     model, calibration = calibrated()
@@ -42,6 +43,7 @@ def test_training_starts_at_the_calibrated_file():
         assert torch.equal(mask, wanted[name] != 0)
 
 
+@pytest.mark.slow
 def test_a_calibrated_finetuning_is_within_its_budget():
     """The file is within the target and has no plan; it holds what the network holds afterwards."""
     model, calibration = calibrated()
@@ -56,6 +58,7 @@ def test_a_calibrated_finetuning_is_within_its_budget():
     assert all(torch.equal(state[name], tensor) for name, tensor in opq.torch.load(finetuned.compressed.data).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [0, 1])
 def test_a_resumed_calibrated_run_gives_the_same_bytes(tmp_path, stop):
     """A run interrupted in its first or second epoch resumes from the file that it started with, not from a new one."""

@@ -10,6 +10,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of Lightning and Transformers
 @pytest.mark.parametrize(("name", "needs"), [("plain", "sklearn"), ("lightning", "lightning"), ("trainer", "transformers")])
 def test_examples_run(name, needs, monkeypatch, capsys):

@@ -23,6 +23,7 @@ from opq.training.trainer import Trainer
 ONE = opq.TrainingConfig(epochs=1)
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(["convolutions", "sequences", "dense"]),
     optimizer=optimizers,
@@ -94,6 +95,7 @@ def test_unsuitable_inputs_are_refused():
             opq.finetune(make("dense")[0], loader, to_ratio(4.0), ONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [4.0, 6.0])
 def test_the_byte_target_is_met_after_training(ratio):
     """However codes have spread, the file is within the target and valid, and its values are what the network then holds."""
@@ -154,6 +156,7 @@ def test_reduced_codes_fill_the_size(share, scale, seed):
     assert 0.9 * code_bytes <= section_bytes(codes_of(model)) <= code_bytes
 
 
+@pytest.mark.slow
 def test_a_teacher_needs_no_labels():
     """Unlabelled inputs and the dense network are enough; without a teacher, an error says that labels are missing."""
     model, _ = make("convolutions")
@@ -167,6 +170,7 @@ def test_a_teacher_needs_no_labels():
         opq.finetune(make("convolutions")[0], images(labelled=False), to_ratio(6.0), ONE)
 
 
+@pytest.mark.slow
 def test_a_file_keeps_its_masks_and_steps():
     """In a finetuning from a file weights change, but masks and steps stay, and the file grows by no byte; there is no plan."""
     dense, _ = make("convolutions")
@@ -219,6 +223,7 @@ def test_a_prepared_network_keeps_its_masks_steps_and_budget():
         opq.finetune(again, loader, training=ONE, teacher="dense")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"sparsity": 0.6, "bits": 3.0}, {"ratio": 6.0}])
 def test_a_budget_takes_the_place_of_the_target(target):
     """`budget` bounds the file, also if the target says nothing about bytes; without either the file has any size."""
@@ -230,6 +235,7 @@ def test_a_budget_takes_the_place_of_the_target(target):
     assert held.compressed.file_bytes <= held.budget == budget
 
 
+@pytest.mark.slow
 def test_a_config_is_a_plan_with_dead_zones_and_a_reserve():
     """From a config, rounding "auto" is "deadzone"; the plan leaves the reserve free, and has the config's own target."""
     for rounding, expected in (("auto", "deadzone"), ("deadzone", "deadzone"), ("compensated", "compensated")):
@@ -268,6 +274,7 @@ def test_batches_may_be_mappings_or_tuples(form):
     assert evaluation.top1 == pytest.approx(100.0 * float((model(inputs).logits.argmax(1) == labels).float().mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_update_epochs", [0, 2])
 @pytest.mark.parametrize("count", [48, 480])
 def test_a_diverged_training_is_an_error(mask_update_epochs, count):

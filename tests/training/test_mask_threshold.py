@@ -110,6 +110,7 @@ def test_no_layer_is_emptied_while_masks_are_recomputed(growth, share, seed):
         assert int(weight.codebook.mask.sum()) >= 0.25 * np.count_nonzero(codes)
 
 
+@pytest.mark.slow
 @given(optimizer=optimizers, recomputed_steps=st.integers(1, 4))
 @settings(max_examples=8)
 def test_frozen_masks_never_change_again(optimizer, recomputed_steps):
@@ -133,6 +134,7 @@ def test_frozen_masks_never_change_again(optimizer, recomputed_steps):
     assert {names: step for names, (_, step) in fixed.items()} == steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_run_with_recomputed_masks_gives_the_same_bytes(tmp_path, stop):
     """A run interrupted while masks are recomputed, or after, ends as one that was never interrupted."""
@@ -149,6 +151,7 @@ def test_a_resumed_run_with_recomputed_masks_gives_the_same_bytes(tmp_path, stop
     assert run(tmp_path / "parts").compressed.data == whole.compressed.data
 
 
+@pytest.mark.slow
 def test_recomputed_masks_differ_from_the_plan():
     """Some weights that the plan keeps are pruned, some that it prunes are kept, and the file is within its budget."""
     model, _ = make("convolutions")
@@ -255,6 +258,7 @@ def test_a_layer_of_zeros_stays_zero_while_masks_are_recomputed():
     assert (model[1].weight == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "epochs", "recomputed"), [(None, 6, 4), (None, 1, 0), (0, 4, 0), (3, 4, 3)])
 def test_masks_are_recomputed_in_two_thirds_of_the_epochs(asked, epochs, recomputed):
     """By default masks are recomputed in two thirds of the epochs, rounded down, and frozen by their last step."""

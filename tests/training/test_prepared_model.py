@@ -222,6 +222,7 @@ def test_a_file_is_a_start(kind, options):
         assert prepared.encode().data == prepared.export().data == compressed.data
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(KINDS),
     target=st.sampled_from(list(TARGETS.values())),

@@ -245,6 +245,7 @@ def test_images_of_different_sizes_are_an_error(work, capsys):
     assert capsys.readouterr().err == error
 
 
+@pytest.mark.slow
 def test_an_npz_file_needs_neither_torchvision_nor_pillow(work, monkeypatch, capsys):
     """With a network of the user's own, evaluate, finetune and calibrate run; image files need the extra opq[models]."""
     arrays = {f"x_{part}": np.zeros((8, 16, 16, 3), np.uint8) for part in ("train", "test")}

@@ -14,6 +14,7 @@ import opq
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_file(tmp_path):
     """Two gloo processes on the CPU, started with different weights, end with the same masks, values and bytes, also if masks
     were recomputed at first. One of them writes the file. An interrupted and resumed run ends with the same bytes.

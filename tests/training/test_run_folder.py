@@ -17,6 +17,7 @@ from opq import TrainingConfig
 from opq.training.run_folder import CHECKPOINT, RunFolder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [None, 0.9], ids=["plain", "averaged"])
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, ema_decay):
@@ -39,6 +40,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, ema_decay):
     assert again.compressed.data == whole.compressed.data
 
 
+@pytest.mark.slow
 def test_the_generator_of_a_batch_sampler_is_seeded(tmp_path):
     """However deep in a loader a generator is, a resumed run draws the numbers that it would have drawn."""
 
@@ -192,6 +194,7 @@ def test_a_folder_belongs_to_one_teacher_calibration_optimizer_and_loader(tmp_pa
         run_dense(fixed, start, loader=batches[:2], folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_an_interrupted_network_resumes_in_the_same_process(tmp_path):
     """An interrupted dense network has its own values back, so that the same call resumes the run and ends with its bytes."""
     model, _ = make("convolutions")

@@ -111,6 +111,7 @@ def test_finetune_follows_a_plan_or_a_config(work):
     assert (work / "b.opq").read_bytes() == (work / "c.opq").read_bytes()
 
 
+@pytest.mark.slow
 def test_search_finds_the_smallest_file(work, capsys):
     """The file, and the line about it, are those of `opq.compress_to_accuracy`; each tried file is a line on stderr."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
@@ -125,6 +126,7 @@ def test_search_finds_the_smallest_file(work, capsys):
     assert printed.err.count("top-1 drop") == len(found.trials)
 
 
+@pytest.mark.slow
 def test_calibrate_makes_the_file_of_the_library(work, capsys):
     """On a folder of images, on a part of it, and on synthetic ones."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
@@ -243,7 +245,7 @@ def test_a_factory_may_import_modules_of_its_folder(work):
             "--calibrate and --from both determine masks and steps",
         ),
         ("calibrate network.py:make --images synthetic --ratio 4 -o a.opq", 2, "give --input-size"),
-        ("calibrate network.py:make --images images.npz --sparsity 0.5 --bits 3 -o a.opq", 1, "give a ratio or a size"),
+        ("calibrate network.py:make --images images.npz --sparsity 0.5 --bits 3 -o a.opq", 2, "No such option"),
         ("search network.py:make --data images.npz --max-drop 1 --ratio 3 -o a.opq", 2, "No such option"),
         ("evaluate network.py:make --data images.npz --std 0", 2, "--std must be positive, got '0'"),
         ("evaluate network.py:make --data images.npz --mean 1,2", 2, "--mean must be one or three finite numbers, got '1,2'"),
