@@ -5,7 +5,7 @@
     opq.load(model, "model.opq")
 
 `opq.numpy` and `opq.torch` save and load tensors in the manner of safetensors; `opq.functional` works on single weights. Names
-are imported when first used, so that reading a file does not import what planning one needs.
+are imported when first used, so reading a file does not import the modules that planning needs.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class BatchNormVectors:
         )
 
     def absorb(self, scales: Vector, shift: Vector) -> BatchNormVectors:
-        """A batch norm with the same statistics whose output for x is that of this one for scales * x + shift.
+        """A batch norm with the same statistics that computes for x what this one computes for scales * x + shift.
 
         Args:
             scales: (channels,).

@@ -34,10 +34,10 @@ def save_file(
     """Compress tensors into a file.
 
     Args:
-        tensors: {name: array}, of any shapes and dtypes that NumPy or ml_dtypes know.
-        filename: Where to write; a file that is there is replaced.
+        tensors: {name: array}, of any shape and any dtype of NumPy or ml_dtypes.
+        filename: Path of the .opq file. An existing file is replaced.
         metadata: {text: text} to keep in the file.
-        config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
+        config: A CompressionConfig or a Plan. None: the config is made from `options`.
         options: The fields of a config as keywords.
 
     Returns:
@@ -47,7 +47,7 @@ def save_file(
         OutputError: The file cannot be written.
         OpqError: See `opq.compress`.
     """
-    from opq.compression.compress import compress  # here, because planning loads SciPy and loading a file does not
+    from opq.compression.compress import compress  # imported here, because planning imports SciPy and loading a file must not
 
     compressed = compress(tensors, config, metadata=metadata, **options)
     compressed.save(filename)
@@ -72,12 +72,12 @@ def load_file(filename: str | os.PathLike[str], *, max_bytes: int | None = None)
 
     Args:
         filename: The .opq file.
-        max_bytes: The most dense bytes it may hold, against files made to fill memory; by default 64 MiB and 4096 times its
-            size.
+        max_bytes: Largest allowed number of dense bytes, as a limit for untrusted files. Default: 64 MiB plus 4096 times the
+            size of the file.
 
     Raises:
         SourceError: The file cannot be read.
-        FormatError: It is not a whole, valid file.
+        FormatError: It is not a complete, valid file.
     """
     with OpqFile(filename, max_bytes=max_bytes) as file:
         return file.arrays()
@@ -100,12 +100,12 @@ class safe_open(TensorReader[NDArray[np.generic]]):  # noqa: N801 - safetensors'
     Args:
         filename: The .opq file; only its header is read now.
         framework: "numpy" or "np".
-        device: "cpu", as safetensors has it.
+        device: "cpu"; for compatibility with safetensors.
         max_bytes: As in `load_file`.
 
     Raises:
         SourceError, FormatError: As in `load_file`.
-        ValueError: Framework or device is another one.
+        ValueError: The framework or the device is not one of these.
     """
 
     def __init__(

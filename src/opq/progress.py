@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger("opq")
-"""The library's logger. It has no handler of its own but the null handler, as libraries should."""
+"""The library's logger. Its only handler is the null handler, as recommended for libraries."""
 
 logger.addHandler(logging.NullHandler())
 
@@ -17,7 +17,7 @@ logger.addHandler(logging.NullHandler())
 def progress_bar(*, enabled: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """A function to call with the name of a stage, how many of its steps are finished, and how many there are.
 
-    It moves a bar on stderr, and does nothing if stderr is no terminal or `enabled` is False.
+    It moves a bar on stderr. It does nothing if stderr is not a terminal or `enabled` is False.
     """
     if not enabled or not sys.stderr.isatty():
         yield lambda stage, done, total: None

@@ -33,9 +33,9 @@ def save(
 
     Args:
         source: A torch module, a state dict of torch tensors or NumPy arrays, or the path of a checkpoint.
-        path: Where to write; a file that is there is replaced.
-        config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
-        metadata: {text: text} to keep in the file if the source has none of its own.
+        path: Path of the .opq file. An existing file is replaced.
+        config: A CompressionConfig or a Plan. None: the config is made from `options`.
+        metadata: {text: text} to keep in the file if the source has no metadata.
         progress: Whether to show a progress bar if stderr is a terminal.
         options: The fields of a config as keywords.
 
@@ -83,14 +83,14 @@ def load(
     Args:
         target: The network; or the file, to get its tensors.
         path: The file, if `target` is a network.
-        device: Where tensors go.
+        device: Device of the loaded tensors.
         strict: Whether the file and the network must have the same names.
-        max_bytes: The most dense bytes the file may hold; by default 64 MiB and 4096 times its size.
+        max_bytes: Largest allowed number of dense bytes. Default: 64 MiB plus 4096 times the file's size.
 
     Raises:
         SourceError: The file cannot be read.
-        FormatError: It is not a whole, valid file.
-        RuntimeError: PyTorch's, if the file is of another network.
+        FormatError: It is not a complete, valid file.
+        RuntimeError: Raised by PyTorch if the file belongs to another network.
         MissingExtraError: PyTorch is not installed.
     """
     try:

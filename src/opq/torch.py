@@ -38,9 +38,9 @@ def save_file(
 
     Args:
         tensors: {name: tensor}, on any device; weights of the same values are stored once.
-        filename: Where to write; a file that is there is replaced.
+        filename: Path of the .opq file. An existing file is replaced.
         metadata: {text: text} to keep in the file.
-        config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
+        config: A CompressionConfig or a Plan. None: the config is made from `options`.
         options: The fields of a config as keywords.
 
     Returns:
@@ -50,7 +50,7 @@ def save_file(
         OutputError: The file cannot be written.
         OpqError: See `opq.compress`.
     """
-    from opq.compression.compress import compress  # here, because planning loads SciPy and loading a file does not
+    from opq.compression.compress import compress  # imported here, because planning imports SciPy and loading a file must not
 
     compressed = compress(tensors, config, metadata=metadata, **options)
     compressed.save(filename)
@@ -93,13 +93,13 @@ def load_file(
 
     Args:
         filename: The .opq file.
-        device: Where the tensors go.
-        max_bytes: The most dense bytes it may hold, against files made to fill memory; by default 64 MiB and 4096 times its
-            size.
+        device: Device of the loaded tensors.
+        max_bytes: Largest allowed number of dense bytes, as a limit for untrusted files. Default: 64 MiB plus 4096 times the
+            size of the file.
 
     Raises:
         SourceError: The file cannot be read.
-        FormatError: It is not a whole, valid file.
+        FormatError: It is not a complete, valid file.
     """
     with OpqFile(filename, max_bytes=max_bytes) as file:
         return {name: to_tensor(array).to(device) for name, array in file.arrays().items()}
@@ -125,7 +125,7 @@ def load_model(
         model: The network.
         filename: The .opq file.
         strict: Whether torch raises RuntimeError if the file and the model do not have the same names.
-        device: Where the tensors are put before they are copied into the model.
+        device: Device to which the tensors are loaded before they are copied into the model.
         max_bytes: As in `load_file`.
 
     Returns:
@@ -149,12 +149,12 @@ class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name f
     Args:
         filename: The .opq file; only its header is read now.
         framework: "pt", "torch" or "pytorch".
-        device: Where tensors go.
+        device: Device of the loaded tensors.
         max_bytes: As in `load_file`.
 
     Raises:
         SourceError, FormatError: As in `load_file`.
-        ValueError: The framework is another one.
+        ValueError: The framework is not one of these.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name f
 
 
 def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:
-    """A tensor of the same dtype, shape and bits; torch takes no ml_dtypes, so the bytes are copied as bytes."""
+    """A tensor of the same dtype, shape and bits; torch does not accept ml_dtypes, so the tensor is converted as bytes."""
     dtype = getattr(torch, array.dtype.name)
     raw: Any = np.array(array, order="C").reshape(-1).view(np.uint8)
     return torch.from_numpy(raw).view(dtype).reshape(array.shape)

@@ -2,7 +2,7 @@
 
 If a batch norm is the only consumer of a layer's output, the scale of each output channel is free: the weights of a channel
 times s, its running mean times s and the weight of its batch norm over s compute the same function. One forward pass shows
-which batch norm takes which output. A second pass under changed scales proves that nothing else takes that output.
+which batch norm receives which output. A second pass under changed scales proves that nothing else uses that output.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def find_pairs(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 def _find_followers(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """{layer: batch norm that takes its unmodified output}; other consumers of that output are not seen here."""
+    """{layer: batch norm that receives its unmodified output}; other consumers of that output are not detected here."""
     outputs: dict[int, tuple[str, int]] = {}
     kept_alive: list[Tensor] = []  # no two outputs may have the same id
     pairs: dict[str, list[str]] = {}

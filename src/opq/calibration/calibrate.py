@@ -59,9 +59,9 @@ class Calibration:
         reference: The same network; with synthetic inputs a copy whose batch norms have their statistics.
         inputs: (samples, ...) calibration inputs, floating point, on the CPU.
         sensitivity: {weight: cost of a unit of squared error, mean over its elements, > 0}. Weights that the inputs do not
-            reach have the smallest cost of the others. `opq.plan` takes it as `LayerConfig.sensitivity`.
+            reach have the smallest cost of the others. `opq.plan` accepts it as `LayerConfig.sensitivity`.
         output_sensitivity: {layer: float64 (channels,) cost of a unit of squared error of each output channel}.
-        batch_norms: {layer: the batch norm that alone takes its output}.
+        batch_norms: {layer: the batch norm that is the only consumer of its output}.
     """
 
     model: nn.Module
@@ -95,7 +95,7 @@ class Calibration:
             options: The fields of a CompressionConfig as keywords.
 
         Returns:
-            The file. It has at most as many bytes as the target allows.
+            The file, which is at most as large as the target allows.
 
         Raises:
             TargetError: The target is neither a Ratio nor a Size, or cannot be reached.
@@ -107,8 +107,8 @@ class Calibration:
         if isinstance(config.target, TwoStage | Lossless):
             raise TargetError("target must be in bytes, because calibration searches for a file size; give a ratio or a size")
         state = as_state(self.model, metadata)
-        asked = config.layer_configs(choose_weights(state, config))
-        measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(asked[name]) for name in asked}
+        requested = config.layer_configs(choose_weights(state, config))
+        measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
         config = replace(config, layers=measured)
         analysis = analyze(state, config, estimated=True)
         budget = config.budget(analysis.dense_bytes) or 0
@@ -226,8 +226,8 @@ def calibrate(
         raise CalibrationError(f"the network does not run on inputs of shape {tuple(samples.shape)}: {error}") from error
     state = as_state(dense)
     weights = [name for name in state if is_weight(*state.describe(name))]
-    least = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
-    by_weight = {name: costs.get(name, 0.0) or least for name in weights}
+    smallest = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
+    by_weight = {name: costs.get(name, 0.0) or smallest for name in weights}
     return Calibration(dense, reference, samples, by_weight, sensitivity, batch_norms)
 
 

@@ -3,7 +3,7 @@
 For outputs (samples, classes) with probabilities p, the curvature of the KL divergence from the dense network is
 J^T (diag(p) - p p^T) J, where J is the Jacobian of the logits. With v standard normal, u = sqrt(p) v - p sum(sqrt(p) v) has the
 covariance diag(p) - p p^T. So the squared gradient of logits . u is an unbiased sample of the curvature's diagonal. If the
-outputs are not (samples, classes), their squared error takes the place of the divergence: u = v.
+outputs are not (samples, classes), their squared error replaces the divergence: u = v.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ With y the layer's input in the dense network and x its input behind the layers 
     gain    g_j = E[(W y)_j (Q x)_j] / E[(Q x)_j^2], if a batch norm follows
     shift   the difference of the means of (W y)_j and g_j (Q x)_j, if a batch norm or a bias follows
 
-A layer without a batch norm has one step. A layer with one has a step per output channel at no cost: the batch norm takes the
+A layer without a batch norm has one step. A layer with one has a step per output channel at no cost: the batch norm absorbs the
 steps and the gains, and the weight itself is a power of two times the codes.
 """
 
@@ -58,7 +58,7 @@ class ReconstructedLayer:
 
         Args:
             layer: The layer.
-            norm: The batch norm that alone takes its output; None if there is none.
+            norm: The batch norm that is the only consumer of its output; None if there is none.
         """
         layer.weight.copy_(self.step * self.codes)
         if norm is not None and self.scales is not None and self.shift is not None:
@@ -76,7 +76,7 @@ def reconstruct_layer(
 
     Args:
         layer: The dense layer; it is not changed.
-        has_batch_norm: Whether a batch norm alone takes its output.
+        has_batch_norm: Whether a batch norm is the only consumer of its output.
         dense_input: (samples, ...) the layer's input in the dense network.
         quantized_input: Its input behind the layers quantized so far, shaped as `dense_input`.
         output_sensitivity: float64 (channels,) cost of a unit of squared error of each output channel, > 0.

@@ -1,7 +1,7 @@
 """Forward passes of the dense network and of its quantized copy, side by side.
 
 Each layer of the copy is quantized when the copy's forward pass first reaches it. At that moment its input in the dense network
-and its input behind the layers quantized so far are both known. No graph is traced: the dense pass runs in a thread of its own,
+and its input behind the layers quantized so far are both known. No graph is traced: the dense pass runs in a separate thread,
 which waits at every layer.
 """
 

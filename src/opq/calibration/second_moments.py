@@ -20,7 +20,7 @@ class Moments:
     """Second moments of the input columns of a layer, float64.
 
     An output of the layer is the product of a weight row with a column of n inputs: for a convolution n is input channels per
-    group times kernel positions, and each group has moments of its own. x is a column in the quantized network, y the same
+    group times kernel positions, and each group has separate moments. x is a column in the quantized network, y the same
     column in the dense one. Second moments are sums over positions and means over inputs.
 
     Args:

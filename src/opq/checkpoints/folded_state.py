@@ -49,11 +49,11 @@ class FoldedBatchNormState(State):
             sharers = [owners[state.memory(prefix + part) or prefix + part] for part in vectors]
             known = {self.epsilons.get(sharer, eps) for sharer in sharers[0]}
             if _is_batch_norm(vectors) and all(sharing == sharers[0] for sharing in sharers) and len(known) == 1:
-                if (own := known.pop()) is None:
+                if (module_eps := known.pop()) is None:
                     raise PlanError(
                         "it was made for batch norms that differ in eps, which a state dict does not have; compress the module"
                     )
-                self._replaced.update({prefix + part: vector for part, vector in fold_statistics(vectors, own).items()})
+                self._replaced.update({prefix + part: vector for part, vector in fold_statistics(vectors, module_eps).items()})
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As State.describe."""

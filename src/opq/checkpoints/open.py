@@ -19,7 +19,7 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
     Args:
         source: A State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()`, such as
             a torch module; or the path of a checkpoint (see `open_checkpoint`).
-        metadata: {text: text} of the state if the source has none of its own.
+        metadata: {text: text} of the state if the source has no metadata.
 
     Raises:
         SourceError: The source is none of these, or cannot be read.
@@ -37,8 +37,8 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         source = source.state_dict()
     if not isinstance(source, Mapping):
         raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or the path of a checkpoint")
-    own = getattr(source, "metadata", None)  # an open .opq file has metadata
-    return TensorState(source, own if isinstance(own, Mapping) and own else metadata, epsilons)
+    stored = getattr(source, "metadata", None)  # an open .opq file has metadata
+    return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> State:

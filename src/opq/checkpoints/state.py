@@ -36,7 +36,7 @@ class State(Mapping[str, NDArray[np.generic]]):
         return self[name][start:stop]
 
     def compressed(self, name: str) -> CompressedTensor | None:
-        """The tensor as codes if the source has it so; otherwise None. `self[name]` is its values in both cases."""
+        """The tensor as codes if the source stores it as codes; otherwise None. `self[name]` is its values in both cases."""
         return None
 
     def memory(self, name: str) -> object:

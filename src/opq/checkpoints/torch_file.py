@@ -38,7 +38,7 @@ def load_torch_file(path: Path) -> State:
             path,
             "not a checkpoint of plain tensors: it holds other objects, which could run code when loaded; save its state_dict",
         ) from None
-    except Exception as error:  # torch.load documents no set of exceptions
+    except Exception as error:  # the exceptions of torch.load are not documented
         raise SourceError(path, f"not a PyTorch checkpoint: {str(error).splitlines()[0] if str(error) else error!r}") from None
     content = _unwrap(content)
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}

@@ -44,7 +44,7 @@ images_options = add_options(
 
 
 def calibrate(named: NamedModel, given: dict[str, Any]) -> opq.Calibration:
-    """Calibrate a network as the options of a command say.
+    """Calibrate a network under the options of a command.
 
     Args:
         named: The network, on the CPU.

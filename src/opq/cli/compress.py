@@ -16,11 +16,9 @@ from opq.progress import progress_bar
 @click.argument("source")
 @compression_options
 @click.option(
-    "--lossless", is_flag=True, help="Keep every bit. Takes the place of a target; for clustered or quantized weights."
+    "--lossless", is_flag=True, help="Keep every bit, instead of meeting a target; for clustered or quantized weights."
 )
-@click.option(
-    "--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote. Takes the place of a target."
-)
+@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
 @output_options
 def command(source: str, plan_file: str | None, **given: Any) -> None:
     """Compress the checkpoint SOURCE to a .opq file, using the weights alone.

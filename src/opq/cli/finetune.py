@@ -21,11 +21,9 @@ from opq.cli.output import check_output, output_options, save_and_print
 @click.option("--epochs", type=click.IntRange(1), required=True, metavar="N", help="Number of passes over the images.")
 @compression_options
 @click.option(
-    "--from", "start", metavar="FILE", help="Start from a .opq file and keep its masks and steps. Takes the place of a target."
+    "--from", "start", metavar="FILE", help="Start from a .opq file, instead of a target, and keep its masks and steps."
 )
-@click.option(
-    "--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote. Takes the place of a target."
-)
+@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
 @calibration_options
 @click.option(
     "--mask-update-epochs",

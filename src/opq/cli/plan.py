@@ -23,9 +23,7 @@ from opq.text_table import format_table
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for the option --plan of compress and finetune.")
 @click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option(
-    "--curve", is_flag=True, help="Print bytes and distortion at eleven ratios from 4 to 50. Takes the place of a target."
-)
+@click.option("--curve", is_flag=True, help="Print bytes and distortion at eleven ratios from 4 to 50, instead of a target.")
 @click.option(
     "--plot",
     metavar="PICTURE",

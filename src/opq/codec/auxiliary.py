@@ -74,7 +74,7 @@ def store(array: NDArray[np.generic], requested: str) -> tuple[str, Bounds | Non
 
 
 def requested_storage(entries: Iterable[Entry]) -> str:
-    """The setting of CompressionConfig.auxiliary that leads to these storages.
+    """The setting of CompressionConfig.auxiliary that results in these storages.
 
     Args:
         entries: All tensors of a file.
@@ -146,7 +146,7 @@ def _bounds(array: NDArray[np.generic]) -> Bounds | None:
     if array.ndim > 1 or array.size < _FEWEST:
         return None
     values = np.asarray(array, dtype=np.float64)
-    if not (np.abs(values) <= _LARGEST).all():  # NaN among them
+    if not (np.abs(values) <= _LARGEST).all():  # also if one is NaN
         return None
     if values.min() < 0.0:
         low, high = _outward(float(values.min()), float(values.max()), lambda low, high: high - low)

@@ -12,7 +12,7 @@ class ByteReader:
 
     Args:
         data: The bytes.
-        where: The part of the file that they are; every failed read is a FormatError that names it.
+        where: Name of this part of the file. Every failed read is a FormatError with this name.
     """
 
     def __init__(self, data: bytes | memoryview, where: str) -> None:

@@ -78,7 +78,7 @@ class ContextGain:
 
     Args:
         gain: At least SMALLEST_GAIN, to which smaller values are raised.
-        start: Bits that the adaptive models take to learn the weight, >= 0.
+        start: Bits that the adaptive models need to adapt to the weight, >= 0.
     """
 
     gain: float = 1.0
@@ -92,8 +92,8 @@ class ContextGain:
 def context_gain(excerpts: Sequence[NDArray[np.int32]]) -> ContextGain:
     """Measure the effect of contexts on excerpts of similar weights.
 
-    Each excerpt is encoded twice: every second channel, and all channels. The bits that the additional channels take give the
-    gain, since the models have adapted by then; the bits that all channels take beyond that are the start.
+    Each excerpt is encoded twice: every second channel, and all channels. The bits of the additional channels determine the
+    gain, because the models have adapted by then. The start is what all channels take beyond this gain.
 
     Args:
         excerpts: int32 codes, each of at least two channels.

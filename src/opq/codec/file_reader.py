@@ -256,7 +256,7 @@ class OpqFile(Mapping[str, Content]):
             yield group
 
     def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
-        """The weights of some entries; none if one is damaged, so that decoding them one by one names the damaged one."""
+        """The weights of some entries; none if one is damaged. Decoding them one by one then finds the damaged one."""
         weights = [entry for entry in entries if entry.is_weight]
         try:
             # A section is read once for all weights that share it. Otherwise a small file could take gigabytes of memory.

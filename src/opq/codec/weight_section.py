@@ -61,9 +61,9 @@ def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
     if len(levels) > math.prod(weight.shape):
         problem = f"it has {len(levels):,} levels, more levels than elements; remove those that no code uses"
         raise WeightError("weight", weight.shape, problem)
-    # The mean code says little about the frequencies of levels, so several numbers of raw bits are tried.
+    # The mean code does not determine the frequencies of levels, so several numbers of raw bits are tried.
     tried = [encode_pieces(weight.shape, codes, extra_raw_bits=bits) for bits in _EXTRA_RAW_BITS]
-    section, nonzero = min(tried, key=lambda found: len(found[0]))
+    section, nonzero = min(tried, key=lambda encoded: len(encoded[0]))
     return _encode_table(levels) + section, nonzero
 
 

@@ -98,8 +98,8 @@ def analyze(
 
     Args:
         source: As in `opq.compress`.
-        config: Selects the weights, and says how auxiliary tensors are stored.
-        metadata: {text: text} to keep in the file if the source has none of its own.
+        config: Selects the weights and the storage of auxiliary tensors.
+        metadata: {text: text} to keep in the file if the source has no metadata.
         estimated: If True, auxiliary tensors are not encoded, and only their size is estimated. That is enough for a plan.
 
     Raises:
@@ -116,8 +116,8 @@ def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None 
 
     Args:
         source: As in `opq.compress`.
-        plan: Its layers are the weights, and it says how auxiliary tensors are stored.
-        metadata: {text: text} to keep in the file if the source has none of its own.
+        plan: Its layers are the weights. It also specifies how auxiliary tensors are stored.
+        metadata: {text: text} to keep in the file if the source has no metadata.
 
     Raises:
         SourceError, WeightError: As `analyze`.
@@ -141,7 +141,7 @@ def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
     """How auxiliary tensors are stored.
 
     Args:
-        state: Its batch norms give the eps if the config folds them, so that the plan also works for a bare state dict.
+        state: If the config folds batch norms, their eps are read from here, so the plan also works for a bare state dict.
         config: The settings.
     """
     eps = shared_eps(state.epsilons, config.batch_norm_eps) if config.batch_norm == "folded" else config.batch_norm_eps

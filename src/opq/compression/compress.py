@@ -43,7 +43,7 @@ def compress(
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
         config: The target and all settings; or a plan, which is followed without changes; or None if `options` give the
             settings. With a byte target the size of the file is at most the target and at least 99.5% of it.
-        metadata: {text: text} to keep in the file if the source has none of its own.
+        metadata: {text: text} to keep in the file if the source has no metadata.
         progress: Called after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 

@@ -37,7 +37,7 @@ def compress_losslessly(
     Args:
         source: As in `opq.compress`; CompressedTensors keep their codes.
         config: Selects the weights.
-        metadata: {text: text} to keep in the file if the source has none of its own.
+        metadata: {text: text} to keep in the file if the source has no metadata.
         report: Called after each weight.
 
     Returns:

@@ -176,7 +176,7 @@ def _pruned_magnitude(statistics: LayerStatistics, num_kept: int) -> float:
 def _finish(mode: str, size_model: SizeModel, target: Target, lmbda: float | None, plans: dict[str, LayerPlan]) -> Plan:
     analysis = size_model.analysis
     repeats = analysis.repeats
-    own = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
-    codes = sum(layer.bits * layer.count for layer in own) / 8.0
+    distinct = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
+    codes = sum(layer.bits * layer.count for layer in distinct) / 8.0
     predicted = round(analysis.fixed_bytes + codes)
     return Plan(mode, target, analysis.auxiliary, lmbda, analysis.dense_bytes, predicted, plans)

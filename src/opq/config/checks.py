@@ -24,7 +24,7 @@ def match_glob(option: str, glob: str, names: Sequence[str]) -> list[str]:
         The names that equal or match the glob, in the order of `names`.
 
     Raises:
-        SelectionError: There are none.
+        SelectionError: The glob matches no name.
     """
     if matches := [name for name in names if name == glob or fnmatchcase(name, glob)]:
         return matches

@@ -28,7 +28,7 @@ class CompressionConfig:
         rounding: How a byte target is met. "compensated": one step for the network; rounding errors within an output row
             compensate each other (`opq.quantization.error_feedback`). "deadzone": each weight alone, with the steps and dead
             zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
-            compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest and takes "auto" only.
+            compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest: only "auto" is valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.

@@ -154,10 +154,10 @@ def compress_to_accuracy(
         raise errors[-1]
     within = [trial for trial in trials if trial.drop <= max_drop]
     if not within:
-        least = min(trials, key=lambda trial: trial.drop)
+        best = min(trials, key=lambda trial: trial.drop)
         raise TargetError(
-            f"no file loses at most {max_drop:g} points of top-1: at ratio {least.compressed.file_ratio:.3g} it loses "
-            f"{least.drop:.2f}; give a larger max_drop, or calibrate"
+            f"no file loses at most {max_drop:g} points of top-1: at ratio {best.compressed.file_ratio:.3g} it loses "
+            f"{best.drop:.2f}; give a larger max_drop, or calibrate"
         )
     return AccuracySearchResult(min(within, key=lambda trial: trial.compressed.file_bytes), dense, tuple(trials))
 

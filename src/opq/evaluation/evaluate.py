@@ -39,7 +39,7 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
     Networks run in bfloat16 autocast if the device computes faster so. Every module keeps its training or evaluation mode.
 
     Args:
-        model: The network, prepared or plain, on the device to run on. It gives logits (n, classes).
+        model: The network, prepared or plain, on the device to run on. It returns logits (n, classes).
         loader: Batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels". Labels are integers (n,).
         dense: A network on the same device whose classes are compared with those of `model`.
 

@@ -8,7 +8,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 Array = Any
-"""An array of any library that array-api-compat knows."""
+"""An array of any library that array-api-compat supports."""
 
 
 def namespace(array: Array) -> Any:

@@ -6,7 +6,7 @@ and positions p, q of the kernel,
 
     M = I_n x A + ACROSS 1 1^T,        A_pq = (1 - SHARED) NEAR^|p - q| + SHARED,
 
-where |p - q| is the sum of distances along the axes of the kernel. The positions of a kernel are rounded one after the other.
+where |p - q| is the sum of distances along the axes of the kernel. The positions of a kernel are rounded in sequence.
 Each error is compensated by the later positions, as in GPTQ: by the rows of the upper Cholesky factor of A^-1 (B. Hassibi, D.
 Stork, 1993; E. Frantar, D. Alistarh, 2022). The last term makes the sum of errors of a row small: the input channels are
 divided into PARTS parts, and each part compensates the sum of errors of the parts before it.

@@ -25,4 +25,4 @@ class Family(Protocol):
         """The step that belongs to `threshold`."""
 
     def lambda_range(self) -> tuple[float, float]:
-        """The smallest and the largest lambda that make a difference."""
+        """The lambdas of the finest and the coarsest quantizer; values beyond them give the same quantizers."""

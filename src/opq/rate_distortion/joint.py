@@ -55,7 +55,7 @@ def points_at(layers: Sequence[Layer], lmbda: float, family: Family) -> list[Joi
     Args:
         layers: The layers.
         lmbda: Sensitivity-weighted squared error per bit, > 0.
-        family: Where the quantizers come from.
+        family: The family of quantizers.
 
     Returns:
         One point per layer, which respects the layer's settings.
@@ -83,7 +83,7 @@ def lambda_for(layers: Sequence[Layer], bits: float, family: Family, measure: Me
     Args:
         layers: The layers.
         bits: Target for the sum of all codes.
-        family: Where the quantizers come from.
+        family: The family of quantizers.
         measure: Predicts the bits of a layer.
     """
     low, high = (math.log(lmbda) for lmbda in lambda_bounds(layers, family))
@@ -107,17 +107,17 @@ def lambda_for(layers: Sequence[Layer], bits: float, family: Family, measure: Me
 
 
 def laplace_lambda(layers: Sequence[Layer], bits: float, family: Family) -> float:
-    """As `lambda_for`, to 0.1%, if every layer had an exact Laplace density and no settings.
+    """As `lambda_for`, to 0.1%, assuming that every layer has an exact Laplace density and no settings.
 
     Args:
         layers: The layers.
         bits: Target for the sum of all codes.
-        family: Where the quantizers come from.
+        family: The family of quantizers.
     """
     low, high = (math.log(lmbda) for lmbda in lambda_bounds(layers, family))
-    own = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
-    count = np.array([float(layer.statistics.count) for layer in own])
-    squares = np.array([layer.sensitivity * layer.statistics.laplace_scale**2 for layer in own])
+    distinct = [layer for layer in layers if layer.repeats is None and layer.statistics.laplace_scale > 0.0]
+    count = np.array([float(layer.statistics.count) for layer in distinct])
+    squares = np.array([layer.sensitivity * layer.statistics.laplace_scale**2 for layer in distinct])
 
     def excess(log_lambda: float) -> float:
         return bits - float(count @ laplace.rate(*family.thresholds_and_steps(math.exp(log_lambda) / squares)))
@@ -133,7 +133,7 @@ def predicted_bits(layers: Sequence[Layer], lmbda: float, family: Family, measur
     Args:
         layers: The layers. Those that repeat another one count 0.
         lmbda: Sensitivity-weighted squared error per bit, > 0.
-        family: Where the quantizers come from.
+        family: The family of quantizers.
         measure: Predicts the bits of a layer.
     """
     points = points_at(layers, lmbda, family)
@@ -149,7 +149,7 @@ def lambda_bounds(layers: Sequence[Layer], family: Family) -> tuple[float, float
 
     Args:
         layers: The layers.
-        family: Where the quantizers come from.
+        family: The family of quantizers.
 
     Returns:
         The lambda at which every layer has its finest quantizer, and the one at which every layer has its coarsest.

@@ -46,7 +46,7 @@ class Layer:
         name: Its state-dict key.
         statistics: Its statistics.
         config: Its settings.
-        repeats: Name of an earlier weight with the same values, so that this one takes no bytes of its own; otherwise None.
+        repeats: Name of an earlier weight with the same values; this one then takes no bytes. None if there is none.
     """
 
     name: str

@@ -76,7 +76,7 @@ class BudgetSearch(Generic[File]):
             max_rounds: The largest number of files to encode.
             predict: Returns the lambda at which the file has a given number of bytes. It is called once, after the first file.
                 None: the line through the encoded files predicts every lambda.
-            also_above: Whether a file that exceeds the budget by as little ends the search too.
+            also_above: Whether a file that is as close above the budget also ends the search.
 
         Returns:
             The lambda that would be tried next.

@@ -202,7 +202,7 @@ def _channels(layers: Sequence[Layer], thresholds: Sequence[float]) -> _Channels
 def _mean_bits(channels: _Channels, lmbda: float) -> float:
     step = laplace.step_at(lmbda, channels.sensitivity)
     clips = laplace.clip_at(lmbda, channels.threshold, channels.scale, channels.sensitivity)
-    # A code is at least 1. This is no dot product, because BLAS would start threads, which cost more than they save.
+    # A code is at least 1. This is not a dot product, because BLAS would start threads, which cost more than they save.
     spent = channels.num_kept * np.log2(2.0 * np.maximum(clips / step, 1.0))
     return float(spent.sum() / channels.num_kept.sum())
 

@@ -112,8 +112,8 @@ def _methods() -> dict[str, Callable[[bytes], bytes] | None]:
 def _zstd() -> Callable[[bytes], bytes] | None:
     """Python's own zstd (3.14 and later), or the package zstandard; None if neither is installed."""
     try:
-        own: Any = import_module("compression.zstd")
-        return lambda data: bytes(own.compress(data, ZSTD_LEVEL))
+        builtin: Any = import_module("compression.zstd")
+        return lambda data: bytes(builtin.compress(data, ZSTD_LEVEL))
     except ImportError:
         pass
     try:

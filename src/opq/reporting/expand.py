@@ -29,7 +29,7 @@ def expand(source: str | os.PathLike[str] | bytes, output: str | os.PathLike[str
 
     Args:
         source: The .opq file, by path or as bytes.
-        output: Where to write.
+        output: Path of the .safetensors file.
         overwrite: Whether an existing file is replaced.
 
     Returns:

@@ -267,9 +267,9 @@ def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
         total, summed, assigned = sum(shares), 0.0, 0
         for entry, share in zip(entries, shares, strict=True):
             summed += share
-            own = (round(size * summed / total) if entry is not entries[-1] else size) - assigned
-            yield entry.name, own
-            assigned += own
+            share = (round(size * summed / total) if entry is not entries[-1] else size) - assigned
+            yield entry.name, share
+            assigned += share
 
 
 def _entropy(file: OpqFile, entry: Entry) -> float:

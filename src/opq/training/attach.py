@@ -136,7 +136,7 @@ def attach(model: nn.Module, makers: Mapping[str, Callable[[Tensor], CodebookPar
 
     Raises:
         PlanError: A name is not a tensor of the network, or its tensor cannot be parametrized.
-        WeightError: A maker refuses its weight. The network is unchanged then.
+        WeightError: A maker refuses its weight. Then the network is unchanged.
     """
     made: dict[int, CodebookParametrization] = {}
     for name, maker in makers.items():  # all are made before any is attached, so that an error changes nothing

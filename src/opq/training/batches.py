@@ -1,4 +1,4 @@
-"""Batches of inputs, with or without labels, as loaders give them."""
+"""Batches of inputs, with or without labels, as loaders return them."""
 
 from __future__ import annotations
 

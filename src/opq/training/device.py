@@ -37,8 +37,8 @@ def prefers_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return bool(found.get("amx_bf16") or (found.get("avx512_bf16") and not found.get("avx512_fp16")))
+    features: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return bool(features.get("amx_bf16") or (features.get("avx512_bf16") and not features.get("avx512_fp16")))
 
 
 def to_contiguous(model: nn.Module) -> None:

@@ -110,7 +110,7 @@ def finetune(
         folder: Folder for arguments, plan, history and checkpoints. An interrupted run resumes from it and gives the same bytes
             as an uninterrupted one.
         on_epoch_end: Called with the network after each epoch. It returns a mapping of JSON values for the history.
-        accelerator: Hugging Face Accelerate's, to train in several processes.
+        accelerator: An Accelerator of Hugging Face Accelerate, to train in several processes.
         progress: Whether to show a progress bar if stderr is a terminal; or a function (stage, finished steps, all steps) that
             is called after each step.
         metadata: {text: text} to store in the file.

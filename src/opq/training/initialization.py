@@ -164,10 +164,10 @@ def _from_calibration(
 def _with_reserve(model: nn.Module, reserve: float, config: CompressionConfig) -> CompressionConfig | None:
     """The config with a target reduced by `reserve`; None if its target is not in bytes."""
     state = as_state(model)
-    asked = config.budget(dense_bytes(state, choose_weights(state, config)))
-    if asked is None:
+    requested = config.budget(dense_bytes(state, choose_weights(state, config)))
+    if requested is None:
         return None
-    return replace(config, target=Size(max(math.floor(asked * (1.0 - reserve)), 1)))
+    return replace(config, target=Size(max(math.floor(requested * (1.0 - reserve)), 1)))
 
 
 def _for_training(config: CompressionConfig) -> CompressionConfig:

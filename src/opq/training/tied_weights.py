@@ -1,7 +1,7 @@
 """Tied weights in the state dict of a prepared network: each is listed under its first name only.
 
 A tied weight has one latent value and one codebook. If a state dict held the same memory under all of its names, safetensors
-would refuse to write it, and so would the Hugging Face Trainer, which knows tied weights by the network's own names only.
+would refuse to write it. So would the Hugging Face Trainer, which recognizes tied weights only by their plain names.
 Loading restores the other names.
 """
 

@@ -49,7 +49,7 @@ class Trainer:
         folder: Folder for checkpoints and history; None to write none.
         controller: Called after each step, with its state in checkpoints; None for none.
         on_epoch_end: Called with the network after each epoch. It returns more values for the history.
-        accelerator: Hugging Face Accelerate's, for several processes; None for one process.
+        accelerator: An Accelerator of Hugging Face Accelerate, for several processes; None for one process.
         progress: Called after each step.
     """
 
@@ -109,8 +109,8 @@ class Trainer:
             self._share_statistics()
         if average is not None:
             with torch.no_grad():
-                for own, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
-                    own.copy_(mean)
+                for parameter, mean in zip(self.model.parameters(), average.module.parameters(), strict=True):
+                    parameter.copy_(mean)
             seed_everything(self.config.seed, self.config.epochs, self.loader)
             refresh_batch_norm(self.model, self.loader, device)
         self.model.eval()
@@ -171,7 +171,7 @@ class Trainer:
             raise
 
     def _share_statistics(self) -> None:
-        """Copy the batch-norm statistics of the first process to all, because each process has seen other batches."""
+        """Copy the batch-norm statistics of the first process to all, because each process has seen different batches."""
         from accelerate.utils import broadcast
 
         with torch.no_grad():

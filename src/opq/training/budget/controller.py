@@ -82,7 +82,7 @@ class BudgetController:
             self._move(_MOVE_EVERY * share * self._pull)
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, which `restore` takes."""
+        """The state for a checkpoint, which `restore` accepts."""
         return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "thresholds": self._masks.thresholds}
 
     def restore(self, state: Mapping[str, Any]) -> None:

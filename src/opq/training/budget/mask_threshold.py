@@ -31,7 +31,7 @@ class MaskThresholds:
 
     def __init__(self, weights: Sequence[PreparedWeight]) -> None:
         self._weights = weights
-        self._least = [math.ceil((1.0 - _MAX_PRUNED) * int(weight.codebook.mask.sum())) for weight in weights]
+        self._min_kept = [math.ceil((1.0 - _MAX_PRUNED) * int(weight.codebook.mask.sum())) for weight in weights]
 
     @property
     def are_recomputed(self) -> bool:
@@ -81,15 +81,15 @@ class MaskThresholds:
 
     def _limits(self) -> list[float]:
         """The highest allowed threshold of each weight; infinity if the plan prunes all of it."""
-        return [_limit(weight, least) for weight, least in zip(self._weights, self._least, strict=True)]
+        return [_limit(weight, min_kept) for weight, min_kept in zip(self._weights, self._min_kept, strict=True)]
 
 
 @torch.no_grad()
-def _limit(weight: PreparedWeight, least: int) -> float:
-    """The highest threshold that keeps at least `least` elements of a weight."""
-    if not least:
+def _limit(weight: PreparedWeight, min_kept: int) -> float:
+    """The highest threshold that keeps at least `min_kept` elements of a weight."""
+    if not min_kept:
         return math.inf
     magnitudes = weight.latent.abs().flatten()
     magnitudes = magnitudes if magnitudes.dtype == torch.float64 else magnitudes.float()
-    last = magnitudes.kthvalue(len(magnitudes) - least + 1).values
+    last = magnitudes.kthvalue(len(magnitudes) - min_kept + 1).values
     return float(torch.nextafter(last, torch.zeros_like(last)))
