@@ -17,28 +17,28 @@ class BrokenLawError(Exception):
     """A law does not hold for an input."""
 
 
-MOST = 2**18
-"""Dense bytes of the files that are read; larger ones only take time."""
+LARGEST = 2**18
+"""Largest number of dense bytes that is read; larger files would only take more time."""
 
 Content = dict[str, bytes]
-Verb = Callable[[bytes, Content | None], None]
+Law = Callable[[bytes, Content | None], None]
 
 
-def try_file(data: bytes, verbs: Sequence[Verb] | None = None) -> bool:
-    """Read a file tensor by tensor and with `verbs`, by default all, and check the laws; whether it was read completely.
+def try_file(data: bytes, laws: Sequence[Law] | None = None) -> bool:
+    """Read a file tensor by tensor and check `laws`, by default all. Returns whether it was read completely.
 
-    Nothing is raised but FormatError; tensors have the shape and dtype that the header gives; every reader gives the same
-    bits; `inspect` accounts for every byte; a file that cannot be read does not pass `verify`.
+    The laws: only FormatError is raised; tensors have the shape and dtype in the header; every reader returns the same bits;
+    `inspect` accounts for every byte; a file that cannot be read does not pass `verify`.
     """
     content = None
     try:
         with OpqFile(data) as file:
-            if file.dense_bytes > MOST:
+            if file.dense_bytes > LARGEST:
                 return False
             content = _read_one_by_one(file)
     except FormatError:
         pass
-    for law in VERBS if verbs is None else verbs:
+    for law in LAWS if laws is None else laws:
         law(data, content)
     return content is not None
 
@@ -55,7 +55,7 @@ def _read_one_by_one(file: OpqFile) -> Content:
 
 def _load(data: bytes, content: Content | None) -> None:
     try:
-        together = {name: array.tobytes() for name, array in opq.numpy.load(data, max_bytes=MOST).items()}
+        together = {name: array.tobytes() for name, array in opq.numpy.load(data, max_bytes=LARGEST).items()}
     except FormatError:
         together = None
     if together != content:
@@ -63,7 +63,7 @@ def _load(data: bytes, content: Content | None) -> None:
 
 
 def _inspect(data: bytes, content: Content | None) -> None:
-    """It decodes weights only, so it may accept a file that cannot be read completely."""
+    """`inspect` decodes weights only, so it may accept a file that cannot be read completely."""
     try:
         inspection = inspect(data)
     except FormatError:
@@ -75,11 +75,11 @@ def _inspect(data: bytes, content: Content | None) -> None:
 
 
 def _verify(data: bytes, content: Content | None) -> None:
-    """It may refuse a file that can be read, if no writer would give its bytes."""
+    """`verify` may refuse a file that can be read, if no writer would produce its bytes."""
     with suppress(FormatError):
         verify(data)
         if content is None:
             raise BrokenLawError("verify accepts what cannot be read")
 
 
-VERBS: Sequence[Verb] = (_load, _inspect, _verify)
+LAWS: Sequence[Law] = (_load, _inspect, _verify)

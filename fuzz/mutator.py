@@ -1,4 +1,4 @@
-"""Changes files and keeps their checksums right: readers refuse randomly changed bytes at the first checksum.
+"""Changes files and corrects their checksums, because readers refuse randomly changed bytes at the first checksum.
 
 A file is parsed, changed in one place, and written again. Most changes are of the header's fields of one tensor, often with
 data that match them: files that are nearly valid reach more code than others.
@@ -29,7 +29,7 @@ from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals
 
 Mutate = Callable[[bytes, int], bytes]
-"""Mutates bytes to at most that many others, as libFuzzer does."""
+"""(bytes, largest size) -> mutated bytes, as libFuzzer's mutator."""
 
 _SIZES = (0, 1, 2, 3, 7, 16, 63, 64, 65, 255, 256, 4095, 2**16, 2**31 - 1)
 _STORAGES = ("exact", "float16", "codes", "levels", "linear8", "relative8")
@@ -46,36 +46,36 @@ class _Parts:
 
 
 class Mutator:
-    """Gives other files, with right checksums nearly always."""
+    """Makes changed files, nearly always with correct checksums."""
 
     def __init__(self, mutate_bytes: Mutate) -> None:
         self._mutate_bytes = mutate_bytes
         self._chance = random.Random()
 
-    def __call__(self, data: bytes, most: int, seed: int) -> bytes:
-        """Another file of at most `most` bytes; the same for the same seed, and the same state of libFuzzer."""
+    def __call__(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """A changed file of at most `max_size` bytes. Equal seeds and equal states of libFuzzer give the same file."""
         self._chance.seed(seed)
         try:
-            changed = self._change(data, most)
+            changed = self._change(data, max_size)
         except (OpqError, ValueError, struct.error, zlib.error):  # it cannot be parsed, or cannot be written
             changed = (
                 small_file()
                 if self._chance.random() < 0.1
                 else wrap(deflate(self._mutate_bytes(data[12:200], 400)), data[200:])
             )
-        return changed if len(changed) <= most else data
+        return changed if len(changed) <= max_size else data
 
-    def _change(self, data: bytes, most: int) -> bytes:
-        way = self._chance.random()
-        if way < 0.02:
-            return self._mutate_bytes(data, most)
+    def _change(self, data: bytes, max_size: int) -> bytes:
+        choice = self._chance.random()
+        if choice < 0.02:
+            return self._mutate_bytes(data, max_size)
         start = 12 + struct.unpack_from("<I", data, 4)[0]
-        if way < 0.25:
-            return wrap(deflate(self._mutate_bytes(inflate(data), most)), data[start:])
+        if choice < 0.25:
+            return wrap(deflate(self._mutate_bytes(inflate(data), max_size)), data[start:])
         parts = _take_apart(data)
-        if way < 0.5 and parts.sections:
+        if choice < 0.5 and parts.sections:
             number = self._chance.randrange(len(parts.sections))
-            parts.sections[number] = self._mutate_bytes(parts.sections[number] or b"?", most)
+            parts.sections[number] = self._mutate_bytes(parts.sections[number] or b"?", max_size)
         else:
             self._change_entry(parts)
         return _put_together(parts)
@@ -126,12 +126,12 @@ class Mutator:
 
     def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         chance, sizes = self._chance, list(shape)
-        way = chance.random()
-        if way < 0.2 or not sizes:
+        choice = chance.random()
+        if choice < 0.2 or not sizes:
             sizes.insert(chance.randint(0, len(sizes)), chance.choice(_SIZES[:5]))
-        elif way < 0.35:
+        elif choice < 0.35:
             del sizes[chance.randrange(len(sizes))]
-        elif way < 0.5:
+        elif choice < 0.5:
             chance.shuffle(sizes)
         else:
             number = chance.randrange(len(sizes))
@@ -151,7 +151,7 @@ class Mutator:
         if sum(member.count for member in members) > _MOST_REFILLED:
             raise ValueError("too large")
         if entry.is_weight and (entry.dtype not in dtypes.COMPRESSIBLE or entry.count == 0):
-            raise ValueError("no codes stand for these")
+            raise ValueError("no codes have these values")
         if not entry.is_weight:
             return encode_pack([self._stored(member) for member in members])
         codes = (self._integers(np.dtype("i4"), entry.count) >> self._chance.randrange(8, 32)).reshape(entry.shape)

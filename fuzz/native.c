@@ -1,8 +1,8 @@
 /* Fuzzes the native module through its Python functions, with libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer.
  *
- * An input is a few bytes that choose a function and a shape, right or wrong, and the rest is data. Every buffer has exactly the
- * size that is told, so that a step beyond it is found. Laws: whatever is decoded as whole can be encoded and decoded again to the
- * same; whatever is encoded is decoded to the same; nothing is raised but ValueError for a shape that does not fit.
+ * An input is a few bytes that choose a function and a shape, which may be invalid; the rest is data. Every buffer has exactly
+ * the size that is passed, so that the sanitizer detects every access beyond it. Laws: valid data can be decoded, encoded and
+ * decoded again to the same; whatever is encoded is decoded to the same; the only exception is ValueError, for a wrong shape.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -26,40 +26,40 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     return 0;
 }
 
-static void *room(size_t size) {
+static void *allocate(size_t size) {
     void *bytes = malloc(size ? size : 1);
     if (!bytes) abort();
     return bytes;
 }
 
-static void *copy(const void *data, size_t size) { return memcpy(room(size), data, size); }
+static void *copy(const void *data, size_t size) { return memcpy(allocate(size), data, size); }
 
 static PyObject *view(void *data, size_t size, int flags) { return PyMemoryView_FromMemory((char *)data, (Py_ssize_t)size, flags); }
 
-/* Whether the function found the data whole; -1 when it refused the shape. Takes over both references. */
+/* Returns whether the data are valid; -1 if the function refused the shape. Steals the reference. */
 static int outcome(PyObject *result) {
     if (!result) {
         if (!PyErr_ExceptionMatches(PyExc_ValueError)) abort();
         PyErr_Clear();
         return -1;
     }
-    int whole = PyObject_IsTrue(result);
+    int valid = PyObject_IsTrue(result);
     Py_DECREF(result);
-    return whole;
+    return valid;
 }
 
 typedef struct {
     long long outputs, inputs, positions, width;
     int first;
-    size_t count; /* of the codes that are given, which the shape may not fit */
+    size_t count; /* number of codes in the buffer, which may not match the shape */
     enum { ALONE, TWICE, WITH_A_WRONG_ONE } list;
 } Geometry;
 
 /* Decoded alone, twice in one list, or in one with a job that is refused: the list is then refused as a whole. */
 static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int32_t *codes) {
-    uint8_t *own = copy(data, size);
-    int32_t *second = room(4 * g->count);
-    PyObject *stream = view(own, size, PyBUF_READ), *jobs = PyList_New(0);
+    uint8_t *input = copy(data, size);
+    int32_t *second = allocate(4 * g->count);
+    PyObject *stream = view(input, size, PyBUF_READ), *jobs = PyList_New(0);
     for (int k = 0; k < (g->list == ALONE ? 1 : 2); k++) {
         PyObject *out = view(k ? second : codes, 4 * g->count, PyBUF_WRITE);
         long long outputs = g->outputs + (k && g->list == WITH_A_WRONG_ONE);
@@ -68,18 +68,18 @@ static int decode_codes(const Geometry *g, const uint8_t *data, size_t size, int
         Py_DECREF(job);
         Py_DECREF(out);
     }
-    PyObject *taken = PyByteArray_FromStringAndSize("\0\0\0\0\0\0\0", 8);
-    PyObject *result = PyObject_CallMethod(module, "decode_codes", "OO", jobs, taken);
-    Py_DECREF(taken);
+    PyObject *counter = PyByteArray_FromStringAndSize("\0\0\0\0\0\0\0", 8);
+    PyObject *result = PyObject_CallMethod(module, "decode_codes", "OO", jobs, counter);
+    Py_DECREF(counter);
     const long done = result ? PyLong_AsLong(result) : -1;
-    int whole = outcome(result);
+    int valid = outcome(result);
     if (g->list == TWICE && done >= 0 && (done == 1 || memcmp(codes, second, 4 * g->count * (done == 2)))) abort();
     if (g->list == WITH_A_WRONG_ONE && done >= 0) abort();
     Py_DECREF(jobs);
     Py_DECREF(stream);
     free(second);
-    free(own);
-    return whole;
+    free(input);
+    return valid;
 }
 
 static void check_codes(const Geometry *g, int32_t *codes) {
@@ -90,22 +90,22 @@ static void check_codes(const Geometry *g, int32_t *codes) {
         outcome(NULL);
         return;
     }
-    int32_t *again = room(4 * g->count);
-    if (decode_codes(g, (uint8_t *)PyBytes_AsString(stream), (size_t)PyBytes_Size(stream), again) != 1) abort();
-    if (memcmp(codes, again, 4 * g->count)) abort();
-    free(again);
+    int32_t *decoded = allocate(4 * g->count);
+    if (decode_codes(g, (uint8_t *)PyBytes_AsString(stream), (size_t)PyBytes_Size(stream), decoded) != 1) abort();
+    if (memcmp(codes, decoded, 4 * g->count)) abort();
+    free(decoded);
     Py_DECREF(stream);
 }
 
 static int decode_plane(const uint8_t *data, size_t size, uint8_t *above, size_t above_size, uint8_t *plane, size_t count) {
-    uint8_t *own = copy(data, size);
-    PyObject *stream = view(own, size, PyBUF_READ), *upper = view(above, above_size, PyBUF_READ), *out = view(plane, count, PyBUF_WRITE);
-    int whole = outcome(PyObject_CallMethod(module, "decode_plane", "OOO", stream, upper, out));
+    uint8_t *input = copy(data, size);
+    PyObject *stream = view(input, size, PyBUF_READ), *upper = view(above, above_size, PyBUF_READ), *out = view(plane, count, PyBUF_WRITE);
+    int valid = outcome(PyObject_CallMethod(module, "decode_plane", "OOO", stream, upper, out));
     Py_DECREF(stream);
     Py_DECREF(upper);
     Py_DECREF(out);
-    free(own);
-    return whole;
+    free(input);
+    return valid;
 }
 
 static void check_plane(uint8_t *plane, size_t count, uint8_t *above, size_t above_size) {
@@ -117,10 +117,10 @@ static void check_plane(uint8_t *plane, size_t count, uint8_t *above, size_t abo
         outcome(NULL);
         return;
     }
-    uint8_t *again = room(count);
-    if (decode_plane((uint8_t *)PyBytes_AsString(stream), (size_t)PyBytes_Size(stream), above, above_size, again, count) != 1) abort();
-    if (memcmp(plane, again, count)) abort();
-    free(again);
+    uint8_t *decoded = allocate(count);
+    if (decode_plane((uint8_t *)PyBytes_AsString(stream), (size_t)PyBytes_Size(stream), above, above_size, decoded, count) != 1) abort();
+    if (memcmp(plane, decoded, count)) abort();
+    free(decoded);
     Py_DECREF(stream);
 }
 
@@ -136,11 +136,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (kind == 0 && data[5] > 252) g.list = data[5] == 253 ? WITH_A_WRONG_ONE : TWICE;
     data += HEAD, size -= HEAD;
     if (kind == 0) {
-        int32_t *codes = room(4 * g.count);
+        int32_t *codes = allocate(4 * g.count);
         if (decode_codes(&g, data, size, codes) == 1) check_codes(&g, codes);
         free(codes);
     } else if (kind == 1) {
-        int32_t *codes = room(4 * g.count);
+        int32_t *codes = allocate(4 * g.count);
         memset(codes, 0, 4 * g.count);
         memcpy(codes, data, size < 4 * g.count ? size : 4 * g.count);
         for (size_t k = 0; k < g.count; k++) codes[k] %= 1 << (1 + (codes[k] >> 3 & 3) * 8 - (codes[k] >> 3 & 1)); /* wide and narrow ones */
@@ -148,7 +148,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         free(codes);
     } else {
         size_t count = g.count > 2000 ? 2000 : g.count, above_size = g.first % 3 ? count : g.first % 2 ? 0 : count + 1;
-        uint8_t *plane = room(count), *above = room(above_size);
+        uint8_t *plane = allocate(count), *above = allocate(above_size);
         for (size_t k = 0; k < above_size; k++) above[k] = size ? data[k * 7 % size] : (uint8_t)k;
         if (kind == 2) {
             if (decode_plane(data, size, above, above_size, plane, count) == 1) check_plane(plane, count, above, above_size);

@@ -1,4 +1,4 @@
-"""The tests of the codec know how to put files together."""
+"""Make the helpers of the codec's tests importable, which put files together."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files made to harm their reader, by name: what each tries, and its bytes. Checksums are right unless that is the attack."""
+"""Files made to harm their reader: each attack is a function that returns a file. Most checksums are correct."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from opq.codec.file_writer import MAGIC
 from opq.codec.header import Header, decode_header, header_columns
 
 ATTACKS: dict[str, Callable[[], bytes]] = {}
-"""{name: what makes the file}; the docstring says what it tries."""
+"""{name: function that makes the file}; its docstring describes the attack."""
 
 
 def attack(make: Callable[[], bytes]) -> Callable[[], bytes]:
-    """Note a file under the name of its function."""
+    """Register an attack under the name of its function."""
     ATTACKS[make.__name__] = cache(make)
     return make
 
@@ -35,19 +35,19 @@ def simple_file() -> bytes:
 
 
 def with_entries(data: bytes, change: Callable[[Entry], Entry], *, names: Callable[[str], bool] = lambda name: True) -> bytes:
-    """A file whose header tells something else of some tensors; nothing is checked."""
+    """A file in whose header the entries of some tensors are changed; nothing is checked."""
     header = decode_header(deflate(inflate(data)))
     entries = [change(entry) if names(entry.name) else entry for entry in header.entries]
     return wrap(deflate(header_columns(replace(header, entries=entries))), b"".join(sections_of(data)))
 
 
 def with_header(data: bytes, change: Callable[[Header], Header]) -> bytes:
-    """A file of another header, its sections as they are."""
+    """A file with a changed header and unchanged sections."""
     return wrap(deflate(header_columns(change(decode_header(deflate(inflate(data)))))), b"".join(sections_of(data)))
 
 
 def multiply(header: Header, times: int) -> Header:
-    """Of a header of one tensor, one of many that share its section."""
+    """Turn a header of one tensor into one of many tensors that share its section."""
     return replace(header, entries=[replace(header.entries[0], name=f"w{number:05}") for number in range(times)])
 
 
@@ -69,19 +69,19 @@ def gigabytes_of_auxiliary() -> bytes:
 
 
 @attack
-def as_much_as_is_allowed_of_codes() -> bytes:
-    """Just under the limit: 64 MiB of float16 weights from a few bytes of data, past whose end all is decoded from zeros."""
+def maximum_size_of_codes() -> bytes:
+    """Just under the limit: 64 MiB of float16 weights from a few bytes of data, beyond whose end zeros are decoded."""
     return with_entries(simple_file(), lambda e: replace(e, shape=(2**25 - 16,), dtype="float16"), names=is_weight)
 
 
 @attack
-def as_much_as_is_allowed_of_kernels() -> bytes:
-    """The same with 5x5 kernels, the slowest walk there is, of the widest type."""
+def maximum_size_of_kernels() -> bytes:
+    """The same with 5x5 kernels, whose decoding is slowest, of the widest type."""
     return with_entries(simple_file(), lambda e: replace(e, shape=(335_544, 1, 5, 5), dtype="float64"), names=is_weight)
 
 
 @attack
-def as_much_as_is_allowed_of_bytes() -> bytes:
+def maximum_size_of_bytes() -> bytes:
     """64 MiB of single bytes, each of which takes eight decisions to decode."""
     whole = encode_file({"a": np.zeros(2**12, dtype=np.uint8)})
     return with_entries(whole, lambda e: replace(e, shape=(2**26,)))
@@ -89,7 +89,7 @@ def as_much_as_is_allowed_of_bytes() -> bytes:
 
 @attack
 def one_section_for_thousands() -> bytes:
-    """Two thousand weights that share one section, each of which would be decoded anew."""
+    """Two thousand weights that share one section, which would be decoded for each of them."""
     weight = stepped(np.zeros((64, 64), dtype=np.int32))
     weight.codes[0, 0] = 1
     whole = encode_file({"w": weight})
@@ -120,19 +120,19 @@ def a_header_that_is_longer_than_the_file() -> bytes:
 
 @attack
 def sections_beyond_the_file() -> bytes:
-    """Lengths of sections that lead to where there is no file, and past 64 bits when they are added up."""
+    """Lengths of sections beyond the end of the file, whose sum exceeds 64 bits."""
     return with_header(simple_file(), lambda h: replace(h, lengths=[2**62] * len(h.lengths)))
 
 
 @attack
 def a_section_that_begins_in_another() -> bytes:
-    """The first section is told to be longer, so that it reaches into the next one, which is told to be shorter."""
+    """The header declares the first section longer, so that it overlaps the next one, which it declares shorter."""
     return with_header(simple_file(), lambda h: replace(h, lengths=[h.lengths[0] + 2, h.lengths[1] - 2]))
 
 
 @attack
 def one_name_twice() -> bytes:
-    """Two tensors of one name: which one is it?"""
+    """Two tensors of one name, which readers could confuse."""
     return with_header(simple_file(), lambda h: replace(h, entries=[h.entries[0], *h.entries]))
 
 
@@ -144,7 +144,7 @@ def names_out_of_order() -> bytes:
 
 @attack
 def a_name_that_is_a_path() -> bytes:
-    """A name that leads out of a folder, for tools that make files of tensors; opq makes none."""
+    """A name with "..", against tools that write a file per tensor; opq does not."""
     return with_entries(simple_file(), lambda e: replace(e, name="../../../../etc/" + e.name))
 
 
@@ -174,30 +174,30 @@ def a_section_of_both_kinds() -> bytes:
 
 @attack
 def thirty_three_dimensions() -> bytes:
-    """More dimensions than NumPy takes everywhere."""
+    """More dimensions than every version of NumPy supports."""
     return with_entries(simple_file(), lambda e: replace(e, shape=(*(1,) * 31, *e.shape)), names=is_weight)
 
 
 @attack
-def a_step_of_nothing() -> bytes:
+def a_step_of_zero() -> bytes:
     """A step of 0: verify divides by it."""
     return with_entries(simple_file(), lambda e: replace(e, step=0.0), names=is_weight)
 
 
 @attack
-def a_step_that_is_no_number() -> bytes:
+def a_step_of_nan() -> bytes:
     """A step of NaN would make every weight NaN."""
     return with_entries(simple_file(), lambda e: replace(e, step=math.nan), names=is_weight)
 
 
 @attack
-def a_step_below_zero() -> bytes:
-    """A negative step would turn every sign."""
+def a_negative_step() -> bytes:
+    """A negative step would invert every sign."""
     return with_entries(simple_file(), lambda e: replace(e, step=-0.5), names=is_weight)
 
 
 @attack
-def a_step_that_leads_to_infinity() -> bytes:
+def a_step_that_overflows() -> bytes:
     """The largest float32 as step: codes above 1 are infinite."""
     return with_entries(simple_file(), lambda e: replace(e, step=3.0e38), names=is_weight)
 
@@ -210,8 +210,8 @@ def a_bool_of_two() -> bytes:
 
 
 @attack
-def halves_that_signal() -> bytes:
-    """Signalling NaNs stored as float16, of which NumPy warns where it makes bfloat16 of them: two lines on the terminal."""
+def signalling_nans() -> bytes:
+    """Signalling NaNs stored as float16, about which NumPy warns when it converts them to bfloat16."""
     halves = encode_file({"a": np.arange(1, 41, dtype=np.float32)}, "float16")
     nans = encode_pack([np.full(40, 0x7C01, dtype=np.uint16).view(np.float16)])
     return with_entries(with_sections(halves, [nans]), lambda e: replace(e, dtype="bfloat16"))
@@ -219,7 +219,7 @@ def halves_that_signal() -> bytes:
 
 @attack
 def another_version() -> bytes:
-    """A version of the format that does not exist yet, under a right checksum."""
+    """A version of the format that does not exist yet, with a correct checksum."""
     data = simple_file()
     length = int.from_bytes(data[4:8], "little")
     return wrap(data[12 : 12 + length], data[12 + length :], version=200)
@@ -227,19 +227,19 @@ def another_version() -> bytes:
 
 @attack
 def a_pickle() -> bytes:
-    """A pickle that would run a command, under our magic and without."""
+    """A pickle that would run a command, without the magic of the format."""
     return pickle.dumps(simple_file)
 
 
 @attack
 def a_pickle_behind_our_magic() -> bytes:
-    """The same where a reader might take the magic for enough."""
+    """The same after the magic of the format, which a reader might accept as sufficient."""
     return MAGIC + b"\1" + pickle.dumps(simple_file)
 
 
 @attack
 def a_zip_archive() -> bytes:
-    """What .pt files are."""
+    """A zip archive, as .pt files are."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("data.pkl", pickle.dumps(1))
@@ -248,7 +248,7 @@ def a_zip_archive() -> bytes:
 
 @attack
 def two_files_in_one() -> bytes:
-    """A second file behind the first: which one is read?"""
+    """A second file after the first one."""
     return simple_file() + small_file()
 
 

@@ -63,9 +63,9 @@ def test_every_reader_refuses_a_damaged_file(path, tmp_path, capsys):
         changed = bytearray(data)
         changed[at] ^= chance.randrange(1, 256)
         target.write_bytes(changed)
-        for verb in (opq.numpy.load_file, verify):
+        for read in (opq.numpy.load_file, verify):
             with pytest.raises(FormatError):
-                verb(target)
+                read(target)
         with suppress(FormatError):
             inspect(target)
         assert main(["expand", str(target), "-o", str(tmp_path / "out")]) == 1

@@ -22,12 +22,12 @@ from opq.reporting.inspect import inspect
 LARGEST = 2**30
 """Bytes of memory that reading a file of a few kilobytes may take beyond what the process took before."""
 
-SMALL = [name for name in ATTACKS if not name.startswith("as_much")]
+SMALL = [name for name in ATTACKS if not name.startswith("maximum_size")]
 each_attack = pytest.mark.parametrize("name", SMALL)
 
 
 def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
-    """{verb: whether it gave a result}; any exception but OpqError passes through."""
+    """{reader: whether it returned tensors}; any exception but OpqError passes through."""
     path = folder / "hostile.opq"
     path.write_bytes(data)
 
@@ -37,7 +37,7 @@ def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
                 file.get_tensor(name)
 
     results = {}
-    for verb, run in {
+    for reader, run in {
         "load": lambda: opq.numpy.load(data),
         "load_file": lambda: opq.numpy.load_file(path),
         "safe_open": one_by_one,
@@ -47,9 +47,9 @@ def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
         try:
             run()
         except opq.OpqError:
-            results[verb] = False
+            results[reader] = False
         else:
-            results[verb] = True
+            results[reader] = True
     return results
 
 
@@ -65,16 +65,16 @@ def test_every_reader_gives_tensors_or_an_error(name, tmp_path):
 
 @pytest.mark.slow
 @each_attack
-@pytest.mark.parametrize("verb", ["inspect", "verify", "expand"])
-def test_the_command_line_prints_one_line(name, verb, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["inspect", "verify", "expand"])
+def test_the_command_line_prints_one_line(name, command, tmp_path, capsys):
     """The exit status is 0, or 1 with one line; a failed `expand` leaves no file."""
     (tmp_path / "hostile.opq").write_bytes(ATTACKS[name]())
     output = tmp_path / "out.safetensors"
-    status = main([verb, str(tmp_path / "hostile.opq"), *(["-o", str(output)] if verb == "expand" else [])])
+    status = main([command, str(tmp_path / "hostile.opq"), *(["-o", str(output)] if command == "expand" else [])])
     error = capsys.readouterr().err
     assert status in (0, 1)
     assert (status == 1) == (error.startswith("opq: error: ") and error.count("\n") == 1)
-    assert output.exists() == (verb == "expand" and status == 0)
+    assert output.exists() == (command == "expand" and status == 0)
     assert "Traceback" not in error
 
 
@@ -90,15 +90,15 @@ def one_by_one(path):
 
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]),) * 2)
-verbs = {"load_file": opq.numpy.load_file, "verify": opq.verify, "inspect": opq.inspect, "one by one": one_by_one}
+readers = {"load_file": opq.numpy.load_file, "verify": opq.verify, "inspect": opq.inspect, "one by one": one_by_one}
 for path in sys.argv[2:]:
-    for verb, run in list(verbs.items())[: 2 if "as_much" in path else 4]:
+    for reader, run in list(readers.items())[: 2 if "maximum_size" in path else 4]:
         start = time.process_time()
         try:
             run(path)
         except opq.OpqError:
             pass
-        print(json.dumps([path, verb, time.process_time() - start]))
+        print(json.dumps([path, reader, time.process_time() - start]))
 """
 
 

@@ -46,7 +46,7 @@ typedef struct {
     int cell;                                  /* index of its first number in padded kernels */
 } PositionContext;
 
-/* The codes of BAND_ROWS kernels side by side, with a border of zeros in place of missing neighbours: cell k, row j is number
+/* The codes of BAND_ROWS kernels side by side, with a border of zeros for missing neighbours: cell k, row j is number
  * k * BAND_ROWS + j. A line takes width + 2 cells. */
 typedef struct {
     int32_t neighbours[FRAME_CELLS * BAND_ROWS]; /* weighted sum of the neighbours' magnitudes so far; 0 once it has been read */
@@ -95,7 +95,7 @@ static void init_positions(PositionContext *contexts, const Shape *shape) {
     }
 }
 
-/* Starts the band at `row`, whose rows begin with the global mean. Whether there is one. */
+/* Starts the band at `row`, whose rows begin with the global mean. Returns whether there is one. */
 ALWAYS_INLINE int start_band(BandState *band) {
     const int64_t left = band->shape->outputs - band->row;
     band->rows = left < BAND_ROWS ? (int)left : BAND_ROWS;
@@ -103,7 +103,7 @@ ALWAYS_INLINE int start_band(BandState *band) {
     return left > 0;
 }
 
-/* Moves to the next column or, after the last one, to the next band. Whether there is one. */
+/* Moves to the next column or, after the last one, to the next band. Returns whether there is one. */
 ALWAYS_INLINE int advance(BandState *band) {
     const Shape *shape = band->shape;
     band->codes += shape->positions;

@@ -1,8 +1,8 @@
 /* Adaptive probabilities of the codes of a weight. Integers alone.
  *
  * A magnitude is coded as a symbol, 0 to 7 or ESCAPE ("8 or more"), from the distribution that its context chooses. A distribution
- * counts the symbols that were coded with it. Its probabilities are computed from the counts now and then, and less often as the
- * counts grow. A sign is a binary decision with a probability that adapts after every decision.
+ * counts the symbols that were coded with it. Its probabilities are computed from the counts at intervals, which become
+ * longer as the counts grow. A sign is a binary decision with a probability that adapts after every decision.
  *
  * Words in docs/format.md, "Adaptive states and rows": a row is a Distribution here, and a state a bit state (uint32_t).
  */
@@ -24,7 +24,7 @@ enum {
     COUNT_UNIT = 64,          /* what one symbol adds to a count: counts are in 64ths of a symbol */
     PRIOR_TOTAL = 8,          /* symbols that a new distribution counts as seen */
     HALVING_TOTAL = 960,      /* symbols: a distribution that counts so many is halved, so that old ones lose weight */
-    MAX_UPDATE_INTERVAL = 32, /* symbols: the most between two computations of a distribution's probabilities */
+    MAX_UPDATE_INTERVAL = 32, /* most symbols between two computations of a distribution's probabilities */
     MAX_BIT_COUNT = 1023,     /* decisions: a bit state counts no further, and its rate of adaptation stays as it is */
 };
 
@@ -113,9 +113,9 @@ ALWAYS_INLINE int code_symbol_vec8(RangeCoder *coder, Direction direction, uint1
 }
 
 #if defined(OPQ_AVX2)
-/* Decodes as `code_symbol_vec8` does, without a way through memory. The new code offset is the distance to the largest bound that
- * is not above the code, and the distance to the least bound above the code is the rest of the new range. Distances in the other
- * direction wrap modulo 2^16 and are larger. */
+/* Decodes as `code_symbol_vec8` does, without storing to memory. The new code offset is the distance to the largest bound that
+ * is not above the code, and the distance to the smallest bound above the code is the rest of the new range. Distances in the
+ * other direction wrap modulo 2^16 and are larger. */
 ALWAYS_INLINE int decode_symbol_avx2(RangeCoder *coder, const Distribution *d) {
     const uint32_t code = code_offset(coder);
     const Vec8 range = _mm_set1_epi16((short)coder->range), here = _mm_set1_epi16((short)code);
@@ -146,7 +146,7 @@ ALWAYS_INLINE int code_any_symbol(RangeCoder *coder, Direction direction, Instru
     return symbol;
 }
 
-/* As `code_any_symbol`. With `zero_branch`, a branch handles the symbol 0 first: faster where most are 0 and nothing else could be
+/* As `code_any_symbol`. With `zero_branch`, a branch handles the symbol 0 first: faster if most are 0 and nothing else could be
  * computed meanwhile. */
 ALWAYS_INLINE int code_symbol(RangeCoder *coder, Direction direction, InstructionSet isa, int zero_branch, uint16_t *bounds,
                               Distribution *d, int symbol) {
@@ -169,7 +169,7 @@ ALWAYS_INLINE void update_bit(uint32_t *state, int bit) {
     *state = (uint32_t)p << 10 | (n + (n < MAX_BIT_COUNT));
 }
 
-/* The probability of a 1 that a decision takes, away from 0 and 1, both in 65536ths. */
+/* The probability of a 1 that a decision uses: `p`, kept away from 0 and 1. Both are in 65536ths. */
 ALWAYS_INLINE uint32_t bit_probability(uint32_t p) { return p - (p >> 11) + 16; }
 
 ALWAYS_INLINE int code_adaptive_bit(RangeCoder *coder, Direction direction, uint32_t *state, int bit) {
@@ -213,7 +213,7 @@ COLD uint32_t decode_escape(RangeCoder *coder, CodeModel *model, uint16_t *bound
 ALWAYS_INLINE uint32_t code_escape(RangeCoder *coder, Direction direction, CodeModel *model, uint16_t *bounds, uint32_t level,
                                    uint32_t excess) {
     Distribution *d = distribution_at(model, SET_C * sizeof(Distribution) + level);
-    RangeCoder copy = *coder; /* the address of the caller's own is not taken: it stays in registers */
+    RangeCoder copy = *coder; /* so that the address of the caller's coder is not taken and it stays in registers */
     excess = direction == DECODE ? decode_escape(&copy, model, bounds, d) : encode_escape(&copy, model, bounds, d, excess);
     *coder = copy;
     return excess;

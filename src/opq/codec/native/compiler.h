@@ -35,15 +35,15 @@
 #include <emmintrin.h>
 #endif
 
-/* C11 leaves two things to the implementation, and GCC and Clang define both:
+/* C11 leaves two operations to the implementation, and GCC and Clang define both:
  * - a right shift of a negative number is arithmetic, so that x >> k is floor(x / 2^k);
  * - an unsigned number too large for a signed type wraps modulo 2^N when it is converted.
  * Sums and products that may wrap are unsigned; no signed one overflows. */
 _Static_assert((-1 >> 1) == -1, "right shifts of negative numbers must be arithmetic");
 _Static_assert((int32_t)UINT32_MAX == -1, "conversions to signed types must wrap");
 
-/* What is compiled as one function for both directions, and for each set of instructions, takes these two as constants. A call
- * of such a function leaves no test of them in the machine code. */
+/* Functions for both directions and all instruction sets take these two as constant arguments and are inlined, so that the
+ * machine code does not test them. */
 typedef enum { ENCODE, DECODE } Direction;
 typedef enum { BASELINE, AVX2 } InstructionSet;
 

@@ -41,7 +41,7 @@ ALWAYS_INLINE void code_matrix_band(BandState *band, Direction direction, Instru
     }
 }
 
-/* All bands that are left of a weight without kernels. */
+/* All remaining bands of a weight without kernels. */
 ALWAYS_INLINE void code_matrix(BandState *caller, Direction direction, InstructionSet isa) {
     BandState band = *caller; /* its address does not leave this function: it stays in registers */
     do {
@@ -52,7 +52,7 @@ ALWAYS_INLINE void code_matrix(BandState *caller, Direction direction, Instructi
     *caller = band;
 }
 
-/* All bands that are left of a weight with kernels. */
+/* All remaining bands of a weight with kernels. */
 ALWAYS_INLINE void code_weight(BandState *caller, Direction direction, InstructionSet isa) {
     BandState band = *caller;
     code_kernels(&band, 1, direction, isa);
@@ -73,7 +73,7 @@ ALWAYS_INLINE void decode_interleaved(BandState *one, BandState *two, Instructio
     *one = bands[0], *two = bands[1];
 }
 
-/* Each loop is compiled as a function of its own, so that registers are allocated for it alone. */
+/* Each loop is compiled as a separate function, so that registers are allocated for this loop only. */
 NOINLINE void encode_matrix(BandState *band) { code_matrix(band, ENCODE, BASELINE); }
 NOINLINE void encode_kernels(BandState *band) { code_weight(band, ENCODE, BASELINE); }
 NOINLINE void decode_matrix_baseline(BandState *band) { code_matrix(band, DECODE, BASELINE); }
@@ -104,7 +104,7 @@ static int can_use_avx2(const BandState *band) { return cpu_has_avx2 && code_off
 static void detect_avx2(void) {}
 #endif
 
-/* All bands that are left of a weight. */
+/* All remaining bands of a weight. */
 static void encode_bands(BandState *band) {
     if (has_kernels(band->shape)) encode_kernels(band);
     else encode_matrix(band);

@@ -1,7 +1,7 @@
 /* Codes of weights with kernels, positions > 1. docs/format.md, "Sections of codes".
  *
- * In each column of a band all magnitudes come first, then the signs: the magnitudes tell how well a sign can be predicted from
- * those of its neighbours.
+ * In each column of a band all magnitudes come first, then the signs: the magnitudes determine how well a sign can be predicted
+ * from those of its neighbours.
  *
  * Two weights with kernels of one shape are decoded interleaved, a step of one after a step of the other. Each step of a decoder
  * waits for the one before, and a processor works on the other weight meanwhile. The streams are those of single weights.
@@ -145,7 +145,7 @@ ALWAYS_INLINE void store_codes(const BandState *band) {
         }
     }
     if (UNLIKELY(band->kernels->has_large)) {
-        const BandState copy = *band; /* the address of the caller's own is not taken: it stays in registers */
+        const BandState copy = *band; /* so that the address of the caller's band is not taken and it stays in registers */
         store_large_codes(&copy);
     }
 }
@@ -153,7 +153,7 @@ ALWAYS_INLINE void store_codes(const BandState *band) {
 /* `count` is a constant wherever code_kernels is inlined. Unrolled, the loop leaves all of `bands` in registers. */
 #define FOR_EACH_WEIGHT UNROLLED for (int w = 0; w < count; w++)
 
-/* All columns and bands that are left of `count` weights, 1 or 2, whose kernels have one shape, until one of them has no more. */
+/* All remaining columns and bands of `count` weights, 1 or 2, whose kernels have one shape, until one of them has no more. */
 ALWAYS_INLINE void code_kernels(BandState *bands, const int count, Direction direction, InstructionSet isa) {
     const int zero_branch = count == 1;
     const PositionContext *const contexts = bands[0].contexts;

@@ -17,7 +17,7 @@
 #include "byte_model.h"
 #include "dispatch.h"
 
-/* All that coding one weight needs. */
+/* The memory for coding one weight. */
 typedef struct {
     CodeModel model;
     PaddedKernels padded;
@@ -33,7 +33,7 @@ typedef struct {
     ByteBuffer output, raw_output; /* encoder */
 } PlaneWorkspace;
 
-/* A workspace at the first band of a weight, without a coder; NULL without memory. */
+/* A workspace at the first band of a weight, without a coder; NULL if out of memory. */
 static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
     Workspace *work = (Workspace *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
     if (!work) return NULL;
@@ -49,8 +49,8 @@ static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
     return work;
 }
 
-/* Sets what the first byte of a section says, s + 32 h in docs/format.md, "Sections of codes". Whether codes of so many bytes can
- * have this shape. */
+/* Sets the values in the first byte of a section, s + 32 h in docs/format.md, "Sections of codes". Returns whether codes of
+ * this many bytes can have this shape. */
 static int complete_shape(Shape *shape, int first, Py_ssize_t bytes) {
     if (first < 0 || first > 255) return 0;
     shape->raw_bits = first & 31, shape->initial_mean = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
@@ -61,7 +61,7 @@ static int complete_shape(Shape *shape, int first, Py_ssize_t bytes) {
            count / shape->positions / shape->inputs == shape->outputs;
 }
 
-/* As `complete_shape`, for the buffer that holds the codes; or an exception. */
+/* As `complete_shape`, for the buffer that holds the codes; raises an exception if they do not fit. */
 static int check_codes(Shape *shape, int first, const Py_buffer *codes) {
     if (!complete_shape(shape, first, codes->len)) {
         PyErr_SetString(PyExc_ValueError, "the shape does not fit the codes");
@@ -126,7 +126,7 @@ typedef struct {
     int out_of_memory;
 } Queue;
 
-/* A job that is being decoded; without a workspace, none. */
+/* A job that is being decoded; none if there is no workspace. */
 typedef struct {
     Workspace *work;
     Py_ssize_t number;

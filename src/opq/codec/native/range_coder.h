@@ -45,7 +45,8 @@ typedef struct {
 
 static inline int highest_bit(uint32_t x) { return 31 - __builtin_clz(x); } /* floor(log2 x), x > 0 */
 
-/* Whether `count` bytes can be appended. Without memory the buffer is emptied and used again; its bytes are then worthless. */
+/* Returns whether `count` bytes can be appended. If memory is exhausted, the buffer is emptied and used again, with invalid
+ * bytes. */
 static int reserve(ByteBuffer *buffer, size_t count) {
     if (buffer->length + count <= buffer->capacity) return 1;
     size_t capacity = buffer->capacity * 2 + count + 4096;
@@ -79,7 +80,7 @@ COLD uint64_t shift_out(ByteBuffer *buffer, uint64_t low, int num_bits) {
     return low & (((uint64_t)1 << (num_bits - 16)) - 1);
 }
 
-/* Eight bytes from `position` on, the first one highest, where fewer than eight are left. Bytes beyond the end are 0. */
+/* Eight bytes from `position` on, the first one highest; used if fewer than eight are left. Bytes beyond the end are 0. */
 COLD uint64_t load_be64_near_end(const uint8_t *bytes, size_t size, size_t position) {
     uint64_t word = 0;
     for (size_t k = 0; k < 8; k++) word = word << 8 | (position + k < size ? bytes[position + k] : 0u);
@@ -134,7 +135,7 @@ ALWAYS_INLINE void refill(RangeCoder *coder, Direction direction) {
     coder->num_bits += 8 * count;
 }
 
-/* Does what `refill` does, with a branch. It is faster where decisions take few bits, so that the branch is predicted well. */
+/* As `refill`, with a branch. It is faster if decisions take few bits, because the branch is then predicted well. */
 ALWAYS_INLINE void refill_if_low(RangeCoder *coder, Direction direction) {
     if (direction == DECODE && UNLIKELY(coder->num_bits < 30)) refill(coder, direction);
 }
@@ -174,7 +175,7 @@ ALWAYS_INLINE int code_bit(RangeCoder *coder, Direction direction, int bit, uint
     return bit;
 }
 
-/* The decoder then has at least 57 raw bits read ahead, the encoder room for 32. */
+/* The decoder then has at least 57 raw bits read ahead, the encoder space for 32. */
 ALWAYS_INLINE void refill_raw_bits(RangeCoder *coder, Direction direction) {
     if (direction == DECODE) {
         size_t position = (size_t)(coder->raw_position / 8);

@@ -21,8 +21,8 @@ ALWAYS_INLINE int vec8_count_above(Vec8 v, uint32_t limit) {
     return __builtin_ctz(none) >> 1;
 }
 #if defined(OPQ_AVX2)
-/* The least element, and above its 16 bits the index of the first such element. Not ALWAYS_INLINE, as GCC and Clang refuse that in
- * callers without AVX2; the decoders in dispatch.h are `flatten`, which inlines it there. */
+/* The smallest element, and above its 16 bits the index of the first such element. Not ALWAYS_INLINE, which compilers refuse
+ * in callers without AVX2; the decoders in dispatch.h are `flatten`, which inlines it there. */
 TARGET_AVX2 static inline uint32_t vec8_min_and_index(Vec8 v) { return (uint32_t)_mm_cvtsi128_si32(_mm_minpos_epu16(v)); }
 /* The last element of `first`, then all but the last of v. */
 TARGET_AVX2 static inline Vec8 vec8_shift_in(Vec8 first, Vec8 v) { return _mm_alignr_epi8(v, first, 14); }
