@@ -106,7 +106,7 @@ def test_the_function_is_that_of_torch(norm, x):
     assert np.abs(one.numpy() - other.numpy()).max() <= 1e-11 * scale + 1e-300
 
 
-def test_a_batch_norm_is_folded_without_statistics_of_its_own():
+def test_unfolded_batch_norms_are_unchanged():
     """Folded means: mean 0, and one variance for all channels."""
     zeros, ones = np.zeros(3), np.ones(3)
     assert is_folded(zeros, ones)

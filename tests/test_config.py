@@ -93,7 +93,7 @@ def test_targets_survive_a_dict(target):
     assert target_from_dict(json.loads(json.dumps(target_to_dict(target)))) == target
 
 
-def test_a_config_keeps_no_reference_to_what_it_was_made_of():
+def test_a_config_keeps_no_reference_to_its_arguments():
     """Changes of the list or dict that was given do not change the config."""
     exclude, layers = ["fc.*"], {"fc.*": LayerConfig(bits=3)}
     config = CompressionConfig(target=Ratio(4), exclude=exclude, layers=layers)
@@ -287,7 +287,7 @@ def test_exactly_one_target_must_be_given(options):
         as_config(None, options, "compress")
 
 
-def test_none_is_not_given():
+def test_none_counts_as_not_given():
     """A keyword that is None, or lossless=False, counts as not given."""
     options = {"ratio": 4, "size": None, "sparsity": None, "bits": None, "lossless": False, "include": None, "layers": None}
     assert as_config(None, options, "compress") == CompressionConfig(target=Ratio(4))
@@ -315,7 +315,7 @@ def test_two_stage_targets_hold_finite_numbers(number):
 
 
 @pytest.mark.parametrize("number", [4, 4.0, np.float32(4), np.int64(4), np.array(4.0)])
-def test_numbers_of_any_library_are_taken(number):
+def test_numbers_of_any_library_are_accepted(number):
     """Numbers become floats, so that configs compare equal and go to JSON."""
     assert Ratio(number) == Ratio(4.0)
     assert type(Ratio(number).ratio) is float
@@ -346,7 +346,7 @@ def test_layers_of_the_wrong_kind_are_refused(layers):
         ("layers", {"a": LayerConfig(bits=3)}),
     ],
 )
-def test_lossless_takes_a_selection_only(field, value):
+def test_lossless_accepts_a_selection_only(field, value):
     """With a lossless target, any other setting that is not its default is refused by name."""
     with pytest.raises(ConfigError, match=f"include and exclude only; remove {field}"):
         CompressionConfig(target=Lossless(), **{field: value})

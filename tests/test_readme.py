@@ -91,7 +91,7 @@ def test_the_quick_start_runs(tmp_path, monkeypatch, torchvision):
     assert (tmp_path / "resnet18.opq").stat().st_size < 46_800_000 / 8
 
 
-def test_the_changelog_knows_this_version():
+def test_the_changelog_has_this_version():
     """A release has its own heading; a development version is under Unreleased."""
     import opq
 

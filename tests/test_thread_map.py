@@ -41,7 +41,7 @@ def test_batches_hold_each_item_once(sizes, most):
     assert all(len(share) == 1 or sum(sizes[k] for k in share) <= min(most, sum(sizes) // 3) for share in shares)
 
 
-def test_few_items_are_taken_ahead():
+def test_few_items_are_read_ahead():
     """Of an endless iterator only a few items are taken beyond those whose results were taken."""
     taken = itertools.count()
     results = thread_map(lambda x: x, taken)

@@ -81,7 +81,7 @@ def test_aliases_have_the_sensitivity_of_their_weights():
     assert float((before - after).square().mean() / before.square().mean()) < 0.02
 
 
-def test_unused_weights_have_the_least_sensitivity():
+def test_unused_weights_have_the_smallest_sensitivity():
     """A layer that does not run has no finer step than the finest of the others."""
     torch.manual_seed(0)
     model = Aliased(aliased=False).eval()
@@ -104,7 +104,7 @@ class Wrapped(nn.Module):
         return self.wrap(self.inner(x))
 
 
-def test_loaders_with_labels_and_outputs_with_logits_are_taken(inputs):
+def test_loaders_with_labels_and_outputs_with_logits_are_accepted(inputs):
     """Batches of inputs and labels, and outputs with a .logits, give what tensors give."""
     plain = opq.calibrate(convolutions(False), inputs)
     loader = DataLoader(TensorDataset(inputs, torch.zeros(len(inputs))), batch_size=20)

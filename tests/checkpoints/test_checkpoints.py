@@ -111,7 +111,7 @@ def test_a_model_is_its_state_dict():
     assert (as_state(model)["weight"] == model.weight.detach().numpy()).all()
 
 
-def test_arrays_of_any_byte_order_and_layout_are_taken():
+def test_arrays_of_any_byte_order_and_layout_are_accepted():
     """Big-endian and Fortran-ordered arrays keep their values."""
     array = np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3))
     found = as_state({"x": array})["x"]

@@ -122,7 +122,7 @@ def test_no_zeros_is_a_sparsity(source, tmp_path, capsys):
     assert opq.inspect(tmp_path / "net.opq").sparsity == 0.0
 
 
-def test_how_auxiliary_tensors_are_stored_reaches_the_library(source, tmp_path, capsys):
+def test_options_for_auxiliary_tensors_reach_the_library(source, tmp_path, capsys):
     """8 bits, folded batch norms and their eps give the library's file; the error of each tensor is printed."""
     arguments = ["--ratio", 8, "--auxiliary", "uint8", "--batch-norm", "folded", "--batch-norm-eps", 1e-3]
     status, _, _ = run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq")
@@ -146,7 +146,7 @@ def test_lossless_keeps_every_bit(tmp_path, capsys):
     assert all(array.tobytes() == state[name].tobytes() for name, array in load_file(tmp_path / "back.safetensors").items())
 
 
-def test_inspect_compares_when_asked(source, tmp_path, capsys):
+def test_inspect_compares_on_request(source, tmp_path, capsys):
     """The sizes under gzip, zstd and xz print as a table or as JSON."""
     run(capsys, "compress", source, "--ratio", 8, "-o", tmp_path / "net.opq")
     assert "xz -6" not in run(capsys, "inspect", tmp_path / "net.opq")[1]
@@ -273,7 +273,7 @@ def test_truncated_files_are_refused(source, tmp_path, capsys):
             assert "not a valid .opq file" in err
 
 
-def test_force_replaces_and_its_absence_does_not(source, tmp_path, capsys):
+def test_only_force_replaces_a_file(source, tmp_path, capsys):
     """Only with --force is an existing output replaced."""
     file = tmp_path / "net.opq"
     file.write_text("old")
@@ -309,7 +309,7 @@ def test_reading_does_not_load_what_planning_needs(source, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_closed_stdout_is_no_traceback(source, tmp_path):
+def test_a_closed_stdout_prints_no_traceback(source, tmp_path):
     """`opq plan SOURCE | head -c 1` ends without an error message."""
     assert main(["compress", str(source), "--ratio", "10", "-o", str(tmp_path / "net.opq")]) == 0
     command = f"{sys.executable} -m opq plan {source} --ratio 10 --json | head -c 1"
@@ -318,7 +318,7 @@ def test_a_closed_stdout_is_no_traceback(source, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_curve_prints_and_is_drawn(source, tmp_path, capsys):
+def test_a_curve_is_printed_and_plotted(source, tmp_path, capsys):
     """`opq plan --curve` prints the points of `opq.rd_curve`, and draws them to a file with a known suffix."""
     status, out, err = run(capsys, "plan", source, "--curve", "--json")
     assert (status, err) == (0, "")

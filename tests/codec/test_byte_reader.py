@@ -81,7 +81,7 @@ def test_integers_of_2_to_63_and_more_are_errors(data):
 
 
 @given(st.binary(max_size=40), st.lists(st.integers(0, 12), max_size=8))
-def test_takes_are_the_bytes_in_order_and_never_more(data, counts):
+def test_reads_return_the_bytes_in_order_and_never_more(data, counts):
     """Pieces taken in turn are the data; one beyond the end is an error and takes no byte."""
     reader = ByteReader(data, "here")
     taken = b""
@@ -96,7 +96,7 @@ def test_takes_are_the_bytes_in_order_and_never_more(data, counts):
 
 
 @given(st.binary(min_size=1))
-def test_bytes_that_are_left_are_an_error(data):
+def test_remaining_bytes_are_an_error(data):
     """`end` accepts the end of the data only."""
     reader = ByteReader(data, "here")
     reader.take(len(data) - 1)

@@ -82,7 +82,7 @@ def test_the_script_gives_the_files(name):
 
 
 @each_file
-def test_golden_files_are_whole(name):
+def test_golden_files_are_valid(name):
     """Golden files pass `verify`."""
     with OpqFile(GOLDEN / name) as file:
         assert verify(GOLDEN / name).file_bytes == file.file_bytes

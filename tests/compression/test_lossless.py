@@ -137,7 +137,7 @@ def test_include_and_exclude_select():
         {"layers": {"a": opq.LayerConfig(step=1.0)}},
     ],
 )
-def test_lossless_takes_a_selection_only(options):
+def test_lossless_accepts_a_selection_only(options):
     """A setting that would change a bit is a ConfigError that names it."""
     with pytest.raises(ConfigError, match=f"include and exclude only; remove {min(options)}"):
         opq.compress({"a": clustered(1)}, lossless=True, **options)

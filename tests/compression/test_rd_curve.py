@@ -52,7 +52,7 @@ def test_the_distortion_is_close_to_the_real_one(tensors):
     assert point.distortion == pytest.approx(error / energy, rel=0.1)
 
 
-def test_the_curve_takes_no_target(tensors):
+def test_the_curve_accepts_no_target(tensors):
     """A target, ratios out of range and a curve without points are TargetErrors; an unknown keyword is a TypeError."""
     with pytest.raises(TargetError, match="ratio must not be given: the curve covers all sizes"):
         opq.rd_curve(tensors, ratio=10)
@@ -80,7 +80,7 @@ def test_the_command_shows_the_curve(tensors, tmp_path, capsys):
     assert main(["plan", str(source), "--curve", "-o", str(tmp_path / "plan.json")]) == 2
 
 
-def test_the_command_draws_the_curve(tensors, tmp_path, capsys):
+def test_the_command_plots_the_curve(tensors, tmp_path, capsys):
     """`--plot` writes a picture if matplotlib is installed, and else says how to install it."""
     source, picture = tmp_path / "net.safetensors", tmp_path / "curve.png"
     safetensors.numpy.save_file(tensors, source)

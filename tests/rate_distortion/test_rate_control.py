@@ -143,7 +143,7 @@ def test_bisection_keeps_the_border(log_border, tolerance, below, above):
     assert len(asked) <= math.log2(max((below + above) / math.log1p(tolerance), 1.0)) + 2
 
 
-def test_bisection_of_a_narrow_interval_asks_nothing():
+def test_bisection_of_a_narrow_interval_evaluates_nothing():
     """An interval within the tolerance is returned as it is."""
     assert geometric_bisection(lambda value: 1 / 0, 1.0, 1.01, 0.01) == (1.0, 1.01)
 
@@ -176,7 +176,7 @@ def test_an_unknown_rounding_is_refused(state):
         opq.plan(state, sparsity=0.5, bits=4, rounding="deadzone")
 
 
-def test_the_command_line_takes_a_rounding(state, tmp_path, monkeypatch):
+def test_the_command_line_accepts_a_rounding(state, tmp_path, monkeypatch):
     """`--rounding deadzone` gives the file that the library gives."""
     import safetensors.numpy
 

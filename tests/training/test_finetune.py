@@ -225,7 +225,7 @@ def test_a_prepared_network_keeps_its_masks_steps_and_budget():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [{"sparsity": 0.6, "bits": 3.0}, {"ratio": 6.0}])
-def test_a_budget_takes_the_place_of_the_target(target):
+def test_a_budget_replaces_the_target(target):
     """`budget` bounds the file, also if the target says nothing about bytes; without either the file has any size."""
     plan = opq.plan(make("convolutions")[0], **target)
     free = opq.finetune(make("convolutions")[0], images(), plan, ONE)
@@ -287,7 +287,7 @@ def test_a_diverged_training_is_an_error(mask_update_epochs, count):
         opq.finetune(model, images(count), to_ratio(6.0), training)
 
 
-def test_a_budget_without_room_for_codes_is_refused_before_training():
+def test_a_budget_that_leaves_no_bytes_for_codes_is_refused_before_training():
     """The error says how many bytes the file takes without its codes; no step is done, and the network is as before."""
     model, _ = make("convolutions")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

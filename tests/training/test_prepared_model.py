@@ -66,7 +66,7 @@ def test_a_prepared_network_computes_with_fake_quantized_weights(kind, target):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_a_target_stands_for_its_plan(kind, target):
+def test_a_target_prepares_as_its_plan_does(kind, target):
     """A target prepares as `opq.plan` of the same target does: the same plan, tensors and file. A config does so too."""
     given_plan = opq.prepare(make(kind)[0], opq.plan(make(kind)[0], **target))
     config = opq.plan(make(kind)[0], **target).target
@@ -98,7 +98,7 @@ def test_a_prepared_network_encodes_as_its_plan_compresses(kind, target):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_before_and_after_are_the_networks_own(kind):
+def test_convert_restores_the_names_of_the_network(kind):
     """`convert` restores the names of the state dict in their order, the parameters themselves, and the modules' classes."""
     model, _ = make(kind)
     names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
@@ -170,7 +170,7 @@ def test_kept_weights_stay_kept_and_in_their_codebook(values, step, offset, data
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_every_dtype_trains_in_itself(dtype):
+def test_training_keeps_the_dtype_of_a_weight(dtype):
     """Values have the weight's dtype and equal `fake_quantize` bit for bit, also if the prepared network is cast later."""
     weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     layer = nn.Linear(8, 16, bias=False).to(dtype)
@@ -284,7 +284,7 @@ def test_a_failed_export_changes_nothing():
     assert [module.training for module in model.modules()] == modes
 
 
-def test_training_goes_on_after_an_export():
+def test_training_continues_after_an_export():
     """A loop that exports after each step ends with the same file as one that exports once."""
 
     def train(exports):
@@ -398,7 +398,7 @@ def test_a_refused_network_is_unchanged():
         assert equal_states(model.state_dict(), before)
 
 
-def test_weights_that_others_rewrite_are_refused():
+def test_weights_that_modules_rewrite_are_refused():
     """A weight that is parametrized already, or that its embedding rescales, would not stay in its codebook."""
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(12, 24)))
     with pytest.raises(opq.PlanError, match="parametrized already"):

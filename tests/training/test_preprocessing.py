@@ -187,7 +187,7 @@ def test_folders_are_read_as_torchvision_reads_them(torchvision, work):
     assert rows[0] == rows[1]
 
 
-def test_sixteen_bit_greys_keep_their_greys(tmp_path):
+def test_sixteen_bit_images_are_scaled(tmp_path):
     """They are scaled to 8 bits, not clipped to 255."""
     ramp = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
     image.fromarray(ramp).save(tmp_path / "ramp.png")

@@ -69,7 +69,7 @@ def test_the_loss_is_the_formula(student, teacher, labels, share, temperature):
 
 
 @given(logits, st.lists(st.integers(0, CLASSES - 1), min_size=6, max_size=6), shares)
-def test_without_a_teacher_labels_are_the_whole_loss(student, labels, share):
+def test_without_a_teacher_the_loss_is_the_cross_entropy(student, labels, share):
     """The label weight has no effect then."""
     found = config(label_weight=share).loss(torch.tensor(student), torch.tensor(labels), None)
     assert float(found) == pytest.approx(cross_entropy(student, np.array(labels)), rel=1e-4, abs=1e-5)
@@ -183,7 +183,7 @@ def train_by_hand(training, weight, bias, batches, teacher):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60)
-def test_training_is_what_the_config_says(seed, taught, **numbers):
+def test_training_follows_the_config(seed, taught, **numbers):
     """Schedule, clipping, Nesterov momentum, weight decay, average and loss together give the weights of the reference."""
     rng = np.random.default_rng(seed)
     training = config(temperature=2.0, **numbers)
@@ -220,7 +220,7 @@ def test_gradients_are_clipped_by_default():
     assert moved[None] == pytest.approx(1e4 * 1.9, rel=1e-3)  # two classes, two inputs: four entries of half of 1e4
 
 
-def test_an_average_has_batch_norm_statistics_of_its_own():
+def test_averaged_weights_get_new_batch_norm_statistics():
     """With averaged weights batch norms have the statistics that these weights give, not those of the training."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))

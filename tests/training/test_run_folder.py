@@ -137,7 +137,7 @@ def test_a_folder_belongs_to_one_network(tmp_path):
             run_dense(start=start, model=make("dense", seed=1)[0], folder=tmp_path / name)
 
 
-def test_the_values_of_a_run_from_a_file_are_the_files(tmp_path):
+def test_a_run_from_a_file_does_not_depend_on_the_values_of_the_network(tmp_path):
     """If a file is the start, the network may hold anything, unless it is the teacher too."""
     data = opq.compress(make("dense")[0], ratio=4.0).data
     for seed in (0, 1):

@@ -94,7 +94,7 @@ def test_numbers_of_numpy_become_floats():
     assert TrainingConfig.from_json(config.to_json()) == config
 
 
-def test_a_config_is_frozen_and_takes_keywords_only():
+def test_a_config_is_frozen_and_accepts_keywords_only():
     """Its fields cannot be set, positions are refused, and a keyword that does not exist is a TypeError."""
     config = TrainingConfig(epochs=3)
     for field in fields(config):
