@@ -8,11 +8,11 @@ import sys
 import pytest
 
 import opq
-from opq.progress import progress_bar
+from opq.progress import show_progress
 
 
 class Screen(io.StringIO):
-    """A stream that says whether it is a terminal."""
+    """A stream that is a terminal, or is not."""
 
     def __init__(self, *, terminal: bool) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def screens(monkeypatch):
 def test_a_terminal_shows_the_stage_and_its_share(screens):
     """The bar is on stderr. Nothing is written to stdout, where results go."""
     error, out = screens(True)
-    with progress_bar() as report:
+    with show_progress(True) as report:
         report("encoding", 1, 4)
         report("encoding", 4, 4)
     assert "encoding" in error.getvalue()
@@ -56,10 +56,10 @@ def test_a_bar_ends_with_its_work(screens, problem):
     """After success or failure the line is cleared and the cursor is shown again."""
     error, _ = screens(True)
     if problem is None:
-        with progress_bar() as report:
+        with show_progress(True) as report:
             report("encoding", 1, 2)
     else:
-        with pytest.raises(problem), progress_bar():
+        with pytest.raises(problem), show_progress(True):
             raise problem
     assert error.getvalue().endswith("\x1b[2K")
     assert error.getvalue().rindex("\x1b[?25h") > error.getvalue().rindex("\x1b[?25l")
@@ -68,11 +68,11 @@ def test_a_bar_ends_with_its_work(screens, problem):
 def test_without_a_terminal_nothing_is_written(screens):
     """A log file or a pipe gets no bar; nor does a terminal if the bar is disabled."""
     error, out = screens(False)
-    with progress_bar() as report:
+    with show_progress(True) as report:
         report("encoding", 1, 2)
     assert error.getvalue() == out.getvalue() == ""
     error, out = screens(True)
-    with progress_bar(enabled=False) as report:
+    with show_progress(False) as report:
         report("encoding", 1, 2)
     assert error.getvalue() == out.getvalue() == ""
 

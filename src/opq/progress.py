@@ -13,19 +13,27 @@ logger = logging.getLogger("opq")
 logger.addHandler(logging.NullHandler())
 
 
-@contextmanager
-def progress_bar(*, enabled: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to call with the name of a stage, how many of its steps are finished, and how many there are.
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a stage, the number of its finished steps, and the number of all its steps."""
 
-    It moves a bar on stderr. It does nothing if stderr is not a terminal or `enabled` is False.
+
+@contextmanager
+def show_progress(progress: Progress | bool) -> Iterator[Progress]:
+    """A function to call after each step.
+
+    Args:
+        progress: A function that is used as it is; or whether to show a progress bar on stderr, if that is a terminal.
     """
-    if not enabled or not sys.stderr.isatty():
+    if callable(progress):
+        yield progress
+        return
+    if not progress or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def advance(stage: str, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from opq.compression.compressed_model import CompressedModel
     from opq.config import CompressionConfig, CompressionOptions
+    from opq.progress import Progress
     from opq.rate_distortion.plan import Plan
 
 Path = str | os.PathLike[str]
@@ -24,7 +25,7 @@ def save(
     config: CompressionConfig | Plan | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
-    progress: bool = True,
+    progress: Progress | bool = True,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
     """Compress a network into a file.
@@ -36,7 +37,7 @@ def save(
         path: Path of the .opq file. An existing file is replaced.
         config: A CompressionConfig or a Plan. None: the config is made from `options`.
         metadata: {text: text} to keep in the file if the source has no metadata.
-        progress: Whether to show a progress bar if stderr is a terminal.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords.
 
     Returns:
@@ -47,10 +48,8 @@ def save(
         OpqError: See `opq.compress`.
     """
     from opq.compression.compress import compress
-    from opq.progress import progress_bar
 
-    with progress_bar(enabled=progress) as report:
-        compressed = compress(source, config, metadata=metadata, progress=report, **options)
+    compressed = compress(source, config, metadata=metadata, progress=progress, **options)
     compressed.save(path)
     return compressed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -29,7 +29,7 @@ from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, joint_plan
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, LayerConfig, Lossless, TwoStage, as_config
-from opq.progress import logger
+from opq.progress import Progress, logger, show_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.quantization.quantizer import fake_quantize
 from opq.rate_distortion.rate_control import BudgetSearch
@@ -39,9 +39,6 @@ BATCH = 50
 
 SYNTHETIC_IMAGES = 128
 """Images that are generated if no inputs are given."""
-
-Progress = Callable[[str, int, int], None]
-"""(stage, finished layers, all layers) -> None."""
 
 _FIRST_INPUTS = 32
 _CLOSE_ENOUGH, _AIM, _MAX_ROUNDS = 0.995, 0.998, 12
@@ -80,7 +77,7 @@ class Calibration:
         config: CompressionConfig | None = None,
         *,
         metadata: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: Progress | bool = False,
         **options: Unpack[CompressionOptions],
     ) -> CompressedModel:
         """Compress the network to a byte target.
@@ -91,7 +88,7 @@ class Calibration:
         Args:
             config: The settings, with a Ratio or a Size as target; None to take them from `options`.
             metadata: {text: text} to store in the file.
-            progress: Called after each layer.
+            progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each layer.
             options: The fields of a CompressionConfig as keywords.
 
         Returns:
@@ -114,12 +111,13 @@ class Calibration:
         budget = config.budget(analysis.dense_bytes) or 0
         size_model = SizeModel.of(analysis, config)
         lmbda = _USUAL_SHARE * (guess_joint(size_model, config.target, budget)[1].lmbda or 1.0)
-        reconstruction = _Reconstruction(self, analysis, size_model, config, progress)
-        first: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_FIRST_CLOSE_ENOUGH, aim=_AIM)
-        few = self.inputs[:_FIRST_INPUTS]
-        lmbda = first.run(lmbda, lambda at: reconstruction.encode(at, few), max_rounds=_MAX_ROUNDS, also_above=True)
-        search: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_CLOSE_ENOUGH, aim=_AIM, slope=first.slope)
-        search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
+        with show_progress(progress) as report:
+            reconstruction = _Reconstruction(self, analysis, size_model, config, report)
+            first: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_FIRST_CLOSE_ENOUGH, aim=_AIM)
+            few = self.inputs[:_FIRST_INPUTS]
+            lmbda = first.run(lmbda, lambda at: reconstruction.encode(at, few), max_rounds=_MAX_ROUNDS, also_above=True)
+            search: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_CLOSE_ENOUGH, aim=_AIM, slope=first.slope)
+            search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
         if search.best is None:
             raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
         return search.best
@@ -133,7 +131,7 @@ class _Reconstruction:
     analysis: CheckpointAnalysis
     size_model: SizeModel
     config: CompressionConfig
-    progress: Progress | None
+    report: Progress
 
     def encode(self, lmbda: float, inputs: Tensor) -> tuple[CompressedModel, int]:
         """The file at `lmbda`, calibrated on `inputs`, and its bytes."""
@@ -175,8 +173,7 @@ class _Reconstruction:
                 reconstructed.apply(find_layers(network)[name], find_batch_norms(network)[norm] if norm else None)
             weights[f"{name}.weight"] = reconstructed.tensor()
             finished += 1
-            if self.progress is not None:
-                self.progress("calibrating", finished, len(layers))
+            self.report("calibrating", finished, len(layers))
 
         run_paired(calibration.reference, quantized, layers, inputs, reconstruct)
         return model, weights

@@ -10,7 +10,6 @@ from opq.cli.calibration_options import calibrate, images_options
 from opq.cli.compression_options import byte_target_options, read_config
 from opq.cli.model_options import make_network, model_options
 from opq.cli.output import check_output, output_options, save_and_print
-from opq.progress import progress_bar
 
 
 @click.command()
@@ -28,6 +27,5 @@ def command(model: str, **given: Any) -> None:
     config = read_config(given)
     check_output(given, [given["weights"]])
     named = make_network(model, given, "cpu")
-    with progress_bar() as progress:
-        compressed = calibrate(named, given).compress(config, progress=progress)
+    compressed = calibrate(named, given).compress(config, progress=True)
     save_and_print(compressed, given)

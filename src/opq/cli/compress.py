@@ -9,7 +9,6 @@ import click
 import opq
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
 from opq.cli.output import check_output, output_options, save_and_print
-from opq.progress import progress_bar
 
 
 @click.command()
@@ -30,6 +29,5 @@ def command(source: str, plan_file: str | None, **given: Any) -> None:
         refuse_compression_options(given, "--plan")
     config = read_plan(plan_file) if plan_file is not None else read_config(given)
     check_output(given, [source])
-    with progress_bar() as progress:
-        compressed = opq.compress(source, config, progress=progress)
+    compressed = opq.compress(source, config, progress=True)
     save_and_print(compressed, given)

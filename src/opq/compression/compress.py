@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from opq.codec.file_writer import write
@@ -14,13 +14,10 @@ from opq.compression.planning import guess_joint, guess_two_stage, joint_plan
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Lossless, TwoStage, as_config
 from opq.errors import TargetError
-from opq.progress import logger
+from opq.progress import Progress, logger, show_progress
 from opq.rate_distortion import joint
 from opq.rate_distortion.plan import Plan
 from opq.rate_distortion.rate_control import BudgetSearch
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, the number of its finished tensors, and the number of all its tensors."""
 
 # A file of at least the first fraction of the budget ends the search. Files after the first one aim at the second fraction.
 _CLOSE_ENOUGH, _CLOSER_AIM = 0.995, 0.9985
@@ -31,7 +28,7 @@ def compress(
     config: CompressionConfig | Plan | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
     """Compress a network to a file in memory.
@@ -44,7 +41,7 @@ def compress(
         config: The target and all settings; or a plan, which is followed without changes; or None if `options` give the
             settings. With a byte target the size of the file is at most the target and at least 99.5% of it.
         metadata: {text: text} to keep in the file if the source has no metadata.
-        progress: Called after each tensor.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
     Returns:
@@ -56,22 +53,29 @@ def compress(
         SourceError, SelectionError, WeightError: See `opq.plan`.
         PlanError: The plan was made for other names or shapes.
     """
-    if isinstance(config, Plan):
-        if options:
-            raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
-        return _encode(analyze_planned(source, config, metadata), config, progress)
-    config = as_config(config, options, "compress")
-    if isinstance(config.target, Lossless):
-        layout, dense = compress_losslessly(source, config, metadata, progress)
+    if isinstance(config, Plan) and options:
+        raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
+    request = config if isinstance(config, Plan) else as_config(config, options, "compress")
+    with show_progress(progress) as report:
+        return _compress(source, request, metadata, report)
+
+
+def _compress(
+    source: Any, request: CompressionConfig | Plan, metadata: Mapping[str, str] | None, report: Progress
+) -> CompressedModel:
+    if isinstance(request, Plan):
+        return _encode(analyze_planned(source, request, metadata), request, report)
+    if isinstance(request.target, Lossless):
+        layout, dense = compress_losslessly(source, request, metadata, report)
         return CompressedModel(None, layout, dense)
-    analysis = analyze(source, config, metadata)
-    size_model = SizeModel.of(analysis, config)
-    if isinstance(config.target, TwoStage):
-        return _encode(analysis, guess_two_stage(size_model, config.target)[1], progress)
-    return _fit(size_model, config, progress)
+    analysis = analyze(source, request, metadata)
+    size_model = SizeModel.of(analysis, request)
+    if isinstance(request.target, TwoStage):
+        return _encode(analysis, guess_two_stage(size_model, request.target)[1], report)
+    return _fit(size_model, request, report)
 
 
-def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | None) -> CompressedModel:
+def _fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> CompressedModel:
     """Encode with different lambdas until a file is just within the budget; return the largest file within it."""
     analysis, target = size_model.analysis, config.target
     budget = config.budget(analysis.dense_bytes) or 0
@@ -83,7 +87,7 @@ def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | 
 
     def encode(lmbda: float) -> tuple[CompressedModel, int]:
         nonlocal last
-        last = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), progress)
+        last = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), report)
         logger.debug("lambda %.4g gives %d bytes, the budget is %d", lmbda, last.file_bytes, budget)
         return last, last.file_bytes
 
@@ -99,7 +103,7 @@ def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | 
     return search.best
 
 
-def _encode(analysis: CheckpointAnalysis, plan: Plan, progress: Progress | None) -> CompressedModel:
+def _encode(analysis: CheckpointAnalysis, plan: Plan, report: Progress) -> CompressedModel:
     weights = {name: PlannedWeight(analysis.state, name, layer) for name, layer in plan.layers.items()}
-    layout = write(weights, packs=analysis.packs, metadata=analysis.state.metadata, report=progress)
+    layout = write(weights, packs=analysis.packs, metadata=analysis.state.metadata, report=report)
     return CompressedModel(plan, layout, analysis.dense_bytes)

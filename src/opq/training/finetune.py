@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +16,7 @@ from opq.calibration.calibrate import Calibration
 from opq.compression.compressed_model import CompressedModel
 from opq.config import CompressionConfig
 from opq.errors import PlanError, TargetError, TrainingError
-from opq.progress import progress_bar
+from opq.progress import Progress, show_progress
 from opq.text_table import html_text
 from opq.training.attach import prepared_weights, restore_on_failure
 from opq.training.batches import Loader
@@ -30,7 +29,7 @@ from opq.training.fingerprint import fingerprint, run_arguments
 from opq.training.initialization import initialize, mask_update_epochs
 from opq.training.prepared_model import PreparedModel, Start
 from opq.training.run_folder import FILE, RunFolder
-from opq.training.trainer import Progress, Row, Teacher, Trainer, seed_everything
+from opq.training.trainer import Row, Teacher, Trainer, seed_everything
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -151,8 +150,7 @@ def finetune(
             accelerator=accelerator,
         )
         run.claim(arguments, write=leads)
-    custom = None if isinstance(progress, bool) else progress
-    with restore_on_failure(network), progress_bar() if progress is True and leads else nullcontext(custom) as report:
+    with restore_on_failure(network), show_progress(progress if leads or callable(progress) else False) as report:
         if prepared is None and start is not None:
             prepared = initialize(network, start, training, calibration=calibration, run=run, accelerator=accelerator)
         if prepared is None:

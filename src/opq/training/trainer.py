@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opq.errors import TrainingError
+from opq.progress import Progress
 from opq.training.batches import Loader, call, check_labels, labels_of, to_device
 from opq.training.bn_statistics import refresh_batch_norm
 from opq.training.budget.controller import BudgetController
@@ -30,9 +31,6 @@ Teacher = Callable[[Any], Any]
 
 Row = Mapping[str, Any]
 """Values of one epoch, by name."""
-
-Progress = Callable[[str, int, int], None]
-"""(stage, finished steps, all steps) -> None."""
 
 
 @dataclass
