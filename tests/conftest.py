@@ -13,7 +13,7 @@ from hypothesis import Phase, settings
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
-# Of tests that are to fail: the same examples each time, and no search for a smaller one.
+# For mutants, whose tests must fail: the same examples each time, and no search for a smaller one.
 settings.register_profile("mutants", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
@@ -39,7 +39,7 @@ def network() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def data_folder() -> Path:
-    """The folder of real weights; tests that use it are skipped where it is not there."""
+    """The folder of real weights; tests that use it are skipped if it is missing."""
     folder = Path(os.environ.get("OPQ_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "weights").is_dir():
         pytest.skip("real weights are not here; set OPQ_DATA")
@@ -54,7 +54,7 @@ TORCHVISION_OPERATORS = (
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """The torchvision package. If it was built for another torch, its networks load once two operators are declared."""
+    """The torchvision package. If it was built for another torch, two operators must be declared first."""
     torch = pytest.importorskip("torch")
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in TORCHVISION_OPERATORS:

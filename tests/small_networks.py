@@ -75,7 +75,7 @@ def images(count=48, labelled=True, seed=0):
 
 
 def to_ratio(ratio, **settings):
-    """The config that asks for this ratio."""
+    """A config with this ratio as target."""
     return opq.CompressionConfig(target=opq.Ratio(ratio), **settings)
 
 

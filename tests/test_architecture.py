@@ -94,7 +94,7 @@ def test_files_are_small():
 
 
 def test_files_have_a_docstring():
-    """A file that is not empty says what it holds."""
+    """A file that is not empty has a docstring."""
     assert offenders(lambda path: not path.read_text().strip() or ast.get_docstring(TREES[path])) == []
 
 
@@ -139,7 +139,7 @@ def own_docstring(public: object) -> str:
 
 
 def test_public_functions_and_classes_have_docstrings():
-    """Every public name has a docstring of its own."""
+    """Every public function and class has its own docstring."""
     assert not own_docstring(make_dataclass("Bare", ["field"]))
     public = set(opq.__all__) - {"__version__"}
     assert [name for name in public if not own_docstring(getattr(opq, name))] == []
@@ -154,6 +154,6 @@ def test_every_error_is_an_opq_error():
 
 
 def test_unknown_names_are_attribute_errors():
-    """A misspelt name fails as on any module."""
+    """A misspelt name is an AttributeError, as on any module."""
     with pytest.raises(AttributeError, match="no attribute 'plam'"):
         _ = opq.plam

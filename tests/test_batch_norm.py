@@ -72,7 +72,7 @@ def test_an_absorbed_scale_and_shift_keep_the_function(norm, scales, shift, x):
 
 @given(norms)
 def test_own_statistics_change_nothing(norm):
-    """The own statistics, and a scale of 1 with a shift of 0, give an equal batch norm."""
+    """Its own statistics, or a scale of 1 with a shift of 0, leave a batch norm equal."""
     for other in (norm.with_statistics(norm.mean, norm.variance), norm.absorb(1.0, 0.0)):
         np.testing.assert_allclose(other.weight, norm.weight, rtol=1e-15, atol=1e-300)
         np.testing.assert_array_equal(other.bias, norm.bias)

@@ -174,7 +174,7 @@ def test_an_unknown_keyword_is_a_type_error(options, message):
 
 
 def test_a_config_excludes_keywords():
-    """A config beside keywords, or another object in its place, is a TypeError."""
+    """A config together with keywords, or another object instead of a config, is a TypeError."""
     config = CompressionConfig(target=Ratio(4))
     with pytest.raises(TypeError, match=r"plan\(\) takes a config or keywords, got both a config and 'exclude'"):
         as_config(config, {"exclude": ["a"]}, "plan")
@@ -184,7 +184,7 @@ def test_a_config_excludes_keywords():
 
 @pytest.mark.parametrize("options", [{"ratio": 8}, {"size": "20kB"}, {"sparsity": 0.5, "bits": 4}, {"lossless": True}])
 def test_without_target_refuses_a_target(options):
-    """A function that finds the target itself refuses one, and says why."""
+    """A function that chooses the target itself refuses a target, with the reason."""
     with pytest.raises(TargetError, match=f"{min(options, key=list(options).index)} must not be given: because"):
         without_target({**options, "exclude": ["a"]}, "rd_curve", "because")
 
@@ -249,7 +249,7 @@ def test_an_integer_is_its_own_size(size):
 
 @given(st.integers(1, 2**40), byte_targets)
 def test_the_budget_is_the_largest_number_of_bytes_that_meets_the_target(dense, target):
-    """A byte target gives the most bytes, at least 1; other targets give None."""
+    """The budget of a byte target is the largest number of bytes that meets it, at least 1."""
     budget = target.budget(dense)
     assert budget == CompressionConfig(target=target).budget(dense) >= 1
     if isinstance(target, Ratio):
@@ -260,7 +260,7 @@ def test_the_budget_is_the_largest_number_of_bytes_that_meets_the_target(dense, 
 
 
 def test_other_targets_have_no_budget():
-    """A two-stage or a lossless target says nothing about bytes."""
+    """A two-stage or a lossless target has no byte budget."""
     assert TwoStage(0.5, 4).budget(100) is None
     assert Lossless().budget(100) is None
 
@@ -324,7 +324,7 @@ def test_numbers_of_any_library_are_accepted(number):
 
 @pytest.mark.parametrize("target", [4, "ratio", None, {"ratio": 4}])
 def test_a_target_is_a_typed_object(target):
-    """Any other object in place of a target is a TargetError."""
+    """Any other object instead of a target is a TargetError."""
     with pytest.raises(TargetError, match="target must be a Ratio, Size, TwoStage or Lossless, got"):
         CompressionConfig(target=target)
 
@@ -372,7 +372,7 @@ def test_globs_select(options, chosen):
 
 
 def test_a_name_with_glob_characters_matches_itself():
-    """A name that is given literally matches, whatever characters it has."""
+    """A literal name matches itself, whatever characters it has."""
     assert CompressionConfig(target=Ratio(4), include="a[0]*").select(["a[0]*", "a0b"]) == ["a[0]*", "a0b"]
 
 
@@ -394,7 +394,7 @@ def test_a_layer_glob_without_a_match_is_an_error():
 @pytest.mark.parametrize("option", ["include", "exclude"])
 @pytest.mark.parametrize("value", [3, [3], [None]])
 def test_selections_hold_globs(option, value):
-    """A glob that is no text is a ConfigError."""
+    """A glob that is not text is a ConfigError."""
     with pytest.raises(ConfigError, match=f"{option} must be a glob or a list of globs, got"):
         CompressionConfig(target=Ratio(4), **{option: value})
 

@@ -18,20 +18,20 @@ def readme(monkeypatch):
 
 
 def test_all_tables_are_the_results(readme):
-    """Every table is what its result files give; `python benchmarks/readme.py` writes them."""
+    """Every table matches its result files; `python benchmarks/readme.py` writes them."""
     for page in readme.PAGES:
         assert readme.write_tables(page.read_text()) == page.read_text()
 
 
 def test_every_table_is_in_the_results_page(readme):
-    """docs/results.md has each section once, but those of the README alone; the README has none twice."""
+    """docs/results.md has each section once, except those that only the README has; the README has none twice."""
     in_readme, in_results = (readme.names_in(page.read_text()) for page in (readme.README, readme.RESULTS))
     assert sorted(in_results) == sorted(set(readme.SECTIONS) - set(readme.README_ONLY))
     assert len(in_readme) == len(set(in_readme))
 
 
 def test_a_changed_figure_is_corrected(readme):
-    """A changed digit between any markers becomes what the result files give, whatever is there; other text stays."""
+    """Changed digits between any markers are replaced by those of the result files; other text stays."""
     text = "\n".join(["Text."] + [f"<!-- {name} -->\n0\n<!-- /{name} -->\n" for name in readme.SECTIONS])
     written = readme.write_tables(text)
     assert written.startswith("Text.\n")

@@ -79,7 +79,7 @@ def test_the_error_of_each_auxiliary_tensor_is_bounded(network):
 
 
 def test_levels_are_shown():
-    """A weight with a table of levels shows their number in place of a step; bits are the width of a level's index."""
+    """A weight with a table of levels shows their number instead of a step; bits are the width of a level's index."""
     state = {"t.weight": np.resize(np.array([-0.7, 0.0, 0.1, 0.3], dtype=np.float32), (30, 40))}
     found = opq.inspect(opq.numpy.save(state, lossless=True))
     (tensor,) = found.tensors
@@ -123,7 +123,7 @@ def test_without_zstd_the_table_says_how_to_install_it(network, monkeypatch):
 
 @pytest.mark.skipif(find_spec("zstandard") is None, reason="the package zstandard is not installed")
 def test_with_zstd_it_is_compared(network):
-    """If it is installed, its sizes are its own."""
+    """If zstandard is installed, the reported sizes are those of its output."""
     import zstandard
 
     data = opq.numpy.save(network, ratio=6)
@@ -141,7 +141,7 @@ def test_a_file_without_weights_compares():
 
 @pytest.mark.parametrize("options", [{"ratio": 8}, {"sparsity": 0.73, "bits": 3.3}, {"lossless": True}])
 def test_a_tied_weight_counts_once(options):
-    """Its dense bytes, weights and bits count once, however many names it has, in compress as in inspect."""
+    """The dense bytes, weights and bits of a tied weight count once, in compress and in inspect."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(300, 64), "head": torch.nn.Linear(64, 300, bias=False)})
@@ -184,7 +184,7 @@ def test_a_tied_weight_counts_once(options):
     ],
 )
 def test_sizes_have_three_digits_and_a_decimal_unit(size, text):
-    """Also beside the limits between units, where rounding could give a fourth digit."""
+    """Sizes have three digits, also near the limits between units, where rounding could give a fourth digit."""
     assert size_text(size) == text
 
 

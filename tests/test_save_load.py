@@ -92,7 +92,7 @@ def make_model(torch, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_torch_round_trip(dtype, tmp_path):
-    """A loaded model has bit for bit the weights of its plan, as fake_quantize gives them, and all other tensors unchanged."""
+    """The weights of a loaded model are bit-equal to fake_quantize under the plan; all other tensors are unchanged."""
     torch = pytest.importorskip("torch")
     import opq.torch
 
@@ -161,7 +161,7 @@ def test_loading_into_another_model_is_strict_by_default(tmp_path):
 
 
 def test_a_missing_file_is_a_source_error(tmp_path):
-    """A folder is one too."""
+    """A missing file and a folder are a SourceError."""
     for path in (tmp_path / "none.opq", tmp_path):
         with pytest.raises(opq.SourceError, match="cannot read"):
             opq.numpy.load_file(path)
@@ -195,7 +195,7 @@ def test_verification_counts_tensors(network):
 
 
 def to_sources(network, tmp_path):
-    """The same network as everything that opq.save takes: arrays, torch tensors, a checkpoint's path, and a module."""
+    """The same network as every kind of source of opq.save: arrays, torch tensors, a checkpoint's path, and a module."""
     torch = pytest.importorskip("torch")
     safetensors.numpy.save_file(network, tmp_path / "net.safetensors")
     tensors = {name: torch.from_numpy(array.copy()) for name, array in network.items()}
@@ -266,7 +266,7 @@ SLICES = [
 
 @pytest.mark.parametrize("index", SLICES, ids=str)
 def test_a_slice_equals_the_slice_of_the_tensor(index, tmp_path):
-    """Of weights and auxiliary tensors, in NumPy and torch."""
+    """Slices of weights and auxiliary tensors are those of the tensor, in NumPy and torch."""
     random = np.random.default_rng(0)
     state = {name: random.normal(size=(6, 5, 4)).astype(np.float32) for name in ("weight", "excluded")}
     opq.numpy.save_file(state, tmp_path / "n.opq", sparsity=0.5, bits=4, exclude=["excluded"])
@@ -290,21 +290,21 @@ def test_safe_open_has_the_interface_of_safetensors(network, tmp_path):
     opq.numpy.save_file(network, tmp_path / "n.opq", metadata={"epoch": "3"}, ratio=8)
     opq.expand(tmp_path / "n.opq", tmp_path / "n.safetensors")
     with (
-        opq.numpy.safe_open(tmp_path / "n.opq", framework="np") as own,
-        safetensors.safe_open(tmp_path / "n.safetensors", framework="np") as known,
+        opq.numpy.safe_open(tmp_path / "n.opq", framework="np") as opened,
+        safetensors.safe_open(tmp_path / "n.safetensors", framework="np") as reference,
     ):
-        assert sorted(own.keys()) == sorted(own.offset_keys()) == sorted(known.keys())
-        assert own.metadata() == known.metadata()
-        for name in known.keys():  # noqa: SIM118 - not a dict
-            np.testing.assert_array_equal(own.get_tensor(name), known.get_tensor(name))
-            for ask in ("get_shape", "get_dtype"):
-                assert getattr(own.get_slice(name), ask)() == getattr(known.get_slice(name), ask)()
+        assert sorted(opened.keys()) == sorted(opened.offset_keys()) == sorted(reference.keys())
+        assert opened.metadata() == reference.metadata()
+        for name in reference.keys():  # noqa: SIM118 - not a dict
+            np.testing.assert_array_equal(opened.get_tensor(name), reference.get_tensor(name))
+            for method in ("get_shape", "get_dtype"):
+                assert getattr(opened.get_slice(name), method)() == getattr(reference.get_slice(name), method)()
         with pytest.raises(KeyError):
-            own.get_slice("nobody")
+            opened.get_slice("nobody")
 
 
 def test_safe_open_refuses_other_frameworks(network, tmp_path):
-    """The error names the frameworks that it takes; NumPy has no device but the CPU."""
+    """The error names the accepted frameworks; NumPy has no device except the CPU."""
     opq.numpy.save_file(network, tmp_path / "n.opq", ratio=8)
     with pytest.raises(ValueError, match="framework must be one of 'numpy', 'np', got 'pt'"):
         opq.numpy.safe_open(tmp_path / "n.opq", framework="pt")
@@ -351,7 +351,7 @@ def test_results_print_as_small_tables(network):
 
 @pytest.mark.slow
 def test_no_result_has_a_long_repr(network, tmp_path):
-    """At most 300 characters, however many tensors there are, so that a notebook or debugger stays readable."""
+    """A repr has at most 300 characters, however many tensors there are, so that notebooks and debuggers stay readable."""
     state = {f"{copy}.{name}": array for copy in range(20) for name, array in network.items()}
     compressed = opq.compress(state, ratio=8)
     plan = compressed.plan
@@ -376,7 +376,7 @@ def test_no_result_has_a_long_repr(network, tmp_path):
 
 @pytest.mark.slow
 def test_no_result_of_a_network_has_a_long_repr():
-    """As above, for results that need torch."""
+    """As above, for results that require torch."""
     torch = pytest.importorskip("torch")
     model = make_model(torch, torch.float32)
     batches = [(torch.randn(8, 3, 6, 6), torch.randint(10, (8,)))]

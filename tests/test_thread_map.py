@@ -27,8 +27,8 @@ def test_results_come_in_order(count):
     assert list(nested) == [x * 190 for x in range(count)]
 
 
-@given(sizes=st.lists(st.integers(0, 100)), most=st.integers(0, 300))
-def test_batches_hold_each_item_once(sizes, most):
+@given(sizes=st.lists(st.integers(0, 100)), max_size=st.integers(0, 300))
+def test_batches_hold_each_item_once(sizes, max_size):
     """Results come in order; a batch is no larger than the limit unless it holds a single item."""
     shares = []
 
@@ -36,13 +36,13 @@ def test_batches_hold_each_item_once(sizes, most):
         shares.append(share)
         return [-sizes[k] for k in share]
 
-    assert thread_map_batched(negate, range(len(sizes)), sizes, most) == [-size for size in sizes]
+    assert thread_map_batched(negate, range(len(sizes)), sizes, max_size) == [-size for size in sizes]
     assert sorted(k for share in shares for k in share) == list(range(len(sizes)))
-    assert all(len(share) == 1 or sum(sizes[k] for k in share) <= min(most, sum(sizes) // 3) for share in shares)
+    assert all(len(share) == 1 or sum(sizes[k] for k in share) <= min(max_size, sum(sizes) // 3) for share in shares)
 
 
 def test_few_items_are_read_ahead():
-    """Of an endless iterator only a few items are taken beyond those whose results were taken."""
+    """An endless iterator is read only a few items ahead of the consumed results."""
     taken = itertools.count()
     results = thread_map(lambda x: x, taken)
     assert [next(results) for _ in range(50)] == list(range(50))
@@ -57,7 +57,7 @@ def test_items_run_concurrently():
 
 
 def test_errors_come_in_order():
-    """An error of the function or of the iterator is raised in place of its result, and nothing runs afterwards."""
+    """An error of the function or of the iterator is raised at the position of its result, and nothing runs afterwards."""
     results = thread_map(lambda x: 6 // (3 - x), range(100))
     assert [next(results) for _ in range(3)] == [2, 3, 6]
     with pytest.raises(ZeroDivisionError):

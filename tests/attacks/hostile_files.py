@@ -83,8 +83,8 @@ def maximum_size_of_kernels() -> bytes:
 @attack
 def maximum_size_of_bytes() -> bytes:
     """64 MiB of single bytes, each of which takes eight decisions to decode."""
-    whole = encode_file({"a": np.zeros(2**12, dtype=np.uint8)})
-    return with_entries(whole, lambda e: replace(e, shape=(2**26,)))
+    original = encode_file({"a": np.zeros(2**12, dtype=np.uint8)})
+    return with_entries(original, lambda e: replace(e, shape=(2**26,)))
 
 
 @attack
@@ -92,16 +92,16 @@ def one_section_for_thousands() -> bytes:
     """Two thousand weights that share one section, which would be decoded for each of them."""
     weight = stepped(np.zeros((64, 64), dtype=np.int32))
     weight.codes[0, 0] = 1
-    whole = encode_file({"w": weight})
+    original = encode_file({"w": weight})
 
-    return with_header(whole, lambda header: multiply(header, 2000))
+    return with_header(original, lambda header: multiply(header, 2000))
 
 
 @attack
 def one_long_section_for_thousands() -> bytes:
     """A section of 128 kB that twenty thousand weights of one element share: 2.6 GB, if it were kept for each."""
-    whole = encode_file({"w": stepped(np.array([1], dtype=np.int32))})
-    return with_header(with_sections(whole, [bytes(2**17)]), lambda header: multiply(header, 20_000))
+    original = encode_file({"w": stepped(np.array([1], dtype=np.int32))})
+    return with_header(with_sections(original, [bytes(2**17)]), lambda header: multiply(header, 20_000))
 
 
 @attack
@@ -205,8 +205,8 @@ def a_step_that_overflows() -> bytes:
 @attack
 def a_bool_of_two() -> bytes:
     """A byte of 2 in a tensor of bools is neither true nor false."""
-    whole = encode_file({"b": np.full(5, 2, dtype=np.uint8)})
-    return with_entries(whole, lambda e: replace(e, dtype="bool"))
+    original = encode_file({"b": np.full(5, 2, dtype=np.uint8)})
+    return with_entries(original, lambda e: replace(e, dtype="bool"))
 
 
 @attack

@@ -7,7 +7,7 @@
 Without a command it replaces an existing file, half of the times by the command line, half in a loop that only saves, so that
 kills hit the writing. With --finetuning it kills a training, resumes from its checkpoint each time, and compares with an
 uninterrupted one (killing_finetuning.py). With a command it runs that: after each kill `--check` (a shell command; PATH in
-$FILE) must exit with 0 unless PATH is missing. The exit status is 1 if a file is damaged or not the expected one.
+$FILE) must exit with 0 unless PATH is missing. The exit status is 1 if a file is damaged or has unexpected contents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ while True:
 def kill_often(
     command: Sequence[str], check: Callable[[], None], moments: int, seed: int, *, longest: float, wait: bool = False
 ) -> int:
-    """Run `command` and kill it (SIGKILL) after a random time, `moments` times; how many times it was still running.
+    """Run `command` and kill it (SIGKILL) after a random time, `moments` times. Returns how often it was still running.
 
     check    called after each kill; raises if the file is damaged
     longest  seconds to wait at most before a kill
@@ -66,7 +66,7 @@ def write_network(path: Path) -> None:
 
 
 def kill_compressing(folder: Path, moments: int, seed: int, *, saving: bool) -> tuple[int, int]:
-    """Kill a process that replaces a file; how many times it was running, and how many temporary files are left."""
+    """Kill a process that replaces a file. Returns how often it was running, and the number of remaining temporary files."""
     source, target = folder / "network.safetensors", folder / "network.opq"
     write_network(source)
     compress = [sys.executable, "-m", "opq", "compress", str(source), "--force", "-o", str(target), "--ratio"]
@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--finetuning", action="store_true")
     parser.add_argument("--file", type=Path)
     parser.add_argument("--check")
-    parser.add_argument("--longest", type=float, default=10.0, help="seconds until a kill, at most, of a command of your own")
+    parser.add_argument("--longest", type=float, default=10.0, help="maximum seconds until a given command is killed")
     parser.add_argument("command", nargs="*")
     arguments = parser.parse_args()
     if arguments.command:

@@ -1,7 +1,7 @@
 """Kills finetuning many times, resumes in the same folder each time, and compares with an uninterrupted run.
 
 The network is so small that an epoch takes milliseconds, much of it for writing its folder. Processes are forked from one that
-has imported all that they need, also what PyTorch imports late, and computed nothing: kills hit the work, not the imports.
+has imported everything, including PyTorch's late imports, and computed nothing: kills hit the work, not the imports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Kills:
     """What was done.
 
     kills    processes killed before they ended
-    writing  those of them that left a temporary file, so that they were writing
+    writing  those of them that were writing, and so left a temporary file
     reached  checkpoints of different epochs that were checked
     runs     completed runs, each with the bytes of the uninterrupted one
     """
@@ -74,7 +74,7 @@ def kill_finetuning(folder: Path, moments: int, seed: int) -> Kills:
 
 
 def _finetune_apart(folder: Path, seconds: float | None) -> bool:
-    """Finetune in a forked process, which is killed after `seconds`; whether it ended before."""
+    """Finetune in a forked process, which is killed after `seconds`. Returns whether it ended before."""
     process = os.fork()
     if process == 0:
         try:
@@ -111,7 +111,7 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def _look(run: Path, whole: Path, epochs: int) -> int:
-    """Compare the folder of a run with the uninterrupted one; the epochs of its checkpoint, at least `epochs`."""
+    """Compare the folder of a run with the uninterrupted one. Returns the epochs of its checkpoint, at least `epochs`."""
     for name in (ARGUMENTS, PLAN, FILE):
         if (run / name).exists() and (run / name).read_bytes() != (whole / name).read_bytes():
             raise SystemExit(f"{run / name} is not what the uninterrupted run has")

@@ -27,7 +27,7 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(saving, tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_finetuning_gives_the_same_bytes():
-    """SIGKILL at random moments of a training: its checkpoints stay whole, and its file is that of one never interrupted."""
+    """SIGKILL at random moments of a training: its checkpoints stay valid, and its file is that of an uninterrupted one."""
     pytest.importorskip("torch")
     command = [sys.executable, Path(__file__).with_name("killing.py"), "--finetuning", "--moments", "5", "--seed", "1"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -48,7 +48,7 @@ def test_temporary_files_of_killed_writers_are_removed(tmp_path):
 
 
 def run_compress(source: Path, output: Path, *, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`opq compress` over `output`, with files limited to so many bytes."""
+    """`opq compress` over `output`, with a limit for the size of files in bytes."""
 
     def limit() -> None:
         if file_limit is not None:
@@ -59,7 +59,7 @@ def run_compress(source: Path, output: Path, *, file_limit: int | None = None) -
 
 
 def check_refused(run: subprocess.CompletedProcess[str], output: Path, message: str) -> None:
-    """One line that names the file and the problem; the old bytes, and nothing beside them."""
+    """The error is one line that names the file and the problem. The folder holds only the old file."""
     assert run.returncode == 1
     assert run.stderr.startswith(f"opq: error: cannot write {output}")
     assert message in run.stderr

@@ -56,7 +56,7 @@ def read_in_every_way(data: bytes, folder: Path) -> dict[str, bool]:
 @pytest.mark.slow
 @each_attack
 def test_every_reader_gives_tensors_or_an_error(name, tmp_path):
-    """Readers raise nothing but OpqError and agree; a file that cannot be read does not pass `verify`."""
+    """Readers raise only OpqError and agree; a file that cannot be read does not pass `verify`."""
     with np.errstate(over="ignore"):
         results = read_in_every_way(ATTACKS[name](), tmp_path)
     assert results["load"] == results["load_file"] == results["safe_open"]

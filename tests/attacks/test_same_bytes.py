@@ -29,7 +29,7 @@ for options in ({"ratio": 8}, {"sparsity": 0.7, "bits": 3, "auxiliary": "float16
 
 
 def digests(path: Path, *, threads: int, hash_seed: str) -> list[str]:
-    """Of the files that a new process makes of a checkpoint."""
+    """Digests of the files that a new process makes from a checkpoint."""
     command = [sys.executable, "-c", CHILD, str(threads), str(path)]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()

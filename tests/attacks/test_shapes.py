@@ -44,7 +44,7 @@ def is_usual(array: np.ndarray) -> bool:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("abc.", max_size=5), tensors(), max_size=4))
 def test_every_tensor_comes_back(state):
-    """Names, shapes and dtypes are kept; auxiliary tensors come back bit for bit, weights as fake_quantize gives them."""
+    """Names, shapes and dtypes are kept; auxiliary tensors come back bit for bit, weights as the values of fake_quantize."""
     state = {**state, "anchor": ANCHOR}
     with np.errstate(invalid="ignore"):
         broken = [name for name, array in state.items() if array.dtype.name in dtypes.COMPRESSIBLE and not is_usual(array)]
@@ -62,10 +62,10 @@ def test_every_tensor_comes_back(state):
 
 def test_at_most_thirty_two_dimensions():
     """A tensor of 32 dimensions comes back; one of 33 is a WeightError with its name."""
-    most = np.arange(8, dtype=np.int16).reshape((1,) * 29 + (2, 2, 2))
-    assert (opq.numpy.load(opq.compress({"x": most, "w": ANCHOR}, sparsity=0, bits=4).data)["x"] == most).all()
+    array32 = np.arange(8, dtype=np.int16).reshape((1,) * 29 + (2, 2, 2))
+    assert (opq.numpy.load(opq.compress({"x": array32, "w": ANCHOR}, sparsity=0, bits=4).data)["x"] == array32).all()
     with pytest.raises(opq.WeightError, match=r"'x'.*at most 32 dimensions"):
-        opq.compress({"x": most[None], "w": ANCHOR}, sparsity=0, bits=4)
+        opq.compress({"x": array32[None], "w": ANCHOR}, sparsity=0, bits=4)
 
 
 def test_shared_storage_comes_back_for_each_tensor():

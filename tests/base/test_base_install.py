@@ -74,7 +74,7 @@ def test_missing_torch_is_an_error_that_names_the_extra(tmp_path):
 
 
 def test_the_base_environment_has_no_torch():
-    """`make base` tests what it says."""
+    """The environment of `make base` has no PyTorch."""
     if ".venv-base" not in sys.prefix:
         pytest.skip("not in the base environment")
     assert importlib.util.find_spec("torch") is None

@@ -10,6 +10,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch):
-    """A script of benchmarks/, by its name."""
+    """Imports a script of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module

@@ -1,4 +1,4 @@
-"""The methods that benchmarks compare do what their names say."""
+"""The methods that benchmarks compare do what they are documented to do."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_the_proximal_step_moves_towards_zero_and_not_beyond(seed, lmbda, rank):
 
 @pytest.mark.slow
 def test_sparsifying_leaves_about_as_many_as_requested(loader):
-    """After its schedule, the significant values are within a factor of 1.5 of the requested number."""
+    """After the schedule, the number of significant values is within a factor of 1.5 of the requested one."""
     from sparsifying import Sparsifier
 
     model, wanted = network(), 80
@@ -67,12 +67,12 @@ def test_sparsifying_leaves_about_as_many_as_requested(loader):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-    left = sum(int((tensor.abs() > least).sum()) for tensor, least in zip(model.parameters(), thresholds, strict=True))
+    left = sum(int((tensor.abs() > minimum).sum()) for tensor, minimum in zip(model.parameters(), thresholds, strict=True))
     assert wanted / 1.5 <= left <= 1.5 * wanted
 
 
 def test_a_sparse_plan_meets_its_bytes():
-    """The file of the plan is within the budget, and close under it."""
+    """The file of the plan is within the budget, and close to it."""
     from sparsifying import plan_sparse
 
     model = network()

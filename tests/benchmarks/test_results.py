@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_every_result_names_its_origin(path):
-    """Commands call a script that exists, with arguments that are no paths; commits are named and without changes."""
+    """Commands call an existing script, without paths as arguments; commits are given and have no uncommitted changes."""
     result = json.loads(path.read_text())
     for made in [result] if "command" in result else result["rows"]:
         python, file, *arguments = shlex.split(made["command"])
@@ -47,7 +47,7 @@ def test_a_row_replaces_the_one_of_its_case(script, monkeypatch, tmp_path):
 
 
 def test_a_run_keeps_the_commit_that_started_it(script, monkeypatch, tmp_path):
-    """Resumed by later code, it still names the commit that started it."""
+    """A run that later code resumes still names the commit that started it."""
     harness = script("harness")
     first = harness.commit_of_run(tmp_path / "run")
     monkeypatch.setattr(harness, "COMMIT", "another")
@@ -55,7 +55,7 @@ def test_a_run_keeps_the_commit_that_started_it(script, monkeypatch, tmp_path):
 
 
 def test_a_training_is_of_one_network_and_config(script, tmp_path):
-    """Its folder is refused for another network or config; for the same ones nothing is trained again."""
+    """The folder of a training is refused for another network or config; for the same ones nothing is trained again."""
     train = script("trainings").train
     loader = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
 

@@ -113,7 +113,7 @@ def test_loaders_with_labels_and_outputs_with_logits_are_accepted(inputs):
 
 
 def test_layers_without_gradients_are_calibrated(inputs):
-    """A backbone that runs without gradients is compressed; its weights have the least sensitivity."""
+    """A backbone that runs without gradients is compressed; its weights have the smallest sensitivity."""
 
     class Frozen(nn.Module):
         def __init__(self):
@@ -144,6 +144,6 @@ def test_batches_of_unequal_shapes_are_refused(inputs, given, message):
 
 
 def test_a_network_without_logits_is_refused(inputs):
-    """With a tuple of outputs it is not known which of them to compare."""
+    """A network that returns a tuple is refused, since it is unknown which output to compare."""
     with pytest.raises(opq.CalibrationError, match="the network must return a tensor"):
         opq.calibrate(Wrapped(convolutions(False), lambda x: (x, x)), inputs)

@@ -67,7 +67,7 @@ def loaded(compressed, tmp_path):
 
 
 def test_only_batch_norms_whose_scale_is_free_are_paired(network, inputs):
-    """A layer whose output something besides a batch norm uses is in no pair. The others are found; nothing is changed."""
+    """A layer whose output is also used elsewhere is in no pair. The others are found; nothing is changed."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert batch_norm_pairs.find_pairs(network, inputs[:2]) == {"conv": "norm", "depthwise": "depthwise_norm"}
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -75,7 +75,7 @@ def test_only_batch_norms_whose_scale_is_free_are_paired(network, inputs):
 
 @pytest.mark.slow
 def test_a_calibrated_file_meets_its_target(network, inputs):
-    """The file takes at most the bytes asked for and at least 99.5% of them, even if these are a few thousand."""
+    """The file takes at most the requested bytes and at least 99.5% of them, even if these are a few thousand."""
     dense = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     for ratio in (3.0, 4.0):
         made = calibrate(network, inputs).compress(ratio=ratio)
@@ -243,11 +243,11 @@ def test_output_sensitivity_is_the_curvature_of_the_divergence():
 
 
 def test_synthetic_images_have_mean_0_and_variance_1():
-    """These are over all images; an equal seed gives equal images."""
-    drawn = synthetic_images.synthesize_images(4, (3, 16, 16), seed=0)
-    assert torch.equal(drawn, synthetic_images.synthesize_images(4, (3, 16, 16), seed=0))
-    assert math.isclose(float(drawn.mean()), 0.0, abs_tol=1e-5)
-    assert np.isclose(float(drawn.std()), 1.0)
+    """Mean and variance are those over all images; an equal seed gives equal images."""
+    images = synthetic_images.synthesize_images(4, (3, 16, 16), seed=0)
+    assert torch.equal(images, synthetic_images.synthesize_images(4, (3, 16, 16), seed=0))
+    assert math.isclose(float(images.mean()), 0.0, abs_tol=1e-5)
+    assert np.isclose(float(images.std()), 1.0)
 
 
 @pytest.mark.parametrize("orders", [("ab", "ba"), ("ab", "a"), ("a", "ab")])

@@ -179,7 +179,7 @@ def moments_of(rng, size, groups=1):
 
 @given(seeds, st.integers(1, 12))
 def test_damping_is_a_hundredth_of_the_mean_diagonal(seed, size):
-    """It is added to the diagonal, and the other entries stay."""
+    """A hundredth of the mean diagonal is added to the diagonal; the other entries stay."""
     moments = moments_of(np.random.default_rng(seed), size)
     added = gptq.damped(torch.tensor(moments)).numpy() - moments
     np.testing.assert_allclose(added[0], 0.01 * np.trace(moments[0]) / size * np.eye(size), rtol=1e-6, atol=1e-9)
@@ -203,7 +203,7 @@ def test_the_compensated_error_is_a_mean_of_conditional_variances(seed, size):
 
 
 def bits_of(codes):
-    """-log2 of the share of each magnitude, with 1/20 of a code added to each count, plus one bit for a sign."""
+    """Bits per code: -log2 of the share of each magnitude, with 1/20 added to each count, plus one bit for a sign."""
     counts = np.bincount(np.minimum(np.abs(codes), 40).astype(int).ravel(), minlength=41) + 0.05
     return -np.log2(counts / counts.sum()) + (np.arange(41) > 0)
 

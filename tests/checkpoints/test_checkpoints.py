@@ -28,7 +28,7 @@ def equal(one, other):
 
 
 def write_shards(folder, state):
-    """A folder in Hugging Face's layout: one shard a tensor, and the index."""
+    """A folder in Hugging Face's layout: one shard per tensor, and the index."""
     weight_map = {}
     for number, (name, array) in enumerate(state.items()):
         file = f"model-{number + 1:05d}-of-{len(state):05d}.safetensors"
@@ -81,7 +81,7 @@ def test_a_folder_with_one_file_needs_no_index(state, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 def test_pytorch_checkpoints_are_unwrapped(state, wrap, prefix, suffix, tmp_path):
-    """The usual wrappers and prefixes are removed; values that are no tensors are left out."""
+    """The usual wrappers and prefixes are removed; values that are not tensors are left out."""
     torch = pytest.importorskip("torch")
     tensors = {prefix + name: torch.from_numpy(array) for name, array in state.items()}
     torch.save(wrap(tensors), tmp_path / f"m{suffix}")
@@ -128,7 +128,7 @@ class Evil:
 
 
 def bad_sources(folder):
-    """{what is bad: (path, what the error says)}"""
+    """{problem: (path, message)}"""
     (folder / "text.safetensors").write_text("this is no safetensors file")
     (folder / "empty.safetensors").write_bytes(b"")
     (folder / "model.onnx").write_bytes(b"x")
@@ -158,7 +158,7 @@ def bad_sources(folder):
 
 
 def test_bad_sources_are_source_errors(tmp_path):
-    """Each is a SourceError of one line that names the path and the problem."""
+    """Each bad source is a SourceError of one line that names the path and the problem."""
     for name, message in bad_sources(tmp_path).items():
         with pytest.raises(opq.SourceError, match=message) as caught:
             as_state(tmp_path / name)
@@ -189,7 +189,7 @@ def test_a_pickle_never_runs(tmp_path):
     [3, None, [np.ones(3)], {"x": "text"}, {"x": np.array(["text"])}, {1: np.ones(3)}, {"x": np.ones(3, dtype=np.complex128)}],
 )
 def test_sources_without_tensors_are_refused(source):
-    """Sources that are no mappings, names that are no text, values that are no arrays and other dtypes are refused."""
+    """Sources that are not mappings, names that are not text, values that are not arrays, and other dtypes are refused."""
     with pytest.raises(opq.SourceError):
         dict(as_state(source))
 

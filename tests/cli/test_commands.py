@@ -22,7 +22,7 @@ def source(network, tmp_path):
 
 
 LINE = r"{file}: [0-9.]+ kB, {ratio}x smaller than [0-9.]+ kB \([0-9.]+ bits per weight, [0-9]+% zeros\)\n"
-"""What commands that write a .opq file print."""
+"""The output of commands that write a .opq file."""
 
 
 def run(capsys, *arguments):
@@ -80,7 +80,7 @@ def test_inspect_json_has_what_scripts_need(source, tmp_path, capsys):
 
 
 def test_a_plan_is_a_dry_run(source, tmp_path, capsys):
-    """A plan prints as a table or JSON, writes no other file, and leads to the planned file."""
+    """A plan is printed as a table or JSON, writes no other file, and compresses to the planned file."""
     status, table, err = run(capsys, "plan", source, "--ratio", 10)
     assert (status, err) == (0, "")
     assert "joint plan for ratio 10: 4 weights" in table
@@ -319,7 +319,7 @@ def test_a_closed_stdout_prints_no_traceback(source, tmp_path):
 
 @pytest.mark.slow
 def test_a_curve_is_printed_and_plotted(source, tmp_path, capsys):
-    """`opq plan --curve` prints the points of `opq.rd_curve`, and draws them to a file with a known suffix."""
+    """`opq plan --curve` prints the points of `opq.rd_curve`, and plots them to a file with a supported suffix."""
     status, out, err = run(capsys, "plan", source, "--curve", "--json")
     assert (status, err) == (0, "")
     assert json.loads(out) == [vars(point) for point in opq.rd_curve(source)]
@@ -334,7 +334,7 @@ def test_a_curve_is_printed_and_plotted(source, tmp_path, capsys):
     "command", ["compress", "calibrate", "finetune", "search", "plan", "evaluate", "expand", "inspect", "verify"]
 )
 def test_every_command_prints_its_help(command, capsys):
-    """The help names the command and says what it does."""
+    """The help names the command and describes it."""
     status, out, err = run(capsys, command, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"Usage: opq {command} ")

@@ -58,7 +58,7 @@ STEPPED = st.builds(CompressedTensor, SMALL_CODES, STEPS.map(UniformCodebook), s
 
 @st.composite
 def leveled(draw, codes=SMALL_CODES) -> CompressedTensor:
-    """A weight with a table of levels, some of which no code may use: subnormal and huge ones, -0.0, one side or both."""
+    """A weight with a table of levels: subnormal and huge ones, -0.0, of one sign or both. Some may be unused."""
     kind = draw(st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
     dtype = dtypes.NUMPY[kind]
     infinity = int(to_ordinals(np.array([np.inf]).astype(dtype))[0])
@@ -95,7 +95,7 @@ def encode_file(
 
 @st.composite
 def files(draw, storages=("exact", "float16", "uint8")) -> bytes:
-    """A whole file: weights, some of them tied, auxiliary tensors of every kind, metadata."""
+    """The tensors of a file: weights, some of them tied, auxiliary tensors of every kind, and metadata."""
     tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE | VECTORS, max_size=6))
     for name, tensor in list(tensors.items()):
         if isinstance(tensor, CompressedTensor) and draw(st.booleans()):
@@ -148,18 +148,18 @@ def sections_of(data: bytes) -> list[bytes]:
 
 
 def wrap(packed: bytes, body: bytes = b"", version: int = 1) -> bytes:
-    """A file with this deflated header, these bytes after it, and a right checksum of the header."""
+    """A file with this deflated header, these bytes after it, and a correct checksum of the header."""
     start = struct.pack("<3sBI", b"OPQ", version, len(packed))
     return start + struct.pack("<I", zlib.crc32(start + packed)) + packed + body
 
 
 def with_columns(data: bytes, columns: bytes) -> bytes:
-    """A file with another inflated header, its checksum right."""
+    """A file with another inflated header and its correct checksum."""
     return wrap(deflate(columns), b"".join(sections_of(data)))
 
 
 def with_sections(data: bytes, sections: list[bytes]) -> bytes:
-    """A file with other sections, all checksums and lengths right."""
+    """A file with other sections, and correct checksums and lengths."""
     header = decode_header(deflate(inflate(data)))
     lengths, checksums = [len(section) for section in sections], [zlib.crc32(section) for section in sections]
     return wrap(encode_header(Header(header.entries, lengths, checksums, header.metadata)), b"".join(sections))

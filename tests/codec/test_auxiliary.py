@@ -29,9 +29,9 @@ def vectors(elements):
     return arrays.arrays(st.sampled_from([np.float32, np.float64]), st.integers(16, 40), elements=elements, fill=FILLS)
 
 
-def stored(array, asked):
-    """The entry and what comes back."""
-    storage, bounds, kept = store(array, asked)
+def stored(array, requested):
+    """The entry and the restored array."""
+    storage, bounds, kept = store(array, requested)
     entry = Entry("a", array.shape, array.dtype.name, storage, 0, bounds=bounds)
     return entry, restore(kept, entry)
 
@@ -40,9 +40,9 @@ def stored(array, asked):
 @settings(max_examples=400)
 @example(np.array([1e300, *range(15)]), "uint8")
 @given(vectors(VALUES) | vectors(POSITIVE), st.sampled_from(STORAGES))
-def test_no_error_exceeds_the_stated_one(array, asked):
+def test_no_error_exceeds_the_stated_one(array, requested):
     """Each value comes back within the absolute or relative error that is stated for its tensor, for every storage."""
-    entry, back = stored(array, asked)
+    entry, back = stored(array, requested)
     absolute, relative = largest_error(entry)
     error = np.abs(back.astype(np.float64) - array.astype(np.float64))
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
@@ -54,8 +54,8 @@ def test_no_error_exceeds_the_stated_one(array, asked):
 @settings(max_examples=400)
 @given(vectors(VALUES) | vectors(POSITIVE))
 def test_the_stated_error_is_within_the_documented_one(array):
-    """In 8 bits it is 1/500 of the span plus float32 rounding, at most 2^-4 of the median magnitude; or 2^-6 of each value if
-    none is negative; or 2^-11.
+    """In 8 bits the error is 1/500 of the span plus float32 rounding, at most 2^-4 of the median magnitude; or 2^-6 of each
+    value if none is negative; or 2^-11.
     """
     entry, back = stored(array, "uint8")
     absolute, relative = largest_error(entry)
@@ -100,13 +100,13 @@ def test_which_tensors_get_eight_bits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", STORAGES)
+@pytest.mark.parametrize("requested", STORAGES)
 @given(st.lists(vectors(VALUES), max_size=4))
-def test_files_give_back_the_stored_values(asked, tensors):
-    """A file gives back what `restore` gives of what `store` gave, and passes `verify`."""
+def test_files_give_back_the_stored_values(requested, tensors):
+    """A file returns the result of `restore` for the output of `store`, and passes `verify`."""
     auxiliary = {f"x{number}": array for number, array in enumerate(tensors)}
-    data = encode_file(auxiliary, asked)
+    data = encode_file(auxiliary, requested)
     with OpqFile(data) as file:
         for name, array in auxiliary.items():
-            assert same_bits(file[name], stored(array, asked)[1])
+            assert same_bits(file[name], stored(array, requested)[1])
     verify(data)

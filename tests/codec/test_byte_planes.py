@@ -9,7 +9,7 @@ import pytest
 from codec_strategies import AUXILIARY, SHAPES_WITH_EMPTY, bit_patterns, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as drawn
+from hypothesis.extra import numpy as hypothesis_numpy
 
 from opq import dtypes
 from opq.codec import _native
@@ -95,7 +95,7 @@ def test_byte_order_makes_no_difference(name):
 
 @given(st.lists(AUXILIARY, max_size=4))
 def test_arguments_are_not_changed(arrays):
-    """Encoding does not write to its arguments, and takes read-only arrays."""
+    """Encoding does not write to its arguments, and accepts read-only arrays."""
     before = [array.tobytes() for array in arrays]
     for array in arrays:
         array.flags.writeable = False
@@ -110,7 +110,7 @@ def test_an_incompressible_plane_takes_one_byte_more(arrays):
     assert len(encode_pack(arrays)) <= count + (count > 0) + (count > 127)
 
 
-@given(drawn.arrays(np.uint16, st.integers(1, 60), elements=st.integers(0, 1000), fill=st.just(3)))
+@given(hypothesis_numpy.arrays(np.uint16, st.integers(1, 60), elements=st.integers(0, 1000), fill=st.just(3)))
 def test_planes_are_those_of_the_format(array):
     """A plane, highest first, is a length and a stream if bytes repeat and that is shorter; else it is its bytes."""
     high, low = (array >> 8).astype(np.uint8).tobytes(), (array & 255).astype(np.uint8).tobytes()

@@ -14,7 +14,7 @@ INTEGERS = st.integers(0, 2**63 - 1) | st.integers(0, 63).flatmap(lambda k: st.s
 
 @given(st.lists(INTEGERS))
 def test_varints_come_back(values):
-    """Integers below 2^63, written one after the other, are read back, and no byte is left."""
+    """Integers below 2^63 that are written in sequence are read back, and no byte is left."""
     reader = ByteReader(b"".join(map(varint, values)), "here")
     assert [reader.varint() for _ in values] == values
     reader.end()
@@ -82,7 +82,7 @@ def test_integers_of_2_to_63_and_more_are_errors(data):
 
 @given(st.binary(max_size=40), st.lists(st.integers(0, 12), max_size=8))
 def test_reads_return_the_bytes_in_order_and_never_more(data, counts):
-    """Pieces taken in turn are the data; one beyond the end is an error and takes no byte."""
+    """Successive pieces are the data; a piece beyond the end is an error and consumes no byte."""
     reader = ByteReader(data, "here")
     taken = b""
     for count in counts:
@@ -107,7 +107,7 @@ def test_remaining_bytes_are_an_error(data):
 
 
 def test_errors_name_the_place():
-    """The place that the reader was given is in the message."""
+    """The `where` of the reader is in the message."""
     reader = ByteReader(b"abc", "header")
     reader.take(1)
     with pytest.raises(FormatError, match="header: expected 5 bytes at 1, but only 2 are left"):

@@ -15,7 +15,7 @@ from opq.rate_distortion.layers import LayerStatistics
 
 
 def class_of(magnitude):
-    """Its class and the bits within: each magnitude under 16 has a class; larger ones of equal leading three bits share one."""
+    """(class, raw bits) of a magnitude: below 16 each has a class; larger ones with the same leading three bits share one."""
     below = max(magnitude.bit_length() - 3, 0) if magnitude >= 16 else 0
     return (magnitude >> below, below), below
 

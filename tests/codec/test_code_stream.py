@@ -50,12 +50,12 @@ def entropy_bits(codes: np.ndarray) -> float:
 
 
 def laplace(shape: tuple[int, ...], scale: float, seed: int = 1) -> np.ndarray:
-    """Codes that know nothing of each other."""
+    """Independent codes."""
     return np.rint(np.random.default_rng(seed).laplace(scale=scale, size=shape)).astype(np.int32)
 
 
 def smooth(outputs: int, inputs: int) -> np.ndarray:
-    """3x3 kernels, each a plane of its own height and slope with a little noise: a weight tells of the one beside it."""
+    """3x3 kernels, each a plane of random height and slope with a little noise, so that neighbours predict each other."""
     rng = np.random.default_rng(2)
     y, x = np.mgrid[-1:2, -1:2]
     height, down, right = rng.laplace(scale=2.0, size=(3, outputs, inputs, 1, 1))
@@ -115,7 +115,7 @@ def test_codes_at_the_edges_come_back(codes):
 @pytest.mark.parametrize("shape", [(70,), (70, 1), (9, 25), (3, 90), (7, 2, 3, 3), (5, 1, 130), (40, 2, 3)], ids=str)
 @pytest.mark.parametrize("scale", [0.05, 2.0, 1e5])
 def test_chunks_come_back(shape, scale, monkeypatch):
-    """A tensor of several chunks comes back; without one of its bytes it is refused or another tensor."""
+    """A tensor of several chunks comes back; without one of its bytes it is refused or decodes to another tensor."""
     codes = laplace(shape, scale)
     codes.reshape(-1)[0] = 1
     whole = encode_codes(codes)
@@ -141,11 +141,11 @@ def test_a_batch_gives_what_single_sections_give(batch, chunk):
 
 
 def test_the_native_module_counts_valid_jobs():
-    """Of a list of jobs it returns how many come before the first damaged one."""
+    """`decode_codes` returns how many jobs of a list come before the first damaged one."""
     codes = np.arange(6, dtype=np.int32)
     good, bad = (bytes(_native.encode_codes(codes.data, 1, 6, 1, 1, 0)) + extra for extra in (b"", b"\0\0\0"))
-    room = np.empty(6, dtype=np.int32).data
-    jobs = [(stream, room, 1, 6, 1, 1, 0) for stream in (good, good, bad, good)]
+    buffer = np.empty(6, dtype=np.int32).data
+    jobs = [(stream, buffer, 1, 6, 1, 1, 0) for stream in (good, good, bad, good)]
     assert [_native.decode_codes(jobs[:count], bytearray(8)) for count in range(5)] == [0, 1, 2, 2, 2]
     with pytest.raises(TypeError, match="list"):
         _native.decode_codes(tuple(jobs), bytearray(8))
@@ -158,11 +158,11 @@ def test_threads_share_the_jobs_of_a_list():
     codes = np.arange(6, dtype=np.int32)
     stream = _native.encode_codes(codes.data, 1, 6, 1, 1, 0)
     for begun, expected in ((0, 3), (2, 1), (3, 0), (2**62, 0), (-1, 0)):
-        rooms = np.zeros((3, 6), dtype=np.int32)
-        taken = np.array([begun])
-        assert _native.decode_codes([(stream, room.data, 1, 6, 1, 1, 0) for room in rooms], taken.data) == 3
+        buffers = np.zeros((3, 6), dtype=np.int32)
+        counter = np.array([begun])
+        assert _native.decode_codes([(stream, buffer.data, 1, 6, 1, 1, 0) for buffer in buffers], counter.data) == 3
         if begun >= 0:
-            assert [bool((room == codes).all()) for room in rooms] == [k >= 3 - expected for k in range(3)]
+            assert [bool((buffer == codes).all()) for buffer in buffers] == [k >= 3 - expected for k in range(3)]
 
 
 KERNELS = st.sampled_from([(3, 3), (3, 3), (1, 2), (5, 5), (1, 1)])
@@ -191,14 +191,14 @@ def test_interleaved_decoding_gives_the_same_codes(shapes, scale, data):
         stream = bytearray(jobs[damaged][0])
         stream[data.draw(st.integers(0, len(stream) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         jobs[damaged] = (bytes(stream), *jobs[damaged][1:])
-    alone = [(np.empty_like(room), stream, geometry) for stream, room, geometry in jobs]
+    alone = [(np.empty_like(buffer), stream, geometry) for stream, buffer, geometry in jobs]
     wholes = [
-        _native.decode_codes([(stream, room.reshape(-1).data, *geometry)], bytearray(8)) for room, stream, geometry in alone
+        _native.decode_codes([(stream, buffer.reshape(-1).data, *geometry)], bytearray(8)) for buffer, stream, geometry in alone
     ]
-    together = [(stream, room.reshape(-1).data, *geometry) for stream, room, geometry in jobs]
+    together = [(stream, buffer.reshape(-1).data, *geometry) for stream, buffer, geometry in jobs]
     assert _native.decode_codes(together, bytearray(8)) == [*wholes, 0].index(0)
-    for (_, room, _), (expected, _, _) in zip(jobs, alone, strict=True):
-        assert (room == expected).all()
+    for (_, buffer, _), (expected, _, _) in zip(jobs, alone, strict=True):
+        assert (buffer == expected).all()
 
 
 def test_chunks_are_coded_independently(monkeypatch):
@@ -302,9 +302,9 @@ def test_the_gain_is_what_context_saves():
     st.floats(0.2, 0.6),
 )
 def test_contextless_bits_are_the_bits(kind, seed, shape, ratio, step, offset):
-    """From all magnitudes, without codes, the size of a section without context is told to within 4 % and 100 bytes.
+    """From all magnitudes, without codes, the size of a section without contexts is predicted within 4% and 100 bytes.
 
-    Where kept weights do have codes of 1, that is: rows begin with a geometric law, and a gap in it takes long to learn.
+    This requires kept weights with codes of 1: rows start with a geometric distribution, and adapt slowly to a gap in it.
     """
     assume(ratio + offset <= 1.6)
     threshold = ratio * step

@@ -159,7 +159,7 @@ def test_a_lazy_weight_gives_the_same_file(weights):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(12, 5, 3, 3), (30, 7), (64,), (1, 1)])
 def test_a_planned_weight_gives_the_same_file(shape, kind, rounding, chunk, monkeypatch):
-    """A weight that is quantized when it is read gives the file of its CompressedTensor, in one piece or by rows."""
+    """A weight that is quantized when it is read gives the file of its CompressedTensor, at once or by rows."""
     if chunk:
         monkeypatch.setattr("opq.compression.planned_weight.CHUNK", chunk)
         monkeypatch.setattr("opq.codec.code_stream.CHUNK", chunk)
@@ -274,7 +274,7 @@ def test_values_are_step_times_code(kind, codes, step):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_beyond_their_dtype_are_infinite_or_refused(kind):
-    """A step that leads out of the dtype gives infinities, or a FormatError; reading never warns."""
+    """A step whose values exceed the dtype gives infinities, or a FormatError; reading never warns."""
     step = 2.0**127 if kind != "float16" else 2.0**14
     codes = np.array([0, 1, -1, 10, -10], dtype=np.int32)
     data = encode_file({"w": stepped(codes, step, kind)})
@@ -342,7 +342,7 @@ def test_the_prefix_is_that_of_the_format():
 
 
 def test_an_empty_file_is_valid():
-    """No tensors and no metadata are a file of the prefix and a header of two zeros."""
+    """A file without tensors and metadata is the prefix and a header of two zeros."""
     data = encode_file({})
     assert inflate(data) == b"\0\0"
     assert read_all(data) == {}
@@ -350,7 +350,7 @@ def test_an_empty_file_is_valid():
 
 @pytest.mark.parametrize("version", [0, 2, 255])
 def test_other_versions_are_refused(version):
-    """A file of another version, with a right checksum, is a FormatError that names both versions."""
+    """A file of another version, with a correct checksum, is a FormatError that names both versions."""
     data = small_file()
     length = struct.unpack_from("<I", data, 4)[0]
     with pytest.raises(FormatError, match=f"format version {version}, but this opq reads version 1"):

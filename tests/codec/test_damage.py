@@ -16,14 +16,14 @@ from opq.codec.verify import verify
 from opq.errors import FormatError
 
 SMALL = small_file()
-MOST = 2**20
-"""Dense bytes that the tests let a file declare."""
+LARGEST = 2**20
+"""Largest number of dense bytes that a file may declare in these tests."""
 
 
 def read_or_refuse(data: bytes) -> bool:
-    """Read all of a file: whether it is valid. What comes back is checked against its header."""
+    """Read all tensors of a file and check them against its header. Returns whether the file is valid."""
     try:
-        with OpqFile(data, max_bytes=MOST) as file:
+        with OpqFile(data, max_bytes=LARGEST) as file:
             for entry in file.entries:
                 array = file.array(entry.name)
                 assert array.shape == entry.shape
@@ -34,7 +34,7 @@ def read_or_refuse(data: bytes) -> bool:
 
 
 def verify_or_refuse(data: bytes) -> None:
-    """What can be read can be verified, or is refused; only small files come here, since verify has no `max_bytes`."""
+    """`verify` accepts or refuses a file that can be read. Only for small files, since `verify` has no `max_bytes`."""
     try:
         verify(data)
     except FormatError:
@@ -93,7 +93,7 @@ def test_a_damaged_section_affects_its_own_tensors_only():
 
 
 def test_every_changed_bit_of_the_columns_is_harmless():
-    """With any changed bit of the inflated header, under a right checksum, a file is refused or read."""
+    """With any changed bit of the inflated header, and a correct checksum, a file is refused or read."""
     columns = inflate(SMALL)
     body = b"".join(sections_of(SMALL))
     read = 0
@@ -105,7 +105,7 @@ def test_every_changed_bit_of_the_columns_is_harmless():
 
 
 def test_every_changed_byte_of_the_sections_is_harmless():
-    """With any changed byte of a section, under a right checksum, a tensor is refused or read as another."""
+    """With any changed byte of a section, and a correct checksum, a tensor is refused or has other values."""
     sections = sections_of(SMALL)
     for number, section in enumerate(sections):
         for at in range(len(section)):
@@ -116,7 +116,7 @@ def test_every_changed_byte_of_the_sections_is_harmless():
 
 @st.composite
 def edits(draw, data: bytes) -> bytes:
-    """`data` with some pieces replaced, inserted or taken out."""
+    """`data` with some pieces replaced, inserted or removed."""
     edited = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(edited)))
@@ -129,7 +129,7 @@ def edits(draw, data: bytes) -> bytes:
 @settings(max_examples=300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_columns_are_harmless(data, draw):
-    """With any edited header, under a right checksum, a file is refused or read, also by `verify`."""
+    """With any edited header, and a correct checksum, a file is refused or read, also by `verify`."""
     changed = with_columns(data, draw.draw(edits(inflate(data))))
     if read_or_refuse(changed):
         verify_or_refuse(changed)
@@ -139,7 +139,7 @@ def test_edited_columns_are_harmless(data, draw):
 @settings(max_examples=300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_sections_are_harmless(data, draw):
-    """With any edited sections, under right checksums, each tensor is refused or read, also by `verify`."""
+    """With any edited sections, and correct checksums, each tensor is refused or read, also by `verify`."""
     sections = [draw.draw(edits(section) | st.just(section)) for section in sections_of(data)]
     changed = with_sections(data, sections)
     if read_or_refuse(changed):
@@ -149,7 +149,7 @@ def test_edited_sections_are_harmless(data, draw):
 @settings(max_examples=300)
 @given(st.binary(max_size=100))
 def test_random_bytes_are_refused(data):
-    """Bytes without a right checksum are refused, whatever they start with."""
+    """Bytes without a correct checksum are refused, whatever they start with."""
     for start in (b"", b"OPQ", b"OPQ\1", b"OPQ\1" + len(data[8:]).to_bytes(4, "little")):
         assert not read_or_refuse(start + data)
 
@@ -157,7 +157,7 @@ def test_random_bytes_are_refused(data):
 @settings(max_examples=300)
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_random_bytes_under_right_checksums_are_harmless(header, body):
-    """Random headers, deflated or not, under a right checksum are refused or read."""
+    """Random headers, deflated or not, with a correct checksum are refused or read."""
     read_or_refuse(wrap(header, body))
     read_or_refuse(wrap(deflate(header), body))
 

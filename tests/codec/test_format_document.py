@@ -38,7 +38,7 @@ read = reference_reader()
 
 
 def described(arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """What `read` gives, from arrays."""
+    """Arrays in the form that `read` returns."""
     return {name: (array.dtype.name, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
@@ -108,7 +108,7 @@ def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
 @settings(max_examples=200)
 @given(files(storages=["exact"]), st.data())
 def test_edited_files_are_read_alike(data, draw):
-    """Any section that opq accepts has the same meaning for both readers, whether a writer gives it or not."""
+    """Any section that opq accepts has the same meaning for both readers, whether a writer produces it or not."""
     sections = []
     for section in sections_of(data):
         edited = bytearray(section)

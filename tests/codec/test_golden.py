@@ -1,4 +1,4 @@
-"""Golden files: files that were written once, and what must always be read from them."""
+"""Golden files: files that were written once, and the tensors that must always be read from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each_file = pytest.mark.parametrize("name", sorted(MANIFEST))
 
 
 def comparable(data: bytes) -> tuple[bytes, list[bytes]]:
-    """All of a file that does not depend on the implementation of zlib."""
+    """The parts of a file that do not depend on the implementation of zlib."""
     return inflate(data), sections_of(data)
 
 

@@ -1,4 +1,4 @@
-"""Files made to take excessive time or memory. All their checksums are right."""
+"""Files made to take excessive time or memory. All their checksums are correct."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hostile_file(
     dtype: int = 0,
     storage: int = 0,
 ) -> bytes:
-    """A file of one-dimensional tensors; `names` without what `shared` says, everything else as in the header."""
+    """A file of one-dimensional tensors; `names` without their shared prefixes, everything else as in the header."""
     count = len(names)
     columns = [
         varint(0) + varint(count),

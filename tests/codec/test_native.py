@@ -57,7 +57,7 @@ def test_streams_of_random_codes_never_change(geometry, limit, raw_bits, digest)
     stream = _native.encode_codes(codes.data, *geometry, first)
     assert hashlib.sha256(stream).hexdigest()[:16] == digest
     decoded = np.empty((3, codes.size), dtype=np.int32)
-    assert _native.decode_codes([(stream, room.data, *geometry, first) for room in decoded], bytearray(8)) == 3
+    assert _native.decode_codes([(stream, buffer.data, *geometry, first) for buffer in decoded], bytearray(8)) == 3
     assert (decoded == codes).all()
 
 
@@ -77,10 +77,10 @@ def test_streams_of_random_planes_never_change(limit, digest):
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_codes_must_be_aligned(offset):
     """Codes that are not aligned to four bytes are a ValueError in both directions, and are not written to."""
-    room = np.full(25, 7, dtype=np.int32).view(np.uint8)
-    codes = room[offset : offset + 96].data
+    buffer = np.full(25, 7, dtype=np.int32).view(np.uint8)
+    codes = buffer[offset : offset + 96].data
     with pytest.raises(ValueError, match="multiple of four"):
         _native.encode_codes(codes, 4, 6, 1, 1, 0)
     with pytest.raises(ValueError, match="multiple of four"):
         _native.decode_codes([(b"\1", codes, 4, 6, 1, 1, 0)], bytearray(8))
-    assert (room.view(np.int32) == 7).all()
+    assert (buffer.view(np.int32) == 7).all()

@@ -1,4 +1,4 @@
-"""`verify`: what it accepts, and the errors that it finds under right checksums."""
+"""`verify`: what it accepts, and the errors that it finds in spite of correct checksums."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_written_files_pass(data):
 
 
 def test_paths_are_verified(tmp_path):
-    """A path gives what its bytes give; a missing one is a SourceError."""
+    """A path has the result of its bytes; a missing one is a SourceError."""
     path = tmp_path / "model.opq"
     path.write_bytes(small_file())
     assert verify(path) == verify(small_file())
@@ -58,7 +58,7 @@ def test_a_code_that_becomes_zero_is_refused():
 
 
 def file_of(entries: list[Entry], sections: list[bytes]) -> bytes:
-    """A file of these entries and sections, with right checksums."""
+    """A file of these entries and sections, with correct checksums."""
     columns = header_columns(Header(entries, list(map(len, sections)), list(map(zlib.crc32, sections))))
     return wrap(deflate(columns), b"".join(sections))
 

@@ -1,4 +1,4 @@
-"""Sections of weights: round trips, and the errors of sections that no writer gives."""
+"""Sections of weights: round trips, and the errors of sections that no writer produces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOUR = np.ones((2, 2), dtype=np.int32)
 @pytest.mark.slow
 @given(leveled(CODES))
 def test_levels_and_codes_come_back(tensor):
-    """Levels bit for bit, used or not, and codes, whatever the dtype."""
+    """Levels come back bit for bit, used or not, and so do codes, for any dtype."""
     section, _ = encode_weight(tensor)
     again = decode_weight(section, entry_of("w", tensor))
     assert same_bits(again.codebook.levels, tensor.codebook.levels)
@@ -136,7 +136,7 @@ def test_tied_weights_with_levels_are_stored_once():
 
 
 def test_a_table_has_no_more_levels_than_the_weight_has_elements():
-    """Such a table is neither written nor read, so that small weights cannot make a reader decode large tables."""
+    """A larger table is neither written nor read, so that small weights cannot make a reader decode large tables."""
     levels = np.arange(1, 6, dtype=np.float32)
     with pytest.raises(WeightError, match="more levels than elements"):
         encode_weight(leveled_as(FOUR, levels))

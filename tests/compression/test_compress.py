@@ -67,7 +67,7 @@ def test_weights_come_back_as_fake_quantize(network, options):
 
 
 def test_float16_is_used_only_if_the_error_is_small(network):
-    """A tensor with a value that float16 cannot hold stays exact, and the file says which."""
+    """A tensor with a value that float16 cannot hold stays exact, as its entry shows."""
     network["bn.tiny"] = np.array([1.0, 1e-7], dtype=np.float32)
     network["bn.huge"] = np.array([1.0, 1e6], dtype=np.float32)
     network["bn.nan"] = np.array([1.0, np.nan], dtype=np.float32)

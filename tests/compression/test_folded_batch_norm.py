@@ -126,10 +126,10 @@ def test_all_other_tensors_are_unchanged(network):
 
 def test_a_plan_keeps_the_form(network):
     """A plan holds the form of batch norms and its eps, also in JSON, and gives the same file."""
-    asked = {"batch_norm": "folded", "batch_norm_eps": 1e-3, "auxiliary": "uint8"}
-    made = opq.compress(network, ratio=8, **asked)
-    again = opq.Plan.from_json(made.plan.to_json())
-    assert opq.compress(network, again).data == made.data
+    fields = {"batch_norm": "folded", "batch_norm_eps": 1e-3, "auxiliary": "uint8"}
+    compressed = opq.compress(network, ratio=8, **fields)
+    again = opq.Plan.from_json(compressed.plan.to_json())
+    assert opq.compress(network, again).data == compressed.data
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def share(*parts):
 
 
 def under_two_names(model):
-    """Give a batch norm a second name, as a list of blocks does."""
+    """Give a batch norm a second name, as a list of blocks would."""
     model.norm = model.a
 
 

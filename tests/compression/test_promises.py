@@ -1,4 +1,4 @@
-"""The figures that README.md promises, each as it stands there."""
+"""The figures that README.md promises, each as stated there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def dense_bytes(state):
 @pytest.mark.parametrize("ratio", [3, 7, 10, 20])
 def test_a_target_is_met_within_half_a_percent(network, ratio, rounding):
     """The whole file takes at most the bytes of the target, and at least 99.5% of them."""
-    made = opq.compress(network, ratio=ratio, rounding=rounding)
-    assert 0.995 <= len(made.data) * ratio / dense_bytes(network) <= 1.0
+    compressed = opq.compress(network, ratio=ratio, rounding=rounding)
+    assert 0.995 <= len(compressed.data) * ratio / dense_bytes(network) <= 1.0
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_a_size_is_met_within_half_a_percent(seed, bits, auxiliary):
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 60))
 @settings(max_examples=60)
 def test_float16_has_a_relative_error_of_at_most_2_to_the_minus_11(seed, kind, size):
-    """A tensor with a value that float16 cannot keep so is stored bit for bit."""
+    """A tensor with a value that exceeds the error of float16 is stored bit for bit."""
     rng = np.random.default_rng(seed)
     scale = 10.0 ** rng.uniform(-7.0, 7.0, 3)
     vectors = {f"b{at}": (rng.normal(size=size) * factor).astype(kind) for at, factor in enumerate(scale)}
@@ -93,7 +93,7 @@ def test_eight_bits_have_the_documented_error(seed, kind, size):
 
 
 def test_the_curve_has_eleven_ratios_from_4_to_50():
-    """They are those that `opq plan --curve` shows."""
+    """The default ratios are those of `opq plan --curve`."""
     state = {"w": np.random.default_rng(0).laplace(size=(300, 300)).astype(np.float32)}
     assert (len(RATIOS), RATIOS[0], RATIOS[-1]) == (11, 4.0, 50.0)
     found = [point.ratio for point in opq.rd_curve(state)]
@@ -101,13 +101,16 @@ def test_the_curve_has_eleven_ratios_from_4_to_50():
 
 
 def test_the_file_ratio_counts_all_bytes_and_the_nominal_ratio_codes_only(network):
-    """Dense bytes over file bytes; and 32 / (density x bits), ceil(log2(2 m)) bits per code, m the channel's largest."""
-    made = opq.compress(network, ratio=10)
-    found = opq.inspect(made.data)
-    assert found.file_ratio == pytest.approx(dense_bytes(network) / len(made.data))
+    """File ratio: dense bytes over file bytes. Nominal ratio: 32 / (density x bits), with ceil(log2(2 m)) bits per code.
+
+    m is the largest code of the channel.
+    """
+    compressed = opq.compress(network, ratio=10)
+    found = opq.inspect(compressed.data)
+    assert found.file_ratio == pytest.approx(dense_bytes(network) / len(compressed.data))
     bits = weights = 0
-    with opq.OpqFile(made.data) as file:
-        for name in made.plan.layers:
+    with opq.OpqFile(compressed.data) as file:
+        for name in compressed.plan.layers:
             rows = np.abs(file[name].codes).reshape(len(file[name].codes), -1)
             weights += rows.size
             bits += sum(np.count_nonzero(row) * np.ceil(np.log2(2.0 * row.max())) for row in rows if row.any())

@@ -27,9 +27,9 @@ def tensors():
 
 def test_the_curve_is_what_plans_predict(tensors):
     """The bytes of a point are those of the plan for its ratio, and its ratio is the requested one, within 1%."""
-    for asked, point in zip((4.0, 10.0, 20.0), opq.rd_curve(tensors, ratios=(4.0, 10.0, 20.0)), strict=True):
-        assert point.ratio == pytest.approx(asked, rel=0.01)
-        assert point.bytes == pytest.approx(opq.plan(tensors, ratio=asked).predicted_bytes, rel=0.01)
+    for file_ratio, point in zip((4.0, 10.0, 20.0), opq.rd_curve(tensors, ratios=(4.0, 10.0, 20.0)), strict=True):
+        assert point.ratio == pytest.approx(file_ratio, rel=0.01)
+        assert point.bytes == pytest.approx(opq.plan(tensors, ratio=file_ratio).predicted_bytes, rel=0.01)
 
 
 def test_smaller_files_have_a_larger_distortion(tensors):
@@ -81,7 +81,7 @@ def test_the_command_shows_the_curve(tensors, tmp_path, capsys):
 
 
 def test_the_command_plots_the_curve(tensors, tmp_path, capsys):
-    """`--plot` writes a picture if matplotlib is installed, and else says how to install it."""
+    """`--plot` writes an image if matplotlib is installed; otherwise the error names the extra to install."""
     source, picture = tmp_path / "net.safetensors", tmp_path / "curve.png"
     safetensors.numpy.save_file(tensors, source)
     status = main(["plan", str(source), "--curve", "--plot", str(picture)])

@@ -19,10 +19,10 @@ def test_the_search_ends_close_below_the_highest_ratio(limit, tolerance):
     """If the drop rises with the ratio, the result is within the drop, within the tolerance of the best, and found in few
     steps.
     """
-    asked = []
+    tried = []
 
     def drop_at(ratio):
-        asked.append(ratio)
+        tried.append(ratio)
         return 0.5 if ratio <= limit else 2.0
 
     found = find_ratio(drop_at, 1.0, tolerance)
@@ -31,7 +31,7 @@ def test_the_search_ends_close_below_the_highest_ratio(limit, tolerance):
     else:
         assert found <= limit <= found * (1.0 + tolerance)
     num_brackets = 2 + abs(math.log2(limit / 10.0))
-    assert len(asked) <= num_brackets + 1 + math.ceil(math.log2(math.log(2.0) / math.log1p(tolerance)))
+    assert len(tried) <= num_brackets + 1 + math.ceil(math.log2(math.log(2.0) / math.log1p(tolerance)))
 
 
 def test_a_search_without_a_border_ends():
@@ -169,7 +169,7 @@ def test_options_that_contradict_are_refused(task, options, message):
 
 
 def test_what_cannot_be_searched_for_is_an_error(task):
-    """Without labels, with a drop that no file keeps, or with a keyword that does not exist, the error says so."""
+    """Missing labels, a drop that no file achieves, and an unknown keyword are errors that name the problem."""
     model, loader = task
     with pytest.raises(opq.TargetError, match="labels"):
         opq.compress_to_accuracy(model, [inputs for inputs, _ in loader])

@@ -94,7 +94,7 @@ class TwoInputs(nn.Module):
 
 
 def test_unsuitable_inputs_are_refused():
-    """Labels that are no classes, no inputs, and inputs that the network does not take each raise an error."""
+    """Labels that are not classes, no inputs, and inputs that the network does not accept each raise an error."""
     model, inputs = make("dense")
     with pytest.raises(opq.TrainingError, match=r"labels go from 3 to 10, .* 10 classes, 0 to 9"):
         opq.evaluate(model, [(inputs[:2], torch.tensor([3, 10]))])

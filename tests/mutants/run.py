@@ -63,7 +63,7 @@ class Mutant:
     why: str
 
     def changed_text(self, source: Path) -> str:
-        """The text of the file under the `source` folder, with the change; StaleError if the change cannot be made."""
+        """The changed text of the file under the `source` folder; StaleError if the change cannot be made."""
         path = source / "opq" / self.file
         if not path.is_file():
             raise StaleError(f"{self.name}: there is no {self.file}")
@@ -139,12 +139,12 @@ def run_tests(source: Path, tests: Sequence[str], output: IO[str], seconds: int 
         os._exit(status)
 
 
-def run_mutant(mutant: Mutant, whole: Path) -> tuple[str, float, str]:
+def run_mutant(mutant: Mutant, original: Path) -> tuple[str, float, str]:
     """The outcome "killed", "alive", or "broken" if the tests do not run; seconds; and the output of pytest."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
-        source = copied(whole, folder)
-        (source / "opq" / mutant.file).write_text(mutant.changed_text(whole))
+        source = copied(original, folder)
+        (source / "opq" / mutant.file).write_text(mutant.changed_text(original))
         shutil.rmtree((source / "opq" / mutant.file).parent / "__pycache__", ignore_errors=True)
         status = run_tests(source, mutant.tests, output)
         output.seek(0)
@@ -153,7 +153,7 @@ def run_mutant(mutant: Mutant, whole: Path) -> tuple[str, float, str]:
 
 
 def warm_up() -> None:
-    """Import the slow dependencies, but none that pytest must import itself."""
+    """Import the slow dependencies, except those that pytest must import itself."""
     for name in ("scipy.integrate", "scipy.optimize", "scipy.special", "torch", "torch.nn.utils.parametrize", "accelerate"):
         importlib.import_module(name)
 
@@ -165,10 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="mutants tested at a time (default: one per core)"
     )
-    asked = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     try:
         mutants = [
-            mutant for mutant in read_list() if not asked.names or any(fnmatchcase(mutant.name, name) for name in asked.names)
+            mutant for mutant in read_list() if not parsed.names or any(fnmatchcase(mutant.name, name) for name in parsed.names)
         ]
         for mutant in mutants:
             check_tests(mutant)
@@ -181,22 +181,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     warm_up()
     with tempfile.TemporaryDirectory() as folder:
-        whole = copied(ROOT / "src", folder)
+        original = copied(ROOT / "src", folder)
         with tempfile.TemporaryFile("w+") as output:
             named = sorted({test for mutant in mutants for test in mutant.tests})
-            if run_tests(whole, named, output, 10 * SECONDS) != _PASSED:
+            if run_tests(original, named, output, 10 * SECONDS) != _PASSED:
                 output.seek(0)
                 print(f"{output.read()}\nwithout a mutant the tests fail already")
                 return 1
-        return 1 if run_all(mutants, whole, asked.jobs) else 0
+        return 1 if run_all(mutants, original, parsed.jobs) else 0
 
 
-def run_all(mutants: Sequence[Mutant], whole: Path, jobs: int) -> list[Mutant]:
-    """Test all mutants of the library under `whole`, `jobs` at a time, and print a line for each; those not killed."""
+def run_all(mutants: Sequence[Mutant], original: Path, jobs: int) -> list[Mutant]:
+    """Test all mutants of the library under `original`, `jobs` at a time; print a line for each, return those not killed."""
     width, place = (max(len(getattr(mutant, key)) for mutant in mutants) for key in ("name", "file"))
     left = []
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        found = pool.imap(partial(run_mutant, whole=whole), mutants)
+        found = pool.imap(partial(run_mutant, original=original), mutants)
         for mutant, (outcome, seconds, output) in zip(mutants, found, strict=True):
             print(f"{mutant.name:{width}}  {mutant.file:{place}}  {outcome:6}  {seconds:5.1f} s", flush=True)
             if outcome != "killed":

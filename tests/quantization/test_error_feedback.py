@@ -86,7 +86,7 @@ def test_the_output_error_is_lower(shape, share):
 
 @pytest.mark.parametrize("shape", [(64, 32, 3, 3), (64, 256), (64, 16, 5)])
 def test_the_squared_error_factor_is_the_measured_one(shape):
-    """It is the squared error over that of rounding to nearest at a fine step, within 10%."""
+    """The factor is the squared error over that of rounding to nearest at a fine step, within 10%."""
     weight, plan = draw(shape, 0), plan_for(shape, 0.01)
     nearest = replace(plan, rounding="deadzone")
     compensated, alone = (float(np.square(fake_quantize(weight, p) - weight).sum()) for p in (plan, nearest))

@@ -39,7 +39,7 @@ def codes_by_hand(row, kernel):
     edges = [channels * part // parts for part in range(parts + 1)]
     for start, stop in pairwise(edges):
         left = inner[start:stop].copy()
-        if start:  # the move m of all to come that makes m^T (I x A) m + 0.1 (total + sum of m)^2 least
+        if start:  # the change m of all later weights that minimizes m^T (I x A) m + 0.1 (total + sum of m)^2
             count = (channels - start) * size
             whole = np.kron(np.eye(channels - start), moments) + ROW * np.ones((count, count))
             move = -np.linalg.solve(whole, ROW * total * np.ones(count)).reshape(-1, size)
@@ -67,7 +67,7 @@ def test_codes_are_those_of_the_documented_formulas(shape, seed):
 
 @pytest.mark.parametrize("kernel", [(), (3,), (3, 3), (5, 5), (2, 3, 2)])
 def test_the_squared_error_factor_is_one_plus_the_mean_square_of_all_moves(kernel):
-    """It is 1 + sum over p < q of (change of q for an error at p)^2 / k; 1.2 for 3x3 kernels."""
+    """The factor is 1 + sum over p < q of (change of q for an error at p)^2 / k; 1.2 for 3x3 kernels."""
     moments = within(kernel or (1,))
     size = len(moments)
     moves = [best_move(moments, [place], list(range(place + 1, size))) for place in range(size - 1)]

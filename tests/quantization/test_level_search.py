@@ -34,7 +34,7 @@ def same_bits(a, b):
 
 @given(few_valued())
 def test_every_representation_is_lossless(weight):
-    """With a step or with a table each value comes back bit for bit, and code 0 stands for +0 alone."""
+    """With a step or with a table each value comes back bit for bit, and only +0 has code 0."""
     for tensor in find_levels(weight):
         assert same_bits(tensor.values(), weight)
         assert ((tensor.codes == 0) == ((weight == 0) & ~np.signbit(weight))).all()
@@ -58,7 +58,7 @@ def test_few_values_are_found(weight):
     arrays.arrays(np.int16, (40, 3), elements=st.integers(-20, 20) | st.integers(-128, 127), fill=st.just(0)),
 )
 def test_a_step_is_found(step, codes):
-    """A weight that is a step times integers of 8 bits gets a step and codes that give it back."""
+    """A weight that is a step times integers of 8 bits gets a step and codes that restore it."""
     codes[0, 0] = 1
     weight = codes.astype(np.float32) * np.float32(step)
     if len(np.unique(weight)) * 2 <= weight.size:

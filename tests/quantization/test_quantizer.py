@@ -35,7 +35,7 @@ def cases(draw, dtype=np.float32):
 
 
 def reference_codes(weight, plan):
-    """The definition, one weight at a time, in float32 as the definition says."""
+    """The definition, applied to one weight at a time, in float32 as specified."""
     kept = np.asarray(mask(weight, plan)).reshape(-1)
     rows = weight.astype(np.float32).reshape(-1)
     limits = np.repeat(

@@ -14,7 +14,7 @@ lambdas = st.floats(-12.0, 3.0).map(lambda x: float(np.exp(x)))
 @pytest.mark.slow
 @given(lambdas)
 def test_points_minimise_the_lagrangian(lmbda):
-    """No threshold and step that a search finds from there has a lower distortion + lambda * rate."""
+    """No threshold and step that a search finds, starting from the curve, have a lower distortion + lambda * rate."""
     t, d = map(float, deadzone.thresholds_and_steps(lmbda))
     lagrangian = lambda x: float(laplace.distortion(*np.exp(x)) + lmbda * laplace.rate(*np.exp(x)))  # noqa: E731
     found = minimize(lagrangian, np.log([t * 1.05, d / 1.05]), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-15})

@@ -83,7 +83,7 @@ def test_no_other_allocation_of_the_same_bits_is_better():
 
 
 def test_a_layer_of_zeros_has_a_rate_of_zero():
-    """Its rate is zero at every lambda, and its step is positive."""
+    """A layer of zeros has a rate of zero and a positive step at every lambda."""
     layers = [layer("zeros", 1000, 0.0), layer("b", 1000, 0.1)]
     lmbda = joint.lambda_for(layers, 2000.0, deadzone)
     assert joint.laplace_bits(layers[0], *vars(joint.points_at(layers, lmbda, deadzone)[0]).values()) == 0.0

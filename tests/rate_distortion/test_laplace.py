@@ -1,4 +1,4 @@
-"""The closed forms, against numerical quadrature of the density they come from."""
+"""The closed forms, compared with numerical quadrature of the Laplace density."""
 
 from itertools import pairwise
 
@@ -36,7 +36,7 @@ def test_pruning_error_is_the_energy_under_the_threshold(scale, t):
 
 @given(scales, units, st.floats(0.0, 12.0))
 def test_overload_error_is_the_energy_beyond_the_clip(scale, t, excess):
-    """A kept magnitude is exponential beyond the threshold; what saturating it costs is the squared excess over the clip."""
+    """A kept magnitude is exponential beyond the threshold; the error of clipping it is the squared excess over the clip."""
     threshold, clip = t * scale, (t + excess) * scale
     kept = np.exp(-t)
     expected = integrate(lambda w: (w - clip) ** 2, clip, clip + 80.0 * scale, scale) / kept
@@ -45,7 +45,7 @@ def test_overload_error_is_the_energy_beyond_the_clip(scale, t, excess):
 
 @given(st.floats(1e-3, 1e3), st.floats(0.01, 100.0), st.floats(0.0, 5.0), st.floats(0.1, 10.0))
 def test_step_and_clip_minimise_the_lagrangian(lmbda, sensitivity, t, scale):
-    """Step and clip minimise error + lambda * bits: no step and no clip nearby does better."""
+    """Step and clip minimise error + lambda * bits: no nearby step or clip has a lower value."""
     step = float(laplace.step_at(lmbda, sensitivity))
     granular = lambda s: sensitivity * laplace.granular_error(s) - lmbda * np.log2(s)  # noqa: E731
     assert granular(step) <= min(granular(step * 1.01), granular(step / 1.01)) + 1e-12
@@ -58,13 +58,13 @@ def test_step_and_clip_minimise_the_lagrangian(lmbda, sensitivity, t, scale):
         assert clip >= scale
         assert overload(clip) <= min(overload(clip * 1.01), overload(clip / 1.01)) * (1 + 1e-12) + 1e-12
     else:
-        # Not worth a codeword: a longer range only ever costs more.
+        # No further code reduces the cost: a longer range always costs more.
         grid = scale * np.linspace(0.01, 60.0, 2000)
         assert (np.diff(overload(grid)) > 0.0).all()
 
 
 def cells(t, d, first=None):
-    """Edges of the cells of one sign: the first from t, the others d wide, as far as the density is worth counting."""
+    """Edges of the cells of one sign: the first from t, the others d wide, until the density is negligible."""
     first = d if first is None else first
     return t + np.concatenate([[0.0], first + d * np.arange(int(45.0 / d) + 2)])
 
@@ -80,7 +80,7 @@ def test_rate_is_the_entropy_of_the_codes(t, d):
 
 @given(st.floats(0.05, 6.0), st.floats(0.05, 3.0), st.floats(0.01, 1.0))
 def test_rate_with_a_first_cell_of_another_width(t, d, share):
-    """The rate with a first cell of its own width is the entropy of those cells."""
+    """The rate with a first cell of another width is the entropy of those cells."""
     first = share * d
     mass = -np.diff(np.exp(-cells(t, d, first))) / 2.0
     mass = np.concatenate([[1.0 - np.exp(-t)], mass, mass])
@@ -102,7 +102,7 @@ def test_distortion_is_the_squared_error_of_the_cells(t, d):
 
 @given(st.floats(1e-3, 8.0), st.floats(1e-3, 8.0))
 def test_slopes_are_derivatives(t, d):
-    """The analytic slopes agree with central differences, on both sides of where series take over."""
+    """The analytic slopes agree with central differences, on both sides of the border at which series are used."""
     t, d = np.float64(t), np.float64(d)
     h = 1e-5
     for function, slopes in ((laplace.rate, laplace.rate_slopes), (laplace.distortion, laplace.distortion_slopes)):

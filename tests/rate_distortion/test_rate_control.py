@@ -61,7 +61,7 @@ lambdas = st.floats(-10.0, 10.0).map(math.exp)
 
 @given(monotone_sizes(), st.integers(1, 10**6), lambdas, st.floats(0.9, 1.0), st.booleans())
 def test_a_search_gives_the_largest_file_within_the_budget(size, budget, first, close, predicts):
-    """The file that a search returns is the largest of those tried within the budget, and none is returned above it."""
+    """A search returns the largest tried file within the budget, and never one above it."""
     encoded = []
 
     def encode(lmbda):
@@ -80,7 +80,7 @@ def test_a_search_gives_the_largest_file_within_the_budget(size, budget, first, 
 
 @given(monotone_sizes(), st.integers(1, 10**6), st.floats(-3.0, 3.0).map(math.exp))
 def test_a_bounded_search_ends_at_the_border_of_the_budget(size, budget, first):
-    """With enough rounds a search is close under the budget, or at the lambda at which a monotone size crosses it."""
+    """With enough rounds a search is just within the budget, or at the lambda at which a monotone size crosses it."""
     low, high = math.exp(-12.5), math.exp(12.5)
     search = BudgetSearch(budget, close=0.99, aim=0.995, bounds=(low, high))
     search.run(first, lambda lmbda: (lmbda, size(lmbda)), max_rounds=400)
@@ -116,7 +116,7 @@ def test_also_above_ends_a_search_near_the_budget():
 
 
 def test_a_search_learns_the_slope_and_continues():
-    """A search goes on from what it has seen: a second run starts at the lambda that the first one proposed."""
+    """A search continues from earlier results: a second run starts at the lambda that the first one proposed."""
     search = BudgetSearch(1000, close=0.999, aim=0.9995)
     proposed = search.run(1.0, lambda lmbda: (lmbda, round(1e6 * lmbda**-0.8)), max_rounds=2)
     assert search.slope == pytest.approx(-0.8, rel=1e-3)
@@ -130,17 +130,17 @@ def test_bisection_keeps_the_border(log_border, tolerance, below, above):
     """The interval narrows to the tolerance, its lower end does not fit, and its upper end does."""
     border = math.exp(log_border)
     low, high = border * math.exp(-below), border * math.exp(above)
-    asked = []
+    evaluated = []
 
     def fits(value):
-        asked.append(value)
+        evaluated.append(value)
         return value >= border
 
     found_low, found_high = geometric_bisection(fits, low, high, tolerance)
     assert low <= found_low < border <= found_high <= high
     assert found_high <= (1.0 + tolerance) * found_low
-    assert all(low < value < high for value in asked)
-    assert len(asked) <= math.log2(max((below + above) / math.log1p(tolerance), 1.0)) + 2
+    assert all(low < value < high for value in evaluated)
+    assert len(evaluated) <= math.log2(max((below + above) / math.log1p(tolerance), 1.0)) + 2
 
 
 def test_bisection_of_a_narrow_interval_evaluates_nothing():
@@ -160,16 +160,16 @@ def test_both_roundings_meet_the_target(state):
     assert default.data == auto.data == compensated.data != deadzone.data
     budget = compensated.dense_bytes / 12
     layer = deadzone.plan.layers["a.weight"]
-    for made, offset in ((compensated, 0.5), (deadzone, 1.0 - layer.threshold / layer.step)):
-        assert 0.995 * budget <= made.file_bytes <= budget
-        assert made.plan.layers["a.weight"].rounding_offset == pytest.approx(offset)
+    for compressed, offset in ((compensated, 0.5), (deadzone, 1.0 - layer.threshold / layer.step)):
+        assert 0.995 * budget <= compressed.file_bytes <= budget
+        assert compressed.plan.layers["a.weight"].rounding_offset == pytest.approx(offset)
     assert compensated.plan.layers["a.weight"].rounding == "compensated"
     assert layer.rounding == "deadzone"
     assert layer.rounding_offset < 0.45
 
 
 def test_an_unknown_rounding_is_refused(state):
-    """So is any rounding but "auto" with a two-stage target, which rounds each weight to nearest."""
+    """An unknown rounding is refused. So is any but "auto" with a two-stage target, which rounds each weight to nearest."""
     with pytest.raises(opq.ConfigError, match="rounding must be one of 'auto', 'compensated', 'deadzone', got 'best'"):
         opq.plan(state, ratio=4, rounding="best")
     with pytest.raises(opq.ConfigError, match=r"rounding \(='deadzone'\) cannot be combined with sparsity and bits"):

@@ -175,7 +175,7 @@ def test_layer_configs_are_met_and_so_is_the_target():
 
 
 def test_a_layer_of_zeros_is_pruned_completely():
-    """Its zeros count as pruned, so that fewer weights of the other layers are pruned."""
+    """The zeros of such a layer count as pruned, so fewer weights of the other layers are pruned."""
     layers = [layer("zeros", (1, 1000), [0.0]), layer("b", (1, 1000), [0.2])]
     points = two_stage.allocate(layers, 0.6, 3.0)
     assert [point.num_kept for point in points] == [0, 800]

@@ -58,9 +58,9 @@ def test_layers_of_a_pruned_network_share_one_step():
         state[name] = np.where(rng.random(weight.shape) < zeros, np.float32(0.0), weight)
 
     def errors(rounding):
-        made = opq.compress(state, size=22_000, rounding=rounding)
-        return made, [
-            float(np.square(fake_quantize(state[name], made.plan.layers[name]) - state[name]).sum()) for name in state
+        compressed = opq.compress(state, size=22_000, rounding=rounding)
+        return compressed, [
+            float(np.square(fake_quantize(state[name], compressed.plan.layers[name]) - state[name]).sum()) for name in state
         ]
 
     (ours, found), (_, before) = errors("compensated"), errors("deadzone")

@@ -1,6 +1,6 @@
 """One of several processes that finetune one network; test_processes.py runs it under torchrun.
 
-Each process starts with weights of its own, as if the user had forgotten a seed. Its results go into FOLDER/rank_N.pt.
+Each process starts with different weights, as if the user had forgotten a seed. Its results go into FOLDER/rank_N.pt.
 """
 
 import sys
@@ -22,7 +22,7 @@ accelerator = Accelerator(cpu=True)
 
 
 def train(name, training, *, prepare=False, progress=False):
-    """Finetune a network, prepared or dense; the masks, values and file with which this process ends."""
+    """Finetune a network, prepared or dense. Returns the masks, values and file with which this process ends."""
     model, _ = make("convolutions", seed=accelerator.process_index)
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(32, 2, 8, 8, generator=generator), torch.randint(10, (32,), generator=generator))

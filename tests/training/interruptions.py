@@ -6,7 +6,7 @@ class InterruptionError(Exception):
 
 
 def interrupt_after(epochs):
-    """An `on_epoch_end` that lets so many epochs pass, and interrupts the next one before its checkpoint is written."""
+    """An `on_epoch_end` that interrupts the run after this many epochs, before the checkpoint of the next one is written."""
     left = [epochs]
 
     def on_epoch_end(model):

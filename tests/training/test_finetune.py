@@ -150,8 +150,8 @@ def test_reduced_codes_fill_the_size(share, scale, seed):
         for weight in prepared_weights(model):
             weight.latent.mul_(scale)
     codes = codes_of(model)
-    fewest, most = section_bytes([np.sign(array) for array in codes]), section_bytes(codes)
-    code_bytes = fewest + share * (most - fewest)
+    smallest, largest = section_bytes([np.sign(array) for array in codes]), section_bytes(codes)
+    code_bytes = smallest + share * (largest - smallest)
     reduce_codes(model, code_bytes)
     assert 0.9 * code_bytes <= section_bytes(codes_of(model)) <= code_bytes
 

@@ -259,8 +259,8 @@ def test_a_layer_of_zeros_stays_zero_while_masks_are_recomputed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("asked", "epochs", "recomputed"), [(None, 6, 4), (None, 1, 0), (0, 4, 0), (3, 4, 3)])
-def test_masks_are_recomputed_in_two_thirds_of_the_epochs(asked, epochs, recomputed):
+@pytest.mark.parametrize(("requested", "epochs", "recomputed"), [(None, 6, 4), (None, 1, 0), (0, 4, 0), (3, 4, 3)])
+def test_masks_are_recomputed_in_two_thirds_of_the_epochs(requested, epochs, recomputed):
     """By default masks are recomputed in two thirds of the epochs, rounded down, and frozen by their last step."""
     model, _ = make("convolutions")
     seen = []
@@ -269,7 +269,7 @@ def test_masks_are_recomputed_in_two_thirds_of_the_epochs(asked, epochs, recompu
         seen.append([weight.codebook.threshold is not None for weight in prepared_weights(model)])
 
     loader = images()
-    training = opq.TrainingConfig(epochs=epochs, mask_update_epochs=asked)
+    training = opq.TrainingConfig(epochs=epochs, mask_update_epochs=requested)
     opq.finetune(model, loader, to_ratio(6.0), training, progress=record)
     last = recomputed * len(loader) - 1  # the step after which masks are frozen
     assert [any(found) for found in seen] == [step < last for step in range(epochs * len(loader))]

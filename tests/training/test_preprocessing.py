@@ -145,14 +145,14 @@ def test_training_images_have_the_size_and_follow_the_seed(torchvision, timm, ki
     }
     preprocessing = makers[kind](48)
 
-    def drawn(seed, transform=None):
+    def transformed(seed, transform=None):
         random.seed(seed)
         torch.manual_seed(seed)
         return (transform or preprocessing.training)(picture(*size))
 
-    assert drawn(0).shape == (3, 48, 48)
-    assert torch.equal(drawn(0), drawn(0, pickle.loads(pickle.dumps(preprocessing.training))))
-    assert len({drawn(seed).sum().item() for seed in range(8)}) > 4
+    assert transformed(0).shape == (3, 48, 48)
+    assert torch.equal(transformed(0), transformed(0, pickle.loads(pickle.dumps(preprocessing.training))))
+    assert len({transformed(seed).sum().item() for seed in range(8)}) > 4
 
 
 def test_small_images_are_shifted_and_flipped():

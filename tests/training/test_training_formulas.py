@@ -59,10 +59,10 @@ def test_the_pull_is_the_formula(excess, share, seed):
     log2(n_(k-1) / n_k) step, e the excess over 99.8% of the budget; at most six bits count.
     """
     model, before = spread_codes(seed)
-    room = round(section_bytes(before) / (1.0 + excess))
+    code_budget = round(section_bytes(before) / (1.0 + excess))
     latent = [weight.latent.detach().clone().numpy() for weight in prepared_weights(model)]
-    BudgetController(model, room)(0, 3000, share)
-    e = section_bytes(before) / room - 1.0 + 0.002
+    BudgetController(model, code_budget)(0, 3000, share)
+    e = section_bytes(before) / code_budget - 1.0 + 0.002
     for weight, codes, old in zip(prepared_weights(model), before, latent, strict=True):
         step, bits = float(weight.codebook.step), bits_by_hand(codes)
         moved = np.abs(old) - np.abs(weight.latent.detach().numpy())
