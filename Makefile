@@ -1,4 +1,4 @@
-# Two commands set up everything: `make demo` and `make test`. Each makes the environment it needs.
+# Two commands set up everything: `make demo` and `make test`. Each creates the environment that it requires.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,13 +8,13 @@ NATIVE := $(wildcard src/opq/codec/native/*)
 INCLUDE = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('include'))")
 LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))")
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
-# What tests the C module: golden files, and codes and planes to bytes and back.
+# Tests of the C module: golden files, and round trips of codes and planes.
 CODEC_TESTS = $(addprefix tests/codec/test_,native.py golden.py code_stream.py byte_planes.py)
 FUZZ_SECONDS ?= 600
 WORKERS ?= auto
-# The memory is for atheris, which keeps most of a kilobyte of each execution.
+# The memory limit is for atheris, which keeps almost a kilobyte per execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
-# Of all results: those that take minutes, and those that take longer (a night or more on two cores) or want the peers.
+# Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require the other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
 LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py 'allocation.py --anew' peers.py large.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers fuzz corpus portable sanitize clean
 
-help:  ## Show what can be made
+help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
 
 demo: .venv/ready  ## Train a small network, compress it, load it back, and compare
@@ -45,7 +45,7 @@ base: .venv-base/ready  ## The tests that hold for the base install, as a wheel 
 mutants: .venv/ready  ## Break the library in many places, one at a time: a test must notice each
 	$(BIN)/python tests/mutants/run.py
 
-reproduce: .venv/ready .venv-peers/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; goes on from checkpoints
+reproduce: .venv/ready .venv-peers/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; resumes from checkpoints
 	$(MAKE) reproduce-quick
 	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
@@ -112,7 +112,7 @@ clean:  ## Remove environments and caches
 	$(FUZZ)/python -m pip install --quiet -r requirements/fuzz.lock
 	touch $@
 
-# The arithmetic decoder's comparisons tell a fuzzer nothing, and tracing them costs half of the speed.
+# The arithmetic decoder's comparisons do not help a fuzzer, and tracing them halves the speed.
 build/fuzz/native: fuzz/native.c $(NATIVE)
 	mkdir -p build/fuzz
 	for part in fuzz/native.c src/opq/codec/native/module.c; do \

@@ -177,7 +177,7 @@ def two_stage_plan(state: State, bits: float, *, channel_wise: bool) -> opq.Plan
 
 
 def _lowest_within(size: Callable[[float], int], budget: int, lowest: float = 1e-8, highest: float = 10.0) -> float:
-    """The lowest argument, found by bisection, at which the decreasing function `size` is within the budget."""
+    """The smallest argument, found by bisection, at which the decreasing function `size` is within the budget."""
     low, high = math.log(lowest), math.log(highest)
     for _ in range(18):
         middle = 0.5 * (low + high)

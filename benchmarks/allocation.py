@@ -11,8 +11,8 @@ Rows that are in benchmarks/results/allocation.json already are not measured aga
 
 Images: CIFAR-10 (JPEG) test images for the ResNets, 1,300 ImageNet validation images for MobileNet (benchmarks/README.md).
 Every accuracy is that of the network read from the file, and is compared with the dense network's on the same images. Files of
-pruning with integers or k-means are gzip of a safetensors file with int8 (or packed int4) weights, scales, and the rest in
-float32.
+pruning with integers or k-means are gzip of a safetensors file with int8 (or packed int4) weights, scales, and all other
+tensors in float32.
 """
 
 from __future__ import annotations

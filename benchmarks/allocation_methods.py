@@ -1,4 +1,4 @@
-"""The methods that `allocation.py` compares. Each gives the bytes of a file and the tensors read back from it.
+"""The methods that `allocation.py` compares. Each returns the bytes of a file and the tensors read back from it.
 
 Methods have the names that the recorded results have; benchmarks/readme_tables.py translates them for tables.
 """
@@ -137,7 +137,7 @@ def pruned_integers(name: str, sparsity: float, bits: int) -> tuple[Arrays, Arra
 def codebooks(name: str, sparsity: float, values: int) -> tuple[Arrays, Arrays]:
     """Deep Compression (S. Han et al., 2016): pruning, then k-means with `values` values per layer.
 
-    Returns the stored tensors, and the weights that they stand for.
+    Returns the stored tensors, and the weights that they represent.
     """
     dense = network_of(name).tensors
     threshold = _threshold(dense, sparsity)

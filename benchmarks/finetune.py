@@ -69,7 +69,7 @@ CASES = {
     "resnet20": (*((*case, 6) for case in SHORT), ("joint", 35, 12), ("joint", 25, 12)),
     "resnet56": tuple((*case, 3) for case in SHORT if case[1] not in (25, 35)),
 }
-"""{network: (mode, asked file ratio, epochs)}"""
+"""{network: (mode, requested file ratio, epochs)}"""
 
 
 class CachedTeacher:
@@ -115,7 +115,7 @@ class Series:
         return self._trained(model, "dense", replace(ADAPTATION, epochs=ADAPTING[self.network]))
 
     def longer_top1(self, dense: nn.Module, epochs: int) -> float:
-        """Top-1 of the adapted network after so many more epochs."""
+        """Top-1 of the adapted network after this many more epochs."""
         return self.top1(self._trained(copy.deepcopy(dense), f"dense_longer_{epochs}", replace(CONTINUATION, epochs=epochs)))
 
     def compressed(self, dense: nn.Module, mode: str, ratio: int, epochs: int) -> tuple[opq.FinetuneResult, float]:
@@ -157,7 +157,7 @@ class Series:
 
 
 def mask_update_epochs(mode: str, epochs: int) -> int:
-    """In how many of a row's epochs masks are updated."""
+    """Number of a row's epochs in which masks are updated."""
     return 2 * epochs // 3 if mode == "joint" else 0
 
 
@@ -182,7 +182,7 @@ def two_stage_plan(dense: nn.Module, ratio: float) -> opq.Plan:
 
 
 def main() -> None:
-    """Train the rows, one after the other."""
+    """Train the rows in sequence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=MAKERS)
     parser.add_argument("--only", nargs="*", metavar="MODE:RATIO:EPOCHS", help="only these rows")

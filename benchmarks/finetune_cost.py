@@ -9,8 +9,8 @@ ResNet-20 on random images of CIFAR's size, batches of 128, SGD with momentum, b
 those of a step: the networks take turns, one step each, and results are medians of STEPS. The search for new mask thresholds,
 about 60 times in a training, is not included. Bytes are the largest resident memory of a process that trains one of them,
 minus its memory before it made the network. If there is a CUDA device, ResNet-50 is measured there, on images of ImageNet's
-size, with the peak that CUDA's allocator reports. If the claim fails, the script says so, and exits 0, since a busy machine is
-enough for that.
+size, with the peak that CUDA's allocator reports. If the claim fails, the script prints that and exits 0, since a busy machine
+can cause it.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ def main() -> int:
     print_rows(rows)
     save_result("finetune_cost", rows, seed=SEED, libraries=["torch"])
     for row in rows:
-        for what, most in (("time", MOST_TIME), ("memory", MOST_MEMORY)):
-            if row[f"{what}_ratio"] > most:
-                found = f"{row[f'{what}_ratio']:.3f} of a plain one's {what}, more than {most:.2f}"
-                print(f"NOT MET: {row['network']} on {row['device']} takes {found}", file=sys.stderr)
+        for what, limit in (("time", MOST_TIME), ("memory", MOST_MEMORY)):
+            if row[f"{what}_ratio"] > limit:
+                problem = f"{row[f'{what}_ratio']:.3f} of a plain one's {what}, more than {limit:.2f}"
+                print(f"NOT MET: {row['network']} on {row['device']} takes {problem}", file=sys.stderr)
     return 0
 
 

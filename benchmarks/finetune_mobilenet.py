@@ -34,7 +34,7 @@ import opq.torch
 
 DATA = "val1300, 1,000 unlabelled images"
 CASES = ((8, 0), (10, 0), (12, 0), (6, 0), (10, 6), (12, 6))
-"""(asked file ratio, epochs)"""
+"""(requested file ratio, epochs)"""
 CALIBRATED = 512
 DISTILLATION = opq.TrainingConfig(epochs=6, mask_update_epochs=0, reserve=0.01, seed=SEED, learning_rate=0.003, temperature=2.0)
 SIZE = 224
@@ -100,7 +100,7 @@ def validation() -> Whole:
 
 
 def main() -> None:
-    """Make the rows, one after the other."""
+    """Make the rows in sequence."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = {f"{ratio}:{epochs}": (ratio, epochs) for ratio, epochs in CASES}
     parser.add_argument(

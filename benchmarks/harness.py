@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from opq import text_table
 
 Row = Mapping[str, Any]
-"""One result: {column: number, text, bool, or None where it does not apply}."""
+"""One result: {column: number, text, bool, or None if it does not apply}."""
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("OPQ_RESULTS") or ROOT / "benchmarks" / "results")
@@ -44,7 +44,7 @@ NETWORKS = {
 """{network: its checkpoint under the data folder}"""
 
 RATIOS = (4.0, 10.0, 20.0, 40.0)
-"""The file ratios that benchmarks ask for."""
+"""The file ratios that benchmarks request."""
 
 _LIBRARIES = ("opq", "numpy", "scipy", "safetensors")
 
@@ -83,7 +83,7 @@ def runs_folder() -> Path:
 
 
 def commit_of_run(folder: Path) -> str:
-    """The commit whose code started the training in `folder`; if none is recorded there, this process's, which is recorded."""
+    """The commit whose code started the training in `folder`. If none is recorded there, this process's is recorded."""
     note = folder / "commit"
     if not note.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def commit_of_run(folder: Path) -> str:
 
 
 def peers_python() -> str:
-    """The Python of the environment that has the other tools but not opq. Exits 1 if it is missing."""
+    """The Python interpreter of the environment of the other tools, without opq. Exits 1 if it is missing."""
     python = ROOT / ".venv-peers" / "bin" / "python"
     if not python.exists():
         print(f"{Path(sys.argv[0]).name}: the other tools are not installed; run: make peers", file=sys.stderr)
@@ -192,24 +192,24 @@ def keep_row(
     print_rows([row])
     others = [other for other in kept_rows(benchmark) if any(other[key] != row[key] for key in case)]
     script, *arguments = command
-    made = {
+    origin = {
         "command": shlex.join(["python", f"benchmarks/{script}", *arguments]),
         "commit": commit or COMMIT,
         "processor": _processor(),
         "date": _today(),
     }
-    rows = sorted([*others, {**row, **made}], key=order)
+    rows = sorted([*others, {**row, **origin}], key=order)
     _write(benchmark, rows, seed, libraries, {})
     return rows
 
 
-def _write(benchmark: str, rows: Sequence[Row], seed: int | None, libraries: Sequence[str], made: Mapping[str, str]) -> None:
+def _write(benchmark: str, rows: Sequence[Row], seed: int | None, libraries: Sequence[str], origin: Mapping[str, str]) -> None:
     document = {
         "benchmark": benchmark,
         "machine": _machine(),
         "versions": _versions([*_LIBRARIES, *libraries]),
         "seed": seed,
-        **made,
+        **origin,
         "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
     }
     RESULTS.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ CIFAR = "cifar10_jpeg/cifar10_jpeg.tar.gz"
 
 
 def cache_folder() -> Path:
-    """The folder for files that can be made again."""
+    """The folder for files that can be regenerated."""
     folder = Path(os.environ.get("OPQ_CACHE") or ROOT / ".cache")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -37,7 +37,7 @@ def cifar10(part: str) -> tuple[Tensor, Tensor]:
 
 
 def cached(name: str, decode: Callable[[], Decoded]) -> tuple[Tensor, Tensor]:
-    """The images and labels that `decode` gives, kept in the cache folder under this name."""
+    """The images and labels that `decode` returns, kept in the cache folder under this name."""
     path = cache_folder() / f"{name}.npz"
     if not path.exists():
         images, labels = decode()

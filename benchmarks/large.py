@@ -50,8 +50,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # The peak of a process includes the memory of its parent when it started, so this process must stay small.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            weights = apart.submit(make_checkpoint, folder / "checkpoint", arguments.layers, arguments.vocabulary).result()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as separate:
+            weights = separate.submit(make_checkpoint, folder / "checkpoint", arguments.layers, arguments.vocabulary).result()
         rows = [{"case": case, "weights": weights, **row} for case, row in _measure(folder)]
     print_rows(rows)
     if (arguments.layers, arguments.vocabulary) == (LAYERS, VOCABULARY):

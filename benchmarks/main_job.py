@@ -1,8 +1,8 @@
 """Compressing a checkpoint to a requested file ratio and expanding it again, with the command line, in about a second.
 
 Claim: for a pretrained network and a file ratio R, `opq compress` writes a file of at most dense/R bytes and at least
-0.995 dense/R, all overhead included. `opq expand` gives back every tensor with its name, shape and dtype: auxiliary tensors bit
-for bit, weights bit-equal to `fake_quantize` under the plan. `opq verify` finds the file whole. With a target of sparsity and
+0.995 dense/R, all overhead included. `opq expand` restores every tensor with its name, shape and dtype: auxiliary tensors bit
+for bit, weights bit-equal to `fake_quantize` under the plan. `opq verify` accepts the file. With a target of sparsity and
 bits the file has exactly the requested number of zeros.
 
     python benchmarks/main_job.py
@@ -52,11 +52,11 @@ def main() -> int:
 
 
 def _run(network: str, path: Path, target: Target, rows: list[Row], problems: list[str]) -> None:
-    asked = ", ".join(f"{key} {value:g}" for key, value in target.items())
+    target_text = ", ".join(f"{key} {value:g}" for key, value in target.items())
     with tempfile.TemporaryDirectory() as folder:
         row, found = _job(network, path, target, Path(folder))
     rows.append(row)
-    problems += [f"{network} at {asked}: {problem}" for problem in found]
+    problems += [f"{network} at {target_text}: {problem}" for problem in found]
 
 
 def _job(network: str, source: Path, target: Target, folder: Path) -> tuple[Row, list[str]]:
@@ -109,16 +109,16 @@ def _job(network: str, source: Path, target: Target, folder: Path) -> tuple[Row,
 
 
 def _opq(*arguments: str) -> str:
-    """What a command prints; CalledProcessError if it fails, after its own message on stderr."""
+    """The output of a command; CalledProcessError if it fails, after its own message on stderr."""
     done = subprocess.run([sys.executable, "-m", "opq", *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
 
 
 def _wrong_sizes(file_bytes: int, dense_bytes: int, budget: int | None, inspection: Mapping[str, Any]) -> Iterator[str]:
     if budget is not None and file_bytes > budget:
-        yield f"{file_bytes:,} bytes, more than the {budget:,} asked for"
+        yield f"{file_bytes:,} bytes, more than the {budget:,} requested"
     if budget is not None and file_bytes < SMALLEST_SHARE * budget:
-        yield f"{file_bytes:,} bytes, less than {SMALLEST_SHARE:g} of the {budget:,} asked for"
+        yield f"{file_bytes:,} bytes, less than {SMALLEST_SHARE:g} of the {budget:,} requested"
     if (inspection["file_bytes"], inspection["dense_bytes"]) != (file_bytes, dense_bytes):
         yield f"inspect says {inspection['file_bytes']:,} of {inspection['dense_bytes']:,} bytes"
     spent = sum(tensor["bytes"] for tensor in inspection["tensors"]) + inspection["header_bytes"]
@@ -127,7 +127,7 @@ def _wrong_sizes(file_bytes: int, dense_bytes: int, budget: int | None, inspecti
 
 
 def _wrong_tensors(source: Tensors, expanded: Tensors, plan: opq.Plan) -> Iterator[str]:
-    """Tensors that differ from what the plan makes of the source."""
+    """Tensors that differ from the source under the plan."""
     if set(source) != set(expanded):
         yield f"names differ: {sorted(set(source) ^ set(expanded))[:3]}"
     for name in sorted(set(source) & set(expanded)):
@@ -147,7 +147,7 @@ def _wrong_zeros(expanded: Tensors, inspection: Mapping[str, Any], target: Targe
     count = sum(weight.size for weight in weights)
     zeros = count - sum(int(np.count_nonzero(weight)) for weight in weights)
     if "sparsity" in target and zeros != round(target["sparsity"] * count):
-        yield f"{zeros:,} of {count:,} weights are zero, {round(target['sparsity'] * count):,} were asked for"
+        yield f"{zeros:,} of {count:,} weights are zero, {round(target['sparsity'] * count):,} were requested"
     if not math.isclose(inspection["sparsity"], zeros / count, abs_tol=1e-9):
         yield f"inspect says {inspection['sparsity']:.6f} are zeros, {zeros / count:.6f} are"
 

@@ -170,14 +170,14 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(MAKERS)}; by default all")
     parser.add_argument("--ratios", type=int, nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    asked = parser.parse_args()
-    if unknown := set(asked.networks) - set(MAKERS):
+    options = parser.parse_args()
+    if unknown := set(options.networks) - set(MAKERS):
         parser.error(f"unknown network {min(unknown)}; there are {', '.join(MAKERS)}")
-    for network in asked.networks or MAKERS:
-        for seed in asked.seeds:
+    for network in options.networks or MAKERS:
+        for seed in options.seeds:
             series = Series(network, seed, runs_folder() / "mnist")
             for case in CASES[network]:
-                if not asked.ratios or case.ratio in asked.ratios:
+                if not options.ratios or case.ratio in options.ratios:
                     keep_row(
                         "mnist",
                         series.row(case),

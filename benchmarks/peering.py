@@ -1,4 +1,4 @@
-"""Other compression tools, each in a process of their own environment that answers a line of JSON with a line of JSON."""
+"""Other compression tools, each in a process of a separate environment that answers a line of JSON with a line of JSON."""
 
 from __future__ import annotations
 

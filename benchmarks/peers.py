@@ -19,7 +19,7 @@ data          "none": the weights alone, or synthetic inputs; "unlabelled": cali
               trained with as many. Methods that use these images adapt to them: the dense network was trained on other images
 drop, error   points of top-1 below the dense network, and the standard error of this difference, image by image
 
-A row is saved in results/peers.json as soon as it is measured, in place of an earlier one.
+A row is saved in results/peers.json as soon as it is measured; it replaces an earlier one.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Method:
 
     Args:
         package: The tool's package; None if the method is implemented here.
-        data: What it needs beside the weights.
-        saved_as: What its user saves.
+        data: Data that it requires in addition to the weights.
+        saved_as: The files that its user saves.
         searches: network -> the settings to search, once for each value of a second parameter.
         run: (network, setting) -> what was saved; None if the setting makes it equal to another method.
     """
@@ -73,7 +73,7 @@ class Method:
 
 
 def packed(data: bytes) -> int:
-    """Bytes of `data` as it is or after gzip, bzip2 or xz, whichever is least."""
+    """Bytes of `data` as it is or after gzip, bzip2 or xz, whichever is smallest."""
     return min(map(len, (data, gzip.compress(data, 9), bz2.compress(data, 9), lzma.compress(data, preset=9))))
 
 
@@ -108,7 +108,7 @@ STEPS = list(range(-44, -7))
 SPARSITIES = [round(0.05 * step, 2) for step in range(17)]
 BITS = list(range(8, 0, -1))
 EPOCHS, BATCH = 15, 64
-"""Of the methods that train with the labels of the calibration images."""
+"""Settings of the methods that train with the labels of the calibration images."""
 
 TRAINING = opq.TrainingConfig(epochs=EPOCHS, label_weight=0.5)
 

@@ -1,8 +1,8 @@
 """Draw benchmarks/results/accuracy_vs_size.png from the result files: `python benchmarks/picture.py`.
 
 The plot shows the change of top-1 against the bytes of the whole file, for opq and for other tools, on ResNet-20 and MobileNet.
-It shows changes, not top-1 itself, because the finetuned ResNet-20 was adapted to the JPEG images first, and so has a dense
-network of its own. Changes are relative to the dense network that each row was compressed from.
+It shows changes, not top-1 itself, because the finetuned ResNet-20 was adapted to the JPEG images first, and so has a different
+dense network. Changes are relative to the dense network that each row was compressed from.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RATIOS = {"resnet20": (40, 30, 20, 10, 5), "mobilenet": (12, 10, 8, 6, 5, 4)}
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn.
+    """The style of a method in the plot.
 
     Args:
         label: Its text in the legend.

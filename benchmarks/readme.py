@@ -1,8 +1,8 @@
 """Write the tables of docs/results.md and README.md, and the plot, from the result files: `python benchmarks/readme.py`.
 
 A table is between <!-- name --> and <!-- /name -->, where name is one of readme_tables.SECTIONS. docs/results.md has all of
-them but those of README_ONLY. In README.md the marked blocks that are there are written. tests/test_readme.py fails if a table
-is not what the result files give.
+them except those of README_ONLY. README.md has some of them. tests/test_readme.py fails if a table does not match its
+result files.
 """
 
 from __future__ import annotations

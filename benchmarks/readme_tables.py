@@ -471,7 +471,7 @@ class Section:
         sources: Names of the result files.
         lines: Makes the lines from the rows of each source.
         has: Whether a row of a result belongs here.
-        shows_origin: Whether a line below the table says where it was measured.
+        shows_origin: Whether a line below the table names processor, commit and date.
     """
 
     sources: tuple[str, ...]
@@ -504,7 +504,7 @@ SECTIONS: dict[str, Section] = {
         )
     },
 }
-"""{name in the markers: what is between them}"""
+"""{name in the markers: how the lines between them are made}"""
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

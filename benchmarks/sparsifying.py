@@ -54,7 +54,7 @@ class Sparsifier(torch.optim.Adam):
         lead["taken"] += 1
         if lead["taken"] % _EVERY == 0:
             thresholds = (_SIGNIFICANT * scale for scale in lead["scales"])
-            significant = sum(int((w.abs() > least).sum()) for w, least in zip(self._trained, thresholds, strict=True))
+            significant = sum(int((w.abs() > minimum).sum()) for w, minimum in zip(self._trained, thresholds, strict=True))
             lead["lmbda"] *= _FASTER if significant > self._wanted(lead["taken"]) else 1.0 / _FASTER
         return loss
 
@@ -103,7 +103,7 @@ def _plan_at(state: dict[str, Tensor], step: float, sensitivity: dict[str, float
 
 
 def _sensitivity(model: nn.Module, images: Tensor) -> dict[str, float]:
-    # A generator of its own, so that a resumed run has the same plan.
+    # A separate generator, so that a resumed run has the same plan.
     generator = torch.Generator().manual_seed(0)
     weights = {name: tensor for name, tensor in model.named_parameters() if tensor.ndim >= 2}
     squares = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}

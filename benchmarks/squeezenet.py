@@ -78,7 +78,7 @@ def _row(state: State, data: bytes, published: int) -> Row:
 
 
 def _coded_bytes(weight: NDArray[np.float32]) -> float:
-    """Entropy of the indices of its levels, and the levels but zero."""
+    """Entropy of the indices of its levels, and the levels except zero."""
     return entropy_bytes(weight) + 4.0 * np.count_nonzero(np.unique(weight))
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 WARM_UP, TURN, LEAST_RUNS = 0.2, 0.5, 3
-"""Seconds of warm-up and of a turn, and least number of runs. Idle processors and new threads are slow at first."""
+"""Seconds of warm-up and of a turn, and minimum number of runs. Idle processors and new threads are slow at first."""
 
 
 def seconds_of_turn(run: Callable[[], object]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Finetune in a training loop of your own: one line before it, one line after it.
+"""Finetune in your own training loop: one line before it, one line after it.
 
 python examples/finetune_plain.py
 """

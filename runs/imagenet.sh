@@ -1,11 +1,11 @@
 #!/bin/sh
 # One of the paper's networks on ImageNet, as imagenet_*.sh call it: imagenet.sh MODEL WEIGHTS SPARSITY BITS
-# Not run in full, for lack of ImageNet and a GPU. On ten images, with random weights, all four networks run.
+# It was not run in full, for lack of ImageNet and a GPU. On ten images, with random weights, all four networks run.
 #
 # IMAGENET   a folder with train/ and val/, each with a folder per class
 # OUT        the folder of the file, the checkpoints and the evaluation; by default runs/out
 # EPOCHS, BATCH, WORKERS, RATE   8, 256, 8 and 0.01 by default
-# WEIGHTS    in place of the published ones: a checkpoint, or "none" for random ones, as a quick test
+# WEIGHTS    instead of the published ones: a checkpoint, or "none" for random ones, as a quick test
 # OPQ        the opq command; by default that of the Makefile's environment
 set -eu
 model=$1 weights=${WEIGHTS:-$2} sparsity=$3 bits=$4

@@ -1,4 +1,4 @@
-"""The paper's four networks in the shapes that 32x32 images of ten classes leave them."""
+"""The paper's four networks, adapted to 32x32 images of ten classes."""
 
 from __future__ import annotations
 

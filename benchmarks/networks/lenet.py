@@ -1,4 +1,4 @@
-"""The two networks of compression's oldest table, on 28x28 images of one channel."""
+"""The two classic networks of the compression literature, on 28x28 images of one channel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def lenet_300_100() -> nn.Module:
 
 
 def lenet_5() -> nn.Module:
-    """LeNet-5 as Caffe has it, whose convolutions have no nonlinearity but the pooling; 431,080 parameters."""
+    """LeNet-5 as in Caffe, whose convolutions have no nonlinearity except the pooling; 431,080 parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 20, 5),
         nn.MaxPool2d(2),

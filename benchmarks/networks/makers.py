@@ -1,4 +1,4 @@
-"""The networks of the benchmarks' checkpoints by the names that results call them."""
+"""The networks of the benchmarks' checkpoints, by their names in the results."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What images as RGB / 255 are normalised by."""
+"""Mean and standard deviation by which images as RGB / 255 are normalized."""
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which drops pixels and pads channels with zeros where the shape changes."""
+    """Two 3x3 convolutions beside a shortcut, which drops pixels and pads channels with zeros if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

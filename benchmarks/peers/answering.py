@@ -1,4 +1,4 @@
-"""How a script answers: a line of JSON for each line of JSON. What libraries print goes to stderr."""
+"""The protocol of the scripts: a line of JSON for each line of JSON. The output of libraries goes to stderr."""
 
 from __future__ import annotations
 

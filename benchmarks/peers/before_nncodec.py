@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 torch.__version__ = torch.__version__.split("+")[0]
-# Its operators are known as long as this object exists.
+# Its operators are registered as long as this object exists.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, _name):

@@ -1,4 +1,4 @@
-"""What the scripts of tools that compress modules share: the network, its inputs, and the answer to every setting."""
+"""Shared code of the scripts of tools that compress modules: the network, its inputs, and the answer to every setting."""
 
 from __future__ import annotations
 

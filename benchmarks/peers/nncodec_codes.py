@@ -5,9 +5,9 @@
 benchmarks/codec.py runs this script (peering.py). A line is "encode", "decode" or "report"; the answer is the seconds of
 several runs, or the bytes of the codes. So the two coders take turns, and a drift of the processor's clock affects both alike.
 
-The codes go directly to the coder's interface: without quantization of its own, without dependent quantization, and otherwise
+The codes go directly to the coder's interface: without its quantization, without dependent quantization, and otherwise
 with the defaults of `nncodec.tensor.encode` (parameter optimization and row skipping on, 11 unary decisions). It has one
-thread, because the coder holds Python's lock.
+thread, because the coder holds the GIL.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ benchmarks/allocation.py and benchmarks/peers.py run this script (peering.py). A
 step. With a sparsity other than 0 the package's own sparsification runs first (`nncodec.nn.encode`, without its structured
 sparsification, which is meant for training afterwards). It has no effect if quantization alone gives that share of zeros among
 all parameters. Otherwise it raises a threshold, which starts at 0.26 standard deviations of each tensor, a quarter of its
-weights, until the share is reached. The answer says whether it had an effect. The stream is FOLDER/network.nnc, the decoded
+weights, until the share is reached. The answer includes whether it had an effect. The stream is FOLDER/network.nnc, the decoded
 tensors are in FOLDER/decoded.npz.
 """
 
@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 
 
 def main() -> int:
-    """Compress and decompress as asked; the exit status."""
+    """Answer requests to compress and decompress; the exit status."""
     checkpoint, folder = sys.argv[1:]
     dense = {name: np.asarray(tensor, dtype=np.float32) for name, tensor in load_file(checkpoint).items()}
     file = Path(folder) / "network.nnc"
