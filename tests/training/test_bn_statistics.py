@@ -26,7 +26,7 @@ def folded_network(eps):
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3])
 def test_restored_statistics_keep_the_function(eps):
-    """The network computes the same before and after, but for rounding, and has statistics of its own again."""
+    """The network computes the same function as before, up to rounding, and its batch norms are no longer folded."""
     model, inputs, _ = folded_network(eps)
     before = model(inputs)
     assert has_folded_statistics(model.norm)
@@ -59,7 +59,7 @@ def test_finetuning_can_start_from_a_file_with_folded_batch_norms():
 
 
 def test_other_batch_norms_stay():
-    """A batch norm with statistics of its own, or without weight and bias, is not changed."""
+    """A batch norm that is not folded, or without weight and bias, is not changed."""
     model = nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4))
     model[1].running_mean[0] = 1.0
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -76,7 +76,7 @@ class TwoHeads(nn.Module):
         self.used, self.unused = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
 
     def forward(self, x):
-        """The output of the first."""
+        """The output of the first batch norm."""
         return self.used(x)
 
 

@@ -45,7 +45,7 @@ def test_training_starts_at_the_calibrated_file():
 
 @pytest.mark.slow
 def test_a_calibrated_finetuning_is_within_its_budget():
-    """The file is within the target and has no plan; it holds what the network holds afterwards."""
+    """The file is within the target and has no plan; it holds the values that the network has afterwards."""
     model, calibration = calibrated()
     finetuned = opq.finetune(
         model, images(), SIX, opq.TrainingConfig(epochs=2), teacher="dense", calibration=calibration, progress=False

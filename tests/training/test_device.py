@@ -46,7 +46,7 @@ def test_networks_run_in_the_faster_precision(monkeypatch, capabilities, dtype):
 
 
 def test_the_device_of_a_network_is_that_of_its_tensors():
-    """It is the device of its parameters, else of its buffers, else the CPU."""
+    """The device is that of the parameters, else of the buffers, else the CPU."""
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.BatchNorm1d(2, affine=False, device="meta")) == torch.device("meta")
     assert device_of(nn.ReLU()) == torch.device("cpu")

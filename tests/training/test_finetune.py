@@ -82,7 +82,7 @@ def test_labels_of_any_integer_dtype_train_alike():
 
 
 def test_unsuitable_inputs_are_refused():
-    """Inputs of the wrong shape, labels that are no classes, and a network without gradients each raise an error."""
+    """Inputs of the wrong shape, labels that are not classes, and a network without gradients each raise an error."""
     inputs = torch.randn(16, 3, 8, 8)
     with pytest.raises(opq.TrainingError, match=r"fails on a batch of \(16, 3, 8, 8\)"):
         opq.finetune(make("convolutions")[0], [inputs], to_ratio(6.0), ONE, teacher="dense")
@@ -226,7 +226,7 @@ def test_a_prepared_network_keeps_its_masks_steps_and_budget():
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [{"sparsity": 0.6, "bits": 3.0}, {"ratio": 6.0}])
 def test_a_budget_replaces_the_target(target):
-    """`budget` bounds the file, also if the target says nothing about bytes; without either the file has any size."""
+    """`budget` bounds the file, also if the target does not limit the bytes; without either the file has any size."""
     plan = opq.plan(make("convolutions")[0], **target)
     free = opq.finetune(make("convolutions")[0], images(), plan, ONE)
     assert free.budget == plan.budget
@@ -288,7 +288,7 @@ def test_a_diverged_training_is_an_error(mask_update_epochs, count):
 
 
 def test_a_budget_that_leaves_no_bytes_for_codes_is_refused_before_training():
-    """The error says how many bytes the file takes without its codes; no step is done, and the network is as before."""
+    """The error gives the bytes of the file without its codes; no step is made, and the network is unchanged."""
     model, _ = make("convolutions")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = opq.plan(model, ratio=4)
@@ -306,7 +306,7 @@ def test_a_budget_that_leaves_no_bytes_for_codes_is_refused_before_training():
 
 
 def test_starts_that_contradict_are_refused():
-    """A prepared network takes no start, its module alone does not do, a dense one needs a start, and lossless is no start."""
+    """A prepared network accepts no start, its module alone is refused, a dense one needs a start, but not a lossless one."""
     model, _ = make("convolutions")
     plan = opq.plan(model, ratio=4)
     with pytest.raises(opq.TrainingError, match="start must be"):

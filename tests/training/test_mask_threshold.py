@@ -66,7 +66,7 @@ def test_the_gradient_reaches_all_weights_while_masks_are_recomputed():
 @settings(max_examples=10)
 def test_recomputed_masks_fill_the_budget(share, seed):
     """Codes take at most the budget and nearly all of it; unless each weight is rounded to nearest, or each layer keeps only a
-    quarter of what its plan keeps, which is the least. The kept latent values are always the largest.
+    quarter of what its plan keeps, the minimum. The kept latent values are always the largest.
     """
     model, before = spread_codes(seed)
     least = [math.ceil(0.25 * np.count_nonzero(codes)) for codes in before]
@@ -196,7 +196,7 @@ FIXED = {
 
 @pytest.mark.parametrize(("start", "reason"), FIXED.values(), ids=FIXED)
 def test_fixed_masks_cannot_be_recomputed(request, start, reason):
-    """If something else decides the masks, asking for epochs in which they are recomputed is an error before training."""
+    """If something else decides the masks, `mask_update_epochs` above 0 is an error before training."""
     model, inputs = make("convolutions")
     options = {"calibration": opq.calibrate(model, inputs)} if "[calibration]" in request.node.name else {}
     training = opq.TrainingConfig(epochs=2, mask_update_epochs=1)
@@ -206,7 +206,7 @@ def test_fixed_masks_cannot_be_recomputed(request, start, reason):
 
 
 def test_a_prepared_network_keeps_its_masks():
-    """Its masks cannot be recomputed either."""
+    """The masks of a prepared network from a file cannot be recomputed either."""
     prepared = opq.prepare(make("convolutions")[0], ratio=6.0, rounding="deadzone")
     with pytest.raises(opq.PlanError, match="prepared already"):
         opq.finetune(prepared, images(), training=opq.TrainingConfig(epochs=2, mask_update_epochs=1))

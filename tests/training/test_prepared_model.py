@@ -86,7 +86,7 @@ def test_a_target_prepares_as_its_plan_does(kind, target):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_a_prepared_network_encodes_as_its_plan_compresses(kind, target):
-    """Before any training, the file is the one that `opq.compress` makes of the plan."""
+    """Before any training, the file is that of `opq.compress` under the plan."""
     model, _ = make(kind)
     plan = opq.plan(model, **target)
     expected = opq.compress(model, plan)
@@ -338,7 +338,7 @@ def test_what_cannot_be_prepared_is_refused():
 
 
 def test_a_start_and_keywords_do_not_go_together():
-    """Keywords beside a start, a keyword that does not exist, and no target at all each raise an error that says so."""
+    """Keywords together with a start, an unknown keyword, and a missing target each raise an error that names the problem."""
     model, _ = make("dense")
     for start in (opq.plan(model, ratio=6.0), to_ratio(6.0), opq.compress(model, ratio=6.0).data):
         with pytest.raises(TypeError, match=r"prepare\(\) takes a start or keywords, got both a start and 'ratio'"):
@@ -451,7 +451,7 @@ def test_the_network_may_be_its_own_teacher():
 
 
 def test_the_calibration_of_another_network_is_refused():
-    """Its values would replace those of this network."""
+    """A calibration of another network is refused, because its values would replace those of this network."""
     (model, inputs), (other, _) = make("dense"), make("dense", seed=1)
     with pytest.raises(opq.PlanError, match="the calibration is of another network"):
         opq.finetune(model, [inputs], to_ratio(3.0), opq.TrainingConfig(epochs=1), calibration=opq.calibrate(other, inputs))

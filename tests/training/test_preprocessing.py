@@ -123,7 +123,7 @@ def test_grey_images_are_converted_for_the_network(torchvision, timm):
 
 
 def test_other_networks_get_the_centre_crop(torchvision):
-    """That of torchvision's preset for classifiers."""
+    """The resized size is that of torchvision's preset for classifiers."""
     got = plain(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms
     expected = preset(crop_size=64, resize_size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -156,7 +156,7 @@ def test_training_images_have_the_size_and_follow_the_seed(torchvision, timm, ki
 
 
 def test_small_images_are_shifted_and_flipped():
-    """By at most 1/8 of their size, padded with zeros. Without an input size larger images are too, and keep their size."""
+    """They are shifted by at most 1/8 of their size and padded with zeros. Without an input size, so are larger images."""
     pixels = np.arange(1, 1 + 16 * 8, dtype=np.uint8).reshape(16, 8, 1)
     shifts = {(top, left) for top in range(5) for left in range(3)}
     padded = np.pad(pixels[..., 0], ((2, 2), (1, 1)))
@@ -188,7 +188,7 @@ def test_folders_are_read_as_torchvision_reads_them(torchvision, work):
 
 
 def test_sixteen_bit_images_are_scaled(tmp_path):
-    """They are scaled to 8 bits, not clipped to 255."""
+    """Grey images of 16 bits are scaled to 8 bits, not clipped to 255."""
     ramp = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
     image.fromarray(ramp).save(tmp_path / "ramp.png")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "ramp.png"))[..., 0], ramp // 257)
@@ -233,7 +233,7 @@ def test_invalid_images_are_an_error(work, capsys, name, content, workers):
 
 
 def test_images_of_different_sizes_are_an_error(work, capsys):
-    """In evaluate as in calibrate."""
+    """Images of different sizes are the same error in evaluate and in calibrate."""
     picture(32, 40).save(work / "images" / "a" / "0.png")
     assert main(EVALUATE) == 1
     error = capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_images_of_different_sizes_are_an_error(work, capsys):
 
 @pytest.mark.slow
 def test_an_npz_file_needs_neither_torchvision_nor_pillow(work, monkeypatch, capsys):
-    """With a network of the user's own, evaluate, finetune and calibrate run; image files need the extra opq[models]."""
+    """With a user's network, evaluate, finetune and calibrate run; image files need the extra opq[models]."""
     arrays = {f"x_{part}": np.zeros((8, 16, 16, 3), np.uint8) for part in ("train", "test")}
     np.savez("images.npz", **arrays, y_train=np.zeros(8, int), y_test=np.zeros(8, int))
     _hide(monkeypatch, "torchvision", "PIL", "timm")
@@ -266,7 +266,7 @@ def test_an_npz_file_needs_neither_torchvision_nor_pillow(work, monkeypatch, cap
 
 
 def test_a_torchvision_of_another_build_is_an_error(work, monkeypatch, capsys):
-    """The message has one line and says what to install."""
+    """The message has one line and names the package to install."""
     _hide(monkeypatch, "torchvision", "timm")
     for name in ("torchvision", "timm"):
         monkeypatch.delitem(sys.modules, name)

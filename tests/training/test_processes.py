@@ -20,7 +20,7 @@ def test_two_processes_make_one_file(tmp_path):
     were recomputed at first. One of them writes the file. An interrupted and resumed run ends with the same bytes.
     """
     pytest.importorskip("accelerate")
-    # Without GPUs `accelerate launch` needs MPI; torchrun sets the same environment.
+    # Without GPUs `accelerate launch` requires MPI; torchrun sets the same environment.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

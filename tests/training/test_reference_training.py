@@ -70,7 +70,7 @@ def test_the_loss_is_the_formula(student, teacher, labels, share, temperature):
 
 @given(logits, st.lists(st.integers(0, CLASSES - 1), min_size=6, max_size=6), shares)
 def test_without_a_teacher_the_loss_is_the_cross_entropy(student, labels, share):
-    """The label weight has no effect then."""
+    """Without a teacher the label weight has no effect."""
     found = config(label_weight=share).loss(torch.tensor(student), torch.tensor(labels), None)
     assert float(found) == pytest.approx(cross_entropy(student, np.array(labels)), rel=1e-4, abs=1e-5)
 
@@ -84,7 +84,7 @@ def test_labels_may_be_probabilities(student, teacher, likely):
 
 
 def test_the_loss_is_not_symmetric():
-    """It is the divergence of the network from the teacher: in this example the other direction has another value."""
+    """The loss is KL(teacher || network): in this example the other direction has another value."""
     teacher, student = torch.tensor([[math.log(0.9), math.log(0.1)]]), torch.tensor([[0.0, 0.0]])
     found = float(config(temperature=1.0).loss(student, None, teacher))
     assert found == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(0.2), rel=1e-5)
@@ -221,7 +221,7 @@ def test_gradients_are_clipped_by_default():
 
 
 def test_averaged_weights_get_new_batch_norm_statistics():
-    """With averaged weights batch norms have the statistics that these weights give, not those of the training."""
+    """With averaged weights, batch norms have the statistics measured with these weights, not those of the training."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     loader = [(torch.randn(16, 6), torch.randint(4, (16,))) for _ in range(4)]

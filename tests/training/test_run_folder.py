@@ -58,7 +58,7 @@ def test_the_generator_of_a_batch_sampler_is_seeded(tmp_path):
 
 
 def run_dense(training=None, start=None, *, model=None, loader=None, **options):
-    """Finetune the network of dense layers for one epoch, unless told otherwise."""
+    """Finetune the network of dense layers, by default for one epoch."""
     return opq.finetune(
         make("dense")[0] if model is None else model,
         flat() if loader is None else loader,
@@ -79,7 +79,7 @@ def test_what_on_epoch_end_returns_is_kept_as_json(tmp_path):
 
 
 def test_a_folder_belongs_to_one_start(tmp_path):
-    """It refuses another plan, file or config; the same start resumes, in whatever form a file is given."""
+    """A folder refuses another plan, file or config; the same start resumes, in any form of a file."""
     model, _ = make("dense")
     data = opq.compress(model, ratio=4.0).data
     (tmp_path / "a.opq").write_bytes(data)
@@ -100,7 +100,7 @@ def test_a_folder_belongs_to_one_start(tmp_path):
 
 
 def test_a_folder_holds_what_was_done(tmp_path):
-    """It has the arguments, the plan, the history and the file; a run with another training is refused."""
+    """A folder has the arguments, the plan, the history and the file; a run with another training is refused."""
     model, _ = make("convolutions")
     training = TrainingConfig(epochs=2)
     finetuned = opq.finetune(
@@ -148,7 +148,7 @@ def test_a_run_from_a_file_does_not_depend_on_the_values_of_the_network(tmp_path
 
 
 def test_a_prepared_network_resumes(tmp_path):
-    """Its values have moved when the run was interrupted; the folder knows it by its steps, and refuses other steps."""
+    """Training changes the values of a prepared network, so the folder identifies it by its steps, and refuses other steps."""
 
     def prepared(ratio):
         return opq.prepare(make("dense")[0], ratio=ratio)
@@ -164,7 +164,7 @@ def test_a_prepared_network_resumes(tmp_path):
 
 
 def teachers():
-    """No teacher, networks and a function, which all teach something else."""
+    """No teacher, networks and a function, which all give different logits."""
     first, second = make("dense", seed=3)[0].eval(), make("dense", seed=4)[0].eval()
 
     def function(inputs):
@@ -174,7 +174,7 @@ def teachers():
 
 
 def test_a_folder_belongs_to_one_teacher_calibration_optimizer_and_loader(tmp_path):
-    """Whatever else the result depends on makes another run."""
+    """A run with any other different argument that affects the result is refused."""
     batches, start = flat(), to_ratio(3.0)
     fixed = TrainingConfig(epochs=1, mask_update_epochs=0)
     adams = [TrainingConfig(epochs=1, optimizer=partial(torch.optim.AdamW, betas=betas)) for betas in ((0.9, 0.99), (0.2, 0.5))]
@@ -196,7 +196,7 @@ def test_a_folder_belongs_to_one_teacher_calibration_optimizer_and_loader(tmp_pa
 
 @pytest.mark.slow
 def test_an_interrupted_network_resumes_in_the_same_process(tmp_path):
-    """An interrupted dense network has its own values back, so that the same call resumes the run and ends with its bytes."""
+    """An interrupted dense network is restored, so that the same call resumes the run and ends with its bytes."""
     model, _ = make("convolutions")
     start, training = to_ratio(6.0), TrainingConfig(epochs=3)
     whole = opq.finetune(make("convolutions")[0], images(), start, training, folder=tmp_path / "whole")

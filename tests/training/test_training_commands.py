@@ -95,7 +95,7 @@ def test_settings_of_training_reach_the_library(work, capsys):
 
 
 def test_finetune_follows_a_plan_or_a_config(work):
-    """--plan keeps the plan's steps, and --config stands for the same options."""
+    """--plan keeps the plan's steps, and --config is equivalent to the same options."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
     common = "finetune network.py:make --weights a.pt --data images.npz --epochs 1 --batch 16"
     assert main(["plan", "a.pt", "--ratio", "4", "--rounding", "deadzone", "-o", "plan.json"]) == 0
@@ -128,7 +128,7 @@ def test_search_finds_the_smallest_file(work, capsys):
 
 @pytest.mark.slow
 def test_calibrate_makes_the_file_of_the_library(work, capsys):
-    """On a folder of images, on a part of it, and on synthetic ones."""
+    """It calibrates on a folder of images, on a part of it, and on synthetic images."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
     network = open_model("network.py:make", "a.pt", input_size=12, mean=(0.5,)).network
     images = torch.stack([image for image, _ in open_images("images.npz", plain(), training=False).dataset])
@@ -205,7 +205,7 @@ def test_a_file_of_code_is_run_as_python_runs_it(work):
 
 
 def test_a_factory_may_import_modules_of_its_folder(work):
-    """While it runs, and while its file is loaded; a missing module is a ModelError."""
+    """Imports work while the factory runs and while its file is loaded; a missing module is a ModelError."""
     (work / "code").mkdir()
     (work / "code" / "beside.py").write_text("width = 5")
     code = "from torch import nn\ndef make():\n    from beside import width\n    return nn.Linear(width, 2)\n"

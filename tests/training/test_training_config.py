@@ -80,7 +80,7 @@ def test_text_that_is_no_config_is_refused(text):
 @pytest.mark.parametrize("key", ["epochs", "mask_update_epochs", "seed", "learning_rate", "momentum", "warmup", "ema_decay"])
 @pytest.mark.parametrize("value", ["1", [1], {}])
 def test_values_of_the_wrong_kind_are_refused(key, value):
-    """Text, lists and objects in place of numbers raise a ConfigError, in the constructor and in JSON."""
+    """Text, lists and objects instead of numbers raise a ConfigError, in the constructor and in JSON."""
     with pytest.raises(opq.ConfigError, match=f"^{key} must be an? "):
         TrainingConfig(**{"epochs": 3, key: value})
     with pytest.raises(opq.ConfigError):
@@ -88,7 +88,7 @@ def test_values_of_the_wrong_kind_are_refused(key, value):
 
 
 def test_numbers_of_numpy_become_floats():
-    """They go to JSON as any other number."""
+    """Numbers of NumPy are stored in JSON like any other number."""
     config = TrainingConfig(epochs=3, learning_rate=np.float32(0.5), weight_decay=0, ema_decay=np.float64(0.25))
     assert config == TrainingConfig(epochs=3, learning_rate=0.5, weight_decay=0.0, ema_decay=0.25)
     assert TrainingConfig.from_json(config.to_json()) == config
@@ -137,7 +137,7 @@ def test_values_out_of_range_are_refused_by_name(field, values):
 
 
 def test_an_optimizer_is_described_but_does_not_go_to_json():
-    """Its description has its name and its arguments, without addresses in memory."""
+    """The description of an optimizer has its name and its arguments, without memory addresses."""
     config = TrainingConfig(epochs=1, optimizer=partial(torch.optim.AdamW, betas=(0.9, 0.99)))
     with pytest.raises(opq.ConfigError, match="optimizer"):
         config.to_json()

@@ -92,7 +92,7 @@ def test_the_pull_is_proportional_and_integral():
 @given(share=st.floats(0.98, 0.995), seed=st.integers(0, 20))
 @settings(max_examples=8)
 def test_the_codes_of_least_error_per_bit_are_lowered(share, seed):
-    """Of the codes k >= 2 of one weight, those lowered have the least step (2|v| - (2k - 1) step) over log2(n_(k-1) / n_k)."""
+    """Of the codes k >= 2 of one weight, the lowered ones have least step (2|v| - (2k - 1) step) over log2(n_(k-1) / n_k)."""
     torch.manual_seed(seed)
     model = opq.prepare(nn.Sequential(nn.Linear(60, 60)), ratio=9.0, rounding="deadzone").model
     with torch.no_grad():
