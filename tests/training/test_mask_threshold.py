@@ -206,7 +206,7 @@ def test_fixed_masks_cannot_be_recomputed(request, start, reason):
 
 
 def test_a_prepared_network_keeps_its_masks():
-    """The masks of a prepared network from a file cannot be recomputed either."""
+    """The masks of a prepared network cannot be recomputed either."""
     prepared = opq.prepare(make("convolutions")[0], ratio=6.0, rounding="deadzone")
     with pytest.raises(opq.PlanError, match="prepared already"):
         opq.finetune(prepared, images(), training=opq.TrainingConfig(epochs=2, mask_update_epochs=1))

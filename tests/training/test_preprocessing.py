@@ -123,7 +123,7 @@ def test_grey_images_are_converted_for_the_network(torchvision, timm):
 
 
 def test_other_networks_get_the_centre_crop(torchvision):
-    """The resized size is that of torchvision's preset for classifiers."""
+    """The transform is that of torchvision's preset for classifiers."""
     got = plain(64, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms
     expected = preset(crop_size=64, resize_size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
