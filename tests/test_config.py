@@ -178,7 +178,7 @@ def test_a_config_excludes_keywords():
     config = CompressionConfig(target=Ratio(4))
     with pytest.raises(TypeError, match=r"plan\(\) takes a config or keywords, got both a config and 'exclude'"):
         as_config(config, {"exclude": ["a"]}, "plan")
-    with pytest.raises(TypeError, match=r"plan\(\) takes a CompressionConfig, got dict"):
+    with pytest.raises(TypeError, match=r"plan\(\) takes a CompressionConfig, or keywords such as ratio=8, got dict"):
         as_config({"ratio": 4}, {}, "plan")
 
 

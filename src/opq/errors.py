@@ -9,7 +9,7 @@
     ├── SelectionError     a name or glob that matches no tensor
     ├── FormatError        bytes that are not a complete, valid .opq file
     ├── ModelError         a network that cannot be built
-    ├── TrainingError      a training that cannot be run as requested
+    ├── TrainingError      a training or an evaluation that cannot be run as requested
     ├── CalibrationError   a network or inputs that do not allow calibration
     ├── OutputError        a file that cannot be written
     └── MissingExtraError  an optional dependency that is not installed
@@ -133,12 +133,13 @@ class FormatError(OpqError):
     """Bytes are not a complete, valid .opq file.
 
     Args:
-        where: The part of the file, such as "header" or "tensor 'x'".
+        where: The part of the file, such as "header" or "tensor 'x'", after the path of the file if it has one.
         problem: What is wrong there.
     """
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"not a valid .opq file: {where}: {problem}")
+        self.where = where
         self.problem = problem
 
 
@@ -155,14 +156,14 @@ class ModelError(OpqError):
 
 
 class TrainingError(OpqError):
-    """A training cannot be run as requested.
+    """A training or an evaluation cannot be run as requested.
 
     Args:
         problem: What is wrong.
     """
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"finetuning: {problem}")
+        super().__init__(problem)
 
 
 class CalibrationError(OpqError):

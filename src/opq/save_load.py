@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from opq.atomic_file import refuse_same
 from opq.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ def save(
         The compressed network, which prints as its sizes.
 
     Raises:
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or is the source.
         OpqError: See `opq.compress`.
     """
     from opq.compression.compress import compress
 
+    if isinstance(source, str | os.PathLike):
+        refuse_same(source, path)
     compressed = compress(source, config, metadata=metadata, progress=progress, **options)
     compressed.save(path)
     return compressed

@@ -218,7 +218,7 @@ def test_wrong_usage_exits_with_2(arguments, message, source, tmp_path, capsys):
         (["compress", "{source}", "-o", "{folder}/no/where.opq", "--ratio", "8"], "there is no folder"),
         (["compress", "{source}", "-o", "{source}", "--ratio", "8"], "it is the source that is being read"),
         (["plan", "{source}", "--ratio", "8", "-o", "{source}"], "it is the source that is being read"),
-        (["expand", "{source}", "-o", "{new}"], "not a valid .opq file: start: expected b'OPQ'"),
+        (["expand", "{source}", "-o", "{new}"], "net.safetensors: start: expected b'OPQ'"),
         (["expand", "{folder}/none.opq", "-o", "{new}"], "No such file"),
         (["inspect", "{folder}"], "Is a directory"),
         (["verify", "{source}"], "not a valid .opq file"),

@@ -152,7 +152,7 @@ def test_lossless_excludes_other_targets(options):
 
 def test_there_is_no_lossless_plan():
     """`plan` refuses a lossless target; an unknown keyword is a TypeError."""
-    with pytest.raises(opq.TargetError, match=r"plan\(\) does not support lossless"):
+    with pytest.raises(opq.TargetError, match=r"a plan cannot be lossless"):
         opq.plan({"a": clustered(1)}, lossless=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'loss'; did you mean 'lossless'"):
         opq.compress({"a": clustered(1)}, lossless=True, loss=0)

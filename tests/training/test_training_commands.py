@@ -197,10 +197,10 @@ def test_images_of_different_sizes_are_an_error(work, capsys):
 
 
 def test_a_file_of_code_is_run_as_python_runs_it(work):
-    """Dataclasses find their module; an error in the user's code is not reported as a missing factory."""
+    """Dataclasses find their module; an error in the user's code is reported with its place, not as a missing factory."""
     (work / "other.py").write_text(DATACLASS)
     assert open_model("other.py:make").network.in_features == 4
-    with pytest.raises(AttributeError, match="absent"):
+    with pytest.raises(opq.ModelError, match=r"its code fails at line \d+ of .*other\.py: AttributeError: .*absent"):
         open_model("other.py:broken")
 
 

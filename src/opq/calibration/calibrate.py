@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Unpack, cast
 
 from opq.errors import CalibrationError, MissingExtraError, TargetError
 
@@ -204,14 +204,19 @@ def calibrate(
     Raises:
         CalibrationError: The inputs are unsuitable, or the network does not run on them.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"calibrate() takes a torch module, got {type(model).__name__}")
     if (inputs is None) == (shape is None):
-        raise CalibrationError("give either inputs, or the shape of an image to generate them")
+        raise CalibrationError("give either inputs, or shape to generate them")
     if shape is not None:
         samples = synthesize_images(SYNTHETIC_IMAGES, shape, seed=seed)
     else:
-        samples = (inputs if isinstance(inputs, Tensor) else _concatenate(inputs or ())).cpu()
+        samples = (inputs if isinstance(inputs, Tensor) else _concatenate(() if inputs is None else inputs)).cpu()
     if not len(samples) or not samples.is_floating_point():
-        raise CalibrationError("inputs must hold at least one sample of floating-point numbers")
+        got = f"{samples.dtype} of shape {tuple(samples.shape)}"
+        raise CalibrationError(f"inputs must hold at least one sample of floating-point numbers, got {got}")
+    if not bool(samples.isfinite().all()):
+        raise CalibrationError("inputs must be finite, got NaN or infinite values; check the preprocessing")
     dense = copy.deepcopy(model).cpu().eval()
     reference = dense
     try:
@@ -230,8 +235,13 @@ def calibrate(
 
 def _concatenate(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
     """The inputs of all batches, (samples, ...); labels are dropped."""
+    if not isinstance(batches, Iterable):
+        raise CalibrationError(f"inputs must be a tensor or batches of tensors, got {type(batches).__name__}")
     try:
-        inputs = [batch if isinstance(batch, Tensor) else batch[0] for batch in batches]
-        return torch.cat(inputs) if inputs else torch.zeros(0)
+        inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+        if others := [item for item in inputs if not isinstance(item, Tensor)]:
+            got = f"{type(batches).__name__} of {type(others[0]).__name__}"
+            raise CalibrationError(f"batches must hold inputs as tensors, got {got}")
+        return torch.cat(cast(list[Tensor], inputs)) if inputs else torch.zeros(0)
     except (RuntimeError, TypeError, LookupError) as error:
         raise CalibrationError(f"batches must hold inputs of one shape: {error}") from None

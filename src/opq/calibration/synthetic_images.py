@@ -36,9 +36,9 @@ def synthesize_images(count: int, shape: Sequence[int], *, seed: int) -> Tensor:
     Raises:
         CalibrationError: The shape is not that of an image.
     """
-    if len(shape) != 3 or min(shape) < 1:
+    if not isinstance(shape, Sequence) or len(shape) != 3 or min(shape) < 1:
         raise CalibrationError(
-            f"shape (={tuple(shape)}) must be (channels, height, width), because only images can be generated; give inputs"
+            f"shape must be (channels, height, width), because only images can be generated, got {shape!r}; else give inputs"
         )
     generator = np.random.default_rng(seed)
     images = torch.from_numpy(np.stack([_generate(tuple(shape), generator) for _ in range(count)])).float()

@@ -32,11 +32,12 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         state.metadata = state.metadata or metadata or {}
         return state
     epsilons = None
-    if hasattr(source, "state_dict"):
+    if hasattr(source, "state_dict") and not isinstance(source, type):
         epsilons = epsilons_of(source)
         source = source.state_dict()
     if not isinstance(source, Mapping):
-        raise SourceError(f"a {type(source).__name__}", "expected a state dict, a model, or the path of a checkpoint")
+        got = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
+        raise SourceError("the source", f"expected a state dict, a model, or the path of a checkpoint, got {got}")
     stored = getattr(source, "metadata", None)  # an open .opq file has metadata
     return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons)
 
@@ -61,7 +62,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> State:
         return SafetensorsState({path: None})
     if path.suffix in (".pt", ".pth", ".bin"):
         return load_torch_file(path)
-    raise SourceError(path, "expected a .safetensors, .pt or .pth file, or a folder of .safetensors shards")
+    expected = "expected a .safetensors, .pt or .pth file, or a folder of .safetensors shards"
+    raise SourceError(path, f"{expected}; convert a .opq file with opq expand" if path.suffix == ".opq" else expected)
 
 
 def epsilons_of(model: Any) -> dict[str, float]:

@@ -79,7 +79,9 @@ class TensorState(State):
         if is_torch_array(tensor):
             _check_torch(tensor, name)
         if not hasattr(tensor, "dtype") or not hasattr(tensor, "shape"):
-            raise SourceError(f"tensor {name!r}", f"expected a NumPy array or torch tensor, got a {type(tensor).__name__}")
+            raise SourceError(
+                f"tensor {name!r}", f"expected a NumPy array or torch tensor, got {type(tensor).__name__}; give tensors only"
+            )
         return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
@@ -98,7 +100,7 @@ class TensorState(State):
         if is_torch_array(tensor):
             return _from_torch(tensor, name)
         if not isinstance(tensor, (np.ndarray, np.generic)) or kind not in dtypes.NUMPY:
-            raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} of dtype {kind} is not supported")
+            raise SourceError(f"tensor {name!r}", f"dtype {kind} is not supported; convert the tensor, or remove it")
         return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(tensor.shape)
 
     def compressed(self, name: str) -> CompressedTensor | None:
@@ -129,7 +131,7 @@ def _check_torch(tensor: Any, name: str) -> None:
     if is_lazy(tensor):
         raise SourceError(f"tensor {name!r}", "it has no shape yet; run the network on an input once")
     if tensor.layout is not torch.strided or tensor.is_meta:
-        raise SourceError(f"tensor {name!r}", f"a {tensor.layout} tensor on {tensor.device} is not supported")
+        raise SourceError(f"tensor {name!r}", f"expected a dense tensor with data, got {tensor.layout} on {tensor.device}")
 
 
 def _torch_memory(tensor: Any) -> object:
@@ -145,7 +147,7 @@ def _from_torch(tensor: Any, name: str) -> NDArray[np.generic]:
 
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in dtypes.NUMPY:
-        raise SourceError(f"tensor {name!r}", f"a tensor of {tensor.dtype} is not supported")
+        raise SourceError(f"tensor {name!r}", f"dtype {tensor.dtype} is not supported; convert the tensor, or remove it")
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     # NumPy has no bfloat16, so the tensor is converted as bytes.
     raw: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()

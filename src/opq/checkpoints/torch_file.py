@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,19 @@ def load_torch_file(path: Path) -> State:
     except ImportError:
         raise MissingExtraError(f"reading {path.name}", "torch") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, which say nothing that the errors below do not
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise SourceError(
             path,
             "not a checkpoint of plain tensors: it holds other objects, which could run code when loaded; save its state_dict",
         ) from None
     except Exception as error:  # the exceptions of torch.load are not documented
-        raise SourceError(path, f"not a PyTorch checkpoint: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        reason = " ".join(str(error).split(". ")[0].split()).strip("'\"")
+        raise SourceError(
+            path, f"not a PyTorch checkpoint, or a damaged one ({type(error).__name__}: {reason}); save the state_dict again"
+        ) from None
     content = _unwrap(content)
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
     if not tensors:

@@ -121,7 +121,12 @@ def read_config(given: dict[str, Any]) -> CompressionConfig:
     if given.get("config_file") is not None:
         if idle := _first_given(given):
             raise click.UsageError(f"--config holds all settings; leave out --{idle.replace('_', '-')}.")
-        return CompressionConfig.from_json(_read_text(given["config_file"], ConfigError))
+        path = given["config_file"]
+        text = _read_text(path, ConfigError)
+        try:
+            return CompressionConfig.from_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
     targets = {key for key in ("ratio", "size", "sparsity", "bits") if given.get(key) is not None}
     if given.get("lossless"):
         targets.add("lossless")
@@ -179,7 +184,11 @@ def read_plan(path: str) -> Plan:
     Raises:
         PlanError: The file cannot be read or holds no plan.
     """
-    return Plan.from_json(_read_text(path, PlanError))
+    text = _read_text(path, PlanError)
+    try:
+        return Plan.from_json(text)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error.problem}") from None
 
 
 def _first_given(given: dict[str, Any]) -> str | None:
@@ -207,6 +216,8 @@ def _layers(texts: Sequence[str]) -> dict[str, LayerConfig]:
         except ValueError:
             values = {}
         if not glob or not values or not set(values) <= set(_FIELDS):
-            raise click.UsageError(f"--layer must be GLOB:KEY=X[,KEY=X] with the keys {', '.join(_FIELDS)}, got {text!r}.")
+            raise click.UsageError(
+                f"--layer must be GLOB:KEY=X[,KEY=X], where KEY is one of {', '.join(_FIELDS)}, and X a number; got {text!r}."
+            )
         layers[glob] = layers.get(glob, LayerConfig()).updated(LayerConfig(**values))
     return layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import click
 import opq
 from opq.atomic_file import refuse_existing, refuse_same
 from opq.cli.compression_options import add_options
+from opq.errors import OutputError
 
 output_options = add_options(
     click.option("-o", "--output", required=True, metavar="FILE", help="Path of the .opq file."),
@@ -28,11 +30,13 @@ def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
         sources: Paths that the command reads, or None.
 
     Raises:
-        OutputError: The output is one of the sources, or it exists and --force is not given.
+        OutputError: The output is one of the sources, ends like a checkpoint, or it exists and --force is not given.
     """
     for source in sources:
         if source is not None:
             refuse_same(source, given["output"])
+    if Path(given["output"]).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        raise OutputError(given["output"], "it would hold a .opq file; choose a path that ends in .opq")
     if not given["force"]:
         refuse_existing(given["output"], "use --force to replace it")
 

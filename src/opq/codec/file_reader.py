@@ -57,6 +57,7 @@ class OpqFile(Mapping[str, Content]):
         self._lock = threading.Lock()
         self._packs: dict[int, tuple[dict[str, NDArray[np.generic]], set[str]]] = {}
         self._file: BinaryIO
+        self._path = None if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._file = io.BytesIO(source)
         else:
@@ -66,19 +67,19 @@ class OpqFile(Mapping[str, Content]):
                 raise SourceError(source, error.strerror or str(error)) from None
         try:
             self._open(max_bytes)
-        except BaseException:
+        except BaseException as error:
             self._file.close()
+            if isinstance(error, FormatError):
+                raise FormatError(self.place(error.where), error.problem) from None
             raise
 
     def _open(self, max_bytes: int | None) -> None:
         try:
             self.file_bytes = self._file.seek(0, os.SEEK_END)
         except OSError:
-            raise SourceError(
-                getattr(self._file, "name", "the file"), "it must be a regular file, which can be read at any position"
-            ) from None
+            raise SourceError(self._path, "it must be a regular file, which can be read at any position") from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
-        if not MAGIC.startswith(prefix[: len(MAGIC)]) or len(prefix) < len(MAGIC):
+        if prefix[: len(MAGIC)] != MAGIC:
             raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
         if len(prefix) < PREFIX.size:
             raise FormatError("start", f"expected at least {PREFIX.size} bytes, got {self.file_bytes}")
@@ -105,8 +106,13 @@ class OpqFile(Mapping[str, Content]):
             raise FormatError("sections", problem)
         limit = largest_content(self.file_bytes) if max_bytes is None else max_bytes
         if self.dense_bytes > limit:
-            problem = f"the tensors must have at most {limit:,} bytes, got {self.dense_bytes:,}; see max_bytes"
-            raise FormatError("header", problem)
+            raise FormatError(
+                "header", f"the tensors must have at most {limit:,} bytes, got {self.dense_bytes:,}; see max_bytes"
+            )
+
+    def place(self, part: str) -> str:
+        """A part of the file for the message of an error: with the path, unless the file was given as bytes."""
+        return part if self._path is None else f"{self._path}: {part}"
 
     @property
     def entries(self) -> list[Entry]:
@@ -152,7 +158,7 @@ class OpqFile(Mapping[str, Content]):
         if zlib.crc32(data) != self._header.checksums[number]:
             names = [entry.name for entry in self.members(number)]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise FormatError(f"tensor {names[0]!r}{more}", "the checksum does not match: the file is damaged")
+            raise FormatError(self.place(f"tensor {names[0]!r}{more}"), "the checksum does not match: the file is damaged")
         return data
 
     def __getitem__(self, name: str) -> Content:
@@ -168,7 +174,7 @@ class OpqFile(Mapping[str, Content]):
         try:
             return decode_weight(self.section(entry.section), entry)
         except FormatError as error:
-            raise FormatError(f"tensor {name!r}", error.problem) from None
+            raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
         """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
@@ -190,7 +196,7 @@ class OpqFile(Mapping[str, Content]):
                     yield replace(chunk, codes=codes[start : min(start + size, end)].reshape(-1, *entry.shape[1:]))
                 incomplete = codes[end:]
         except FormatError as error:
-            raise FormatError(f"tensor {name!r}", error.problem) from None
+            raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
     def stored(self, name: str) -> NDArray[np.generic]:
         """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""

@@ -45,12 +45,15 @@ class TensorReader(Generic[Tensor]):
             KeyError: There is no tensor of this name.
             FormatError: Its bytes are damaged.
         """
-        return self._convert(self._file.array(name))
+        try:
+            return self._convert(self._file.array(name))
+        except KeyError:
+            raise KeyError(f"the file has no tensor {name!r}") from None
 
     def get_slice(self, name: str) -> TensorSlice[Tensor]:
         """A tensor that is read by index; KeyError if there is none of this name."""
         if name not in self._file:
-            raise KeyError(name)
+            raise KeyError(f"the file has no tensor {name!r}")
         return TensorSlice(self._file, name, self._convert)
 
     def __enter__(self) -> Self:

@@ -133,7 +133,9 @@ def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None 
             kinds = ", ".join(sorted(dtypes.COMPRESSIBLE))
             raise PlanError(f"layer {name!r}: the checkpoint's dtype must be one of {kinds}, got {kind}")
         if shape != layer.shape:
-            raise PlanError(f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}")
+            raise PlanError(
+                f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}; make a plan for this one"
+            )
     return _analyze(state, plan.layers, plan.auxiliary, estimated=False)
 
 
@@ -199,9 +201,11 @@ def check_state(state: State) -> None:
         SourceError: It has no tensors, is the state dict of a prepared network, or has a name or metadata that is not text.
     """
     if not len(state):
-        raise SourceError("the state dict", "it holds no tensors")
+        raise SourceError("the source", "it holds no tensors")
     if any(_PREPARED.search(name) for name in state):
         raise SourceError("the state dict", "its network is prepared for training; call convert() on the result of opq.prepare")
+    if not isinstance(state.metadata, Mapping):
+        raise SourceError("metadata", f"expected {{text: text}}, got {type(state.metadata).__name__}")
     for text in [*state, *state.metadata, *state.metadata.values()]:
         check_text(text)
 

@@ -45,7 +45,7 @@ def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack
     """
     config = as_config(config, options, "plan")
     if isinstance(config.target, Lossless):
-        raise TargetError("plan() does not support lossless, which has no quantizers to choose; call compress()")
+        raise TargetError("a plan cannot be lossless, because there are no quantizers to choose; give a ratio or a size")
     analysis = analyze(source, config, estimated=True)
     size_model = SizeModel.of(analysis, config)
     if isinstance(config.target, TwoStage):

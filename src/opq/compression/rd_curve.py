@@ -62,8 +62,12 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
         ConfigError, SelectionError, SourceError, WeightError: See `opq.plan`.
     """
     settings = without_target(options, "rd_curve", "the curve covers all sizes")
-    if not all(0.0 < ratio < math.inf for ratio in ratios):
-        raise TargetError(f"ratios must be positive and finite, got {tuple(ratios)}")
+    try:
+        valid = all(0.0 < ratio < math.inf for ratio in ratios)
+    except TypeError:
+        valid = False
+    if not valid:
+        raise TargetError(f"ratios must be a list of positive and finite numbers, got {ratios!r}")
     target = Ratio(1.0)
     config = CompressionConfig(target=target, **settings)
     analysis = analyze(source, config, estimated=True)

@@ -89,6 +89,8 @@ def read_json(text: str, kind: str, what: str) -> dict[str, Any]:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what} must be JSON: {error}") from None
-    if not isinstance(document, dict) or document.pop("format", None) != kind:
-        raise ConfigError(f'{what} must be an object with "format": "{kind}"')
+    if not isinstance(document, dict) or document.get("format") != kind:
+        got = f"format {document.get('format')!r}" if isinstance(document, dict) else type(document).__name__
+        raise ConfigError(f'{what} must be an object with "format": "{kind}", as to_json writes it, got {got}')
+    del document["format"]
     return document

@@ -167,7 +167,7 @@ class CompressionConfig:
             check_fields(f"layers[{glob!r}]", layer, [item.name for item in fields(LayerConfig)])
         return cls(
             target=target_from_dict(values.pop("target", None)),
-            layers={glob: LayerConfig(**layer) for glob, layer in layers.items()},
+            layers={glob: _read_layer(glob, layer) for glob, layer in layers.items()},
             **values,
         )
 
@@ -179,3 +179,10 @@ class CompressionConfig:
             ConfigError: The text is not JSON that `to_json` wrote.
         """
         return cls.from_dict(read_json(text, _JSON_FORMAT, "config"))
+
+
+def _read_layer(glob: str, values: Mapping[str, Any]) -> LayerConfig:
+    try:
+        return LayerConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"layers[{glob!r}]: {error}") from None

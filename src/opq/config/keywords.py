@@ -50,7 +50,7 @@ def as_config(config: CompressionConfig | None, options: Mapping[str, Any], call
     """
     if config is not None:
         if not isinstance(config, CompressionConfig):
-            raise TypeError(f"{caller}() takes a CompressionConfig, got {type(config).__name__}")
+            raise TypeError(f"{caller}() takes a CompressionConfig, or keywords such as ratio=8, got {type(config).__name__}")
         if options:
             raise TypeError(f"{caller}() takes a config or keywords, got both a config and {min(options)!r}")
         return config

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Unpack
 
 from torch import nn
@@ -115,14 +116,16 @@ def compress_to_accuracy(
         WeightError: A weight cannot be compressed.
         TrainingError: The network fails on a batch.
     """
-    if not 0.0 <= max_drop < math.inf:
-        raise TargetError(f"max_drop (={max_drop}) must be >= 0 and finite")
-    if not 0.0 < tolerance < 1.0:
-        raise TargetError(f"tolerance (={tolerance}) must lie in (0, 1)")
+    if not isinstance(max_drop, Real) or not 0.0 <= max_drop < math.inf:
+        raise TargetError(f"max_drop must be >= 0 and finite, got {max_drop!r}")
+    if not isinstance(tolerance, Real) or not 0.0 < tolerance < 1.0:
+        raise TargetError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     settings = without_target(options, "compress_to_accuracy", "max_drop decides the size")
     dense = evaluate(model, loader)
     if dense.top1 is None:
-        raise TargetError("loader must give labels, because the search measures top-1")
+        raise TargetError(
+            "the images must have labels, because the search measures top-1; in a folder, use one folder per class"
+        )
     dense_top1 = dense.top1
     network = copy.deepcopy(model)
     trials: list[AccuracyTrial] = []

@@ -49,6 +49,8 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
     Raises:
         TrainingError: There are no inputs, a label is not one of the classes, or a network fails on a batch.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"evaluate() takes a torch module, got {type(model).__name__}")
     networks = [network for network in (model, dense) if network is not None]
     modes = {module: module.training for network in networks for module in network.modules()}
     device = device_of(model)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.numpy
 
-from opq.atomic_file import write_file
+from opq.atomic_file import refuse_same, write_file
 from opq.codec.file_reader import OpqFile
+from opq.errors import OutputError
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ def expand(source: str | os.PathLike[str] | bytes, output: str | os.PathLike[str
     Raises:
         SourceError: The source cannot be read.
         FormatError: The source is not a valid file.
-        OutputError: The output cannot be written, or it exists and `overwrite` is False.
+        OutputError: The output cannot be written, it is the source or ends like another
+            format, or it exists and `overwrite` is False.
     """
+    if not isinstance(source, bytes):
+        refuse_same(source, output)
+    if Path(output).suffix in (".pt", ".pth", ".bin", ".opq"):
+        raise OutputError(output, "it would hold a .safetensors checkpoint; choose a path that ends in .safetensors")
     with OpqFile(source) as file:
         tensors, metadata = file.arrays(), file.metadata
     data = safetensors.numpy.save(tensors, metadata or None)

@@ -182,7 +182,7 @@ def find_tensor(model: nn.Module, name: str) -> Tensor:
         raise PlanError(f"{name!r} is renormalized by its embedding in each forward pass; set max_norm to None first")
     tensor = module._parameters.get(attribute, module._buffers.get(attribute))
     if tensor is None:
-        raise PlanError(f"it has a layer {name!r}, which the network lacks")
+        raise PlanError(f"it has a layer {name!r}, which the network lacks; make a plan for this network")
     return tensor
 
 

@@ -50,7 +50,12 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
     Raises:
         TrainingError: The network fails on the batch, or returns something else.
     """
-    inputs = batch if isinstance(batch, (Mapping, Tensor)) else batch[0]
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(inputs, (Mapping, Tensor)):
+        raise TrainingError(
+            "a batch must be a tensor, (inputs, labels), or a mapping of the network's keyword arguments, got "
+            f"{type(inputs).__name__}"
+        )
     try:
         if isinstance(inputs, Mapping):
             outputs = model(**{key: value for key, value in inputs.items() if key != _LABELS})

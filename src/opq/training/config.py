@@ -92,7 +92,9 @@ class TrainingConfig:
             if not valid:
                 raise ConfigError(f"{key} must {rule}, got {getattr(self, key)!r}")
         if updates is not None and not (_is_count(updates) and 0 <= updates < self.epochs):
-            raise ConfigError(f"mask_update_epochs must be an integer from 0 to {self.epochs} - 1, got {updates!r}")
+            raise ConfigError(
+                f"mask_update_epochs must be an integer >= 0 and less than epochs (={self.epochs}), got {updates!r}"
+            )
         for key, (is_valid, rule) in _NUMBERS.items():
             value = getattr(self, key)
             if value is None and key in _OPTIONAL:
@@ -101,6 +103,9 @@ class TrainingConfig:
             if not is_valid(number):
                 raise ConfigError(f"{key} must {rule}, got {value!r}")
             object.__setattr__(self, key, number)
+        if self.optimizer is not None and not callable(self.optimizer):
+            got = type(self.optimizer).__name__
+            raise ConfigError(f"optimizer must be None, or a function of parameter groups such as torch.optim.AdamW, got {got}")
 
     def to_json(self) -> str:
         """The config as JSON text, from which `from_json` makes an equal config.
@@ -123,10 +128,9 @@ class TrainingConfig:
         document = read_json(text, _JSON_FORMAT, "training config")
         known = [item.name for item in fields(cls) if item.name != "optimizer"]
         check_fields("training config", document, known)
-        try:
-            return cls(**document)
-        except TypeError as error:
-            raise ConfigError(f"training config: {error}") from None
+        if "epochs" not in document:
+            raise ConfigError("training config: missing field 'epochs'")
+        return cls(**document)
 
     def describe(self) -> dict[str, object]:
         """All fields as JSON values; an optimizer is described by its name and its arguments."""

@@ -128,7 +128,7 @@ def finetune(
     training = training or TrainingConfig(epochs=10)
     prepared = model if isinstance(model, PreparedModel) else None
     network: nn.Module = model.model if isinstance(model, PreparedModel) else model
-    _check_start(network, prepared, start, calibration)
+    _check_arguments(network, prepared, start, training, teacher, calibration)
     update_epochs = mask_update_epochs(network, start, training, calibration, budget)
     if teacher == "dense" or teacher is network:
         if prepared is not None:
@@ -154,7 +154,7 @@ def finetune(
         if prepared is None and start is not None:
             prepared = initialize(network, start, training, calibration=calibration, run=run, accelerator=accelerator)
         if prepared is None:
-            raise TrainingError("start must be a config, a plan or a .opq file, unless model is a PreparedModel")
+            raise TrainingError("start must be a CompressionConfig, a plan or a .opq file, unless model is a PreparedModel")
         prepared = replace(
             prepared,
             budget=prepared.budget if budget is None else budget,
@@ -180,9 +180,22 @@ def finetune(
     return result
 
 
-def _check_start(
-    network: nn.Module, prepared: PreparedModel | None, start: Start | None, calibration: Calibration | None
+def _check_arguments(
+    network: nn.Module,
+    prepared: PreparedModel | None,
+    start: Start | None,
+    training: TrainingConfig,
+    teacher: Teacher | Literal["dense"] | None,
+    calibration: Calibration | None,
 ) -> None:
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"finetune() takes a torch module or a PreparedModel, got {type(network).__name__}")
+    if not isinstance(training, TrainingConfig):
+        raise TypeError(f"finetune() takes a TrainingConfig as training, got {type(training).__name__}")
+    if calibration is not None and not hasattr(calibration, "compress"):
+        raise TypeError(f"finetune() takes what opq.calibrate returned as calibration, got {type(calibration).__name__}")
+    if teacher is not None and teacher != "dense" and not callable(teacher):
+        raise TypeError(f'finetune() takes a network, a function or "dense" as teacher, got {teacher!r}')
     if prepared is None and prepared_weights(network):
         raise PlanError("the network is prepared already; give what opq.prepare returned as model")
     if prepared is not None and (start is not None or calibration is not None):

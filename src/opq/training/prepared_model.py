@@ -84,6 +84,7 @@ class PreparedModel:
             The file, of at most `budget` bytes.
 
         Raises:
+            PlanError: The network has been converted.
             TargetError: The codes cannot be reduced to the budget.
             WeightError: A weight holds NaN or infinite values.
         """
@@ -91,6 +92,8 @@ class PreparedModel:
 
     def export_with_report(self, loader: Loader | None = None) -> tuple[CompressedModel, int, CodeReduction]:
         """As `export`; also returns the bytes of the file before codes were lowered, and how many codes were lowered."""
+        if not prepared_weights(self.model):
+            raise PlanError("the network is converted already; prepare it again, or call export before convert")
         return reduced_to_budget(self.model, self.encode, self.budget, loader)
 
     def convert(self) -> nn.Module:
@@ -145,6 +148,11 @@ def prepare(
         SelectionError: A glob matches no weight.
         WeightError: A weight cannot be quantized, or the file holds it with a table of levels.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prepare() takes a torch module, got {type(model).__name__}")
+    if start is not None and not isinstance(start, CompressionConfig | Plan | OpqFile | str | os.PathLike | bytes):
+        expected = "a config, a plan or a .opq file, or keywords such as ratio=8"
+        raise TypeError(f"prepare() takes {expected}, got {type(start).__name__}")
     if prepared_weights(model):
         raise PlanError("the network is prepared already; call convert() on the PreparedModel that opq.prepare returned")
     if start is not None and options:
@@ -168,10 +176,12 @@ def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Ma
     state = model.state_dict()
     for name in [*state, *contents]:
         if name not in state or name not in contents:
-            raise SourceError("the file", f"it is not of this network: {name!r} is in only one of them")
+            only = "network" if name in state else "file"
+            raise SourceError(file.place("tensors"), f"it is not of this network: {name!r} is in the {only} only")
         if tuple(state[name].shape) != contents[name].shape:
             raise SourceError(
-                "the file", f"{name!r} is {contents[name].shape} in it, {tuple(state[name].shape)} in the network"
+                file.place(f"tensor {name!r}"),
+                f"its shape is {contents[name].shape}, that in the network {tuple(state[name].shape)}",
             )
     makers = {}
     for name, content in contents.items():

@@ -37,7 +37,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(self.path, error.strerror or str(error)) from None
+            problem = "it is a file; choose a folder" if self.path.is_file() else error.strerror or str(error)
+            raise OutputError(self.path, problem) from None
 
     def claim(self, arguments: Mapping[str, Any], *, write: bool = True) -> None:
         """Bind the folder to the arguments of a run.
@@ -58,9 +59,7 @@ class RunFolder:
             except ValueError:
                 old = {}
             changed = sorted(key for key in {*old, *arguments} if old.get(key) != json.loads(text).get(key))
-            raise SourceError(
-                self.path, f"folder was created with different arguments ({', '.join(changed)}); use a new folder"
-            )
+            raise SourceError(self.path, f"it was created with different arguments ({', '.join(changed)}); use a new folder")
         if write:
             write_file(path, text.encode(), overwrite=True)
 
@@ -117,6 +116,8 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TrainingError: A value cannot be represented in JSON.
     """
+    if not isinstance(row, Mapping):
+        raise TrainingError(f"on_epoch_end must return a mapping of JSON values, got {type(row).__name__}")
     plain = {
         key: value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value for key, value in row.items()
     }

@@ -72,7 +72,7 @@ class Trainer:
                 a batch.
             SourceError: The checkpoint cannot be read.
         """
-        if not isinstance(self.loader, Sized) or not len(self.loader):
+        if not _length(self.loader):
             raise TrainingError(
                 "loader must have a length of at least one batch, because the schedule needs the number of steps"
             )
@@ -86,9 +86,9 @@ class Trainer:
         network, loader = self.model, self.loader
         if self.accelerator:
             network, optimizer, loader = self.accelerator.prepare(self.model, optimizer, self.loader)
-            if not len(loader):
+            if not _length(loader):
                 raise TrainingError(
-                    f"loader (={len(self.loader)} batches) must have one per process, of {self.accelerator.num_processes}"
+                    f"loader (={_length(self.loader)} batches) must have one per process, of {self.accelerator.num_processes}"
                 )
         average = self._average()
         history: list[Row] = []
@@ -161,12 +161,24 @@ class Trainer:
                     teacher_logits = call(self.teacher, batch)
             outputs = call(network, batch)
         labels = labels_of(batch)
+        if teacher_logits is not None and teacher_logits.shape != outputs.shape:
+            raise TrainingError(
+                f"the teacher must return logits of shape {tuple(outputs.shape)}, as the network does, got "
+                f"{tuple(teacher_logits.shape)}"
+            )
+        if labels is not None and not isinstance(labels, Tensor):
+            raise TrainingError(f"labels must be a tensor, got {type(labels).__name__}")
         try:
             return self.config.loss(outputs, labels, teacher_logits)
-        except IndexError:
-            if labels is not None:
+        except (IndexError, RuntimeError, ValueError) as error:
+            if labels is None:
+                raise
+            if not labels.is_floating_point():
                 check_labels(labels, outputs.shape[-1])
-            raise
+            raise TrainingError(
+                f"labels of {labels.dtype} and shape {tuple(labels.shape)} do not fit logits of shape {tuple(outputs.shape)}: "
+                f"{' '.join(str(error).split())}"
+            ) from None
 
     def _share_statistics(self) -> None:
         """Copy the batch-norm statistics of the first process to all, because each process has seen different batches."""
@@ -237,3 +249,11 @@ def _random_sources(loader: Any) -> list[Any]:
             found.append(source)
             waiting += [getattr(source, name, None) for name in ("dataset", "sampler", "batch_sampler")]
     return found
+
+
+def _length(loader: Loader) -> int:
+    """Number of batches; 0 if the loader does not know it, as that of an iterable data set."""
+    try:
+        return len(cast(Sized, loader))
+    except TypeError:
+        return 0

@@ -131,7 +131,7 @@ def _from_npz(path: Path, training: bool, transform: Transform) -> Images:
 
 def _from_folder(folder: Path, training: bool, transform: Transform) -> Images:
     if not folder.is_dir():
-        raise SourceError(folder, "there is no such folder")
+        raise SourceError(folder, "it is not a folder" if os.path.exists(folder) else "there is no such folder")
     parts = [folder / part for part in (TRAINING if training else TESTING) if (folder / part).is_dir()]
     root = parts[0] if parts else folder
     classes = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))

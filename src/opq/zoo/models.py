@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +112,22 @@ def load_weights(name: str, network: nn.Module, checkpoint: str) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelError(name, f"{checkpoint} belongs to another network: {' '.join(str(error).split())[:300]}") from None
+        raise ModelError(
+            name, f"{checkpoint} belongs to another network: {_differences(network, tensors) or ' '.join(str(error).split())}"
+        ) from None
+
+
+def _differences(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
+    """What differs between the tensors of a network and of a file, with one example of each."""
+    state = network.state_dict()
+    lacks = [name for name in state if name not in tensors]
+    extra = [name for name in tensors if name not in state]
+    other = [name for name in state if name in tensors and tensors[name].shape != state[name].shape]
+    found = []
+    for names, text in ((lacks, "the file lacks"), (extra, "the network lacks"), (other, "shapes differ in")):
+        if names:
+            found.append(f"{text} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
+    return ", ".join(found)
 
 
 class _ImageSettings(NamedTuple):
@@ -154,13 +171,21 @@ def _from_factory(name: str, module: str, attribute: str) -> nn.Module:
             raise ModelError(name, f"there is no {attribute!r} in {module}")
         factory = getattr(loaded, attribute)
         network = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
-    except ImportError as error:
-        raise ModelError(name, str(error)) from None
+    except (ImportError, ModelError) as error:
+        raise error if isinstance(error, ModelError) else ModelError(name, str(error)) from None
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(name, f"its code fails{_last_place(error)}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)
     if not isinstance(network, nn.Module):
         raise ModelError(name, f"the factory must return a torch module, got {type(network).__name__}")
     return network
+
+
+def _last_place(error: Exception) -> str:
+    """Where the user's code failed: file and line."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return f" at line {last[0].lineno} of {last[0].filename}" if last else ""
 
 
 def _load_file(name: str, path: Path) -> Any:
