@@ -22,7 +22,8 @@ from opq.codec.code_stream import CHUNK
 from opq.codec.entry import Entry
 from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
-from opq.codec.weight_section import decode_pieces, decode_weight, decode_weights
+from opq.codec.kept_packs import KeptPacks
+from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
 from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.thread_map import thread_map_batched
@@ -55,7 +56,8 @@ class OpqFile(Mapping[str, Content]):
         self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
     ) -> None:
         self._lock = threading.Lock()
-        self._packs: dict[int, tuple[dict[str, NDArray[np.generic]], set[str]]] = {}
+        self._packs = KeptPacks(self._decode_pack)
+        self._last: tuple[int, CompressedTensor] | None = None
         self._file: BinaryIO
         if isinstance(source, (bytes, bytearray, memoryview)):
             self._file = io.BytesIO(source)
@@ -133,6 +135,10 @@ class OpqFile(Mapping[str, Content]):
         """Bytes of prefix and header."""
         return self._offsets[0]
 
+    def entry(self, name: str) -> Entry:
+        """The entry of a tensor; KeyError if there is none of this name."""
+        return self._entries[name]
+
     def members(self, section: int) -> list[Entry]:
         """The tensors of a section, in order of their names."""
         return self._members[section]
@@ -165,10 +171,14 @@ class OpqFile(Mapping[str, Content]):
         entry = self._entries[name]
         if not entry.is_weight:
             return restore(self.stored(name), entry)
-        try:
-            return decode_weight(self.section(entry.section), entry)
-        except FormatError as error:
-            raise FormatError(f"tensor {name!r}", error.problem) from None
+        last = self._last  # the weight of a shared section that was read last: another one may have the same codes
+        if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
+            return with_codes_of(last[1], entry)
+        (weight,) = decode_weights({entry.section: self.section(entry.section)}, [entry])
+        if len(self._members[entry.section]) > 1:
+            self._last = entry.section, weight
+            return with_codes_of(weight, entry)
+        return weight
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
         """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
@@ -194,17 +204,7 @@ class OpqFile(Mapping[str, Content]):
 
     def stored(self, name: str) -> NDArray[np.generic]:
         """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""
-        # A decoded pack is kept until each of its tensors has been read.
-        section = self._entries[name].section
-        pack, unread = self._packs.get(section, ({}, set()))
-        if not pack:
-            pack = self._decode_pack(section)
-            with self._lock:  # another thread may have stored the pack
-                pack, unread = self._packs.setdefault(section, (pack, set(pack)))
-        unread.discard(name)
-        if not unread:
-            self._packs.pop(section, None)
-        return pack[name]
+        return self._packs.tensor(self._entries[name].section, name)
 
     def array(self, name: str) -> NDArray[np.generic]:
         """Decode a tensor to an array in its own dtype."""
@@ -219,12 +219,24 @@ class OpqFile(Mapping[str, Content]):
             sizes = [math.prod(entry.shape) for entry in entries]
 
             def values(batch: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
-                return [decoded[e.name].values() if e.name in decoded else self.array(e.name) for e in batch]
+                found: dict[CompressedTensor, NDArray[np.generic]] = {}  # equal weights are one object
+                return [self._values(entry, decoded.get(entry.name), found) for entry in batch]
 
-            arrays.update(
-                zip((entry.name for entry in entries), thread_map_batched(values, entries, sizes, CHUNK), strict=True)
-            )
+            found = thread_map_batched(values, entries, sizes, CHUNK)
+            arrays.update(zip((entry.name for entry in entries), found, strict=True))
         return arrays
+
+    def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
+        """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
+        for entries in self._groups():
+            yield from self._decode_together(entries).items()
+
+    def _values(
+        self, entry: Entry, weight: CompressedTensor | None, found: dict[CompressedTensor, NDArray[np.generic]]
+    ) -> NDArray[np.generic]:
+        if weight is None:
+            return self.array(entry.name)
+        return found[weight].copy() if weight in found else found.setdefault(weight, weight.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -256,15 +268,9 @@ class OpqFile(Mapping[str, Content]):
             yield group
 
     def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
-        """The weights of some entries; none if one is damaged, so that decoding them one by one names the damaged one."""
         weights = [entry for entry in entries if entry.is_weight]
-        try:
-            # A section is read once for all weights that share it. Otherwise a small file could take gigabytes of memory.
-            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
-            parts = [(sections[entry.section], entry) for entry in weights]
-            return dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
-        except FormatError:
-            return {}
+        sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+        return dict(zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True))
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)
