@@ -24,6 +24,9 @@ _COMMANDS = {
     "verify": "Check that a .opq file is complete and valid.",
 }
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
 
 class _Commands(click.Group):
     """Commands by name. Only the module of the called command is imported."""
@@ -60,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments. None: those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 for an error, which is printed in one line, and 2 for wrong usage.
+        The exit status: 0 for success, 1 for an error, which is printed in one line, 2 for wrong usage, and 130 if it was
+        interrupted.
     """
     try:
         status = _opq.main(args=list(arguments) if arguments is not None else None, prog_name="opq", standalone_mode=False)
@@ -69,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except click.Abort:
-        return _fail("interrupted")
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted")
+        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout has closed it. Without this Python would report the same error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from opq.errors import FormatError
 
 _LARGEST = 2**63 - 1
@@ -72,3 +74,12 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def read_at(handle: int, offset: int, count: int) -> bytes:
+    """Bytes of a file from `offset` on. The file's position, which forked processes share, does not change."""
+    parts = []
+    while count and (part := os.pread(handle, count, offset)):  # one call reads less than 2 GB
+        parts.append(part)
+        offset, count = offset + len(part), count - len(part)
+    return b"".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
+from opq.codec.byte_reader import read_at
 from opq.codec.code_stream import CHUNK
 from opq.codec.entry import Entry
 from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
@@ -29,6 +31,8 @@ from opq.quantization.compressed_tensor import CompressedTensor
 from opq.thread_map import thread_map_batched
 
 Content = CompressedTensor | NDArray[np.generic]
+
+_IRREGULAR = "it must be a regular file, which can be read at any position"
 
 _GROUP = 4 * CHUNK
 """The largest number of elements that `OpqFile.arrays` decodes at once, unless a single tensor has more."""
@@ -63,6 +67,8 @@ class OpqFile(Mapping[str, Content]):
             self._file = io.BytesIO(source)
         else:
             try:
+                if Path(source).is_fifo():  # opening it would wait for a writer
+                    raise OSError(errno.ESPIPE, _IRREGULAR)
                 self._file = Path(source).open("rb")  # noqa: SIM115 - open for as long as this object
             except OSError as error:
                 raise SourceError(source, error.strerror or str(error)) from None
@@ -76,9 +82,7 @@ class OpqFile(Mapping[str, Content]):
         try:
             self.file_bytes = self._file.seek(0, os.SEEK_END)
         except OSError:
-            raise SourceError(
-                getattr(self._file, "name", "the file"), "it must be a regular file, which can be read at any position"
-            ) from None
+            raise SourceError(getattr(self._file, "name", "the file"), _IRREGULAR) from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
         if not MAGIC.startswith(prefix[: len(MAGIC)]) or len(prefix) < len(MAGIC):
             raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
@@ -284,17 +288,8 @@ class OpqFile(Mapping[str, Content]):
                 self._file.seek(offset)
                 data = self._file.read(count)
         else:
-            data = _read_at(self._file.fileno(), offset, count)
+            data = read_at(self._file.fileno(), offset, count)
         if len(data) != count:
             problem = f"expected {count:,} bytes at {offset:,}, but only {len(data):,} are left; is the file truncated?"
             raise FormatError("sections", problem)
         return data
-
-
-def _read_at(handle: int, offset: int, count: int) -> bytes:
-    """Bytes of a file from `offset` on. The file's position, which forked processes share, does not change."""
-    parts = []
-    while count and (part := os.pread(handle, count, offset)):  # one call reads less than 2 GB
-        parts.append(part)
-        offset, count = offset + len(part), count - len(part)
-    return b"".join(parts)
