@@ -52,7 +52,7 @@ def _opq() -> None:
 
     SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. MODEL is torchvision:NAME,
     timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr. The exit status is 0
-    for success, 1 for an error, and 2 for wrong usage.
+    for success, 1 for an error, 2 for wrong usage, and 130 for an interruption.
     """
 
 
