@@ -90,3 +90,10 @@ def test_pipes_are_refused(folder, capsys):
     os.mkfifo("pipe")
     failure(capsys, "inspect", "pipe")
     failure(capsys, "expand", "n.opq", "-o", "pipe", "--force")
+
+
+def test_a_closed_stdout_is_an_error_in_one_line(folder, capsys, monkeypatch):
+    """Without a stdout nothing can be printed: one line on stderr, exit status 1."""
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["verify", "n.opq"]) == 1
+    assert capsys.readouterr().err == "opq: error: stdout is closed\n"

@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 for success, 1 for an error, which is printed in one line, 2 for wrong usage, and 130 if it was
         interrupted.
     """
+    if sys.stdout is None:  # as after `>&-` in a shell
+        return _fail("stdout is closed")
     try:
         status = _opq.main(args=list(arguments) if arguments is not None else None, prog_name="opq", standalone_mode=False)
         sys.stdout.flush()
