@@ -100,7 +100,7 @@ def test_torch_round_trip(dtype, tmp_path):
     path = tmp_path / "m.opq"
     compressed = opq.torch.save_model(model, path, ratio=5, rounding="deadzone")
     other = make_model(torch, getattr(torch, dtype))
-    assert opq.torch.load_model(other, path) == ([], [])
+    assert opq.torch.load_model(other, path) == (set(), [])
     for name, tensor in model.state_dict().items():
         expected = (
             opq.functional.fake_quantize(tensor, compressed.plan.layers[name]) if name in compressed.plan.layers else tensor
@@ -148,6 +148,27 @@ def test_tied_parameters_of_a_model_are_stored_once(tmp_path):
     assert not unexpected
 
 
+@pytest.mark.parametrize("kept", ["embed.weight", "head.weight"])
+def test_a_tied_weight_needs_one_of_its_names(kept, tmp_path):
+    """`load_model` returns what safetensors' does: a name is missing only if no name of the file fills its memory."""
+    torch = pytest.importorskip("torch")
+    import opq.torch
+
+    def tied():
+        model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(20, 32), "head": torch.nn.Linear(32, 20, bias=False)})
+        model["head"].weight = model["embed"].weight
+        return model
+
+    given = torch.randn(20, 32)
+    opq.torch.save_file({kept: given}, tmp_path / "m.opq", lossless=True)
+    model = tied()
+    assert opq.torch.load_model(model, tmp_path / "m.opq") == (set(), [])
+    assert torch.equal(opq.load(tied(), tmp_path / "m.opq")["head"].weight, given)
+    model["head"].weight = torch.nn.Parameter(torch.zeros(20, 32))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        opq.torch.load_model(model, tmp_path / "m.opq")
+
+
 def test_loading_into_another_model_is_strict_by_default(tmp_path):
     """Missing and unexpected names are an error of torch, or are returned with strict=False."""
     torch = pytest.importorskip("torch")
@@ -157,7 +178,7 @@ def test_loading_into_another_model_is_strict_by_default(tmp_path):
     model = torch.nn.Linear(30, 40)
     with pytest.raises(RuntimeError, match="Missing key"):
         opq.torch.load_model(model, tmp_path / "m.opq")
-    assert opq.torch.load_model(model, tmp_path / "m.opq", strict=False) == (["bias"], ["extra"])
+    assert opq.torch.load_model(model, tmp_path / "m.opq", strict=False) == ({"bias"}, ["extra"])
 
 
 def test_a_missing_file_is_a_source_error(tmp_path):

@@ -44,7 +44,11 @@ def refuse_same(source: str | os.PathLike[str], output: str | os.PathLike[str]) 
         OutputError: `output` is the source, or lies in it.
     """
     source, output = Path(source), Path(output)
-    if output.exists() and source.exists() and (output.samefile(source) or source.resolve() in output.resolve().parents):
+    try:
+        same = output.exists() and source.exists() and (output.samefile(source) or source.resolve() in output.resolve().parents)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise OutputError(output, getattr(error, "strerror", None) or "its symbolic links form a loop") from None
+    if same:
         raise OutputError(output, "it is the source that is being read; choose another path")
 
 
@@ -63,7 +67,10 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
     _refuse_irregular(path)
     if not overwrite:
         refuse_existing(path)
-    path = path.resolve()  # a link stays a link, to the new file
+    try:
+        path = path.resolve(strict=path.exists())  # a link stays a link, to the new file
+    except (OSError, RuntimeError):  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise OutputError(path, "its symbolic links form a loop") from None
     temporary = None
     _remove_stale_temporaries(path)
     try:

@@ -118,8 +118,8 @@ def load_model(
     device: str | int | torch.device = "cpu",
     *,
     max_bytes: int | None = None,
-) -> tuple[list[str], list[str]]:
-    """Load the tensors of a file into `model`.
+) -> tuple[set[str], list[str]]:
+    """Load the tensors of a file into `model`, as safetensors.torch.load_model does: tied tensors need one of their names.
 
     Args:
         model: The network.
@@ -129,13 +129,37 @@ def load_model(
         max_bytes: As in `load_file`.
 
     Returns:
-        The names that the file lacks, and those that the model lacks.
+        The names that the file lacks, without those whose memory another name of the file fills; and those that the model
+        lacks.
 
     Raises:
         SourceError, FormatError: As in `load_file`.
+        RuntimeError: A shape differs; or a name is missing or unexpected, and `strict` is True.
     """
-    missing, unexpected = model.load_state_dict(load_file(filename, device, max_bytes=max_bytes), strict=strict)
+    tensors = load_file(filename, device, max_bytes=max_bytes)
+    state = model.state_dict()
+    filled = {_memory(state[name]) for name in tensors if name in state and _fills_its_memory(state[name])}
+    lacking, unexpected = model.load_state_dict(tensors, strict=False)
+    missing = {name for name in lacking if name not in state or _memory(state[name]) not in filled}
+    if strict and (missing or unexpected):
+        lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
+        for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
+            if names:
+                quoted = ", ".join(f'"{name}"' for name in sorted(names))
+                lines.append(f"    {kind} key(s) in state_dict: {quoted}")
+        raise RuntimeError("\n".join(lines))
     return missing, unexpected
+
+
+def _memory(tensor: torch.Tensor) -> object:
+    """What tensors have in common that share memory; of one without memory, the tensor itself."""
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _fills_its_memory(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.nbytes == tensor.untyped_storage().nbytes()
 
 
 class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name for it

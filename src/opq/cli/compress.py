@@ -28,6 +28,6 @@ def command(source: str, plan_file: str | None, **given: Any) -> None:
     if plan_file is not None:
         refuse_compression_options(given, "--plan")
     config = read_plan(plan_file) if plan_file is not None else read_config(given)
-    check_output(given, [source])
+    check_output(given, [source, plan_file])
     compressed = opq.compress(source, config, progress=True)
     save_and_print(compressed, given)

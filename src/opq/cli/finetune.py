@@ -67,7 +67,7 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
         label_weight=given["label_weight"],
         **rate,
     )
-    check_output(given, [given["weights"], start])
+    check_output(given, [start, plan_file])
     from opq.zoo.image_data import open_images
 
     named = make_network(model, given, "cpu")

@@ -24,6 +24,9 @@ _COMMANDS = {
     "verify": "Check that a .opq file is complete and valid.",
 }
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
 
 class _Commands(click.Group):
     """Commands by name. Only the module of the called command is imported."""
@@ -49,7 +52,7 @@ def _opq() -> None:
 
     SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. MODEL is torchvision:NAME,
     timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr. The exit status is 0
-    for success, 1 for an error, and 2 for wrong usage.
+    for success, 1 for an error, 2 for wrong usage, and 130 for an interruption.
     """
 
 
@@ -60,8 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments. None: those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 for an error, which is printed in one line, and 2 for wrong usage.
+        The exit status: 0 for success, 1 for an error, which is printed in one line, 2 for wrong usage, and 130 if it was
+        interrupted.
     """
+    if sys.stdout is None:  # as after `>&-` in a shell
+        return _fail("stdout is closed")
     try:
         status = _opq.main(args=list(arguments) if arguments is not None else None, prog_name="opq", standalone_mode=False)
         sys.stdout.flush()
@@ -69,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except click.Abort:
-        return _fail("interrupted")
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted")
+        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout has closed it. Without this Python would report the same error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

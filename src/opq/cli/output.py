@@ -21,18 +21,21 @@ output_options = add_options(
 )
 """Adds the options of the output to a command that writes a .opq file."""
 
+_INPUTS = ("config_file", "plan_file", "calibrate", "data", "weights")
+"""Parameters of commands that may name a file or a folder that is read."""
+
 
 def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
     """Check the output path before the work.
 
     Args:
         given: The command's parameters.
-        sources: Paths that the command reads, or None.
+        sources: Paths that the command reads beside those of its options, or None.
 
     Raises:
         OutputError: The output is one of the sources, ends like a checkpoint, or it exists and --force is not given.
     """
-    for source in sources:
+    for source in (*sources, *(given.get(key) for key in _INPUTS)):
         if source is not None:
             refuse_same(source, given["output"])
     if Path(given["output"]).suffix in (".safetensors", ".pt", ".pth", ".bin"):

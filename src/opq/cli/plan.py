@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,6 +39,8 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
     for path in (output, plot):
         if path is not None:
             refuse_same(source, path)
+            if given["config_file"] is not None:
+                refuse_same(given["config_file"], path)
             if not force:
                 refuse_existing(path, "use --force to replace it")
     if curve:
@@ -57,7 +60,7 @@ def command(source: str, output: str | None, force: bool, as_json: bool, curve: 
 
 def _show_curve(points: Sequence[opq.RDPoint], as_json: bool, plot: str | None) -> None:
     if plot is not None:
-        _draw(points, plot)
+        write_file(plot, _draw(points, plot), overwrite=True)
     if as_json:
         click.echo(json.dumps([asdict(point) for point in points], indent=1))
         return
@@ -68,7 +71,8 @@ def _show_curve(points: Sequence[opq.RDPoint], as_json: bool, plot: str | None) 
     click.echo(format_table(("ratio", "bytes", "bits/weight", "zeros", "distortion"), rows))
 
 
-def _draw(points: Sequence[opq.RDPoint], path: str) -> None:
+def _draw(points: Sequence[opq.RDPoint], path: str) -> bytes:
+    """The picture's bytes: a full disk must not cost the old one."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -80,4 +84,6 @@ def _draw(points: Sequence[opq.RDPoint], path: str) -> None:
     axes.plot([point.ratio for point in points], [point.distortion for point in points], marker="o", markersize=3)
     axes.set(xlabel="file ratio", ylabel="distortion (squared error over energy)", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=Path(path).suffix[1:])
+    return picture.getvalue()

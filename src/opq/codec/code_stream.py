@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ _WORTH_A_THREAD = 2**14
 _LARGEST_KERNEL = 128
 _LARGEST_SHIFT = 20
 _WHERE = "codes"
+_NO_END = "the data do not end with the last weight"
 
 _Line = tuple[int, int, int, int]
 """Inputs, positions and width of a weight's geometry, and the first byte of its section."""
@@ -36,9 +38,25 @@ _Job = tuple[bytes | memoryview, memoryview, int, int, int, int, int]
 """A stream, the buffer for its codes, the number of rows, and a line."""
 
 
+class StreamError(FormatError):
+    """A section does not hold exactly a weight of its shape.
+
+    Args:
+        number: Which one of the weights that are decoded together.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, number: int, problem: str) -> None:
+        super().__init__(_WHERE, problem)
+        self.number = number
+
+
 @dataclass(frozen=True)
-class _Geometry:
-    """A weight as `outputs` rows of `inputs` kernels of `positions` elements; `width` is the last axis of the kernel."""
+class Geometry:
+    """A weight as `outputs` rows of `inputs` kernels of `positions` elements; `width` is the last axis of the kernel.
+
+    A section gives the same codes, row-major, for all shapes of one geometry.
+    """
 
     outputs: int
     inputs: int
@@ -46,7 +64,8 @@ class _Geometry:
     width: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...]) -> _Geometry:
+    def of(cls, shape: tuple[int, ...]) -> Geometry:
+        """The geometry of a shape."""
         outputs, inputs = (1, 1, *shape)[-2:] if len(shape) < 2 else shape[:2]
         kernel = math.prod(shape[2:])
         if kernel > _LARGEST_KERNEL:
@@ -88,7 +107,7 @@ def encode_pieces(
     Returns:
         The section's bytes, and the number of nonzero codes.
     """
-    geometry = _Geometry.of(shape)
+    geometry = Geometry.of(shape)
     spans = geometry.spans()
     sums = list(thread_map(lambda span: _sum_and_nonzero(piece(*span)), spans))
     total, nonzero = (sum(part) for part in zip(*sums, strict=True))
@@ -120,10 +139,10 @@ def _halvings(total: int, count: int) -> int:
 
 def chunk_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(start, stop) of each chunk of a weight, in row-major order."""
-    return _Geometry.of(shape).spans()
+    return Geometry.of(shape).spans()
 
 
-def decode_codes(section: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
+def decode_codes(section: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.int32]:
     """Inverse of `encode_codes`.
 
     Args:
@@ -146,20 +165,32 @@ def decode_batch(weights: Iterable[tuple[bytes | memoryview, tuple[int, ...]]]) 
         The codes of each weight.
 
     Raises:
-        FormatError: A section does not hold exactly a weight of its shape.
+        StreamError: A section does not hold exactly a weight of its shape.
     """
     decoded: list[NDArray[np.int32]] = []
-    jobs: list[_Job] = []
-    for section, shape in weights:
+    jobs: list[tuple[_Job, int]] = []
+    for number, (section, shape) in enumerate(weights):
         if section:
             codes = np.empty(shape, dtype=np.int32)
-            jobs += _jobs(section, shape, codes.reshape(-1))
+            with _naming(number):
+                jobs += [(job, number) for job in _jobs(section, shape, codes.reshape(-1))]
         else:
             codes = np.zeros(shape, dtype=np.int32)
         decoded.append(codes)
     # The largest first, so that cores finish at about the same time.
-    _decode(sorted(jobs, key=lambda job: job[1].nbytes, reverse=True))
+    jobs.sort(key=lambda job: job[0][1].nbytes, reverse=True)
+    valid = _decode([job for job, _ in jobs])
+    if valid < len(jobs):
+        raise StreamError(jobs[valid][1], _NO_END)
     return decoded
+
+
+@contextmanager
+def _naming(number: int) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise StreamError(number, error.problem) from None
 
 
 def decode_pieces(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[NDArray[np.int32]]:
@@ -170,7 +201,8 @@ def decode_pieces(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterat
     def decode(part: tuple[bytes | memoryview, int, _Line]) -> NDArray[np.int32]:
         stream, rows, line = part
         piece = np.empty(rows * line[0] * line[1], dtype=np.int32)
-        _decode([(stream, piece.data, rows, *line)])
+        if not _decode([(stream, piece.data, rows, *line)]):
+            raise FormatError(_WHERE, _NO_END)
         return piece
 
     return thread_map(decode, _parts(section, shape))
@@ -187,7 +219,7 @@ def _jobs(section: bytes | memoryview, shape: tuple[int, ...], flat: NDArray[np.
 
 def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tuple[bytes | memoryview, int, _Line]]:
     """The stream of each chunk, its number of rows, and the line of the weight."""
-    geometry = _Geometry.of(shape)
+    geometry = Geometry.of(shape)
     row = geometry.inputs * geometry.positions
     spans = geometry.spans()
     reader = ByteReader(section, _WHERE)
@@ -200,8 +232,8 @@ def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tupl
         yield reader.rest() if length is None else reader.take(length), (stop - start) // row, line
 
 
-def _decode(jobs: list[_Job]) -> None:
+def _decode(jobs: list[_Job]) -> int:
+    """Decode streams into their buffers. The number of jobs before the first one whose stream is invalid."""
     next_job = np.zeros(1, dtype=np.int64).data  # threads share the jobs and this counter
     max_threads = len(jobs) if sum(job[1].nbytes for job in jobs) > _WORTH_A_THREAD else 1
-    if min(run_on_all_cores(lambda: _native.decode_codes(jobs, next_job), max_threads)) < len(jobs):
-        raise FormatError(_WHERE, "the data do not end with the last weight")
+    return min(run_on_all_cores(lambda: _native.decode_codes(jobs, next_job), max_threads))

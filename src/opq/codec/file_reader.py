@@ -9,25 +9,26 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
+from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_stream import CHUNK
 from opq.codec.entry import Entry
 from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
-from opq.codec.weight_section import decode_pieces, decode_weight, decode_weights
+from opq.codec.kept_packs import KeptPacks
+from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
 from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.thread_map import thread_map_batched
 
 Content = CompressedTensor | NDArray[np.generic]
+
 
 _GROUP = 4 * CHUNK
 """The largest number of elements that `OpqFile.arrays` decodes at once, unless a single tensor has more."""
@@ -55,16 +56,10 @@ class OpqFile(Mapping[str, Content]):
         self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
     ) -> None:
         self._lock = threading.Lock()
-        self._packs: dict[int, tuple[dict[str, NDArray[np.generic]], set[str]]] = {}
-        self._file: BinaryIO
+        self._packs = KeptPacks(self._decode_pack)
+        self._last: tuple[int, CompressedTensor] | None = None
         self._path = None if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            self._file = io.BytesIO(source)
-        else:
-            try:
-                self._file = Path(source).open("rb")  # noqa: SIM115 - open for as long as this object
-            except OSError as error:
-                raise SourceError(source, error.strerror or str(error)) from None
+        self._file = open_bytes(source)
         try:
             self._open(max_bytes)
         except BaseException as error:
@@ -77,7 +72,7 @@ class OpqFile(Mapping[str, Content]):
         try:
             self.file_bytes = self._file.seek(0, os.SEEK_END)
         except OSError:
-            raise SourceError(self._path, "it must be a regular file, which can be read at any position") from None
+            raise SourceError(self._path or "the file", IRREGULAR) from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
         if prefix[: len(MAGIC)] != MAGIC:
             raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
@@ -139,6 +134,10 @@ class OpqFile(Mapping[str, Content]):
         """Bytes of prefix and header."""
         return self._offsets[0]
 
+    def entry(self, name: str) -> Entry:
+        """The entry of a tensor; KeyError if there is none of this name."""
+        return self._entries[name]
+
     def members(self, section: int) -> list[Entry]:
         """The tensors of a section, in order of their names."""
         return self._members[section]
@@ -171,10 +170,17 @@ class OpqFile(Mapping[str, Content]):
         entry = self._entries[name]
         if not entry.is_weight:
             return restore(self.stored(name), entry)
+        last = self._last  # the weight of a shared section that was read last: another one may have the same codes
+        if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
+            return with_codes_of(last[1], entry)
         try:
-            return decode_weight(self.section(entry.section), entry)
+            (weight,) = decode_weights({entry.section: self.section(entry.section)}, [entry])
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
+        if len(self._members[entry.section]) > 1:
+            self._last = entry.section, weight
+            return with_codes_of(weight, entry)
+        return weight
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
         """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
@@ -200,17 +206,7 @@ class OpqFile(Mapping[str, Content]):
 
     def stored(self, name: str) -> NDArray[np.generic]:
         """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""
-        # A decoded pack is kept until each of its tensors has been read.
-        section = self._entries[name].section
-        pack, unread = self._packs.get(section, ({}, set()))
-        if not pack:
-            pack = self._decode_pack(section)
-            with self._lock:  # another thread may have stored the pack
-                pack, unread = self._packs.setdefault(section, (pack, set(pack)))
-        unread.discard(name)
-        if not unread:
-            self._packs.pop(section, None)
-        return pack[name]
+        return self._packs.tensor(self._entries[name].section, name)
 
     def array(self, name: str) -> NDArray[np.generic]:
         """Decode a tensor to an array in its own dtype."""
@@ -225,12 +221,24 @@ class OpqFile(Mapping[str, Content]):
             sizes = [math.prod(entry.shape) for entry in entries]
 
             def values(batch: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
-                return [decoded[e.name].values() if e.name in decoded else self.array(e.name) for e in batch]
+                found: dict[CompressedTensor, NDArray[np.generic]] = {}  # equal weights are one object
+                return [self._values(entry, decoded.get(entry.name), found) for entry in batch]
 
-            arrays.update(
-                zip((entry.name for entry in entries), thread_map_batched(values, entries, sizes, CHUNK), strict=True)
-            )
+            found = thread_map_batched(values, entries, sizes, CHUNK)
+            arrays.update(zip((entry.name for entry in entries), found, strict=True))
         return arrays
+
+    def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
+        """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
+        for entries in self._groups():
+            yield from self._decode_together(entries).items()
+
+    def _values(
+        self, entry: Entry, weight: CompressedTensor | None, found: dict[CompressedTensor, NDArray[np.generic]]
+    ) -> NDArray[np.generic]:
+        if weight is None:
+            return self.array(entry.name)
+        return found[weight].copy() if weight in found else found.setdefault(weight, weight.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -262,15 +270,9 @@ class OpqFile(Mapping[str, Content]):
             yield group
 
     def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
-        """The weights of some entries; none if one is damaged. Decoding them one by one then finds the damaged one."""
         weights = [entry for entry in entries if entry.is_weight]
-        try:
-            # A section is read once for all weights that share it. Otherwise a small file could take gigabytes of memory.
-            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
-            parts = [(sections[entry.section], entry) for entry in weights]
-            return dict(zip((entry.name for entry in weights), decode_weights(parts), strict=True))
-        except FormatError:
-            return {}
+        sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+        return dict(zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True))
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)
@@ -284,17 +286,8 @@ class OpqFile(Mapping[str, Content]):
                 self._file.seek(offset)
                 data = self._file.read(count)
         else:
-            data = _read_at(self._file.fileno(), offset, count)
+            data = read_at(self._file.fileno(), offset, count)
         if len(data) != count:
             problem = f"expected {count:,} bytes at {offset:,}, but only {len(data):,} are left; is the file truncated?"
             raise FormatError("sections", problem)
         return data
-
-
-def _read_at(handle: int, offset: int, count: int) -> bytes:
-    """Bytes of a file from `offset` on. The file's position, which forked processes share, does not change."""
-    parts = []
-    while count and (part := os.pread(handle, count, offset)):  # one call reads less than 2 GB
-        parts.append(part)
-        offset, count = offset + len(part), count - len(part)
-    return b"".join(parts)

@@ -74,7 +74,7 @@ class TensorSlice(Generic[Tensor]):
 
     def __init__(self, file: OpqFile, name: str, convert: Callable[[NDArray[np.generic]], Tensor]) -> None:
         self._file, self._name, self._convert = file, name, convert
-        self._entry = next(entry for entry in file.entries if entry.name == name)
+        self._entry = file.entry(name)
 
     def get_shape(self) -> list[int]:
         """The tensor's shape."""

@@ -8,7 +8,8 @@ dtype, in byte planes. So levels are stored exactly, in few bytes if they are cl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from opq import dtypes
 from opq.codec import code_stream
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.code_stream import decode_batch, encode_pieces
+from opq.codec.code_stream import Geometry, StreamError, decode_batch, encode_pieces
 from opq.codec.entry import Entry
 from opq.errors import FormatError, WeightError
 from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, UniformCodebook
@@ -77,14 +78,64 @@ def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
     Raises:
         FormatError: The section does not hold exactly this weight.
     """
-    return decode_weights([(section, entry)])[0]
+    codebook, codes = _split(section, entry)
+    return _join(code_stream.decode_codes(codes, entry.shape), codebook, entry)
 
 
-def decode_weights(weights: Sequence[tuple[bytes, Entry]]) -> list[CompressedTensor]:
-    """As `decode_weight`, for several weights, on all cores."""
-    parts = [_split(section, entry) for section, entry in weights]
-    decoded = decode_batch((codes, entry.shape) for (_, codes), (_, entry) in zip(parts, weights, strict=True))
-    return [_join(codes, book, entry) for codes, (book, _), (_, entry) in zip(decoded, parts, weights, strict=True)]
+def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[CompressedTensor]:
+    """As `decode_weight`, for several weights, on all cores. What weights of one section have in common is decoded once.
+
+    Args:
+        sections: {number of a section: its bytes, untrusted}.
+        entries: The weights' entries.
+
+    Returns:
+        The weight of each entry. Equal weights are one object, and weights may share their codes.
+
+    Raises:
+        FormatError: A section does not hold exactly a weight; the error names it.
+    """
+    parts: dict[int, tuple[Codebook, bytes | memoryview]] = {}
+    first: dict[tuple[int, Geometry], Entry] = {}
+    keys = [(entry.section, Geometry.of(entry.shape)) for entry in entries]
+    for key, entry in zip(keys, entries, strict=True):
+        if entry.section not in parts:
+            with _naming(entry):
+                parts[entry.section] = _split(sections[entry.section], entry)
+        first.setdefault(key, entry)
+    firsts = list(first.values())
+    try:
+        decoded = decode_batch((parts[entry.section][1], entry.shape) for entry in firsts)
+    except StreamError as error:
+        raise FormatError(f"tensor {firsts[error.number].name!r}", error.problem) from None
+    codes = dict(zip(first, decoded, strict=True))
+    joined: dict[object, CompressedTensor] = {}
+    for key, entry in zip(keys, entries, strict=True):
+        whole = (key, entry.shape, entry.dtype, entry.step)
+        if whole not in joined:
+            book = parts[entry.section][0] if entry.step is None else UniformCodebook(entry.step)
+            with _naming(entry):
+                joined[whole] = _join(codes[key].reshape(entry.shape), book, entry)
+    return [joined[key, entry.shape, entry.dtype, entry.step] for key, entry in zip(keys, entries, strict=True)]
+
+
+def have_same_codes(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+    """Whether weights of two shapes that share a section have the same codes, row-major."""
+    return Geometry.of(one) == Geometry.of(two)
+
+
+def with_codes_of(weight: CompressedTensor, entry: Entry) -> CompressedTensor:
+    """A weight of the same section with a copy of the same codes."""
+    codebook = weight.codebook if entry.step is None else UniformCodebook(entry.step)
+    return CompressedTensor(weight.codes.reshape(entry.shape).copy(), codebook, entry.dtype)
+
+
+@contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"tensor {entry.name!r}", error.problem) from None
 
 
 def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:

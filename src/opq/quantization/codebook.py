@@ -130,7 +130,7 @@ class LevelTable(Codebook):
     def values(self, codes: NDArray[np.int32], dtype: str) -> NDArray[np.generic]:
         """The levels of codes, bit for bit."""
         table = np.insert(self.levels, self.negatives, 0)
-        return table[codes + self.negatives]
+        return np.asarray(table[codes + self.negatives, ...])  # without the dots, a scalar for a weight without dimensions
 
     def nominal_bits(self, codes: NDArray[np.int32]) -> float:
         """ceil(log2(number of levels)) per nonzero code."""

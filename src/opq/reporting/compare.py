@@ -82,11 +82,12 @@ def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
         FormatError: It is not a valid file.
     """
     with OpqFile(source) as file:
-        weights = [content for content in map(file.__getitem__, file) if isinstance(content, CompressedTensor)]
+        measured: dict[CompressedTensor, tuple[bytes, float]] = {}  # equal weights may be one object
+        weights = [measured.get(weight) or measured.setdefault(weight, _measure(weight)) for _, weight in file.weights()]
         dense = safetensors.numpy.save(file.arrays(), file.metadata or None)
         coded = {entry.section for entry in file.entries if entry.is_weight}
         file_bytes, code_bytes = file.file_bytes, sum(map(file.section_bytes, coded))
-    integers = b"".join(_narrowed(weight.codes).tobytes() for weight in weights)
+    integers = b"".join(integers for integers, _ in weights)
     methods = _methods()
     jobs = [(method, data) for data in (dense, integers) for method in methods.values()]
     sizes = list(thread_map(lambda job: len(job[0](job[1])) if job[0] else None, jobs))
@@ -95,7 +96,7 @@ def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
         code_bytes=code_bytes,
         dense_bytes=len(dense),
         integer_bytes=len(integers),
-        entropy_bytes=sum(zero_order_entropy(np.unique(weight.codes, return_counts=True)[1]) for weight in weights) / 8.0,
+        entropy_bytes=sum(entropy for _, entropy in weights) / 8.0,
         dense=dict(zip(methods, sizes[: len(methods)], strict=True)),
         codes=dict(zip(methods, sizes[len(methods) :], strict=True)),
     )
@@ -121,6 +122,11 @@ def _zstd() -> Callable[[bytes], bytes] | None:
     except ImportError:
         return None
     return lambda data: bytes(package.ZstdCompressor(level=ZSTD_LEVEL).compress(data))
+
+
+def _measure(weight: CompressedTensor) -> tuple[bytes, float]:
+    """The codes in the smallest integer type that holds them, and their zero-order entropy in bits."""
+    return _narrowed(weight.codes).tobytes(), zero_order_entropy(np.unique(weight.codes, return_counts=True)[1])
 
 
 def _narrowed(codes: NDArray[np.int32]) -> NDArray[np.signedinteger[Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from opq.batch_norm import prefixes
 from opq.codec.auxiliary import largest_error
 from opq.codec.byte_planes import estimate_pack
+from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry, repeated_weights
 from opq.codec.file_reader import OpqFile
 from opq.codec.weight_section import table_bytes
@@ -21,6 +22,8 @@ KINDS = ("codes", "levels", "batch-norm", "biases", "other auxiliary", "header",
 """Kinds of bytes, in the order of `Inspection.bytes_by_kind`."""
 
 _CHECKSUM = 4
+
+_Description = tuple[int, float, int | None]
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         tensors, weights, kept, code_bits = [], 0, 0, 0.0
         repeats = repeated_weights(file.entries)
         dense_bytes = sum(entry.dense_bytes for entry in file.entries if entry.name not in repeats)
-        for entry, found in zip(file.entries, thread_map(lambda entry: _describe(file, entry), file.entries), strict=True):
+        for entry, found in zip(file.entries, _describe_all(file), strict=True):
             sparsity = bits = None
             levels = None
             if found is not None:
@@ -222,7 +225,17 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         )
 
 
-def _describe(file: OpqFile, entry: Entry) -> tuple[int, float, int | None] | None:
+def _describe_all(file: OpqFile) -> Iterator[_Description | None]:
+    """The description of each tensor, in order; of weights that differ only in their values it is made once."""
+    keys = [(entry.section, Geometry.of(entry.shape), entry.shape[:1]) if entry.is_weight else None for entry in file.entries]
+    first: dict[object, Entry] = {}
+    for key, entry in zip(keys, file.entries, strict=True):
+        first.setdefault(key, entry)
+    found = dict(zip(first, thread_map(lambda entry: _describe(file, entry), first.values()), strict=True))
+    return (found[key] for key in keys)
+
+
+def _describe(file: OpqFile, entry: Entry) -> _Description | None:
     """Number of kept weights, their nominal bits, and the number of levels; None for an auxiliary tensor."""
     if not entry.is_weight:
         return None
@@ -275,4 +288,6 @@ def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
 def _entropy(file: OpqFile, entry: Entry) -> float:
     """Estimated bytes of a tensor in its pack, without the four bytes per plane that belong to the whole pack."""
     stored = file.stored(entry.name)
+    if stored.size < 2:  # no entropy, told quickly, as a file may have a hundred thousand of these
+        return (1 + entry.count) / 1024.0
     return max(estimate_pack([stored]) - 4 * stored.dtype.itemsize, 0) + (1 + entry.count) / 1024.0

@@ -184,8 +184,9 @@ def _from_factory(name: str, module: str, attribute: str) -> nn.Module:
 
 def _last_place(error: Exception) -> str:
     """Where the user's code failed: file and line."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    return f" at line {last[0].lineno} of {last[0].filename}" if last else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<")]
+    return f" at line {theirs[-1].lineno} of {theirs[-1].filename}" if theirs else ""
 
 
 def _load_file(name: str, path: Path) -> Any:

@@ -103,9 +103,13 @@ ALWAYS_INLINE int start_band(BandState *band) {
     return left > 0;
 }
 
-/* Moves to the next column or, after the last one, to the next band. Returns whether there is one. */
+/* Moves to the next column or, after the last one, to the next band. Returns whether there is one, and data for it. */
 ALWAYS_INLINE int advance(BandState *band) {
     const Shape *shape = band->shape;
+    if (UNLIKELY(is_exhausted(&band->coder))) {
+        band->rows = 0;
+        return 0;
+    }
     band->codes += shape->positions;
     if (++band->column < shape->inputs) return 1;
     band->column = 0;

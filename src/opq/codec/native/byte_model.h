@@ -29,7 +29,7 @@ static inline void code_plane(RangeCoder *coder, Direction direction, ByteModel 
     reset_bits(model->previous, 256 * 256);
     reset_bits(model->above, 256 * 256);
     uint32_t previous = 0;
-    for (int64_t k = 0; k < count; k++) {
+    for (int64_t k = 0; k < count && !(direction == DECODE && UNLIKELY(is_exhausted(coder))); k++) {
         uint32_t value = plane[k], node = 1, upper = above ? above[k] : 0;
         for (int bit = 7; bit >= 0; bit--) {
             refill(coder, direction);

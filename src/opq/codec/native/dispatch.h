@@ -19,6 +19,7 @@ ALWAYS_INLINE void code_matrix_band(BandState *band, Direction direction, Instru
     for (band->column = 0; band->column < inputs; band->column++) {
         const uint32_t mean_of_column = column_mean(band), level = level_offset(mean_of_column) / NUM_LEVELS;
         uint32_t sum = 0;
+        if (direction == DECODE && UNLIKELY(is_exhausted(coder))) return; /* a row can be the whole weight */
         refill_raw_bits(coder, direction); /* for the signs of all rows */
         UNROLLED
         for (int j = 0; j < rows; j++) {

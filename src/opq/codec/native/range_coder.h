@@ -220,6 +220,11 @@ static void finish_encoder(RangeCoder *coder) {
     while (raw->length > 0) output->data[output->length++] = raw->data[--raw->length];
 }
 
+/* Whether the decoder has used more bits than its input has, so that `consumed_exactly` cannot become true: at most 6 bytes are
+ * read ahead. A decision takes at least 16/65536 of the range, or 1/2840 of a bit, so data that end too early are given up after
+ * at most 22,720 decisions for each of their bytes, whatever shape was declared. */
+ALWAYS_INLINE int is_exhausted(const RangeCoder *coder) { return coder->position > coder->input_size + 8; }
+
 /* Whether the decoder has used every byte of its input, from both ends, and no byte twice. */
 static int consumed_exactly(const RangeCoder *coder) {
     uint64_t num_shifts = 8 * (uint64_t)coder->position - 16 - (uint64_t)coder->num_bits; /* w in docs/format.md */
