@@ -59,7 +59,8 @@ def compress(
     if isinstance(config, Plan):
         if options:
             raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
-        return _encode(analyze_planned(source, config, metadata), config, progress)
+        analysis = analyze_planned(source, config, metadata)
+        return with_warnings(analysis, _encode(analysis, config, progress))
     config = as_config(config, options, "compress")
     if isinstance(config.target, Lossless):
         layout, dense = compress_losslessly(source, config, metadata, progress)
@@ -67,8 +68,8 @@ def compress(
     analysis = analyze(source, config, metadata)
     size_model = SizeModel.of(analysis, config)
     if isinstance(config.target, TwoStage):
-        return _encode(analysis, guess_two_stage(size_model, config.target)[1], progress)
-    return _fit(size_model, config, progress)
+        return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, config.target)[1], progress))
+    return with_warnings(analysis, _fit(size_model, config, progress))
 
 
 def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | None) -> CompressedModel:
@@ -97,6 +98,14 @@ def _fit(size_model: SizeModel, config: CompressionConfig, progress: Progress | 
         smallest = last.file_bytes
         raise TargetError.out_of_reach(budget, smallest, max(smallest, last.dense_bytes), last.dense_bytes)
     return search.best
+
+
+def with_warnings(analysis: CheckpointAnalysis, compressed: CompressedModel) -> CompressedModel:
+    """The same network, after a warning that names each weight that became all zero."""
+    for name, count in compressed.layout.nonzero.items():
+        if count == 0 and analysis.statistics[name].laplace_scale > 0.0:
+            logger.warning("weight %r became all zero; give it a higher sensitivity in layers, or exclude it", name)
+    return compressed
 
 
 def _encode(analysis: CheckpointAnalysis, plan: Plan, progress: Progress | None) -> CompressedModel:
