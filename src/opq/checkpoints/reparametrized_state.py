@@ -35,6 +35,11 @@ class ReparametrizedState(StateView):
         self._gains = {name: gain for name in names if (gain := gain_of(state, name)) is not None}
         self._factors: dict[str, NDArray[np.float64]] = {}
 
+    @property
+    def changed(self) -> list[str]:
+        """Names of the tensors that are changed."""
+        return [*self._masks, *self._gains]
+
     def compressed(self, name: str) -> CompressedTensor | None:
         """As State.compressed."""
         return None if name in self._masks or name in self._gains else self._state.compressed(name)
