@@ -42,7 +42,8 @@ def compress(
     Args:
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
         config: The target and all settings; or a plan, which is followed without changes; or None if `options` give the
-            settings. With a byte target the size of the file is at most the target and at least 99.5% of it.
+            settings. With a byte target the size of the file is at most the target and at least 99.5% of it;
+            it may be smaller if the finest steps give fewer bytes, because tensors that are no weights compress well.
         metadata: {text: text} to keep in the file if the source has none of its own.
         progress: Called after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
