@@ -23,15 +23,16 @@ from opq.calibration.synthetic_images import recompute_statistics, synthesize_im
 from opq.checkpoints import as_state
 from opq.checkpoints.open import epsilons_of
 from opq.checkpoints.state import TensorState
-from opq.compression.analysis import CheckpointAnalysis, analyze, choose_weights, is_weight
+from opq.compression.analysis import CheckpointAnalysis, analyze, choose_roles
+from opq.compression.compress import with_warnings
 from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, joint_plan
 from opq.compression.size_model import SizeModel
+from opq.compression.tensor_roles import tensor_roles
 from opq.config import CompressionConfig, CompressionOptions, LayerConfig, Lossless, TwoStage, as_config
 from opq.progress import Progress, logger, show_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
-from opq.quantization.quantizer import fake_quantize
 from opq.rate_distortion.rate_control import BudgetSearch
 
 BATCH = 50
@@ -104,7 +105,7 @@ class Calibration:
         if isinstance(config.target, TwoStage | Lossless):
             raise TargetError("target must be in bytes, because calibration searches for a file size; give a ratio or a size")
         state = as_state(self.model, metadata)
-        requested = config.layer_configs(choose_weights(state, config))
+        requested = config.layer_configs(choose_roles(state, config).weights)
         measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
         config = replace(config, layers=measured)
         analysis = analyze(state, config, estimated=True)
@@ -120,7 +121,7 @@ class Calibration:
             search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
         if search.best is None:
             raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
-        return search.best
+        return with_warnings(analysis, search.best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,8 @@ class _Reconstruction:
         with torch.no_grad():
             tensors = quantized.state_dict()  # it shares the memory of parameters and buffers
             for name in plans.keys() - {f"{name}.weight" for name in layers}:
-                tensors[name].copy_(fake_quantize(tensors[name], plans[name]))
+                codes = torch.from_numpy(weights[name].read_codes()(0, plans[name].count))
+                tensors[name].copy_((codes.float() * plans[name].step).reshape(plans[name].shape))
         finished = 0
 
         def reconstruct(name: str, dense_input: Tensor, quantized_input: Tensor) -> None:
@@ -226,8 +228,7 @@ def calibrate(
         sensitivity, costs = fisher_information(reference, find_layers(reference), torch.split(samples, BATCH), seed=seed)
     except (RuntimeError, ValueError, TypeError) as error:
         raise CalibrationError(f"the network does not run on inputs of shape {tuple(samples.shape)}: {error}") from error
-    state = as_state(dense)
-    weights = [name for name in state if is_weight(*state.describe(name))]
+    weights = tensor_roles(as_state(dense)).weights
     smallest = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
     by_weight = {name: costs.get(name, 0.0) or smallest for name in weights}
     return Calibration(dense, reference, samples, by_weight, sensitivity, batch_norms)

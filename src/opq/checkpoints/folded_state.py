@@ -6,21 +6,20 @@ The arithmetic is in float64 and is rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.batch_norm import PARTS, BatchNormVectors, prefixes
-from opq.checkpoints.state import State
+from opq.checkpoints.state import State, StateView
 from opq.errors import PlanError
-from opq.quantization.compressed_tensor import CompressedTensor
 
 Vectors = dict[str, NDArray[np.generic]]
 
 
-class FoldedBatchNormState(State):
+class FoldedBatchNormState(StateView):
     """A state dict with folded batch norms; all other tensors are unchanged.
 
     A batch norm is recognized by names with a common prefix: `running_mean`, `running_var`, and `weight` or `bias` or both, all
@@ -37,9 +36,7 @@ class FoldedBatchNormState(State):
     """
 
     def __init__(self, state: State, eps: float | None) -> None:
-        self._state = state
-        self.metadata = state.metadata
-        self.epsilons: Mapping[str, float] = state.epsilons
+        super().__init__(state)
         self._replaced: Vectors = {}
         owners: dict[object, list[str]] = {}
         for name in state:
@@ -55,30 +52,12 @@ class FoldedBatchNormState(State):
                     )
                 self._replaced.update({prefix + part: vector for part, vector in fold_statistics(vectors, module_eps).items()})
 
-    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """As State.describe."""
-        return self._state.describe(name)
-
-    def compressed(self, name: str) -> CompressedTensor | None:
-        """As State.compressed."""
-        return self._state.compressed(name)
-
-    def memory(self, name: str) -> object:
-        """As State.memory."""
-        return self._state.memory(name)
-
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         return self._replaced[name] if name in self._replaced else self._state[name]
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """As State.rows."""
         return self._replaced[name][start:stop] if name in self._replaced else self._state.rows(name, start, stop)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
 
 
 def fold_statistics(vectors: Mapping[str, NDArray[np.generic]], eps: float) -> Vectors:

@@ -31,15 +31,15 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         state = open_checkpoint(source)
         state.metadata = state.metadata or metadata or {}
         return state
-    epsilons = None
+    epsilons = parameters = None
     if hasattr(source, "state_dict") and not isinstance(source, type):
-        epsilons = epsilons_of(source)
+        epsilons, parameters = epsilons_of(source), parameters_of(source)
         source = source.state_dict()
     if not isinstance(source, Mapping):
         got = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
         raise SourceError("the source", f"expected a state dict, a model, or the path of a checkpoint, got {got}")
     stored = getattr(source, "metadata", None)  # an open .opq file has metadata
-    return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons)
+    return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons, parameters)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> State:
@@ -70,3 +70,12 @@ def epsilons_of(model: Any) -> dict[str, float]:
     """{name: eps} of all modules with running statistics, such as torch's batch norms."""
     modules = model.named_modules(remove_duplicate=False) if hasattr(model, "named_modules") else ()
     return {name: float(module.eps) for name, module in modules if hasattr(module, "running_var") and hasattr(module, "eps")}
+
+
+def parameters_of(model: Any) -> dict[str, bool]:
+    """{name: True} of all parameters and {name: False} of all buffers of a module, under each of their names."""
+    found = {}
+    for kind, is_parameter in (("named_buffers", False), ("named_parameters", True)):
+        named = getattr(model, kind, None)
+        found.update({name: is_parameter for name, _ in (named(remove_duplicate=False) if named is not None else ())})
+    return found

@@ -43,6 +43,53 @@ class State(Mapping[str, NDArray[np.generic]]):
         """A key of the tensor's memory, equal for all names of a shared tensor; None if that is not known."""
         return None
 
+    def is_parameter(self, name: str) -> bool | None:
+        """Whether the tensor is a parameter (True) or a buffer (False) of the module; None if there is no module to ask."""
+        return None
+
+    def nonzero_over(self, name: str) -> tuple[int, ...] | None:
+        """The axes of slices that must not become all zero, because the network divides by their norms; None for none."""
+        return None
+
+
+class StateView(State):
+    """A state with the tensors of another one; subclasses change some of them.
+
+    Args:
+        state: The other state.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.metadata = state.metadata
+        self.epsilons: Mapping[str, float] = state.epsilons
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """As State.describe."""
+        return self._state.describe(name)
+
+    def compressed(self, name: str) -> CompressedTensor | None:
+        """As State.compressed."""
+        return self._state.compressed(name)
+
+    def memory(self, name: str) -> object:
+        """As State.memory."""
+        return self._state.memory(name)
+
+    def is_parameter(self, name: str) -> bool | None:
+        """As State.is_parameter."""
+        return self._state.is_parameter(name)
+
+    def nonzero_over(self, name: str) -> tuple[int, ...] | None:
+        """As State.nonzero_over."""
+        return self._state.nonzero_over(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
 
 class TensorState(State):
     """Tensors in memory.
@@ -51,6 +98,7 @@ class TensorState(State):
         tensors: {name: NumPy array, torch tensor on any device, or CompressedTensor}.
         metadata: {text: text}.
         epsilons: {name of a batch norm: its eps}.
+        parameters: {name: whether it is a parameter of the module, rather than a buffer}.
 
     Raises:
         SourceError: A name is not a string.
@@ -61,6 +109,7 @@ class TensorState(State):
         tensors: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
         epsilons: Mapping[str, float] | None = None,
+        parameters: Mapping[str, bool] | None = None,
     ) -> None:
         for name in tensors:
             if not isinstance(name, str):
@@ -68,6 +117,7 @@ class TensorState(State):
         self._tensors = tensors
         self.metadata = metadata or {}
         self.epsilons = epsilons or {}
+        self._parameters = parameters or {}
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As State.describe.
@@ -116,6 +166,10 @@ class TensorState(State):
         if isinstance(tensor, np.ndarray) and tensor.size:
             return tensor.__array_interface__["data"][0], tensor.shape, tensor.strides, tensor.dtype
         return None
+
+    def is_parameter(self, name: str) -> bool | None:
+        """As State.is_parameter."""
+        return self._parameters.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -15,9 +15,11 @@ from typing import Any
 from opq import dtypes
 from opq.checkpoints import State, as_state
 from opq.checkpoints.folded_state import FoldedBatchNormState
+from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.codec.entry import LARGEST_TENSOR
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
-from opq.config import CompressionConfig
+from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
+from opq.config import CompressionConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.statistics import measure, measure_rows
 from opq.rate_distortion.layers import Layer, LayerStatistics
@@ -36,11 +38,13 @@ class CheckpointAnalysis:
     """A checkpoint with the statistics that planning and encoding need.
 
     Args:
-        state: The checkpoint, with batch norms folded if `auxiliary` requests it.
+        state: The checkpoint; pruned and weight-normalized weights are what the network makes of them, and batch norms are
+            folded if `auxiliary` requests it.
         statistics: {weight name: its statistics}, in order of names.
         packs: All other tensors, encoded.
         auxiliary: How the other tensors are stored.
         dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
+        exact: {name of another tensor: why it is not a weight}.
     """
 
     state: State
@@ -48,6 +52,7 @@ class CheckpointAnalysis:
     packs: list[AuxiliaryPack]
     auxiliary: AuxiliaryPlan
     dense_bytes: int
+    exact: Mapping[str, str]
 
     @cached_property
     def repeats(self) -> dict[str, str]:
@@ -69,6 +74,11 @@ class CheckpointAnalysis:
         weights = ((name, measured.shape, self.state.describe(name)[0]) for name, measured in self.statistics.items())
         return fixed_bytes(weights, self.packs, self.state.metadata)
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that the tensors that are no weights take less in the file than in the source."""
+        return sum(sum(entry.dense_bytes for entry in pack.entries) - len(pack.section) for pack in self.packs)
+
     def layers(self, config: CompressionConfig) -> list[Layer]:
         """The weights with their settings, for rate-distortion allocation.
 
@@ -84,8 +94,8 @@ class CheckpointAnalysis:
         configs = config.layer_configs(names)
         if not names:
             raise TargetError(
-                "there is no weight to compress, because every tensor is excluded, has fewer than two dimensions, is empty, "
-                "or is not floating point; change include and exclude"
+                f"there is no weight to compress: {'; '.join(sorted(set(self.exact.values()))) or 'there is no tensor'}; "
+                "change include and exclude, or use lossless"
             )
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
         return [Layer(name, self.statistics[name], configs[name], repeats.get(name)) for name in names]
@@ -108,7 +118,8 @@ def analyze(
         WeightError: A weight cannot be compressed.
     """
     state = as_state(source, metadata)
-    return _analyze(state, choose_weights(state, config), auxiliary_plan(state, config), estimated)
+    roles = choose_roles(state, config)
+    return _analyze(state, roles.weights, auxiliary_plan(state, config), estimated, roles.exact)
 
 
 def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None = None) -> CheckpointAnalysis:
@@ -136,7 +147,7 @@ def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None 
             raise PlanError(
                 f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}; make a plan for this one"
             )
-    return _analyze(state, plan.layers, plan.auxiliary, estimated=False)
+    return _analyze(state, plan.layers, plan.auxiliary, False, plan.exact)
 
 
 def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
@@ -171,27 +182,19 @@ def fold_if_requested(state: State, auxiliary: AuxiliaryPlan) -> State:
     return FoldedBatchNormState(state, auxiliary.eps) if auxiliary.batch_norm == "folded" else state
 
 
-def choose_weights(state: State, config: CompressionConfig) -> list[str]:
-    """The weights that a config selects.
+def choose_roles(state: State, config: CompressionConfig) -> TensorRoles:
+    """The weights that a config selects, and why other tensors are exact.
 
     Args:
         state: The checkpoint.
         config: Its `include` and `exclude` select.
-
-    Returns:
-        Names in order.
 
     Raises:
         SourceError: See `check_state`.
         SelectionError: A glob matches no weight.
     """
     check_state(state)
-    return config.select([name for name in in_order(state) if is_weight(*state.describe(name))])
-
-
-def is_weight(dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is a weight: float16, bfloat16, float32 or float64, at least two dimensions, at least one element."""
-    return dtype in dtypes.COMPRESSIBLE and len(shape) >= 2 and math.prod(shape) > 0
+    return (lossless_roles(state) if isinstance(config.target, Lossless) else tensor_roles(state)).selected(config)
 
 
 def check_state(state: State) -> None:
@@ -224,14 +227,16 @@ def dense_bytes(state: State, weights: Collection[str]) -> int:
     return sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes if kind in dtypes.NUMPY)
 
 
-def _analyze(state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, estimated: bool) -> CheckpointAnalysis:
+def _analyze(
+    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, estimated: bool, exact: Mapping[str, str]
+) -> CheckpointAnalysis:
     chosen = set(weights)
     dense = dense_bytes(state, chosen)
-    state = fold_if_requested(state, auxiliary)
+    state = fold_if_requested(ReparametrizedState(state, chosen), auxiliary)
     statistics = dict(thread_map(lambda name: (name, _measure(state, name)), in_order(chosen)))
     rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
     packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
-    return CheckpointAnalysis(state, statistics, packs, auxiliary, dense)
+    return CheckpointAnalysis(state, statistics, packs, auxiliary, dense, exact)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:

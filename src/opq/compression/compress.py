@@ -39,7 +39,8 @@ def compress(
     Args:
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
         config: The target and all settings; or a plan, which is followed without changes; or None if `options` give the
-            settings. With a byte target the size of the file is at most the target and at least 99.5% of it.
+            settings. With a byte target the size of the file is at most the target and at least 99.5% of it; it is smaller only
+            if even the finest steps give fewer bytes.
         metadata: {text: text} to keep in the file if the source has no metadata.
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
@@ -57,6 +58,9 @@ def compress(
         raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
     request = config if isinstance(config, Plan) else as_config(config, options, "compress")
     with show_progress(progress) as report:
+        if isinstance(request, CompressionConfig) and isinstance(request.target, Lossless):
+            layout, dense = compress_losslessly(source, request, metadata, report)
+            return CompressedModel(None, layout, dense)
         return _compress(source, request, metadata, report)
 
 
@@ -64,15 +68,13 @@ def _compress(
     source: Any, request: CompressionConfig | Plan, metadata: Mapping[str, str] | None, report: Progress
 ) -> CompressedModel:
     if isinstance(request, Plan):
-        return _encode(analyze_planned(source, request, metadata), request, report)
-    if isinstance(request.target, Lossless):
-        layout, dense = compress_losslessly(source, request, metadata, report)
-        return CompressedModel(None, layout, dense)
+        analysis = analyze_planned(source, request, metadata)
+        return with_warnings(analysis, _encode(analysis, request, report))
     analysis = analyze(source, request, metadata)
     size_model = SizeModel.of(analysis, request)
     if isinstance(request.target, TwoStage):
-        return _encode(analysis, guess_two_stage(size_model, request.target)[1], report)
-    return _fit(size_model, request, report)
+        return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, request.target)[1], report))
+    return with_warnings(analysis, _fit(size_model, request, report))
 
 
 def _fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> CompressedModel:
@@ -101,6 +103,14 @@ def _fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> 
         smallest = last.file_bytes
         raise TargetError.out_of_reach(budget, smallest, max(smallest, last.dense_bytes), last.dense_bytes)
     return search.best
+
+
+def with_warnings(analysis: CheckpointAnalysis, compressed: CompressedModel) -> CompressedModel:
+    """The same network, after a warning that names each weight that became all zero."""
+    for name, count in compressed.layout.nonzero.items():
+        if count == 0 and analysis.statistics[name].laplace_scale > 0.0:
+            logger.warning("weight %r became all zero; give it a higher sensitivity in layers, or exclude it", name)
+    return compressed
 
 
 def _encode(analysis: CheckpointAnalysis, plan: Plan, report: Progress) -> CompressedModel:

@@ -11,7 +11,7 @@ from opq.checkpoints import State, as_state
 from opq.codec.byte_planes import estimate_pack
 from opq.codec.file_writer import Layout, in_order, pack_auxiliary, write
 from opq.codec.weight_section import encode_weight
-from opq.compression.analysis import choose_weights, dense_bytes
+from opq.compression.analysis import choose_roles, dense_bytes
 from opq.config import CompressionConfig
 from opq.errors import WeightError
 from opq.quantization.codebook import UniformCodebook
@@ -44,11 +44,11 @@ def compress_losslessly(
         The file, and the dense bytes of the checkpoint.
 
     Raises:
-        SourceError, SelectionError: See `choose_weights`.
+        SourceError, SelectionError: See `choose_roles`.
         WeightError: A CompressedTensor of the source cannot be stored.
     """
     state = as_state(source, metadata)
-    names = choose_weights(state, config)
+    names = choose_roles(state, config).weights
     candidates = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
     weights = {name: tensor for name, tensor in candidates if tensor is not None}
     rest = ((name, state[name]) for name in in_order(state) if name not in weights)

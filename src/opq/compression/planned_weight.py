@@ -10,6 +10,7 @@ from opq.codec.code_stream import CHUNK
 from opq.quantization.chunked import code_pieces
 from opq.quantization.codebook import Codebook, UniformCodebook
 from opq.quantization.compressed_tensor import CodeReader, compress_tensor
+from opq.quantization.nonzero import keep_nonzero
 from opq.rate_distortion.plan import LayerPlan
 
 
@@ -17,7 +18,8 @@ from opq.rate_distortion.plan import LayerPlan
 class PlannedWeight:
     """A QuantizedWeight that is quantized when its codes are read.
 
-    A weight with more elements than a chunk is read some rows at a time.
+    A weight with more elements than a chunk is read some rows at a time, unless it is the direction of a weight_norm, of which
+    no slice may become all zero.
 
     Args:
         state: The checkpoint.
@@ -46,6 +48,10 @@ class PlannedWeight:
 
     def read_codes(self) -> CodeReader:
         """A reader of the codes."""
+        if (axes := self.state.nonzero_over(self.name)) is not None:
+            weight = self.state[self.name]
+            codes = keep_nonzero(compress_tensor(weight, self.plan).codes, weight, axes).reshape(-1)
+            return lambda start, stop: codes[start:stop]
         if self.plan.count > CHUNK and self.plan.shape:
             return code_pieces(partial(self.state.rows, self.name), self.plan)
         return compress_tensor(self.state[self.name], self.plan).read_codes()

@@ -179,4 +179,4 @@ def _finish(mode: str, size_model: SizeModel, target: Target, lmbda: float | Non
     distinct = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
     codes = sum(layer.bits * layer.count for layer in distinct) / 8.0
     predicted = round(analysis.fixed_bytes + codes)
-    return Plan(mode, target, analysis.auxiliary, lmbda, analysis.dense_bytes, predicted, plans)
+    return Plan(mode, target, analysis.auxiliary, lmbda, analysis.dense_bytes, predicted, plans, analysis.exact)

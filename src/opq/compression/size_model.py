@@ -97,6 +97,9 @@ class SizeModel:
     def reachable_lambda(self, budget: int, aim: float) -> float:
         """The lambda at which the predicted file has `aim` bytes.
 
+        If the file is smaller even with the finest steps, because its exact tensors take fewer bytes than in the source, the
+        finest steps are chosen.
+
         Args:
             budget: The target in bytes, for the message.
             aim: Bytes of the predicted file.
@@ -110,6 +113,8 @@ class SizeModel:
             fixed = self.analysis.fixed_bytes
             largest = fixed + joint.predicted_bits(self.layers, low, self.family, self.bits) / 8.0
             smallest = fixed + joint.predicted_bits(self.layers, high, self.family, self.bits) / 8.0
+            if largest < aim <= largest + self.analysis.saved_bytes:
+                return low  # the file is smaller than the target, since its exact tensors take few bytes
             if not smallest <= aim <= largest:
                 margin = budget / aim
                 dense = self.analysis.dense_bytes

@@ -26,9 +26,14 @@ def match_glob(option: str, glob: str, names: Sequence[str]) -> list[str]:
     Raises:
         SelectionError: The glob matches no name.
     """
-    if matches := [name for name in names if name == glob or fnmatchcase(name, glob)]:
-        return matches
+    if found := matches(glob, names):
+        return found
     raise SelectionError(option, glob, names)
+
+
+def matches(glob: str, names: Iterable[str]) -> list[str]:
+    """The names that equal or match a glob, in their order; there may be none."""
+    return [name for name in names if name == glob or fnmatchcase(name, glob)]
 
 
 def read_globs(option: str, value: Any) -> tuple[str, ...]:

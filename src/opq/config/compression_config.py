@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from opq.config.checks import check_choice, check_fields, finite_number, match_glob, read_globs, read_json
+from opq.config.checks import check_choice, check_fields, finite_number, match_glob, matches, read_globs, read_json
 from opq.config.layer_config import LayerConfig
 from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, target_to_dict
 from opq.errors import ConfigError, TargetError
@@ -94,24 +94,25 @@ class CompressionConfig:
         """
         return self.target.budget(dense_bytes)
 
-    def select(self, candidates: Sequence[str]) -> list[str]:
+    def select(self, candidates: Sequence[str], exact: Collection[str] = ()) -> list[str]:
         """The weights to compress.
 
         Args:
             candidates: Names of all weights.
+            exact: Names of the other tensors. `exclude` may name them, although they are not quantized anyway.
 
         Returns:
             Those that match `include`, if there is one, and do not match `exclude`, in the same order.
 
         Raises:
-            SelectionError: A glob matches no candidate.
+            SelectionError: A glob of `include` matches no candidate, or one of `exclude` matches no tensor.
         """
         chosen = list(candidates)
         if self.include:
             kept = {name for glob in self.include for name in match_glob("include", glob, candidates)}
             chosen = [name for name in chosen if name in kept]
         for glob in self.exclude:
-            dropped = set(match_glob("exclude", glob, candidates))
+            dropped = set(matches(glob, candidates) if matches(glob, exact) else match_glob("exclude", glob, candidates))
             chosen = [name for name in chosen if name not in dropped]
         return chosen
 

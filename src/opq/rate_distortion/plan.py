@@ -18,6 +18,8 @@ from opq.text_table import format_table, html_text
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
 _JSON_FORMAT = "opq-plan-2"
 _LARGEST_NUMBER = 1e300
+_SHOWN = 2
+"""Names of exact tensors that a plan's table shows for each reason."""
 _ROUNDINGS = [name for name in get_args(RoundingName) if name != "auto"]
 
 
@@ -122,6 +124,7 @@ class Plan:
         dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
         predicted_bytes: Predicted bytes of the file.
         layers: {weight name: LayerPlan}.
+        exact: {name of any other tensor: why it is not a weight}.
 
     Raises:
         PlanError: A field has the wrong type or is out of range.
@@ -134,6 +137,7 @@ class Plan:
     dense_bytes: int
     predicted_bytes: int
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    exact: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def budget(self) -> int | None:
@@ -152,7 +156,7 @@ class Plan:
         return sum(layer.sparsity * layer.count for layer in self.layers.values()) / max(total, 1)
 
     def __str__(self) -> str:
-        """A table with a row per layer, and a line of totals."""
+        """A table with a row per layer, a table of the reasons why other tensors are no weights, and a line of totals."""
         rows = [
             (
                 name,
@@ -165,7 +169,18 @@ class Plan:
             )
             for name, layer in self.layers.items()
         ]
-        return f"{format_table(_COLUMNS, rows)}\n{self._totals()}"
+        return "\n".join([format_table(_COLUMNS, rows), *self._exact_rows(), self._totals()])
+
+    def _exact_rows(self) -> list[str]:
+        """A table of the reasons, the number of tensors of each, and some of their names; nothing if there is no tensor."""
+        groups: dict[str, list[str]] = {}
+        for name, reason in self.exact.items():
+            groups.setdefault(reason, []).append(name)
+        rows = [
+            (reason, f"{len(names):,}", ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""))
+            for reason, names in sorted(groups.items(), key=lambda group: -len(group[1]))
+        ]
+        return ["", format_table(("not a weight, because", "tensors", "such as"), rows), ""] if rows else []
 
     def _totals(self) -> str:
         return (
@@ -202,6 +217,9 @@ class Plan:
         auxiliary = document.pop("auxiliary", None)
         if not isinstance(auxiliary, dict):
             raise PlanError('expected an object under "auxiliary"')
+        exact = document.get("exact", {})
+        if not isinstance(exact, dict) or not all(isinstance(reason, str) for reason in exact.values()):
+            raise PlanError('expected an object of texts under "exact"')
         document["auxiliary"] = _build(AuxiliaryPlan, auxiliary)
         if "target" in document:
             try:

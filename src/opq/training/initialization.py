@@ -13,7 +13,7 @@ from torch import nn
 from opq.calibration.calibrate import Calibration
 from opq.checkpoints import as_state
 from opq.codec.file_reader import OpqFile
-from opq.compression.analysis import choose_weights, dense_bytes
+from opq.compression.analysis import choose_roles, dense_bytes
 from opq.compression.compress import compress
 from opq.compression.planning import plan as make_plan
 from opq.config import CompressionConfig, Lossless, Size, TwoStage
@@ -144,7 +144,7 @@ def _from_calibration(
 ) -> PreparedModel:
     """Prepare `model` with masks, steps and values of the calibrated file, which one process makes and the run folder keeps."""
     state = as_state(model)
-    budget = config.budget(dense_bytes(state, choose_weights(state, config)))
+    budget = config.budget(dense_bytes(state, choose_roles(state, config).weights))
     kept = run.start() if run is not None else None
     if kept is not None:
         return prepare(model, kept, budget=budget)
@@ -164,7 +164,7 @@ def _from_calibration(
 def _with_reserve(model: nn.Module, reserve: float, config: CompressionConfig) -> CompressionConfig | None:
     """The config with a target reduced by `reserve`; None if its target is not in bytes."""
     state = as_state(model)
-    requested = config.budget(dense_bytes(state, choose_weights(state, config)))
+    requested = config.budget(dense_bytes(state, choose_roles(state, config).weights))
     if requested is None:
         return None
     return replace(config, target=Size(max(math.floor(requested * (1.0 - reserve)), 1)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from opq.errors import WeightError
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
+from opq.quantization.nonzero import keep_nonzero
 from opq.quantization.quantizer import dequantize, largest_codes, quantize
 from opq.quantization.rounding import ROUNDINGS, magnitude_levels, signed_levels
 from opq.rate_distortion.plan import LayerPlan
@@ -51,7 +52,7 @@ class CodebookParametrization(nn.Module):
         self._initial: Tensor | None = None
 
     @classmethod
-    def from_plan(cls, name: str, weight: Tensor, plan: LayerPlan) -> Self:
+    def from_plan(cls, name: str, weight: Tensor, plan: LayerPlan, nonzero_over: tuple[int, ...] | None = None) -> Self:
         """Make the parametrization of a weight under a plan.
 
         Under compensated rounding, `initialize` sets the weight to its quantized values, since element-wise rounding of the
@@ -61,12 +62,16 @@ class CodebookParametrization(nn.Module):
             name: Name of the weight, for errors.
             weight: Its values, which decide the mask.
             plan: The plan of this weight.
+            nonzero_over: Axes of slices of which at least one element is kept; None for none.
 
         Raises:
             WeightError: The weight cannot be quantized under the plan.
         """
         try:
             codes = cast(Tensor, quantize(weight, plan))
+            if nonzero_over is not None:
+                kept = keep_nonzero(codes.cpu().numpy(), weight.detach().double().cpu().numpy(), nonzero_over)
+                codes = torch.from_numpy(kept).to(codes.device)
             made = cls(
                 codes != 0, plan.step, plan.rounding_offset, cast(Tensor, largest_codes(weight, plan.step, plan.max_codes))
             )

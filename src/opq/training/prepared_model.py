@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Unpack
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from opq import torch as save_load
-from opq.checkpoints.open import epsilons_of
+from opq.checkpoints.open import as_state, epsilons_of
+from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.checkpoints.state import TensorState
 from opq.codec.auxiliary import requested_storage
 from opq.codec.file_reader import OpqFile
@@ -161,13 +162,27 @@ def prepare(
     if start is None or isinstance(start, CompressionConfig):
         start = make_plan(model, as_config(start, options, "prepare"))
     if isinstance(start, Plan):
-        makers = {name: partial(CodebookParametrization.from_plan, name, plan=layer) for name, layer in start.layers.items()}
+        state = _carry_out(model, start.layers)
+        makers = {
+            name: partial(CodebookParametrization.from_plan, name, plan=layer, nonzero_over=state.nonzero_over(name))
+            for name, layer in start.layers.items()
+        }
         attach(model, makers)
         return PreparedModel(model, start, start.auxiliary, start.budget if budget is None else budget, metadata)
     if isinstance(start, OpqFile):
         return _from_file(model, start, budget, metadata)
     with OpqFile(start) as file:
         return _from_file(model, file, budget, metadata)
+
+
+def _carry_out(model: nn.Module, names: Collection[str]) -> ReparametrizedState:
+    """Set pruned and weight-normalized weights to what the network makes of them, as a plan has them; it computes the same."""
+    tensors = model.state_dict()
+    state = ReparametrizedState(as_state(model), [name for name in names if name in tensors])
+    with torch.no_grad():
+        for name in state.changed:
+            tensors[name].copy_(save_load.to_tensor(state[name]))
+    return state
 
 
 def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Mapping[str, str]) -> PreparedModel:
