@@ -24,6 +24,7 @@ def save(
     config: CompressionConfig | Plan | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    key: str | None = None,
     progress: bool = True,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
@@ -36,6 +37,7 @@ def save(
         path: Where to write; a file that is there is replaced.
         config: What to do, a CompressionConfig or a Plan; or None, then `options` say it.
         metadata: {text: text} to keep in the file if the source has none of its own.
+        key: The key of the state dict in a source that has several, such as "params_ema".
         progress: Whether to show a progress bar if stderr is a terminal.
         options: The fields of a config as keywords.
 
@@ -50,7 +52,7 @@ def save(
     from opq.progress import progress_bar
 
     with progress_bar(enabled=progress) as report:
-        compressed = compress(source, config, metadata=metadata, progress=report, **options)
+        compressed = compress(source, config, metadata=metadata, key=key, progress=report, **options)
     compressed.save(path)
     return compressed
 

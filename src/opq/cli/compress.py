@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
+from opq.cli.compression_options import compression_options, key_option, read_config, read_plan, refuse_compression_options
 from opq.cli.output import check_output, output_options, save_and_print
 from opq.progress import progress_bar
 
@@ -15,6 +15,7 @@ from opq.progress import progress_bar
 @click.command()
 @click.argument("source")
 @compression_options
+@key_option
 @click.option(
     "--lossless", is_flag=True, help="Keep every bit. Takes the place of a target; for clustered or quantized weights."
 )
@@ -22,10 +23,10 @@ from opq.progress import progress_bar
     "--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote. Takes the place of a target."
 )
 @output_options
-def command(source: str, plan_file: str | None, **given: Any) -> None:
+def command(source: str, key: str | None, plan_file: str | None, **given: Any) -> None:
     """Compress the checkpoint SOURCE to a .opq file, using the weights alone.
 
-    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. With --ratio or --size, the
+    SOURCE is a checkpoint in a file of any name, or a folder of Hugging Face. With --ratio or --size, the
     file takes at most that many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
     """
     if plan_file is not None:
@@ -33,5 +34,5 @@ def command(source: str, plan_file: str | None, **given: Any) -> None:
     config = read_plan(plan_file) if plan_file is not None else read_config(given)
     check_output(given, [source])
     with progress_bar() as progress:
-        compressed = opq.compress(source, config, progress=progress)
+        compressed = opq.compress(source, config, key=key, progress=progress)
     save_and_print(compressed, given)

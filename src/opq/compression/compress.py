@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
+from opq.checkpoints import as_state
 from opq.codec.file_writer import write
 from opq.compression.analysis import CheckpointAnalysis, analyze, analyze_planned
 from opq.compression.compressed_model import CompressedModel
@@ -31,6 +32,7 @@ def compress(
     config: CompressionConfig | Plan | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    key: str | None = None,
     progress: Progress | None = None,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
@@ -44,6 +46,7 @@ def compress(
         config: The target and all settings; or a plan, which is followed without changes; or None if `options` give the
             settings. With a byte target the size of the file is at most the target and at least 99.5% of it.
         metadata: {text: text} to keep in the file if the source has none of its own.
+        key: The key of the state dict in a source that has several, such as "params_ema".
         progress: Called after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
@@ -59,8 +62,10 @@ def compress(
     if isinstance(config, Plan):
         if options:
             raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
+        source = source if key is None else as_state(source, metadata, key)
         return _encode(analyze_planned(source, config, metadata), config, progress)
     config = as_config(config, options, "compress")
+    source = source if key is None else as_state(source, metadata, key)
     if isinstance(config.target, Lossless):
         layout, dense = compress_losslessly(source, config, metadata, progress)
         return CompressedModel(None, layout, dense)
