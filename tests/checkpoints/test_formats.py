@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import pathlib
+import warnings
 from collections import OrderedDict, defaultdict
 
 import numpy as np
@@ -241,3 +242,22 @@ def test_warnings_reach_the_log_once(torch, tmp_path):
     before = list(logging.getLogger("opq").handlers)
     main(["plan", f"{tmp_path}/none", "--ratio", "2"])
     assert logging.getLogger("opq").handlers == before
+
+
+def test_npz_files_are_read(tmp_path):
+    """The arrays of a .npz file are tensors, compressed or not; objects are refused."""
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "m.npz", **TENSORS)
+        assert same(as_state(tmp_path / "m.npz"))
+    np.savez(tmp_path / "o.npz", x=np.array([{}]))
+    with pytest.raises(opq.SourceError, match="plain arrays"):
+        as_state(tmp_path / "o.npz")
+
+
+def test_torchscript_archives_are_refused(torch, tmp_path):
+    """A TorchScript archive, which holds code, is an error that says how to export its tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(4, 4)).save(str(tmp_path / "m.pt"))
+    with pytest.raises(opq.SourceError, match=r"a TorchScript archive, .*state_dict\(\)"):
+        as_state(tmp_path / "m.pt")

@@ -9,11 +9,20 @@ from typing import Any
 
 from opq.checkpoints.file_kind import kind_of
 from opq.checkpoints.folder import find_shards, read_index
+from opq.checkpoints.numpy_file import read_numpy_file
 from opq.checkpoints.safetensors_file import SafetensorsState, warn_of_unnamed
 from opq.checkpoints.state import State, TensorState
 from opq.checkpoints.torch_file import read_torch_file
 from opq.checkpoints.wrappers import find_state_dict, without_prefixes
 from opq.errors import SourceError
+
+_REFUSED = {
+    "torchscript": "a TorchScript archive, which holds code; save torch.jit.load(...).state_dict() with torch.save",
+    "gguf": "a GGUF file, which is not read yet",
+    "hdf5": "an HDF5 file, which is not read yet",
+    "keras": "a .keras file, which is not read yet",
+    "index": "an index in place of a shard",
+}
 
 
 def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | None = None) -> State:
@@ -104,7 +113,11 @@ def _read(path: Path, key: str | None) -> dict[str, Any]:
         return read_torch_file(path, key)
     if kind == "safetensors":
         return dict(SafetensorsState({path: None}))
-    raise SourceError(path, f"a {kind} file is not supported")
+    if key is not None:
+        raise SourceError(path, f"it has no key {key!r}: such a file has no keys")
+    if kind == "npz":
+        return dict(read_numpy_file(path))
+    raise SourceError(path, f"{_REFUSED[kind]}")
 
 
 def epsilons_of(model: Any) -> dict[str, float]:

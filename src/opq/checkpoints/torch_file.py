@@ -28,7 +28,6 @@ _PLAIN = (
     pathlib.PurePosixPath,
     pathlib.PureWindowsPath,
     collections.OrderedDict,
-    collections.defaultdict,
     collections.Counter,
     dict,
     list,
@@ -113,12 +112,16 @@ def _harmless(torch: Any) -> Any:
         *((function, f"numpy.{core}.multiarray.{function.__name__}") for core in ("core", "_core") for function in arrays),
         (codecs.encode, "_codecs.encode"),
         *_PLAIN,
+        (_Dict, "collections.defaultdict"),
         *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
         *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-        *((_Settings, f"{module}.AttributeDict") for module in _LIGHTNING),
+        *((_Dict, f"{module}.AttributeDict") for module in _LIGHTNING),
     ]
     return torch.serialization.safe_globals(allowed)
 
 
-class _Settings(dict[str, Any]):
-    """Stands for Lightning's AttributeDict, a dict of hyperparameters."""
+class _Dict:
+    """Makes a plain dict in place of a defaultdict or of Lightning's AttributeDict, which torch.load cannot fill."""
+
+    def __new__(cls, *_: object) -> Any:
+        return collections.OrderedDict()
