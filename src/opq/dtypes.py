@@ -29,6 +29,9 @@ _TYPES: Final = (
     (13, "float8_e4m3fn", ml_dtypes.float8_e4m3fn),
     (14, "float8_e5m2", ml_dtypes.float8_e5m2),
     (15, "complex64", np.complex64),
+    (16, "float8_e8m0fnu", ml_dtypes.float8_e8m0fnu),
+    (17, "float8_e4m3fnuz", ml_dtypes.float8_e4m3fnuz),
+    (18, "float8_e5m2fnuz", ml_dtypes.float8_e5m2fnuz),
 )
 
 NUMPY: Final[dict[str, np.dtype[np.generic]]] = {name: np.dtype(kind) for _, name, kind in _TYPES}

@@ -26,6 +26,7 @@ def save(
     config: CompressionConfig | Plan | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    key: str | None = None,
     progress: Progress | bool = True,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
@@ -38,6 +39,7 @@ def save(
         path: Path of the .opq file. An existing file is replaced.
         config: A CompressionConfig or a Plan. None: the config is made from `options`.
         metadata: {text: text} to keep in the file if the source has no metadata.
+        key: The key of the state dict in a source that has several, such as "params_ema".
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords.
 
@@ -52,7 +54,7 @@ def save(
 
     if isinstance(source, str | os.PathLike):
         refuse_same(source, path)
-    compressed = compress(source, config, metadata=metadata, progress=progress, **options)
+    compressed = compress(source, config, metadata=metadata, key=key, progress=progress, **options)
     compressed.save(path)
     return compressed
 

@@ -181,7 +181,7 @@ def test_columns_are_those_of_the_format():
         ({"suffixes": b"aaba"}, "ascending"),
         ({"suffix_lengths": b"\2\1\0", "suffixes": b"aab"}, "ascending"),
         ({"suffixes": b"aab\xff"}, "UTF-8"),
-        ({"dtypes": bytes([11, 9, 16])}, "unknown dtype 16"),
+        ({"dtypes": bytes([11, 9, 32])}, "unknown dtype 32"),
         ({"dtypes": bytes([11, 9, 255])}, "unknown dtype 255"),
         ({"storages": bytes([2, 1, 6])}, "unknown storage 6"),
         ({"dtypes": bytes([6, 9, 0]), "storages": bytes([3, 1, 0]), "steps": b""}, "cannot be stored as levels"),

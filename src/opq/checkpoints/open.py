@@ -7,28 +7,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opq.checkpoints.safetensors_file import SafetensorsState, open_folder
+from opq.checkpoints.file_kind import kind_of
+from opq.checkpoints.folder import find_shards, read_index
+from opq.checkpoints.numpy_file import read_numpy_file
+from opq.checkpoints.safetensors_file import SafetensorsState, warn_of_unnamed
 from opq.checkpoints.state import State, TensorState
-from opq.checkpoints.torch_file import load_torch_file
+from opq.checkpoints.torch_file import read_torch_file
+from opq.checkpoints.wrappers import find_state_dict, without_prefixes
 from opq.errors import SourceError
 
+_REFUSED = {
+    "torchscript": "a TorchScript archive, which holds code; save torch.jit.load(...).state_dict() with torch.save",
+    "gguf": "a GGUF file, which is not read yet",
+    "hdf5": "an HDF5 file, which is not read yet",
+    "keras": "a .keras file, which is not read yet",
+    "index": "an index in place of a shard",
+}
 
-def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
+
+def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | None = None) -> State:
     """Open a source.
 
     Args:
-        source: A State; a mapping of NumPy arrays, torch tensors or CompressedTensors; an object with a `state_dict()`, such as
-            a torch module; or the path of a checkpoint (see `open_checkpoint`).
+        source: A State; a mapping of NumPy arrays, torch tensors or CompressedTensors, or a dict that has one under a key; an
+            object with a `state_dict()`, such as a torch module; or the path of a checkpoint (see `open_checkpoint`).
         metadata: {text: text} of the state if the source has no metadata.
+        key: The key of the state dict in a source that has several.
 
     Raises:
         SourceError: The source is none of these, or cannot be read.
-        MissingExtraError: It is a file of PyTorch, and PyTorch is not installed.
+        MissingExtraError: It needs a library that is not installed.
     """
     if isinstance(source, State):
         return source
     if isinstance(source, (str, os.PathLike)):
-        state = open_checkpoint(source)
+        state = open_checkpoint(source, key)
         state.metadata = state.metadata or metadata or {}
         return state
     epsilons = parameters = None
@@ -39,31 +52,73 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None) -> State:
         got = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__
         raise SourceError("the source", f"expected a state dict, a model, or the path of a checkpoint, got {got}")
     stored = getattr(source, "metadata", None)  # an open .opq file has metadata
+    if key is not None or (isinstance(source, dict) and any(isinstance(value, Mapping) for value in source.values())):
+        source = find_state_dict(source, "the state dict", key)
     return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons, parameters)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> State:
+def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> State:
     """Open a checkpoint on disk. Tensors of .safetensors files are read when they are used.
 
+    The format is told by the first bytes of a file, not by its name; docs/formats.md lists what is read. The prefixes "module."
+    and "_orig_mod." are removed if all names have them.
+
     Args:
-        path: A .safetensors file; a folder with model.safetensors.index.json and its shards, or with model.safetensors; or a
-            .pt, .pth or .bin file of PyTorch.
+        path: A file; a folder with a whole checkpoint, or with an index and its shards; or such an index.
+        key: The key of the state dict, for files of PyTorch.
 
     Raises:
         SourceError: The path does not exist, or is not such a checkpoint.
-        MissingExtraError: It is a file of PyTorch, and PyTorch is not installed.
+        MissingExtraError: It needs a library that is not installed.
     """
     path = Path(path)
-    if path.is_dir():
-        return open_folder(path)
     if not path.exists():
         raise SourceError(path, "no such file or folder")
-    if path.suffix == ".safetensors":
-        return SafetensorsState({path: None})
-    if path.suffix in (".pt", ".pth", ".bin"):
-        return load_torch_file(path)
-    expected = "expected a .safetensors, .pt or .pth file, or a folder of .safetensors shards"
-    raise SourceError(path, f"{expected}; convert a .opq file with opq expand" if path.suffix == ".opq" else expected)
+    files: Mapping[Path, list[str] | None] = {path: None}
+    if path.is_dir():
+        files = find_shards(path).files
+    elif kind_of(path) == "index":
+        files = read_index(path).files
+    for file in files:
+        if not file.exists():
+            raise SourceError(file, "no such file, although the index names it")
+    kinds = {kind_of(file) for file in files}
+    if kinds == {"safetensors"}:
+        if key is not None:
+            raise SourceError(path, f"it has no key {key!r}: a safetensors file has one state dict without a key")
+        return SafetensorsState(files)
+    return TensorState(_merge(files, key))
+
+
+def _merge(files: Mapping[Path, list[str] | None], key: str | None) -> dict[str, Any]:
+    """The tensors of all files, which are read at once. An index tells which file has a tensor that several have."""
+    tensors: dict[str, Any] = {}
+    unnamed: dict[str, Any] = {}
+    for path, names in files.items():
+        found = _read(path, key)
+        if names is None:
+            return found
+        listed = set(names) & set(found) or set(without_prefixes(names)) & set(found)
+        if missing := sorted(set(names) - set(found)) if len(listed) != len(set(names)) else []:
+            raise SourceError(path, f"it does not have {missing[0]!r}, although the index says so")
+        tensors.update({name: found[name] for name in found if name in listed})
+        unnamed.update({name: found[name] for name in found if name not in listed})
+    unnamed = {name: value for name, value in unnamed.items() if name not in tensors}
+    warn_of_unnamed(unnamed, files)
+    return {**tensors, **unnamed}
+
+
+def _read(path: Path, key: str | None) -> dict[str, Any]:
+    kind = kind_of(path)
+    if kind in ("torch", "pickle"):
+        return read_torch_file(path, key)
+    if kind == "safetensors":
+        return dict(SafetensorsState({path: None}))
+    if key is not None:
+        raise SourceError(path, f"it has no key {key!r}: such a file has no keys")
+    if kind == "npz":
+        return dict(read_numpy_file(path))
+    raise SourceError(path, _REFUSED[kind])
 
 
 def epsilons_of(model: Any) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""Checkpoints in safetensors files: a single file, or the shards in a folder."""
+"""Checkpoints in safetensors files: a single file, or shards."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,16 @@ from safetensors import SafetensorError, safe_open
 
 from opq import dtypes
 from opq.checkpoints.state import State
+from opq.checkpoints.wrappers import without_prefixes
 from opq.errors import SourceError
+from opq.progress import logger
 
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
     "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SafetensorsState(State):
     Files are read rather than mapped, so that memory is free as soon as a tensor is.
 
     Args:
-        shards: {file: names of the tensors to read from it, or None for all}.
+        shards: {file: names of its tensors by an index, or None}. Tensors that the index does not name are read too.
 
     Raises:
         SourceError: A file cannot be read, or has no tensor of a given name.
@@ -50,17 +51,23 @@ class SafetensorsState(State):
     def __init__(self, shards: Mapping[Path, list[str] | None]) -> None:
         self._places: dict[str, _TensorPlace] = {}
         metadata: dict[str, str] = {}
-        for path, names in shards.items():
+        unnamed: dict[str, _TensorPlace] = {}
+        for path, listed in shards.items():
+            names = None if listed is None else set(listed)
             places, texts = _read_index(path)
-            if missing := sorted(set(names or ()) - set(places)):
+            if missing := sorted((names or set()) - set(places)):
                 raise SourceError(path, f"it does not have {missing[0]!r}, although the index says so")
             self._places.update({name: places[name] for name in (places if names is None else names)})
+            unnamed.update({name: place for name, place in places.items() if names is not None and name not in names})
             metadata.update(texts)
+        warn_of_unnamed(unnamed := {name: place for name, place in unnamed.items() if name not in self._places}, shards)
+        self._places.update(unnamed)
+        self._names = without_prefixes(self._places)
         self.metadata = metadata
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As State.describe, from the file's header."""
-        place = self._places[name]
+        place = self._places[self._names[name]]
         if place.dtype not in _DTYPES:
             raise SourceError(place.path, f"tensor {name!r}: dtype {place.dtype} is not supported")
         return _DTYPES[place.dtype], place.shape
@@ -77,7 +84,7 @@ class SafetensorsState(State):
 
     def _read(self, name: str, kind: str, skip: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
         """Part of a tensor with the given shape, after the first `skip` elements."""
-        place, dtype, count = self._places[name], dtypes.NUMPY[kind], math.prod(shape)
+        place, dtype, count = self._places[self._names[name]], dtypes.NUMPY[kind], math.prod(shape)
         word = f"<u{dtype.itemsize}"
         try:
             words = np.fromfile(place.path, word, count, offset=place.offset + skip * dtype.itemsize)
@@ -88,10 +95,10 @@ class SafetensorsState(State):
         return words.astype(word[1:], copy=False).view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._names)
 
 
 def _read_index(path: Path) -> tuple[dict[str, _TensorPlace], dict[str, str]]:
@@ -104,7 +111,7 @@ def _read_index(path: Path) -> tuple[dict[str, _TensorPlace], dict[str, str]]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise SourceError(path, "no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise SourceError(path, f"not a safetensors file: {error}") from None
     metadata = header.pop("__metadata__", None) or {}
     places = {
@@ -114,27 +121,13 @@ def _read_index(path: Path) -> tuple[dict[str, _TensorPlace], dict[str, str]]:
     return places, metadata
 
 
-def open_folder(folder: Path) -> State:
-    """Open a folder with an index and shards, or with model.safetensors.
+def warn_of_unnamed(names: Collection[str], shards: Iterable[Path]) -> None:
+    """Log that shards have tensors that their index does not name, and that were taken.
 
-    Raises:
-        SourceError: The folder has neither, or the index is not valid.
+    Args:
+        names: The tensors.
+        shards: The shards.
     """
-    index = folder / _INDEX
-    if not index.exists():
-        if (folder / _SINGLE).exists():
-            return SafetensorsState({folder / _SINGLE: None})
-        raise SourceError(folder, f"expected {_INDEX} or {_SINGLE} in the folder")
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[Path, list[str] | None] = {}
-        for name, file in names.items():
-            # An index is untrusted, so it must not name files outside of its folder.
-            if Path(file).name != file:
-                raise SourceError(index, f"shard {file!r} is not in this folder")
-            shard_names = shards.setdefault(folder / file, [])
-            if shard_names is not None:
-                shard_names.append(name)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise SourceError(index, f"not an index of shards: {error!r}") from None
-    return SafetensorsState(shards)
+    if names:
+        folder, first = next(iter(shards)).parent, next(iter(names))
+        logger.warning("%s: took %d tensors that the index does not name, such as %r", folder, len(names), first)

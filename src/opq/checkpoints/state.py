@@ -181,11 +181,19 @@ class TensorState(State):
 def _check_torch(tensor: Any, name: str) -> None:
     import torch
     from torch.nn.parameter import is_lazy
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if is_lazy(tensor):
         raise SourceError(f"tensor {name!r}", "it has no shape yet; run the network on an input once")
     if tensor.layout is not torch.strided or tensor.is_meta:
         raise SourceError(f"tensor {name!r}", f"expected a dense tensor with data, got {tensor.layout} on {tensor.device}")
+    if hasattr(tensor, "full_tensor"):
+        advice = (
+            "gather it first, with full_tensor() or get_model_state_dict(..., options=StateDictOptions(full_state_dict=True))"
+        )
+        raise SourceError(f"tensor {name!r}", f"a DTensor, of which each process holds a part; {advice}")
+    if is_traceable_wrapper_subclass(tensor):
+        raise SourceError(f"tensor {name!r}", f"a {type(tensor).__name__} has no memory of its own; dequantize it first")
 
 
 def _torch_memory(tensor: Any) -> object:

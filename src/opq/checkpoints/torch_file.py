@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
+import collections
+import contextlib
+import datetime
+import pathlib
 import pickle
+import re
+import types
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opq.checkpoints.state import State, TensorState
+import numpy as np
+
+from opq.checkpoints.file_kind import allowed_bytes
+from opq.checkpoints.wrappers import find_state_dict
 from opq.errors import MissingExtraError, SourceError
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
-_PREFIXES = ("module.", "_orig_mod.")
+# None of these can ask for more memory than the pickle has bytes, as bytes(10**12) or a Fraction could.
+_PLAIN = (
+    argparse.Namespace,
+    types.SimpleNamespace,
+    pathlib.PurePosixPath,
+    pathlib.PureWindowsPath,
+    collections.OrderedDict,
+    collections.Counter,
+    dict,
+    list,
+    tuple,
+    set,
+    int,
+    float,
+    frozenset,
+    slice,
+    complex,
+    datetime.datetime,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    datetime.timezone,
+)
+_LIGHTNING = (
+    "pytorch_lightning.utilities.parsing",
+    "lightning.pytorch.utilities.parsing",
+    "lightning_fabric.utilities.data",
+    "lightning.fabric.utilities.data",
+)
 
 
-def load_torch_file(path: Path) -> State:
-    """Read the tensors of a .pt, .pth or .bin file with weights_only=True.
-
-    If the state dict is under a usual key ("state_dict", "model", ...), the other keys, such as an optimizer's state, are
-    ignored. The prefixes "module." and "_orig_mod." are removed.
+def read_torch_file(path: Path, key: str | None = None) -> dict[str, Any]:
+    """Read the tensors of a file that torch.save wrote, with weights_only=True.
 
     Args:
         path: The file.
+        key: As in `find_state_dict`.
+
+    Returns:
+        {name: torch tensor}.
 
     Raises:
-        SourceError: The file is not a checkpoint of plain tensors.
+        SourceError: The file is not a checkpoint of tensors and harmless objects, or has none or several state dicts.
         MissingExtraError: PyTorch is not installed.
     """
     try:
@@ -33,45 +71,59 @@ def load_torch_file(path: Path) -> State:
     except ImportError:
         raise MissingExtraError(f"reading {path.name}", "torch") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, which say nothing that the errors below do not
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        # torch.load takes the path of a file named .safetensors for one, but not an open file.
+        with warnings.catch_warnings(), _harmless(torch), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = re.findall(r"(?:GLOBAL|[Cc]lass|function) ([\w.]+\.[\w.]+)", str(error))
+        other = f" ({names[0][:80]})" if names else ""
         raise SourceError(
             path,
-            "not a checkpoint of plain tensors: it holds other objects, which could run code when loaded; save its state_dict",
+            f"not a checkpoint of plain tensors: it holds other objects{other}, which could run code when loaded; save its "
+            "state_dict",
         ) from None
     except Exception as error:  # the exceptions of torch.load are not documented
-        reason = " ".join(str(error).split(". ")[0].split()).strip("'\"")
+        reason = " ".join(str(error).split(". ")[0].split()).strip("'\"")[:200]
         raise SourceError(
             path, f"not a PyTorch checkpoint, or a damaged one ({type(error).__name__}: {reason}); save the state_dict again"
         ) from None
-    content = _unwrap(content)
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise SourceError(path, "it has no tensors; expected a state dict, or one under 'state_dict' or 'model'")
-    if nested := [name for name in content if name not in tensors and _holds(content[name], torch.Tensor)]:
-        raise SourceError(path, f"it has tensors at the top level and in {nested[0]!r}; save one state dict with all tensors")
-    return TensorState(_without_prefixes(tensors))
-
-
-def _unwrap(content: Any) -> Mapping[Any, Any]:
-    """The innermost mapping under the usual keys."""
-    while isinstance(content, Mapping):
-        inner = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            return content
-        content = content[inner[0]]
-    return {}
-
-
-def _holds(value: Any, kind: type) -> bool:
-    """Whether a value is an instance of `kind`, or contains one at any depth."""
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return isinstance(value, kind) or any(_holds(part, kind) for part in parts)
-
-
-def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
-    while tensors and (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    tensors = find_state_dict(content, path, key)
+    _check_size(tensors, path)
     return tensors
+
+
+def _check_size(tensors: dict[str, Any], path: Path) -> None:
+    """Refuse tensors that repeat the elements of a small storage beyond what the file allows."""
+    total, allowed = 0, allowed_bytes(path)
+    for name, tensor in tensors.items():
+        total += tensor.nbytes
+        if total > allowed:
+            raise SourceError(path, f"with {name!r} its tensors take {total:,} bytes; a file of its size may have {allowed:,}")
+
+
+def _harmless(torch: Any) -> Any:
+    """A context in which torch.load also takes objects that run no code when they are made."""
+    if not hasattr(torch.serialization, "safe_globals"):  # PyTorch 2.4
+        return contextlib.nullcontext()
+    arrays: Any = np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [
+        np.ndarray,
+        np.dtype,
+        *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+        *((function, f"numpy.{core}.multiarray.{function.__name__}") for core in ("core", "_core") for function in arrays),
+        (codecs.encode, "_codecs.encode"),
+        *_PLAIN,
+        (_Dict, "collections.defaultdict"),
+        *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+        *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+        *((_Dict, f"{module}.AttributeDict") for module in _LIGHTNING),
+    ]
+    return torch.serialization.safe_globals(allowed)
+
+
+class _Dict:
+    """Makes a plain dict in place of a defaultdict or of Lightning's AttributeDict, which torch.load cannot fill."""
+
+    def __new__(cls, *_: object) -> Any:
+        return collections.OrderedDict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib import import_module
 import click
 
 from opq.errors import OpqError
+from opq.progress import logger
 from opq.version import __version__
 
 _COMMANDS = {
@@ -50,7 +52,7 @@ class _Commands(click.Group):
 def _opq() -> None:
     """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a .safetensors file, a folder of shards with its index, or a .pt/.pth checkpoint. MODEL is torchvision:NAME,
+    SOURCE is a checkpoint: safetensors, PyTorch, NumPy, GGUF or Keras, or a folder of Hugging Face. MODEL is torchvision:NAME,
     timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr. The exit status is 0
     for success, 1 for an error, 2 for wrong usage, and 130 for an interruption.
     """
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None:  # as after `>&-` in a shell
         return _fail("stdout is closed")
+    handler = _show_warnings()
     try:
         status = _opq.main(args=list(arguments) if arguments is not None else None, prog_name="opq", standalone_mode=False)
         sys.stdout.flush()
@@ -88,6 +91,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except MemoryError:
         return _fail("out of memory")
+    finally:
+        logger.removeHandler(handler)
+
+
+class _WarningLine(logging.Formatter):
+    """One line for each warning of the library."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"opq: warning: {' '.join(record.getMessage().split())}"
+
+
+def _show_warnings() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_WarningLine())
+    logger.addHandler(handler)
+    return handler
 
 
 def _fail(problem: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+from opq.checkpoints import as_state
 from opq.codec.file_writer import write
 from opq.compression.analysis import CheckpointAnalysis, analyze, analyze_planned
 from opq.compression.compressed_model import CompressedModel
@@ -28,6 +29,7 @@ def compress(
     config: CompressionConfig | Plan | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    key: str | None = None,
     progress: Progress | bool = False,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
@@ -42,6 +44,7 @@ def compress(
             settings. With a byte target the size of the file is at most the target and at least 99.5% of it; it is smaller only
             if even the finest steps give fewer bytes.
         metadata: {text: text} to keep in the file if the source has no metadata.
+        key: The key of the state dict in a source that has several, such as "params_ema".
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
@@ -58,6 +61,7 @@ def compress(
         raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
     request = config if isinstance(config, Plan) else as_config(config, options, "compress")
     with show_progress(progress) as report:
+        source = source if key is None else as_state(source, metadata, key)
         if isinstance(request, CompressionConfig) and isinstance(request.target, Lossless):
             layout, dense = compress_losslessly(source, request, metadata, report)
             return CompressedModel(None, layout, dense)

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from opq.checkpoints import as_state
 from opq.compression.analysis import analyze
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Lossless, Target, TwoStage, as_config
@@ -23,7 +24,13 @@ SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**127
 """Smallest and largest step that are normal float32 numbers."""
 
 
-def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack[CompressionOptions]) -> Plan:
+def plan(
+    source: Any,
+    config: CompressionConfig | None = None,
+    *,
+    key: str | None = None,
+    **options: Unpack[CompressionOptions],
+) -> Plan:
     """Choose the sparsity and the step of each weight, from the weights alone.
 
     A `TwoStage` target gives the plan of the OPQ paper: two scalar roots. A `Ratio` or `Size` gives the joint plan, whose
@@ -33,6 +40,7 @@ def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack
     Args:
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
         config: The target and all settings; or None if `options` give them.
+        key: The key of the state dict in a source that has several, such as "params_ema".
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
     Raises:
@@ -46,7 +54,7 @@ def plan(source: Any, config: CompressionConfig | None = None, **options: Unpack
     config = as_config(config, options, "plan")
     if isinstance(config.target, Lossless):
         raise TargetError("a plan cannot be lossless, because there are no quantizers to choose; give a ratio or a size")
-    analysis = analyze(source, config, estimated=True)
+    analysis = analyze(source if key is None else as_state(source, key=key), config, estimated=True)
     size_model = SizeModel.of(analysis, config)
     if isinstance(config.target, TwoStage):
         return guess_two_stage(size_model, config.target)[1]

@@ -1,0 +1,90 @@
+"""What a file is, told by its first bytes; and how much memory a file may ask for."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from opq.errors import SourceError
+
+_HEAD = 64
+_LONGEST_HEADER = 100_000_000  # safetensors' own limit
+_KNOWN = "expected safetensors, PyTorch, TorchScript, .npz, GGUF, HDF5 or .keras"
+_MAGIC = (
+    (b"GGUF", "gguf"),
+    (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (b"\x80", "pickle"),  # every pickle of protocol 2 and above
+)
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the file; run git lfs pull"),
+    (b"\x93NUMPY", "a single NumPy array without a name; save it with numpy.savez"),
+    (b"\x1f\x8b", "a gzip file; unpack it"),
+    (b"\xfd7zXZ", "an xz file; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it"),
+    (b"BZh", "a bzip2 file; unpack it"),
+    (b"OPQ", "a .opq file, which is compressed already; `opq expand` gives its tensors"),
+    (b"<", "a web page or XML"),
+)
+
+
+def kind_of(path: Path) -> str:
+    """What a file is.
+
+    Args:
+        path: The file; its name does not matter.
+
+    Returns:
+        "safetensors", "torch", "torchscript", "pickle" (PyTorch's format before 1.6), "npz", "gguf", "hdf5", "keras", or
+        "index" for a JSON file.
+
+    Raises:
+        SourceError: The file cannot be read, or is of no known format. The error says what it is, if that can be told.
+    """
+    try:
+        if not path.is_file():
+            raise SourceError(path, "not a regular file")
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise SourceError(path, error.strerror or str(error)) from None
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head.startswith(b"{") and path.suffix == ".json":
+        return "index"
+    if path.suffix.lower() in (".safetensors", ".sft"):
+        raise SourceError(path, f"not a safetensors file: it begins with {head[:8]!r}")
+    what = next((words for magic, words in _OTHERS if head.startswith(magic)), None)
+    if what is None:
+        what = f"it begins with {head[:8]!r}" if head else "it is empty"
+    raise SourceError(path, f"not a checkpoint: {what}; {_KNOWN}")
+
+
+def allowed_bytes(path: Path) -> int:
+    """The most bytes that the tensors of a file may take in memory: 64 MiB, and 64 times the file.
+
+    Archives may be deflated, and a tensor may repeat its elements, so that a small file could ask for any amount.
+    """
+    return (64 << 20) + 64 * path.stat().st_size
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, size = archive.namelist(), sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise SourceError(path, f"a damaged checkpoint ({error}); save it again") from None
+    if size > allowed_bytes(path):
+        raise SourceError(path, f"a zip archive that unpacks to {size:,} bytes, more than 64 times its own and 64 MiB")
+    inner = [name.partition("/")[2] for name in names]
+    if "data.pkl" in inner:
+        return "torchscript" if "constants.pkl" in inner or any(name.startswith("code/") for name in inner) else "torch"
+    if "model.weights.h5" in names:
+        return "keras"
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    raise SourceError(path, f"a zip archive of other things, such as {names[:1]}; {_KNOWN}")

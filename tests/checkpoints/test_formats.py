@@ -1,0 +1,264 @@
+"""Formats told by their bytes, state dicts under keys, folders of Hugging Face, and what a .pt file may hold."""
+
+import argparse
+import json
+import logging
+import pathlib
+import warnings
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+import opq
+from opq.checkpoints import as_state
+from opq.checkpoints.wrappers import PREFIXES, find_state_dict, without_prefixes
+from opq.cli import main
+
+TENSORS = {"a.weight": np.ones((4, 6), np.float32), "a.bias": np.zeros(4, np.float16), "b.weight": np.eye(3, dtype=np.float32)}
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def as_torch(torch, tensors=TENSORS):
+    return {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+
+
+def same(found, expected=TENSORS):
+    return sorted(found) == sorted(expected) and all((found[name] == expected[name]).all() for name in expected)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.pth.tar", "M.PTH", "m.th", "m.bin", "m", "m.safetensors"])
+def test_the_bytes_tell_the_format(torch, name, tmp_path):
+    """A file of PyTorch or safetensors is read under any name."""
+    torch.save({"epoch": 3, "state_dict": as_torch(torch)}, tmp_path / name)
+    assert same(as_state(tmp_path / name))
+    torch.save(as_torch(torch), tmp_path / name, _use_new_zipfile_serialization=False)
+    assert same(as_state(tmp_path / name))
+    save_file(TENSORS, tmp_path / name)
+    assert same(as_state(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"", "empty"),
+        (b"PK\x03\x04", "a damaged checkpoint"),
+    ],
+)
+def test_other_files_are_named(head, words, tmp_path):
+    """A file of another kind is an error that says what it is."""
+    (tmp_path / "m.pt").write_bytes(head)
+    with pytest.raises(opq.SourceError, match=words):
+        as_state(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("key", ["params_ema", "generator", "weights", "a.b"])
+def test_one_state_dict_is_read_under_any_key(torch, key, tmp_path):
+    """The only state dict of a file is read, whatever its key; an optimizer's tensors are not a state dict."""
+    content = {key: as_torch(torch), "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2)}}, "param_groups": []}}
+    torch.save(content, tmp_path / "m.pt")
+    assert same(as_state(tmp_path / "m.pt"))
+    assert same(as_state(content))
+
+
+def test_several_state_dicts_need_a_key(torch, tmp_path):
+    """Several state dicts without a usual key are an error that names them; a key, with dots for nested ones, chooses."""
+    more = {"a.weight": torch.full((4, 6), 2.0)}
+    torch.save({"params": as_torch(torch), "nets": {"ema": more, "d": dict(more)}}, tmp_path / "m.pt")
+    with pytest.raises(opq.SourceError, match=r"several state dicts: params, nets.ema, nets.d; .*--key"):
+        as_state(tmp_path / "m.pt")
+    assert same(as_state(tmp_path / "m.pt", key="params"))
+    assert same(as_state(tmp_path / "m.pt", key="nets.ema"), {"a.weight": np.full((4, 6), 2.0)})
+    torch.save({"x": {"w.weight": torch.randn(48, 48)}, "y": {"v.weight": torch.randn(48, 48)}}, tmp_path / "large.pt")
+    assert list(opq.plan(tmp_path / "large.pt", ratio=4, key="y").layers) == ["v.weight"]
+    for key in ("ema", "nets.x", "params.a.weight.c"):
+        with pytest.raises(opq.SourceError, match=f"no key '{key}'"):
+            as_state(tmp_path / "m.pt", key=key)
+
+
+@pytest.mark.parametrize("usual", ["state_dict", "model"])
+def test_a_second_state_dict_is_never_silent(torch, usual, tmp_path, capsys, caplog):
+    """Beside a usual key others are left out, and a line on stderr and in the log says so; --key takes them."""
+    torch.save({usual: as_torch(torch), f"{usual}_ema": {"z.weight": torch.ones(4, 4)}}, tmp_path / "m.pt")
+    assert main(["compress", f"{tmp_path}/m.pt", "--lossless", "-o", f"{tmp_path}/m.opq"]) == 0
+    line = f"m.pt: took '{usual}', left out '{usual}_ema'; --key chooses"
+    assert capsys.readouterr().err.splitlines() == [f"opq: warning: {tmp_path}/{line}"]
+    assert line in caplog.text
+    assert same(opq.numpy.load_file(tmp_path / "m.opq"))
+    assert main(["compress", f"{tmp_path}/m.pt", "--lossless", "--key", f"{usual}_ema", "-o", f"{tmp_path}/e.opq"]) == 0
+    assert list(opq.numpy.load_file(tmp_path / "e.opq")) == ["z.weight"]
+    assert capsys.readouterr().err == ""
+
+
+nests = st.recursive(
+    st.sampled_from([np.ones(2), 3, "text", None]),
+    lambda inner: (
+        st.dictionaries(st.sampled_from([*"abcd", "model", "optimizer"]), inner, max_size=3) | st.lists(inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+@given(nests, st.booleans())
+def test_any_nest_is_a_state_dict_or_an_error(nest, cyclic):
+    """Any nest of containers gives only tensors, or a SourceError; also one that contains itself."""
+    if cyclic and isinstance(nest, dict):
+        nest["model"] = nest
+        nest["list"] = [nest]
+    try:
+        found = find_state_dict(nest, "it")
+    except opq.SourceError:
+        pass
+    else:
+        assert found
+        assert all(isinstance(value, np.ndarray) for value in found.values())
+
+
+@given(st.lists(st.sampled_from(PREFIXES), max_size=3), st.sets(st.text("ab.", min_size=1).map("x".__add__), min_size=1))
+def test_prefixes_that_all_names_have_are_removed(prefixes, names):
+    """Prefixes of wrappers, in any order, are removed exactly if all names have them."""
+    before = "".join(prefixes)
+    assert without_prefixes([before + name for name in names]) == {name: before + name for name in names}
+    assert set(without_prefixes([*(before + name for name in names), "y"])) == {*(before + name for name in names), "y"}
+
+
+def test_safetensors_have_the_same_rule_for_prefixes(tmp_path):
+    """The prefix "module." is removed from a .safetensors file as from a .pt file."""
+    save_file({f"module.{name}": array for name, array in TENSORS.items()}, tmp_path / "m.safetensors")
+    state = as_state(tmp_path / "m.safetensors")
+    assert same(state)
+    assert (state.rows("a.weight", 1, 3) == TENSORS["a.weight"][1:3]).all()
+
+
+def write_folder(folder, stem, form, torch, listed=TENSORS):
+    """Two shards of all tensors, and an index of those that are listed."""
+    names = sorted(TENSORS)
+    weight_map = {}
+    for number, part in enumerate((names[:1], names[1:])):
+        file = f"{stem}-{number + 1:05d}-of-00002.{form}"
+        tensors = {name: TENSORS[name] for name in part}
+        if form == "bin":
+            torch.save(as_torch(torch, tensors), folder / file)
+        else:
+            save_file(tensors, folder / file)
+        weight_map.update({name: file for name in part if name in listed})
+    (folder / f"{stem}.{form}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("stem", ["model", "pytorch_model", "diffusion_pytorch_model", "adapter_model"])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("layout", ["whole", "variant", "shards"])
+def test_folders_of_hugging_face_are_read(torch, stem, form, layout, tmp_path):
+    """Whole files, variants and shards are read in each library's names; an index may be given itself."""
+    if layout == "shards":
+        write_folder(tmp_path, stem, form, torch)
+        assert same(as_state(tmp_path / f"{stem}.{form}.index.json"))
+    else:
+        path = tmp_path / (f"{stem}.fp16.{form}" if layout == "variant" else f"{stem}.{form}")
+        torch.save(as_torch(torch), path) if form == "bin" else save_file(TENSORS, path)
+    assert same(as_state(tmp_path))
+
+
+def test_a_whole_file_comes_before_an_index(torch, tmp_path, caplog):
+    """A whole file is taken, also if the index beside it names files that are gone, and a line says what was left out."""
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    torch.save(as_torch(torch), tmp_path / "pytorch_model.bin")
+    assert same(as_state(tmp_path))
+    assert "took model.safetensors, left out model.safetensors.index.json, pytorch_model.bin" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["model.fp16", "model.bf16"], ["model", "adapter_model"], ["x", "y"]])
+def test_folders_of_several_checkpoints_are_refused(names, tmp_path):
+    """Checkpoints that may differ, of which none comes first, are an error that says to give a path."""
+    for name in names:
+        save_file(TENSORS, tmp_path / f"{name}.safetensors")
+    with pytest.raises(opq.SourceError, match="give the path of one"):
+        as_state(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_tensors_that_an_index_does_not_name_are_taken(torch, form, tmp_path, caplog):
+    """A tensor that lies in a shard and not in the index is read, and a line names it."""
+    write_folder(tmp_path, "model", form, torch, listed=["a.bias", "a.weight"])
+    assert same(as_state(tmp_path))
+    assert "took 1 tensors that the index does not name, such as 'b.weight'" in caplog.text
+
+
+def test_harmless_objects_are_taken(torch, tmp_path, caplog):
+    """Settings of usual types beside a state dict do not stop it from being read."""
+    extra = {
+        "args": argparse.Namespace(out=pathlib.Path("x"), pure=pathlib.PureWindowsPath("y")),
+        "best": np.float64(0.5),
+        "history": np.arange(3.0),
+        "sizes": [torch.Size([3]), {1, 2}, slice(3)],
+        "more": OrderedDict(a=defaultdict(list, b=[3])),
+    }
+    torch.save({"state_dict": as_torch(torch), **extra}, tmp_path / "m.pt")
+    assert same(as_state(tmp_path / "m.pt"))
+    torch.save({**as_torch(torch), "note": "text", "_extra_state": None}, tmp_path / "m.pt")
+    assert same(as_state(tmp_path / "m.pt"))
+    assert "left out 'note', '_extra_state', which are no tensor" in caplog.text
+
+
+def test_a_small_file_cannot_ask_for_much_memory(torch, tmp_path):
+    """Tensors that repeat few elements, and nested or cyclic containers, end in one line or are read."""
+    torch.save({"x": torch.ones(1).expand(2**40)}, tmp_path / "wide.pt")
+    with pytest.raises(opq.SourceError, match="its tensors take 4,398,046,511,104 bytes"):
+        as_state(tmp_path / "wide.pt")
+    content = as_torch(torch)
+    content["model"], content["list"] = content, [content]
+    torch.save(content, tmp_path / "cyclic.pt")
+    assert same(as_state(tmp_path / "cyclic.pt"))
+    (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(opq.SourceError, match="nested too deeply"):
+        as_state(tmp_path)
+
+
+def test_tensors_of_other_owners_are_refused(torch):
+    """A DTensor is a SourceError that names it and says to gather it."""
+    dist = pytest.importorskip("torch.distributed.tensor")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        sharded = dist.distribute_tensor(torch.ones(4, 4), mesh, [dist.Shard(0)])
+        with pytest.raises(opq.SourceError, match=r"tensor 'w': a DTensor.*full_tensor"):
+            opq.compress({"w": sharded}, ratio=2)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_warnings_reach_the_log_once(torch, tmp_path):
+    """The command line leaves no handler behind."""
+    before = list(logging.getLogger("opq").handlers)
+    main(["plan", f"{tmp_path}/none", "--ratio", "2"])
+    assert logging.getLogger("opq").handlers == before
+
+
+def test_npz_files_are_read(tmp_path):
+    """The arrays of a .npz file are tensors, compressed or not; objects are refused."""
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "m.npz", **TENSORS)
+        assert same(as_state(tmp_path / "m.npz"))
+    np.savez(tmp_path / "o.npz", x=np.array([{}]))
+    with pytest.raises(opq.SourceError, match="plain arrays"):
+        as_state(tmp_path / "o.npz")
+
+
+def test_torchscript_archives_are_refused(torch, tmp_path):
+    """A TorchScript archive, which holds code, is an error that says how to export its tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(4, 4)).save(str(tmp_path / "m.pt"))
+    with pytest.raises(opq.SourceError, match=r"a TorchScript archive, .*state_dict\(\)"):
+        as_state(tmp_path / "m.pt")
