@@ -110,9 +110,7 @@ def test_a_damaged_file_is_named(network, tmp_path):
         opq.OpqFile(data[:-10])
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(b"hello world", "expected safetensors"), (b"PK\x03\x04", "damaged.*save")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(b"hello world", "expected safetensors"), (b"PK\x03\x04", "damaged.*save")])
 def test_a_file_that_is_no_checkpoint_is_named(content, reason, tmp_path):
     """The message is short, and says what to do."""
     path = tmp_path / "net.pt"
