@@ -56,7 +56,7 @@ def test_compressing_and_loading_need_no_torch(target, source, tmp_path):
 @pytest.mark.slow
 def test_missing_torch_is_an_error_that_names_the_extra(tmp_path):
     """Loading torch tensors, calibration, networks by name, finetuning and .pt checkpoints name the extra to install."""
-    (tmp_path / "m.pt").write_bytes(b"")
+    (tmp_path / "m.pt").write_bytes(b"\x80\x02}.")  # an empty pickled dict
     for code in (
         "import opq.torch",
         "import opq; opq.torch",
