@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
 from opq.codec.weight_section import encode_weight, entry_of
 from opq.errors import SourceError, TargetError, WeightError
+from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.thread_map import thread_map
 
@@ -103,9 +104,6 @@ def check_text(text: str) -> None:
 Tensor = QuantizedWeight | NDArray[np.generic]
 """A weight as codes, which may be computed when they are read; or an auxiliary tensor as an array."""
 
-Report = Callable[[str, int, int], None]
-"""Called with the name of a stage, the number of its finished tensors, and the number of all its tensors."""
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -144,7 +142,7 @@ def write(
     storage: str = "exact",
     packs: Sequence[AuxiliaryPack] = (),
     metadata: Mapping[str, str] | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Layout:
     """Encode tensors to a file: weights as codes, arrays as auxiliary tensors.
 

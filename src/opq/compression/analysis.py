@@ -10,10 +10,9 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 from opq import dtypes
-from opq.checkpoints import State, as_state
+from opq.checkpoints import State
 from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.codec.entry import LARGEST_TENSOR
@@ -101,40 +100,34 @@ class CheckpointAnalysis:
         return [Layer(name, self.statistics[name], configs[name], repeats.get(name)) for name in names]
 
 
-def analyze(
-    source: Any, config: CompressionConfig, metadata: Mapping[str, str] | None = None, *, estimated: bool = False
-) -> CheckpointAnalysis:
+def analyze(state: State, config: CompressionConfig, *, estimated: bool = False) -> CheckpointAnalysis:
     """Analyze a checkpoint under a config.
 
     Args:
-        source: As in `opq.compress`.
+        state: The checkpoint.
         config: Selects the weights and the storage of auxiliary tensors.
-        metadata: {text: text} to keep in the file if the source has no metadata.
         estimated: If True, auxiliary tensors are not encoded, and only their size is estimated. That is enough for a plan.
 
     Raises:
-        SourceError: The source cannot be read, has no tensors, or is the state dict of a network prepared for training.
+        SourceError: The checkpoint cannot be read, has no tensors, or is the state dict of a network prepared for training.
         SelectionError: A glob matches no weight.
         WeightError: A weight cannot be compressed.
     """
-    state = as_state(source, metadata)
     roles = choose_roles(state, config)
     return _analyze(state, roles.weights, auxiliary_plan(state, config), estimated, roles.exact)
 
 
-def analyze_planned(source: Any, plan: Plan, metadata: Mapping[str, str] | None = None) -> CheckpointAnalysis:
+def analyze_planned(state: State, plan: Plan) -> CheckpointAnalysis:
     """As `analyze`, for the weights of a plan.
 
     Args:
-        source: As in `opq.compress`.
+        state: The checkpoint.
         plan: Its layers are the weights. It also specifies how auxiliary tensors are stored.
-        metadata: {text: text} to keep in the file if the source has no metadata.
 
     Raises:
         SourceError, WeightError: As `analyze`.
         PlanError: The plan was made for other names, dtypes or shapes.
     """
-    state = as_state(source, metadata)
     check_state(state)
     for name, layer in plan.layers.items():
         if name not in state:

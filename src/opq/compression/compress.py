@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from opq.checkpoints import as_state
+from opq.checkpoints import State, as_state
 from opq.codec.file_writer import write
 from opq.compression.analysis import CheckpointAnalysis, analyze, analyze_planned
 from opq.compression.compressed_model import CompressedModel
@@ -61,20 +61,16 @@ def compress(
         raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
     request = config if isinstance(config, Plan) else as_config(config, options, "compress")
     with show_progress(progress) as report:
-        source = source if key is None else as_state(source, metadata, key)
-        if isinstance(request, CompressionConfig) and isinstance(request.target, Lossless):
-            layout, dense = compress_losslessly(source, request, metadata, report)
-            return CompressedModel(None, layout, dense)
-        return _compress(source, request, metadata, report)
+        return _compress(as_state(source, metadata, key), request, report)
 
 
-def _compress(
-    source: Any, request: CompressionConfig | Plan, metadata: Mapping[str, str] | None, report: Progress
-) -> CompressedModel:
+def _compress(state: State, request: CompressionConfig | Plan, report: Progress) -> CompressedModel:
     if isinstance(request, Plan):
-        analysis = analyze_planned(source, request, metadata)
+        analysis = analyze_planned(state, request)
         return with_warnings(analysis, _encode(analysis, request, report))
-    analysis = analyze(source, request, metadata)
+    if isinstance(request.target, Lossless):
+        return compress_losslessly(state, request, report)
+    analysis = analyze(state, request)
     size_model = SizeModel.of(analysis, request)
     if isinstance(request.target, TwoStage):
         return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, request.target)[1], report))

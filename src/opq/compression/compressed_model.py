@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from opq.atomic_file import write_file
 from opq.checkpoints import State
 from opq.codec.entry import repeated_weights
-from opq.codec.file_writer import Layout, Report, in_order, pack_auxiliary, write
+from opq.codec.file_writer import Layout, in_order, pack_auxiliary, write
 from opq.compression.analysis import dense_bytes, fold_if_requested
+from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 from opq.text_table import file_summary, html_text
@@ -93,7 +94,7 @@ def encode_state(
     auxiliary: AuxiliaryPlan,
     *,
     plan: Plan | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> CompressedModel:
     """Encode a checkpoint whose weights are given as codes.
 

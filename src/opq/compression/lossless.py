@@ -2,58 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import numpy as np
 
-from opq.checkpoints import State, as_state
+from opq.checkpoints import State
 from opq.codec.byte_planes import estimate_pack
-from opq.codec.file_writer import Layout, in_order, pack_auxiliary, write
 from opq.codec.weight_section import encode_weight
-from opq.compression.analysis import choose_roles, dense_bytes
+from opq.compression.analysis import choose_roles
+from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.config import CompressionConfig
 from opq.errors import WeightError
+from opq.progress import Progress
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.level_search import find_levels
 from opq.quantization.quantizer import LARGEST_CODE
+from opq.rate_distortion.plan import AuxiliaryPlan
 from opq.thread_map import thread_map
 
 _STEP_BYTES = 4
 """Bytes of a step in the header."""
 
 
-def compress_losslessly(
-    source: Any,
-    config: CompressionConfig,
-    metadata: Mapping[str, str] | None,
-    report: Callable[[str, int, int], None] | None,
-) -> tuple[Layout, int]:
+def compress_losslessly(state: State, config: CompressionConfig, report: Progress) -> CompressedModel:
     """Compress a checkpoint so that every tensor is restored bit for bit.
 
     Each weight is stored in the smallest of three ways: codes with a step, codes with a table of levels, or byte planes.
 
     Args:
-        source: As in `opq.compress`; CompressedTensors keep their codes.
+        state: The checkpoint; CompressedTensors keep their codes.
         config: Selects the weights.
-        metadata: {text: text} to keep in the file if the source has no metadata.
         report: Called after each weight.
 
     Returns:
-        The file, and the dense bytes of the checkpoint.
+        The compressed network, in memory.
 
     Raises:
         SourceError, SelectionError: See `choose_roles`.
         WeightError: A CompressedTensor of the source cannot be stored.
     """
-    state = as_state(source, metadata)
     names = choose_roles(state, config).weights
     candidates = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
     weights = {name: tensor for name, tensor in candidates if tensor is not None}
-    rest = ((name, state[name]) for name in in_order(state) if name not in weights)
-    layout = write(weights, packs=pack_auxiliary(rest, "exact"), metadata=state.metadata, report=report)
-    return layout, dense_bytes(state, weights)
+    return encode_state(state, weights, AuxiliaryPlan(), report=report)
 
 
 def _as_codes(state: State, name: str) -> CompressedTensor | None:

@@ -54,7 +54,7 @@ def plan(
     config = as_config(config, options, "plan")
     if isinstance(config.target, Lossless):
         raise TargetError("a plan cannot be lossless, because there are no quantizers to choose; give a ratio or a size")
-    analysis = analyze(source if key is None else as_state(source, key=key), config, estimated=True)
+    analysis = analyze(as_state(source, key=key), config, estimated=True)
     size_model = SizeModel.of(analysis, config)
     if isinstance(config.target, TwoStage):
         return guess_two_stage(size_model, config.target)[1]

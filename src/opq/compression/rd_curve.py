@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from opq.checkpoints import as_state
 from opq.compression.analysis import analyze
 from opq.compression.planning import joint_plan
 from opq.compression.size_model import SizeModel
@@ -70,7 +71,7 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
         raise TargetError(f"ratios must be a list of positive and finite numbers, got {ratios!r}")
     target = Ratio(1.0)
     config = CompressionConfig(target=target, **settings)
-    analysis = analyze(source, config, estimated=True)
+    analysis = analyze(as_state(source), config, estimated=True)
     size_model = SizeModel.of(analysis, config)
     layers = size_model.layers
     low, high = joint.lambda_bounds(layers, size_model.family)
