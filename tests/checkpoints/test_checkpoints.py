@@ -153,7 +153,7 @@ def bad_sources(folder):
         "listmap": "not an index of shards",
         "gone": "no such file",
         "outside": "is not in this folder",
-        "lies": "it does not have 'a', although the index says so",
+        "lies": "it does not have 'a', which the index lists for it",
     }
 
 

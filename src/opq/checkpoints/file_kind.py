@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes; and how much memory a file may ask for."""
+"""The format of a checkpoint file, recognised by its first bytes; and the limit on the memory that its tensors may take."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OTHERS = (
 
 
 def kind_of(path: Path) -> str:
-    """What a file is.
+    """The format of a file.
 
     Args:
         path: The file; its name does not matter.
@@ -38,7 +38,7 @@ def kind_of(path: Path) -> str:
         "index" for a JSON file.
 
     Raises:
-        SourceError: The file cannot be read, or is of no known format. The error says what it is, if that can be told.
+        SourceError: The file cannot be read, or is of no known format. The error names the format if it is a known one.
     """
     try:
         if not path.is_file():
@@ -67,7 +67,7 @@ def kind_of(path: Path) -> str:
 def allowed_bytes(path: Path) -> int:
     """The most bytes that the tensors of a file may take in memory: 64 MiB, and 64 times the file.
 
-    Archives may be deflated, and a tensor may repeat its elements, so that a small file could ask for any amount.
+    Archives may be deflated, and a tensor may repeat its elements, so a small file could otherwise fill any amount of memory.
     """
     return (64 << 20) + 64 * path.stat().st_size
 

@@ -18,15 +18,8 @@ _INDEX = re.compile(rf"({_STEM})(\.[\w-]+)?\.(safetensors|bin)\.index(\.[\w-]+)?
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[\w-]+)?\.(safetensors|bin)")
 
 
-@dataclass(frozen=True)
-class Shards:
-    """The files of a checkpoint.
-
-    Args:
-        files: {file: names of its tensors by the index, or None if there is no index}.
-    """
-
-    files: dict[Path, list[str] | None]
+Shards = dict[Path, list[str] | None]
+"""The files of a checkpoint: {file: names of its tensors by the index, or None if there is no index}."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +34,15 @@ class _Candidate:
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
-        """The smallest is taken: without a variant, .safetensors, whole."""
+        """The key by which candidates are sorted; the first one is read."""
         return self.variant != "", self.format != "safetensors", self.is_index
 
 
 def find_shards(folder: Path) -> Shards:
     """The files of the checkpoint in a folder.
 
-    Taken is the file without a variant before one with it, .safetensors before .bin, a whole file before an index. What else
-    there is, is logged.
+    A file without a variant is preferred to one with a variant, .safetensors to .bin, and a whole file to an index. A warning
+    names the other files.
 
     Args:
         folder: The folder.
@@ -71,7 +64,7 @@ def find_shards(folder: Path) -> Shards:
         raise SourceError(folder, f"it has several checkpoints: {_names(candidates)}; give the path of one")
     if len(candidates) > 1:
         logger.warning("%s: took %s, left out %s", folder, first.path.name, _names(candidates[1:]))
-    return read_index(first.path) if first.is_index else Shards({first.path: None})
+    return read_index(first.path) if first.is_index else {first.path: None}
 
 
 def read_index(index: Path) -> Shards:
@@ -83,7 +76,7 @@ def read_index(index: Path) -> Shards:
     Raises:
         SourceError: The file cannot be read or is no index, or a shard is not in its folder.
     """
-    shards: dict[Path, list[str] | None] = {}
+    shards: Shards = {}
     try:
         for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
             # An index is untrusted, so it must not name files outside of its folder.
@@ -102,7 +95,7 @@ def read_index(index: Path) -> Shards:
     siblings = sorted(path.name for path in index.parent.glob(f"{glob.escape(first.split('-')[0])}-*") if path not in shards)
     if left := [name for name in siblings if _SHARD.fullmatch(name) and name.split(".")[1:] == first.split(".")[1:]]:
         logger.warning("%s: left out %s, which the index does not name", index.parent, ", ".join(left[:4]))
-    return Shards(shards)
+    return shards
 
 
 def _candidate(path: Path) -> _Candidate | None:
@@ -119,7 +112,7 @@ def _other(folder: Path, files: list[Path]) -> Shards:
     """The single .safetensors file of a folder without any of the usual names."""
     others = [path for path in files if path.suffix.lower() == ".safetensors"]
     if len(others) == 1:
-        return Shards({others[0]: None})
+        return {others[0]: None}
     if others:
         raise SourceError(folder, f"it has {len(others)} .safetensors files and no index; give the path of one")
     if (folder / "model_index.json").exists():

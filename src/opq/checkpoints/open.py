@@ -60,7 +60,7 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
 def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> State:
     """Open a checkpoint on disk. Tensors of .safetensors files are read when they are used.
 
-    The format is told by the first bytes of a file, not by its name; docs/formats.md lists what is read. The prefixes "module."
+    The first bytes of a file determine its format, not its name; docs/formats.md lists the formats. The prefixes "module."
     and "_orig_mod." are removed if all names have them.
 
     Args:
@@ -76,12 +76,12 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Sta
         raise SourceError(path, "no such file or folder")
     files: Mapping[Path, list[str] | None] = {path: None}
     if path.is_dir():
-        files = find_shards(path).files
+        files = find_shards(path)
     elif kind_of(path) == "index":
-        files = read_index(path).files
+        files = read_index(path)
     for file in files:
         if not file.exists():
-            raise SourceError(file, "no such file, although the index names it")
+            raise SourceError(file, "no such file, but the index lists it")
     kinds = {kind_of(file) for file in files}
     if kinds == {"safetensors"}:
         if key is not None:
@@ -91,7 +91,7 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Sta
 
 
 def _merge(files: Mapping[Path, list[str] | None], key: str | None) -> dict[str, Any]:
-    """The tensors of all files, which are read at once. An index tells which file has a tensor that several have."""
+    """The tensors of all files, which are read at once. If several files have a tensor, the index decides which one is read."""
     tensors: dict[str, Any] = {}
     unnamed: dict[str, Any] = {}
     for path, names in files.items():
@@ -100,7 +100,7 @@ def _merge(files: Mapping[Path, list[str] | None], key: str | None) -> dict[str,
             return found
         listed = set(names) & set(found) or set(without_prefixes(names)) & set(found)
         if missing := sorted(set(names) - set(found)) if len(listed) != len(set(names)) else []:
-            raise SourceError(path, f"it does not have {missing[0]!r}, although the index says so")
+            raise SourceError(path, f"it does not have {missing[0]!r}, which the index lists for it")
         tensors.update({name: found[name] for name in found if name in listed})
         unnamed.update({name: found[name] for name in found if name not in listed})
     unnamed = {name: value for name, value in unnamed.items() if name not in tensors}

@@ -1,8 +1,8 @@
-"""A checkpoint whose pruned and weight-normalized weights are what the network makes of them.
+"""A checkpoint whose pruned and weight-normalized weights have the values that the network uses.
 
 `torch.nn.utils.prune` keeps a weight as NAME_orig and NAME_mask, and uses their product. `weight_norm` keeps it as a gain g and
-a direction v, as NAME_g and NAME_v or as parametrizations.NAME.original0 and original1, and uses g v/|v|: the length of v does
-not count.
+a direction v, as NAME_g and NAME_v or as parametrizations.NAME.original0 and original1, and uses g v/|v|, which does
+not depend on the length of v.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opq.quantization.statistics import blocks
 
 
 class ReparametrizedState(StateView):
-    """A checkpoint in which products with masks and norms are carried out, without a change of the network.
+    """A checkpoint in which weights are multiplied by their masks and normalized. The network computes the same function.
 
     NAME_orig becomes NAME_orig * NAME_mask. A direction v becomes |g| v/|v|, so that its errors count as those of the weight.
     A row of v that is all zero stays so. The arithmetic is in float64 and is rounded once.

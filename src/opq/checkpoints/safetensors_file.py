@@ -56,7 +56,7 @@ class SafetensorsState(State):
             names = None if listed is None else set(listed)
             places, texts = _read_index(path)
             if missing := sorted((names or set()) - set(places)):
-                raise SourceError(path, f"it does not have {missing[0]!r}, although the index says so")
+                raise SourceError(path, f"it does not have {missing[0]!r}, which the index lists for it")
             self._places.update({name: places[name] for name in (places if names is None else names)})
             unnamed.update({name: place for name, place in places.items() if names is not None and name not in names})
             metadata.update(texts)

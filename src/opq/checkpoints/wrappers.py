@@ -1,7 +1,8 @@
 """The state dict within a nest of mappings, and the names of its tensors.
 
-A checkpoint often holds its state dict under a key, beside other state dicts, an optimizer and settings. One rule chooses; what
-is left out is logged. Searches visit every object once, so that mappings that contain themselves end.
+A checkpoint often holds its state dict under a key, beside other state dicts, an optimizer and settings. `find_state_dict`
+chooses, and a warning names what it leaves out. Searches visit every object once, so that they end on mappings that contain
+themselves.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from opq.errors import SourceError
 from opq.progress import logger
 
 USUAL_KEYS = ("state_dict", "model_state_dict", "model", "module", "net")
-"""Keys of the state dict to take if there are several, the first of them."""
+"""If there are several state dicts, the one under the first of these keys is read."""
 
 PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every name."""
 
 _OPTIMIZER = re.compile(r"optim|sched|scaler|rng|amp$|param_groups|callbacks|loops", re.IGNORECASE)
 _DEEPEST = 100

@@ -8,7 +8,7 @@ The rule, in order. A tensor stays exact if it is
 * a buffer of the module, where the source is a module;
 * beside an integer or float8 weight: then it holds the scales of that weight;
 * the gain of weight_norm, the mask of a pruned weight, or part of a parametrization other than weight_norm and spectral_norm;
-* of at most 8 distinct values (masks, tables of 0 and -inf), which a sample decides for nearly all weights.
+* of at most 8 distinct values (masks, tables of 0 and -inf). A small sample is read first; nearly all weights show more there.
 
 Every other tensor is a weight. A tensor that is given as codes is a weight whatever its values are.
 """
@@ -31,10 +31,10 @@ from opq.config import CompressionConfig
 from opq.quantization.statistics import blocks
 
 SMALLEST_WEIGHT = 64
-"""A weight has at least so many elements."""
+"""Smallest number of elements of a weight."""
 
 FEW_VALUES = 8
-"""A tensor of at most so many distinct values is no weight."""
+"""A tensor of at most this many distinct values is not a weight."""
 
 _FIRST_ROWS = 256
 """About how many elements are read first to count distinct values."""
@@ -45,7 +45,7 @@ _WEIGHT = re.compile(r"weight(?!.*mask)|^w_q$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class TensorRoles:
-    """The tensors of a checkpoint, divided.
+    """Which tensors of a checkpoint are weights, and why the others are not.
 
     Args:
         weights: Names of the weights, in order.
@@ -68,7 +68,7 @@ class TensorRoles:
 
 
 def tensor_roles(state: State) -> TensorRoles:
-    """Divide the tensors of a checkpoint by the rule of this module.
+    """Apply the rule of this module to the tensors of a checkpoint.
 
     Args:
         state: The checkpoint. Of nearly all weights only some rows are read.
@@ -85,7 +85,7 @@ def tensor_roles(state: State) -> TensorRoles:
 
 
 def lossless_roles(state: State) -> TensorRoles:
-    """As `tensor_roles` for lossless compression, which changes no value: every matrix is worth a search for levels."""
+    """As `tensor_roles` for lossless compression, which changes no value: every matrix is searched for levels."""
     weights, exact = [], {}
     for name in in_order(state):
         kind, shape = state.describe(name)

@@ -288,6 +288,6 @@ def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
 def _entropy(file: OpqFile, entry: Entry) -> float:
     """Estimated bytes of a tensor in its pack, without the four bytes per plane that belong to the whole pack."""
     stored = file.stored(entry.name)
-    if stored.size < 2:  # no entropy, told quickly, as a file may have a hundred thousand of these
+    if stored.size < 2:  # a shortcut, because a file may have a hundred thousand such tensors
         return (1 + entry.count) / 1024.0
     return max(estimate_pack([stored]) - 4 * stored.dtype.itemsize, 0) + (1 + entry.count) / 1024.0
