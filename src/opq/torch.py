@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from opq import packed_floats
 from opq.codec.file_reader import OpqFile
 from opq.codec.tensor_reader import TensorReader, check_framework
-from opq.errors import MissingExtraError
+from opq.errors import MissingExtraError, SourceError
 
 try:
     import torch
@@ -194,7 +195,15 @@ class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name f
 
 
 def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:
-    """A tensor of the same dtype, shape and bits; torch does not accept ml_dtypes, so the tensor is converted as bytes."""
-    dtype = getattr(torch, array.dtype.name)
-    raw: Any = np.array(array, order="C").reshape(-1).view(np.uint8)
-    return torch.from_numpy(raw).view(dtype).reshape(array.shape)
+    """A tensor of the same dtype, shape and bits. float4 has two elements in a byte in torch: float4_e2m1fn_x2.
+
+    Raises:
+        SourceError: torch has no such dtype, or no such shape.
+    """
+    kind, shape = array.dtype.name, array.shape
+    if kind == "float4_e2m1fn" and shape and shape[-1] % 2 == 0:
+        kind, shape, array = "float4_e2m1fn_x2", (*shape[:-1], shape[-1] // 2), packed_floats.pack(array)
+    if not hasattr(torch, kind):
+        raise SourceError(f"a tensor of shape {shape}", f"torch {torch.__version__} has no {kind}; opq.numpy can load it")
+    raw: Any = np.array(array, order="C").reshape(-1).view(np.uint8)  # torch does not accept ml_dtypes
+    return torch.from_numpy(raw).view(getattr(torch, kind)).reshape(shape)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import opq
-from opq import dtypes
+from opq import dtypes, packed_floats
 from opq.checkpoints import as_state
 
 
@@ -46,23 +46,19 @@ def test_a_safetensors_file_is_read(state, tmp_path):
     assert all(found.describe(name) == (array.dtype.name, array.shape) for name, array in state.items())
 
 
-@pytest.mark.parametrize("name", sorted(dtypes.NUMPY))
+@pytest.mark.parametrize("name", sorted(set(dtypes.NUMPY) - {"complex128"}))
 def test_every_dtype_of_safetensors_is_read(name, tmp_path):
-    """Tensors of each dtype, also bfloat16 and float8, are described and read with it."""
-    array = np.arange(6).reshape(2, 3).astype(dtypes.NUMPY[name])
-    if name.startswith("float8"):  # beyond safetensors' NumPy writer
-        torch = pytest.importorskip("torch")
-        import safetensors.torch
-
-        safetensors.torch.save_file(
-            {"x": torch.from_numpy(array.view(np.uint8)).view(getattr(torch, name))}, tmp_path / "m.safetensors"
-        )
-    else:
-        save_file({"x": array}, tmp_path / "m.safetensors")
+    """Tensors of each dtype, also bfloat16 and float8, float6 and float4, are described and read with it."""
+    array = np.arange(8).reshape(2, 4).astype(dtypes.NUMPY[name])
+    packed = packed_floats.pack(array) if dtypes.BITS[name] < 8 else array
+    header = {"x": {"dtype": dtypes.SAFETENSORS[name], "shape": [2, 4], "data_offsets": [0, packed.nbytes]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + packed.tobytes())
     found = as_state(tmp_path / "m.safetensors")
-    assert found.describe("x") == (name, (2, 3))
+    assert found.describe("x") == (name, (2, 4))
     assert found["x"].dtype == array.dtype
     assert found["x"].tobytes() == array.tobytes()
+    assert found.rows("x", 1, 2).tobytes() == array[1:].tobytes()
 
 
 def test_a_folder_of_shards_is_one_checkpoint(state, tmp_path):
@@ -186,7 +182,15 @@ def test_a_pickle_never_runs(tmp_path):
 
 @pytest.mark.parametrize(
     "source",
-    [3, None, [np.ones(3)], {"x": "text"}, {"x": np.array(["text"])}, {1: np.ones(3)}, {"x": np.ones(3, dtype=np.complex128)}],
+    [
+        3,
+        None,
+        [np.ones(3)],
+        {"x": "text"},
+        {"x": np.array(["text"])},
+        {1: np.ones(3)},
+        {"x": np.ones(3, dtype="datetime64[s]")},
+    ],
 )
 def test_sources_without_tensors_are_refused(source):
     """Sources that are not mappings, names that are not text, values that are not arrays, and other dtypes are refused."""

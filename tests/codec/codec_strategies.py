@@ -36,8 +36,9 @@ def bit_patterns(draw, kind: np.dtype, shapes=SHAPES_WITH_EMPTY) -> NDArray[np.g
     """An array of a dtype whose bits may be anything: NaNs with payloads, infinities, negative zeros."""
     shape = draw(shapes)
     count = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    if kind == np.bool_:
-        raw = draw(arrays.arrays(np.uint8, count, elements=st.integers(0, 1)))
+    if kind == np.bool_ or dtypes.BITS[kind.name] < 8:
+        largest = 1 if kind == np.bool_ else 2 ** dtypes.BITS[kind.name] - 1
+        raw = draw(arrays.arrays(np.uint8, count, elements=st.integers(0, largest)))
     else:
         raw = draw(arrays.arrays(np.uint8, count, elements=st.integers(0, 255), fill=st.sampled_from([0, 0x80, 0xFF, 0x7F])))
     return raw.view(kind).reshape(shape)

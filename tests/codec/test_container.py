@@ -386,8 +386,8 @@ def test_small_files_do_not_expand_without_bound():
 
 def test_unknown_dtypes_are_not_written():
     """A tensor that the format has no dtype for is a WeightError that names it."""
-    with pytest.raises(WeightError, match=r"'a' \(2\): dtype complex128"):
-        pack_auxiliary([("a", np.zeros(2, dtype=np.complex128))], "exact")
+    with pytest.raises(WeightError, match=r"'a' \(2\): dtype datetime64"):
+        pack_auxiliary([("a", np.zeros(2, dtype="datetime64[s]"))], "exact")
 
 
 @pytest.mark.parametrize(

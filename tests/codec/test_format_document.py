@@ -150,7 +150,7 @@ def test_the_table_of_dtypes_is_right():
 
 def test_the_limits_are_right():
     """The limits in the document are those of opq."""
-    limits = {row[0]: row[1] for row in table_after("* a bool is 0 or 1.")[2:]}
+    limits = {row[0]: row[1] for row in table_after("* a bool is 0 or 1,")[2:]}
     assert limits == {
         "bytes of a name": f"{header._LARGEST_NAME:,}",
         "dimensions of a tensor": str(header._LARGEST_RANK),

@@ -92,8 +92,10 @@ def test_golden_files_hold_every_dtype_and_storage():
     """The golden files hold each dtype exactly, each compressible one as codes and as levels, float16 and 8-bit grids."""
     with OpqFile(GOLDEN / "storages.opq") as file:
         entries = file.entries
-    with OpqFile(GOLDEN / "dtypes.opq") as file:
-        later = file.entries
+    later = []
+    for name in ("dtypes.opq", "packed.opq"):
+        with OpqFile(GOLDEN / name) as file:
+            later += file.entries
     assert {entry.dtype for entry in (*entries, *later) if entry.storage == "exact"} == set(dtypes.NUMPY)
     assert {entry.dtype for entry in entries if entry.storage == "codes"} == dtypes.COMPRESSIBLE
     assert {entry.dtype for entry in entries if entry.storage == "float16"} == {"float32", "float64"}

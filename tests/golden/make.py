@@ -131,7 +131,23 @@ def later_dtypes() -> bytes:
     )
 
 
-FILES = {"dtypes.opq": later_dtypes, "network.opq": network, "storages.opq": storages, "tables.opq": tables}
+def packed_dtypes() -> bytes:
+    """The dtypes with codes 19 to 22."""
+    tensors = {}
+    for name in ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"):
+        tensors[f"x.{name}"] = (hashed(name, 40, "uint8") % 2 ** dtypes.BITS[name]).view(dtypes.NUMPY[name]).reshape(5, 8)
+    tensors["x.complex128"] = hashed("complex128", 6 * 16, "uint8").view(np.complex128).reshape(2, 3)
+    tensors["x.float64"] = uniform("float64", 7, -1.5, -0.5).astype(np.float64)
+    return _file({}, tensors, "exact", {})
+
+
+FILES = {
+    "dtypes.opq": later_dtypes,
+    "network.opq": network,
+    "packed.opq": packed_dtypes,
+    "storages.opq": storages,
+    "tables.opq": tables,
+}
 """{name: function that gives the bytes}"""
 
 

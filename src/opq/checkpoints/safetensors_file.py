@@ -12,18 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from opq import dtypes
+from opq import dtypes, packed_floats
 from opq.checkpoints.state import State
 from opq.checkpoints.wrappers import without_prefixes
 from opq.errors import SourceError
 from opq.progress import logger
 
-_DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}  # fmt: skip
+_DTYPES = {header: name for name, header in dtypes.SAFETENSORS.items()}
 
 
 @dataclass(frozen=True)
@@ -79,12 +74,16 @@ class SafetensorsState(State):
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """As State.rows."""
         kind, shape = self.describe(name)
+        if dtypes.BITS[kind] < 8:  # rows need not begin at a byte
+            return self[name][start:stop]
         start, stop, _ = slice(start, stop).indices(shape[0])
         return self._read(name, kind, start * math.prod(shape[1:]), (max(stop - start, 0), *shape[1:]))
 
     def _read(self, name: str, kind: str, skip: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
         """Part of a tensor with the given shape, after the first `skip` elements."""
-        place, dtype, count = self._places[self._names[name]], dtypes.NUMPY[kind], math.prod(shape)
+        place, dtype = self._places[self._names[name]], dtypes.NUMPY[kind]
+        is_packed = dtypes.BITS[kind] < 8
+        count = dtypes.dense_bytes(kind, math.prod(shape)) if is_packed else math.prod(shape)
         word = f"<u{dtype.itemsize}"
         try:
             words = np.fromfile(place.path, word, count, offset=place.offset + skip * dtype.itemsize)
@@ -92,6 +91,8 @@ class SafetensorsState(State):
             raise SourceError(place.path, f"tensor {name!r}: {error.strerror or error}") from None
         if len(words) != count:
             raise SourceError(place.path, f"tensor {name!r}: the file became shorter while it was read")
+        if is_packed:
+            return packed_floats.unpack(words, kind, shape)
         return words.astype(word[1:], copy=False).view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:

@@ -11,9 +11,11 @@ import numpy as np
 from array_api_compat import is_torch_array
 from numpy.typing import NDArray
 
-from opq import dtypes
+from opq import dtypes, packed_floats
 from opq.errors import SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
+
+_FLOAT4, _FLOAT4_PAIRS = "float4_e2m1fn", "float4_e2m1fn_x2"  # NumPy's dtype, and torch's, which has two in a byte
 
 
 class State(Mapping[str, NDArray[np.generic]]):
@@ -132,7 +134,8 @@ class TensorState(State):
             raise SourceError(
                 f"tensor {name!r}", f"expected a NumPy array or torch tensor, got {type(tensor).__name__}; give tensors only"
             )
-        return dtypes.name_of(tensor.dtype), tuple(tensor.shape)
+        kind, shape = dtypes.name_of(tensor.dtype), tuple(tensor.shape)
+        return (_FLOAT4, (*shape[:-1], 2 * shape[-1])) if kind == _FLOAT4_PAIRS and shape else (kind, shape)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         tensor = self._tensors[name]
@@ -148,7 +151,7 @@ class TensorState(State):
     def _convert(self, name: str, tensor: Any) -> NDArray[np.generic]:
         kind, _ = self.describe(name)
         if is_torch_array(tensor):
-            return _from_torch(tensor, name)
+            return _from_torch(tensor, name, kind)
         if not isinstance(tensor, (np.ndarray, np.generic)) or kind not in dtypes.NUMPY:
             raise SourceError(f"tensor {name!r}", f"dtype {kind} is not supported; convert the tensor, or remove it")
         return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("="), order="C").reshape(tensor.shape)
@@ -204,13 +207,14 @@ def _torch_memory(tensor: Any) -> object:
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _from_torch(tensor: Any, name: str) -> NDArray[np.generic]:
+def _from_torch(tensor: Any, name: str, kind: str) -> NDArray[np.generic]:
     import torch
 
-    kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in dtypes.NUMPY:
         raise SourceError(f"tensor {name!r}", f"dtype {tensor.dtype} is not supported; convert the tensor, or remove it")
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     # NumPy has no bfloat16, so the tensor is converted as bytes.
     raw: NDArray[np.uint8] = plain.reshape(-1).view(torch.uint8).numpy()
+    if kind == _FLOAT4:
+        return packed_floats.unpack(raw, kind, (*tensor.shape[:-1], 2 * tensor.shape[-1]))
     return raw.view(dtypes.NUMPY[kind]).reshape(tuple(tensor.shape))

@@ -1,9 +1,10 @@
 """Encode auxiliary tensors to bytes and back without loss, as byte planes that are entropy coded if that is smaller.
 
-A pack holds several tensors. For each item size 1, 2, 4, 8, the elements of all tensors with this item size are concatenated
-and split into byte planes, highest byte first. Floats are rotated left by one bit before, so that the highest byte is the
-exponent and the lowest bit is the sign. A plane is the length of its data (LEB128) and the data: raw bytes if the length is the
-number of elements; otherwise coded bytes, with the plane above as context. docs/format.md is the normative text.
+A pack holds several tensors; an element of complex128 is two of float64. For each item size 1, 2, 4, 8, the elements of all
+tensors with this item size are concatenated and split into byte planes, highest byte first. Floats are rotated left by one bit
+before, so that the highest byte is the exponent and the lowest bit is the sign. A plane is the length of its data (LEB128) and
+the data: raw bytes if the length is the number of elements; otherwise coded bytes, with the plane above as context.
+docs/format.md is the normative text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from opq import dtypes
 from opq.codec import _native
 from opq.codec.byte_reader import ByteReader, varint
 from opq.codec.code_length import zero_order_entropy
@@ -24,6 +26,7 @@ from opq.thread_map import thread_map
 _WHERE = "auxiliary tensors"
 _SIZES = (1, 2, 4, 8)
 _FLOAT_KINDS = "fV"  # ml_dtypes' types report kind V
+_LARGEST_WORD = {name: 2**bits - 1 for name, bits in dtypes.BITS.items() if bits < 8} | {"bool": 1}
 
 
 def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
@@ -36,15 +39,30 @@ def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
         The section's bytes.
     """
     pairs: list[tuple[NDArray[np.uint8], bytes]] = []
-    for planes in _planes(arrays):
+    for planes in _planes(_real(arrays)):
         pairs += zip(planes, [b"", *(plane.tobytes() for plane in planes)], strict=False)
     return b"".join(thread_map(lambda pair: _encode_plane(*pair), pairs))
 
 
 def estimate_pack(arrays: Sequence[NDArray[np.generic]]) -> int:
     """Estimate the bytes of `encode_pack(arrays)` without encoding: the zero-order entropy of each plane."""
-    planes = chain.from_iterable(_planes(arrays))
+    planes = chain.from_iterable(_planes(_real(arrays)))
     return sum(round(zero_order_entropy(np.bincount(plane)) / 8.0) + 4 for plane in planes)
+
+
+def is_valid(array: NDArray[np.generic]) -> bool:
+    """Whether a bool is 0 or 1, and a float4 or float6 uses its low bits only. Arrays that were made as bytes may not."""
+    largest = _LARGEST_WORD.get(array.dtype.name)
+    return largest is None or not array.size or int(np.ascontiguousarray(array).view(np.uint8).max()) <= largest
+
+
+def _real(arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    """The arrays; those of complex128 as float64."""
+    is_complex = [array.dtype.name == "complex128" for array in arrays]
+    return [
+        np.ascontiguousarray(array, dtype=np.complex128).reshape(-1).view(np.float64) if is_double else array
+        for array, is_double in zip(arrays, is_complex, strict=True)
+    ]
 
 
 def _planes(arrays: Sequence[NDArray[np.generic]]) -> Iterator[list[NDArray[np.uint8]]]:
@@ -75,22 +93,23 @@ def decode_pack(
         FormatError: The section does not hold exactly these tensors.
     """
     reader = ByteReader(section, _WHERE)
-    words = {}
+    words = [np.dtype(np.float64) if kind == np.complex128 else kind for kind in kinds]
+    counts = [math.prod(shape) * kind.itemsize // word.itemsize for shape, kind, word in zip(shapes, kinds, words, strict=True)]
+    data = {}
     for size in _SIZES:
-        count = sum(math.prod(shape) for shape, kind in zip(shapes, kinds, strict=True) if kind.itemsize == size)
+        count = sum(count for count, word in zip(counts, words, strict=True) if word.itemsize == size)
         planes: list[NDArray[np.uint8]] = []
         for _ in range(size if count else 0):
             planes.append(_decode_plane(reader, count, planes[-1] if planes else np.zeros(0, dtype=np.uint8)))
-        words[size] = np.stack(planes[::-1], axis=-1).reshape(-1) if planes else np.zeros(0, dtype=np.uint8)
+        data[size] = np.stack(planes[::-1], axis=-1).reshape(-1) if planes else np.zeros(0, dtype=np.uint8)
     reader.end()
     at = dict.fromkeys(_SIZES, 0)
     arrays = []
-    for shape, kind in zip(shapes, kinds, strict=True):
-        size = kind.itemsize
-        length = math.prod(shape) * size
-        piece: NDArray[np.unsignedinteger] = words[size][at[size] : at[size] + length].view(f"<u{size}")
-        at[size] += length
-        arrays.append(_from_words(piece, kind).reshape(shape))
+    for shape, kind, word, count in zip(shapes, kinds, words, counts, strict=True):
+        size = word.itemsize
+        piece: NDArray[np.unsignedinteger] = data[size][at[size] : at[size] + count * size].view(f"<u{size}")
+        at[size] += count * size
+        arrays.append(_from_words(piece, word).view(kind).reshape(shape))
     return arrays
 
 
@@ -114,9 +133,10 @@ def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) 
     words = words.astype(f"u{size}", copy=False)
     if kind.kind in _FLOAT_KINDS:
         words = np.asarray((words >> 1) | (words << (8 * size - 1)), dtype=words.dtype)
-    elif kind == np.bool_ and (words > 1).any():
-        raise FormatError(_WHERE, f"a bool must be 0 or 1, got {words.max()}")
-    return words.view(kind)
+    array: NDArray[np.generic] = words.view(kind)
+    if not is_valid(array):
+        raise FormatError(_WHERE, f"a {kind.name} must be at most {_LARGEST_WORD[kind.name]}, got {words.max()}")
+    return array
 
 
 def _decode_plane(reader: ByteReader, count: int, above: NDArray[np.uint8]) -> NDArray[np.uint8]:

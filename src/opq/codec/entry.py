@@ -51,7 +51,7 @@ class Entry:
     @property
     def dense_bytes(self) -> int:
         """Bytes of the tensor in its dtype."""
-        return self.count * dtypes.NUMPY[self.dtype].itemsize
+        return dtypes.dense_bytes(self.dtype, self.count)
 
 
 def contents_of(entry: Entry) -> object:

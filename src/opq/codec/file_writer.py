@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.codec.auxiliary import store
-from opq.codec.byte_planes import encode_pack, estimate_pack
+from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
 from opq.codec.weight_section import encode_weight, entry_of
@@ -83,12 +83,15 @@ def pack_auxiliary(
             raise WeightError(name, array.shape, f"dtype {kind} is not supported; convert the tensor, or remove it")
         if array.size > LARGEST_TENSOR:
             raise WeightError(name, array.shape, f"it must have at most {LARGEST_TENSOR:,} elements, got {array.size:,}")
-        if size + array.nbytes > LARGEST_PACK:
+        if not is_valid(array):
+            raise WeightError(name, array.shape, f"its bytes are no {kind} numbers; make it again from numbers")
+        dense = dtypes.dense_bytes(kind, array.size)
+        if size + dense > LARGEST_PACK:
             close()
         how, bounds, stored = store(array, storage)
         pending.append(Entry(name, array.shape, kind, how, 0, bounds=bounds))
         arrays.append(stored)
-        size += array.nbytes
+        size += dense
     close()
     return packs
 

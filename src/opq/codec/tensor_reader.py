@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from opq import dtypes
 from opq.codec.file_reader import OpqFile
 
 Tensor = TypeVar("Tensor")
@@ -82,7 +83,7 @@ class TensorSlice(Generic[Tensor]):
 
     def get_dtype(self) -> str:
         """Name of the tensor's dtype in safetensors, such as "F32", "BF16" or "I64"."""
-        return _SAFETENSORS_NAMES[self._entry.dtype]
+        return dtypes.SAFETENSORS[self._entry.dtype]
 
     def __getitem__(self, index: Any) -> Tensor:
         """Read the part at `index`, with the indexing of NumPy."""
@@ -93,10 +94,3 @@ def check_framework(caller: str, framework: str, known: Sequence[str]) -> None:
     """Raise ValueError if `framework` is not in `known`; the message starts with the name of the caller."""
     if framework not in known:
         raise ValueError(f"{caller}: framework must be one of {', '.join(map(repr, known))}, got {framework!r}")
-
-
-_SAFETENSORS_NAMES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
-    "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
-    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip

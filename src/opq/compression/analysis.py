@@ -217,7 +217,7 @@ def dense_bytes(state: State, weights: Collection[str]) -> int:
     first = {memory: name for name in encoded if (memory := state.memory(name)) is not None}
     counted = [name for name in state if name not in encoded or first.get(state.memory(name), name) == name]
     shapes = (state.describe(name) for name in counted)
-    return sum(math.prod(shape) * dtypes.NUMPY[kind].itemsize for kind, shape in shapes if kind in dtypes.NUMPY)
+    return sum(dtypes.dense_bytes(kind, math.prod(shape)) for kind, shape in shapes if kind in dtypes.NUMPY)
 
 
 def _analyze(

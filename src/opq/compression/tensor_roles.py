@@ -147,7 +147,7 @@ class _QuantizedWeights:
 
 def _quantized_weights(state: State) -> _QuantizedWeights:
     kinds = {name: state.describe(name)[0] for name in state}
-    names = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float8"))]
+    names = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float4", "float6", "float8"))]
     weights = [name for name in names if _is_weight_name(name)]
     return _QuantizedWeights(frozenset(names), frozenset(map(_owner, weights)))
 

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from opq.codec.code_length import zero_order_entropy
 from opq.codec.file_reader import OpqFile
 from opq.quantization.compressed_tensor import CompressedTensor
+from opq.reporting.safetensors_bytes import safetensors_bytes
 from opq.text_table import format_table, html_text
 from opq.thread_map import thread_map
 
@@ -84,7 +84,7 @@ def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
     with OpqFile(source) as file:
         measured: dict[CompressedTensor, tuple[bytes, float]] = {}  # equal weights may be one object
         weights = [measured.get(weight) or measured.setdefault(weight, _measure(weight)) for _, weight in file.weights()]
-        dense = safetensors.numpy.save(file.arrays(), file.metadata or None)
+        dense = safetensors_bytes(file.arrays(), file.metadata, "the comparison")
         coded = {entry.section for entry in file.entries if entry.is_weight}
         file_bytes, code_bytes = file.file_bytes, sum(map(file.section_bytes, coded))
     integers = b"".join(integers for integers, _ in weights)
