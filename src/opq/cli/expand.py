@@ -5,17 +5,23 @@ from __future__ import annotations
 import click
 
 import opq
-from opq.atomic_file import refuse_existing, refuse_same
+from opq.atomic_file import refuse_same
+from opq.reporting.expand import check_output
 
 
 @click.command()
 @click.argument("file")
-@click.option("-o", "--output", required=True, metavar="OUT", help="Path of the .safetensors file.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Path of the .safetensors file, or of a folder.")
+@click.option("--like", metavar="FOLDER", help="The folder with the config and tokenizer. [default: that of FILE]")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-def command(file: str, output: str, force: bool) -> None:
-    """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype."""
+def command(file: str, output: str, like: str | None, force: bool) -> None:
+    """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype.
+
+    If OUT does not end in .safetensors or .sft, it is a folder for from_pretrained: the checkpoint, and copies of all files
+    beside FILE that are no weights.
+    """
     refuse_same(file, output)
     if not force:
-        refuse_existing(output, "use --force to replace it")
-    written = opq.expand(file, output, overwrite=force)
-    click.echo(f"{output}: {written.tensors} tensors, {written.file_bytes:,} bytes")
+        check_output(output, "use --force to replace it")
+    written = opq.expand(file, output, like=like, overwrite=force)
+    click.echo(f"{written.path}: {written.tensors} tensors, {written.file_bytes:,} bytes")

@@ -1,4 +1,4 @@
-"""Convert a .opq file to a .safetensors checkpoint."""
+"""Convert a .opq file to a .safetensors checkpoint, alone or in a folder that from_pretrained loads."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.numpy
-
-from opq.atomic_file import refuse_same, write_file
+from opq.atomic_file import refuse_existing, refuse_same, write_file
 from opq.codec.file_reader import OpqFile
 from opq.errors import OutputError
+from opq.progress import logger
+from opq.reporting.model_folder import checkpoint_name, copy_other_files, has_config
+from opq.reporting.safetensors_bytes import safetensors_bytes
 
-_RESERVED = "__metadata__"
-_OTHER_FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".npz", ".opq", ".h5", ".gguf", ".onnx")
+_SAFETENSORS = (".safetensors", ".sft")
+_OTHER_FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".npz", ".opq", ".h5", ".keras", ".gguf", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -23,47 +24,96 @@ class Expansion:
     Args:
         tensors: Number of tensors.
         file_bytes: Size of the checkpoint.
+        path: The .safetensors file.
     """
 
     tensors: int
     file_bytes: int
+    path: Path
 
 
-def expand(source: str | os.PathLike[str] | bytes, output: str | os.PathLike[str], *, overwrite: bool = True) -> Expansion:
+def expand(
+    source: str | os.PathLike[str] | bytes,
+    output: str | os.PathLike[str],
+    *,
+    like: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
+) -> Expansion:
     """Write every tensor of a .opq file, with its name, shape and dtype, to a .safetensors file.
 
     Args:
         source: The .opq file, by path or as bytes.
-        output: Path of the .safetensors file.
-        overwrite: Whether an existing file is replaced.
+        output: Path of the .safetensors file; or of a folder, which is made if there is none. A path that ends in .safetensors
+            or .sft is a file. In a folder the file has the name that from_pretrained looks for, and lies beside copies of the
+            config, the tokenizer and the other files of `like` that are no weights.
+        like: The folder of the network before it was compressed. None: that of the source, if it has a config.
+        overwrite: Whether existing files are replaced.
 
     Returns:
-        The number of tensors and the size of the checkpoint.
+        The number of tensors, and the size and path of the checkpoint.
 
     Raises:
-        SourceError: The source cannot be read.
+        SourceError: The source cannot be read, or `like` is not a folder.
         FormatError: The source is not a valid file.
-        OutputError: The output cannot be written, is the source, exists and `overwrite` is False, or has the suffix of another
-            format; or a tensor has a name that .safetensors reserves.
+        OutputError: The output cannot be written, is the source or `like`, exists and `overwrite` is False, or has the suffix
+            of another format; or safetensors cannot store a tensor.
     """
-    if not isinstance(source, bytes):
-        refuse_same(source, output)
-    _check_suffix(output)
+    output = Path(output)
+    for read in [like] if isinstance(source, bytes) else [source, like]:
+        if read is not None:
+            refuse_same(read, output)
+    is_file = _is_file(output)
+    if is_file and like is not None:
+        raise OutputError(output, "only a folder can be like another one; choose a path that does not end in .safetensors")
+    folder = Path(like) if like is not None else None if isinstance(source, bytes) else Path(source).parent
+    path = output if is_file else output / checkpoint_name(folder or output)
     with OpqFile(source) as file:
-        if _RESERVED in file:
-            raise OutputError(output, f"a .safetensors file has no place for a tensor named {_RESERVED!r}")
-        tensors, metadata = file.arrays(), file.metadata
-    data = safetensors.numpy.save(tensors, metadata or None)
-    write_file(output, data, overwrite=overwrite)
-    return Expansion(len(tensors), len(data))
+        tensors, metadata = file.arrays(), dict(file.metadata)
+    if not is_file:
+        metadata.setdefault("format", "pt")  # transformers refuses a file without it
+        _make_folder(output)
+    data = safetensors_bytes(tensors, metadata, path)
+    write_file(path, data, overwrite=overwrite)
+    if not is_file and folder is not None and (like is not None or has_config(folder)):
+        copy_other_files(folder, output, overwrite=overwrite)
+    if not is_file and not has_config(output):
+        logger.warning("%s: it has no config, so from_pretrained cannot load it; like=FOLDER (--like) copies one", output)
+    return Expansion(len(tensors), len(data), path)
 
 
-def _check_suffix(output: str | os.PathLike[str]) -> None:
-    """Refuse a name that would tell readers of another format."""
-    suffix = Path(output).suffix.lower()
+def check_output(output: str | os.PathLike[str], remedy: str) -> None:
+    """Check that an output of `expand` does not exist, before any work.
+
+    Args:
+        output: The file or folder.
+        remedy: As in `refuse_existing`.
+
+    Raises:
+        OutputError: The file exists, or the folder has files.
+    """
+    path = Path(output)
+    if _is_file(path) or not path.is_dir():
+        refuse_existing(path, remedy)
+    elif any(path.iterdir()):
+        raise OutputError(path, f"it has files; {remedy}")
+
+
+def _is_file(output: Path) -> bool:
+    """Whether an output is a .safetensors file rather than a folder."""
+    suffix = output.suffix.lower()
+    if output.is_dir() or (suffix not in _SAFETENSORS and suffix not in _OTHER_FORMATS and not output.exists()):
+        return False
     if suffix in _OTHER_FORMATS:
         raise OutputError(
             output,
             f"it would hold a .safetensors checkpoint, and {suffix} is the suffix of another format; "
             "choose a path that ends in .safetensors",
         )
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(folder, error.strerror or str(error)) from None
