@@ -167,7 +167,8 @@ class Mutator:
         kind = stored_dtype(entry.storage, entry.dtype)
         if kind == np.bool_:
             return (self._integers(np.dtype("u1"), entry.count) > 127).reshape(entry.shape)
-        return self._integers(np.dtype(f"u{kind.itemsize}"), entry.count).view(kind).reshape(entry.shape)
+        raw = self._integers(np.dtype("u1"), entry.count * kind.itemsize)
+        return (raw & (2 ** min(dtypes.BITS[kind.name], 8) - 1)).view(kind).reshape(entry.shape)
 
     def _integers(self, kind: np.dtype, count: int) -> np.ndarray:
         return np.frombuffer(self._chance.randbytes(count * kind.itemsize), dtype=kind)
