@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +25,10 @@ _DTYPES = {header: name for name, header in dtypes.SAFETENSORS.items()}
 
 @dataclass(frozen=True)
 class _TensorPlace:
-    """The file of a tensor, and the offset of its first byte."""
+    """The file of a tensor, what identifies its contents, and the offset of the tensor's first byte."""
 
     path: Path
+    contents: tuple[int, ...]
     offset: int
     dtype: str
     shape: tuple[int, ...]
@@ -86,11 +89,13 @@ class SafetensorsState(State):
         count = dtypes.dense_bytes(kind, math.prod(shape)) if is_packed else math.prod(shape)
         word = f"<u{dtype.itemsize}"
         try:
-            words = np.fromfile(place.path, word, count, offset=place.offset + skip * dtype.itemsize)
+            with place.path.open("rb") as file:
+                words = np.fromfile(file, word, count, offset=place.offset + skip * dtype.itemsize)
+                changed = _contents(file) != place.contents
         except OSError as error:
             raise SourceError(place.path, f"tensor {name!r}: {error.strerror or error}") from None
-        if len(words) != count:
-            raise SourceError(place.path, f"tensor {name!r}: the file became shorter while it was read")
+        if changed or len(words) != count:
+            raise SourceError(place.path, "the file changed while it was being read; start again")
         if is_packed:
             return packed_floats.unpack(words, kind, shape)
         return words.astype(word[1:], copy=False).view(dtype).reshape(shape)
@@ -108,6 +113,7 @@ def _read_index(path: Path) -> tuple[dict[str, _TensorPlace], dict[str, str]]:
         with safe_open(str(path), framework="numpy"):
             pass
         with path.open("rb") as file:
+            contents = _contents(file)
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except FileNotFoundError:
@@ -116,10 +122,16 @@ def _read_index(path: Path) -> tuple[dict[str, _TensorPlace], dict[str, str]]:
         raise SourceError(path, f"not a safetensors file: {error}") from None
     metadata = header.pop("__metadata__", None) or {}
     places = {
-        name: _TensorPlace(path, 8 + length + tensor["data_offsets"][0], tensor["dtype"], tuple(tensor["shape"]))
+        name: _TensorPlace(path, contents, 8 + length + tensor["data_offsets"][0], tensor["dtype"], tuple(tensor["shape"]))
         for name, tensor in header.items()
     }
     return places, metadata
+
+
+def _contents(file: BinaryIO) -> tuple[int, ...]:
+    """What differs after a file was replaced or written to."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def warn_of_unnamed(names: Collection[str], shards: Iterable[Path]) -> None:
