@@ -35,6 +35,15 @@ def test_size_decides(shape):
     assert (not reasons({"x": np.random.default_rng(1).normal(size=shape)})) == is_large
 
 
+@pytest.mark.parametrize("shape", [(65_536, 1), (1, 1, 65_536)])
+def test_long_matrices_of_width_one_are_weights(shape):
+    """An embedding of width 1 with 65,536 rows is a weight; one with fewer rows, and a vector of any length, are not."""
+    values = RNG.normal(size=65_536).astype(np.float32)
+    assert not reasons({"x": values.reshape(shape)})
+    assert reasons({"x": values[1:].reshape([size - (size > 1) for size in shape])})
+    assert reasons({"x": values})
+
+
 def test_small_kernels_are_weights():
     """A depthwise kernel of 216 elements is a weight; layer scales, class tokens and mean and deviation of inputs are not."""
     state = {"kernel": normal(24, 1, 3, 3), "scale": normal(768, 1, 1), "token": normal(1, 1, 768), "mean": normal(1, 3, 1, 1)}

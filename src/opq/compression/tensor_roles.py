@@ -3,7 +3,8 @@
 The rule, in order. A tensor stays exact if it is
 
 * not float16, bfloat16, float32 or float64;
-* without two dimensions larger than 1 (biases, gains, layer scales, class tokens, mean and deviation of inputs);
+* without two dimensions larger than 1 (biases, gains, layer scales, class tokens, mean and deviation of inputs); but a matrix of
+  width 1 and at least 65,536 elements, such as an embedding, is a weight;
 * of fewer than 64 elements;
 * a buffer of the module, where the source is a module;
 * beside an integer or float8 weight: then it holds the scales of that weight;
@@ -32,6 +33,9 @@ from opq.quantization.statistics import blocks
 
 SMALLEST_WEIGHT = 64
 """Smallest number of elements of a weight."""
+
+LARGE_VECTOR = 65_536
+"""Smallest number of elements of a weight in whose shape, of two dimensions or more, at most one size is above 1."""
 
 FEW_VALUES = 8
 """A tensor of at most this many distinct values is not a weight."""
@@ -103,7 +107,7 @@ def _why_exact(state: State, name: str, quantized: _QuantizedWeights) -> str | N
         return f"{kind} is not quantized"
     if quantized.own(name):
         return "scales of an integer or float8 weight"
-    if sum(size > 1 for size in shape) < 2:
+    if sum(size > 1 for size in shape) < 2 and not (len(shape) >= 2 and math.prod(shape) >= LARGE_VECTOR):
         return "fewer than two dimensions larger than 1"
     if math.prod(shape) < SMALLEST_WEIGHT:
         return f"fewer than {SMALLEST_WEIGHT} elements"
