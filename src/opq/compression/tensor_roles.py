@@ -3,8 +3,8 @@
 The rule, in order. A tensor stays exact if it is
 
 * not float16, bfloat16, float32 or float64;
-* without two dimensions larger than 1 (biases, gains, layer scales, class tokens, mean and deviation of inputs); but a matrix of
-  width 1 and at least 65,536 elements, such as an embedding, is a weight;
+* without two dimensions larger than 1 (biases, gains, layer scales, class tokens, mean and deviation of inputs). But a matrix
+  of width 1 and at least 65,536 elements, such as an embedding, is a weight;
 * of fewer than 64 elements;
 * a buffer of the module, where the source is a module;
 * beside an integer or float8 weight: then it holds the scales of that weight;
