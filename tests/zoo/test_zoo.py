@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Collection
-from pathlib import Path
 
 import pytest
 import torch
@@ -62,12 +60,6 @@ def change(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """The largest relative change of an output, in Euclidean norm."""
     pairs = zip(found, expected, strict=True)
     return max(float((one - other).double().norm() / other.double().norm()) for one, other in pairs)
-
-
-def expand_into(file: Path, folder: Path, source: Path) -> None:
-    """Expand a file to a folder that transformers reads, with the other files of the folder of its source."""
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    opq.expand(file, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -129,7 +121,7 @@ def test_a_folder_of_transformers_comes_back(name, tmp_path):
     original = network.make(0)
     original.save_pretrained(tmp_path / "dense")
     opq.save(tmp_path / "dense", tmp_path / "network.opq", ratio=network.fine)
-    expand_into(tmp_path / "network.opq", tmp_path / "quantized", tmp_path / "dense")
+    opq.expand(tmp_path / "network.opq", tmp_path / "quantized", like=tmp_path / "dense")
 
     kind = type(original)
     expanded, information = kind.from_pretrained(tmp_path / "quantized", output_loading_info=True)
