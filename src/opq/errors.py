@@ -36,6 +36,7 @@ class SourceError(OpqError):
 
     def __init__(self, source: object, problem: str) -> None:
         super().__init__(f"cannot read {source}: {problem}")
+        self.problem = problem
 
 
 class WeightError(OpqError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from opq.errors import SourceError
@@ -70,6 +71,23 @@ def allowed_bytes(path: Path) -> int:
     Archives may be deflated, and a tensor may repeat its elements, so a small file could otherwise fill any amount of memory.
     """
     return (64 << 20) + 64 * path.stat().st_size
+
+
+def check_memory(path: Path, sizes: Iterable[tuple[str, int]]) -> None:
+    """Refuse tensors that together take more memory than `allowed_bytes`.
+
+    Args:
+        path: Their file.
+        sizes: (name, bytes) of each tensor.
+
+    Raises:
+        SourceError: They do.
+    """
+    total, allowed = 0, allowed_bytes(path)
+    for name, size in sizes:
+        total += size
+        if total > allowed:
+            raise SourceError(path, f"with {name!r} its tensors take {total:,} bytes; a file of its size may have {allowed:,}")
 
 
 def _kind_of_zip(path: Path) -> str:

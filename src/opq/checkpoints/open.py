@@ -9,6 +9,8 @@ from typing import Any
 
 from opq.checkpoints.file_kind import kind_of
 from opq.checkpoints.folder import find_shards, read_index
+from opq.checkpoints.gguf_file import GgufState
+from opq.checkpoints.keras_file import read_keras_file
 from opq.checkpoints.numpy_file import read_numpy_file
 from opq.checkpoints.safetensors_file import SafetensorsState, warn_of_unnamed
 from opq.checkpoints.state import State, TensorState
@@ -18,9 +20,7 @@ from opq.errors import SourceError
 
 _REFUSED = {
     "torchscript": "a TorchScript archive, which holds code; save torch.jit.load(...).state_dict() with torch.save",
-    "gguf": "a GGUF file, which is not read yet",
-    "hdf5": "an HDF5 file, which is not read yet",
-    "keras": "a .keras file, which is not read yet",
+    "gguf": "a GGUF file in place of a shard",
     "index": "an index in place of a shard",
 }
 
@@ -58,7 +58,7 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
 
 
 def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> State:
-    """Open a checkpoint on disk. Tensors of .safetensors files are read when they are used.
+    """Open a checkpoint on disk. Tensors of .safetensors and GGUF files are read when they are used.
 
     The first bytes of a file determine its format, not its name; docs/formats.md lists the formats. The prefixes "module."
     and "_orig_mod." are removed if all names have them.
@@ -87,6 +87,10 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Sta
         if key is not None:
             raise SourceError(path, f"it has no key {key!r}: a safetensors file has one state dict without a key")
         return SafetensorsState(files)
+    if kinds == {"gguf"} and list(files) == [path]:
+        if key is not None:
+            raise SourceError(path, f"it has no key {key!r}: a GGUF file has no keys")
+        return GgufState(path)
     return TensorState(_merge(files, key))
 
 
@@ -118,6 +122,8 @@ def _read(path: Path, key: str | None) -> dict[str, Any]:
         raise SourceError(path, f"it has no key {key!r}: such a file has no keys")
     if kind == "npz":
         return dict(read_numpy_file(path))
+    if kind in ("hdf5", "keras"):
+        return dict(read_keras_file(path))
     raise SourceError(path, _REFUSED[kind])
 
 

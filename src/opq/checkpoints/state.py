@@ -24,10 +24,12 @@ class State(Mapping[str, NDArray[np.generic]]):
     Attributes:
         metadata: The checkpoint's own metadata, {text: text}.
         epsilons: {name of a batch norm: its eps}, if the source is a module.
+        packed: {name: what packs it} of tensors that hold packed codes of a quantized weight, if the source says so.
     """
 
     metadata: Mapping[str, str] = {}
     epsilons: Mapping[str, float] = {}
+    packed: Mapping[str, str] = {}
 
     @abstractmethod
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:

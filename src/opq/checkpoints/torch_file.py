@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from opq.checkpoints.file_kind import allowed_bytes
+from opq.checkpoints.file_kind import check_memory
 from opq.checkpoints.wrappers import find_state_dict
 from opq.errors import MissingExtraError, SourceError
 
@@ -89,17 +89,9 @@ def read_torch_file(path: Path, key: str | None = None) -> dict[str, Any]:
             path, f"not a PyTorch checkpoint, or a damaged one ({type(error).__name__}: {reason}); save the state_dict again"
         ) from None
     tensors = find_state_dict(content, path, key)
-    _check_size(tensors, path)
+    # A tensor may repeat the elements of a small storage.
+    check_memory(path, ((name, tensor.nbytes) for name, tensor in tensors.items()))
     return tensors
-
-
-def _check_size(tensors: dict[str, Any], path: Path) -> None:
-    """Refuse tensors that repeat the elements of a small storage beyond what the file allows."""
-    total, allowed = 0, allowed_bytes(path)
-    for name, tensor in tensors.items():
-        total += tensor.nbytes
-        if total > allowed:
-            raise SourceError(path, f"with {name!r} its tensors take {total:,} bytes; a file of its size may have {allowed:,}")
 
 
 def _harmless(torch: Any) -> Any:

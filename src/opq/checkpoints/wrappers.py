@@ -8,7 +8,7 @@ themselves.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opq.errors import SourceError
@@ -94,9 +94,20 @@ def _tensors(content: Any, source: object) -> dict[str, Any]:
             source,
             f"it has tensors at the top level and in {nested[0]!r:.80}; save one state dict, or give a key (--key)",
         )
-    if rest:
-        logger.warning("%s: left out %s, which %s no tensor", source, _shown(rest), "is" if len(rest) == 1 else "are")
+    warn_of_left_out(source, rest)
     return {short: tensors[name] for short, name in without_prefixes(tensors).items()}
+
+
+def warn_of_left_out(source: object, names: Sequence[object], what: str = "no tensor") -> None:
+    """Log that parts of a checkpoint are not read.
+
+    Args:
+        source: The checkpoint.
+        names: The parts; for none of them nothing is logged.
+        what: What they are.
+    """
+    if names:
+        logger.warning("%s: left out %s, which %s %s", source, _shown(names), "is" if len(names) == 1 else "are", what)
 
 
 def holds_tensor(value: Any, visited: set[int]) -> bool:

@@ -17,6 +17,7 @@ from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.codec.entry import LARGEST_TENSOR
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
+from opq.compression.packed_layouts import refuse_packed
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.config import CompressionConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
@@ -184,10 +185,15 @@ def choose_roles(state: State, config: CompressionConfig) -> TensorRoles:
 
     Raises:
         SourceError: See `check_state`.
+        WeightError: A weight is packed by another quantizer, and neither `include` nor a lossless target says what to do.
         SelectionError: A glob matches no weight.
     """
     check_state(state)
-    return (lossless_roles(state) if isinstance(config.target, Lossless) else tensor_roles(state)).selected(config)
+    if isinstance(config.target, Lossless):
+        return lossless_roles(state).selected(config)
+    if not config.include:
+        refuse_packed(state)
+    return tensor_roles(state).selected(config)
 
 
 def check_state(state: State) -> None:
