@@ -1,9 +1,12 @@
 """Formats told by their bytes, state dicts under keys, folders of Hugging Face, and what a .pt file may hold."""
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import pathlib
+import tempfile
 import warnings
 from collections import OrderedDict, defaultdict
 
@@ -253,6 +256,20 @@ def test_npz_files_are_read(tmp_path):
     np.savez(tmp_path / "o.npz", x=np.array([{}]))
     with pytest.raises(opq.SourceError, match="plain arrays"):
         as_state(tmp_path / "o.npz")
+
+
+@given(st.integers(0, 10_000), st.integers(0, 255), st.sampled_from([np.savez, np.savez_compressed]))
+def test_damaged_npz_files_are_one_error(place, value, save):
+    """Whatever byte is changed, the file is read or a SourceError: also if zlib or zipfile fails."""
+    content = io.BytesIO()
+    save(content, **TENSORS)
+    damaged = bytearray(content.getvalue())
+    damaged[place % len(damaged)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "m.npz"
+        path.write_bytes(damaged)
+        with contextlib.suppress(opq.SourceError):
+            as_state(path)
 
 
 def test_torchscript_archives_are_refused(torch, tmp_path):

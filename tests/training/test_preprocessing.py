@@ -33,11 +33,6 @@ def picture(width=300, height=200, seed=0):
 
 
 @pytest.fixture
-def torchvision():
-    return pytest.importorskip("torchvision")
-
-
-@pytest.fixture
 def timm():
     return pytest.importorskip("timm")
 

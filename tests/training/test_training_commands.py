@@ -131,10 +131,10 @@ def test_search_finds_the_smallest_file(work, capsys):
 
 @pytest.mark.slow
 def test_calibrate_makes_the_file_of_the_library(work, capsys):
-    """It calibrates on a folder of images, on a part of it, and on synthetic images."""
+    """It calibrates on the training images of a file, on a part of them, and on synthetic images."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
     network = open_model("network.py:make", "a.pt", input_size=12, mean=(0.5,)).network
-    images = torch.stack([image for image, _ in open_images("images.npz", plain(), training=False).dataset])
+    images = torch.stack([plain().evaluation(image) for image in np.load("images.npz")["x_train"]])
     common = "calibrate network.py:make --weights a.pt --ratio 4 --force -o a.opq"
     assert main(f"{common} --images images.npz --num-images 40".split()) == 0
     assert re.fullmatch(r"a\.opq: [0-9.]+ kB, 4\.[0-9]x smaller than .* zeros\)\n", capsys.readouterr().out)
