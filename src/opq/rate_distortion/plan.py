@@ -121,7 +121,7 @@ class Plan:
         auxiliary: How tensors that are not weights are stored.
         lmbda: In joint mode the Lagrange multiplier lambda of all layers, sensitivity-weighted squared error per bit; otherwise
             None.
-        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
+        dense_bytes: Bytes of all tensors in their dtypes; weights of equal values count once.
         predicted_bytes: Predicted bytes of the file.
         layers: {weight name: LayerPlan}.
         exact: {name of any other tensor: why it is not a weight}.
