@@ -156,12 +156,12 @@ class Plan:
         return sum(layer.sparsity * layer.count for layer in self.layers.values()) / max(total, 1)
 
     def __str__(self) -> str:
-        """A table with a row per layer, a table of the reasons why other tensors are no weights, and a line of totals."""
+        """A table with a row per layer, "all" where it is all zero, a table of the reasons why other tensors are no weights, and a line of totals."""
         rows = [
             (
                 name,
                 "x".join(map(str, layer.shape)) or "scalar",
-                f"{100.0 * layer.sparsity:.2f}%",
+                "all" if layer.sparsity == 1.0 else f"{100.0 * layer.sparsity:.2f}%",
                 f"{layer.threshold:.4g}",
                 f"{layer.step:.4g}",
                 f"{layer.bits:.3f}",
