@@ -156,7 +156,9 @@ class Plan:
         return sum(layer.sparsity * layer.count for layer in self.layers.values()) / max(total, 1)
 
     def __str__(self) -> str:
-        """A table with a row per layer, "all" where it is all zero, a table of the reasons why other tensors are no weights, and a line of totals."""
+        """A table with a row per layer ("all" zeros if it keeps no weight), a table of the reasons why other tensors are no
+        weights, and a line of totals.
+        """
         rows = [
             (
                 name,
