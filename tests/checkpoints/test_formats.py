@@ -181,6 +181,34 @@ def test_a_whole_file_comes_before_an_index(torch, tmp_path, caplog):
     assert "took model.safetensors, left out model.safetensors.index.json, pytorch_model.bin" in caplog.text
 
 
+FILES = [  # in the order in which they are taken
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+    "pytorch_model.fp16.bin",
+    "pytorch_model.bin.index.fp16.json",
+]
+
+
+@given(st.sets(st.sampled_from(range(len(FILES))), min_size=1))
+def test_the_first_file_of_a_network_is_taken(chosen):
+    """No variant comes before a variant, .safetensors before .bin, and a whole file before an index."""
+    torch = pytest.importorskip("torch")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for number in chosen:
+            file, tensor = FILES[number], {"w": np.full((2, 2), number, np.float32)}
+            if file.endswith(".json"):
+                shard = f"shard{number}.{'safetensors' if 'safetensors' in file else 'bin'}"
+                (folder / file).write_text(json.dumps({"weight_map": {"w": shard}}))
+                file = shard
+            save_file(tensor, folder / file) if "safetensors" in file else torch.save(as_torch(torch, tensor), folder / file)
+        assert as_state(folder)["w"][0, 0] == min(chosen)
+
+
 @pytest.mark.parametrize("names", [["model.fp16", "model.bf16"], ["model", "adapter_model"], ["x", "y"]])
 def test_folders_of_several_checkpoints_are_refused(names, tmp_path):
     """Checkpoints that may differ, of which none comes first, are an error that says to give a path."""
@@ -239,6 +267,15 @@ def test_tensors_of_other_owners_are_refused(torch):
             opq.compress({"w": sharded}, ratio=2)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_tensors_without_memory_of_their_own_are_refused(torch):
+    """A subclass that wraps other tensors, as torchao's do, is a SourceError that names it and says to dequantize it."""
+    two_tensor = pytest.importorskip("torch.testing._internal.two_tensor")
+    tensor = two_tensor.TwoTensor(torch.ones(8, 8), torch.zeros(8, 8))
+    for source in ({"w": tensor}, torch.nn.ParameterDict({"w": torch.nn.Parameter(tensor)})):
+        with pytest.raises(opq.SourceError, match=r"tensor 'w': a TwoTensor has no memory of its own; dequantize it first"):
+            opq.compress(source, ratio=2)
 
 
 def test_warnings_reach_the_log_once(torch, tmp_path):

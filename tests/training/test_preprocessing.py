@@ -72,6 +72,7 @@ def test_a_torchvision_network_by_name_has_its_transform(torchvision):
     [
         {},
         {"interpolation": "bilinear", "crop_pct": 0.95},
+        {"interpolation": "bicubic", "crop_pct": 0.9},
         {"crop_mode": "squash", "crop_pct": 1.0},
         {"crop_mode": "border", "crop_pct": 1.0},
         {"input_size": (3, 96, 64)},
