@@ -137,11 +137,7 @@ def load_model(
         SourceError, FormatError: As in `load_file`.
         RuntimeError: A shape differs; or a name is missing or unexpected, and `strict` is True.
     """
-    tensors = load_file(filename, device, max_bytes=max_bytes)
-    state = model.state_dict()
-    filled = {_memory(state[name]) for name in tensors if name in state and _fills_its_memory(state[name])}
-    lacking, unexpected = model.load_state_dict(tensors, strict=False)
-    missing = {name for name in lacking if name not in state or _memory(state[name]) not in filled}
+    missing, unexpected = load_tensors(model, load_file(filename, device, max_bytes=max_bytes))
     if strict and (missing or unexpected):
         lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
         for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
@@ -150,6 +146,25 @@ def load_model(
                 lines.append(f"    {kind} key(s) in state_dict: {quoted}")
         raise RuntimeError("\n".join(lines))
     return missing, unexpected
+
+
+def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[set[str], list[str]]:
+    """Copy tensors into `model`, which may have several names for one of them.
+
+    Args:
+        model: The network.
+        tensors: {name: tensor}.
+
+    Returns:
+        The names that `tensors` lacks, without those whose memory another name fills; and those that the model lacks.
+
+    Raises:
+        RuntimeError: A shape differs.
+    """
+    state = model.state_dict()
+    filled = {_memory(state[name]) for name in tensors if name in state and _fills_its_memory(state[name])}
+    lacking, unexpected = model.load_state_dict(tensors, strict=False)
+    return {name for name in lacking if name not in state or _memory(state[name]) not in filled}, unexpected
 
 
 def _memory(tensor: torch.Tensor) -> object:

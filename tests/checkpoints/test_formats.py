@@ -1,9 +1,12 @@
 """Formats told by their bytes, state dicts under keys, folders of Hugging Face, and what a .pt file may hold."""
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import pathlib
+import tempfile
 import warnings
 from collections import OrderedDict, defaultdict
 
@@ -178,6 +181,34 @@ def test_a_whole_file_comes_before_an_index(torch, tmp_path, caplog):
     assert "took model.safetensors, left out model.safetensors.index.json, pytorch_model.bin" in caplog.text
 
 
+FILES = [  # in the order in which they are taken
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.fp16.safetensors",
+    "model.safetensors.index.fp16.json",
+    "pytorch_model.fp16.bin",
+    "pytorch_model.bin.index.fp16.json",
+]
+
+
+@given(st.sets(st.sampled_from(range(len(FILES))), min_size=1))
+def test_the_first_file_of_a_network_is_taken(chosen):
+    """No variant comes before a variant, .safetensors before .bin, and a whole file before an index."""
+    torch = pytest.importorskip("torch")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for number in chosen:
+            file, tensor = FILES[number], {"w": np.full((2, 2), number, np.float32)}
+            if file.endswith(".json"):
+                shard = f"shard{number}.{'safetensors' if 'safetensors' in file else 'bin'}"
+                (folder / file).write_text(json.dumps({"weight_map": {"w": shard}}))
+                file = shard
+            save_file(tensor, folder / file) if "safetensors" in file else torch.save(as_torch(torch, tensor), folder / file)
+        assert as_state(folder)["w"][0, 0] == min(chosen)
+
+
 @pytest.mark.parametrize("names", [["model.fp16", "model.bf16"], ["model", "adapter_model"], ["x", "y"]])
 def test_folders_of_several_checkpoints_are_refused(names, tmp_path):
     """Checkpoints that may differ, of which none comes first, are an error that says to give a path."""
@@ -238,6 +269,15 @@ def test_tensors_of_other_owners_are_refused(torch):
         torch.distributed.destroy_process_group()
 
 
+def test_tensors_without_memory_of_their_own_are_refused(torch):
+    """A subclass that wraps other tensors, as torchao's do, is a SourceError that names it and says to dequantize it."""
+    two_tensor = pytest.importorskip("torch.testing._internal.two_tensor")
+    tensor = two_tensor.TwoTensor(torch.ones(8, 8), torch.zeros(8, 8))
+    for source in ({"w": tensor}, torch.nn.ParameterDict({"w": torch.nn.Parameter(tensor)})):
+        with pytest.raises(opq.SourceError, match=r"tensor 'w': a TwoTensor has no memory of its own; dequantize it first"):
+            opq.compress(source, ratio=2)
+
+
 def test_warnings_reach_the_log_once(torch, tmp_path):
     """The command line leaves no handler behind."""
     before = list(logging.getLogger("opq").handlers)
@@ -253,6 +293,20 @@ def test_npz_files_are_read(tmp_path):
     np.savez(tmp_path / "o.npz", x=np.array([{}]))
     with pytest.raises(opq.SourceError, match="plain arrays"):
         as_state(tmp_path / "o.npz")
+
+
+@given(st.integers(0, 10_000), st.integers(0, 255), st.sampled_from([np.savez, np.savez_compressed]))
+def test_damaged_npz_files_are_one_error(place, value, save):
+    """Whatever byte is changed, the file is read or a SourceError: also if zlib or zipfile fails."""
+    content = io.BytesIO()
+    save(content, **TENSORS)
+    damaged = bytearray(content.getvalue())
+    damaged[place % len(damaged)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "m.npz"
+        path.write_bytes(damaged)
+        with contextlib.suppress(opq.SourceError):
+            as_state(path)
 
 
 def test_torchscript_archives_are_refused(torch, tmp_path):

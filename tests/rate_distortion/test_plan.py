@@ -1,6 +1,7 @@
 """Plans: JSON round trip, table, and malformed documents."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,17 @@ def test_a_plan_prints_a_row_per_weight(plan):
     if not any("\n" in name for name in plan.layers):
         assert len(rows) == len(plan.layers)
     assert f"{plan.predicted_bytes:,} of {plan.dense_bytes:,} bytes" in lines[-1]
+
+
+@given(plans)
+def test_a_plan_shows_which_weights_vanish(plan):
+    """A weight that is predicted to be all zero has "all" as its zeros, no other one has, also if all but a few are zero."""
+    layers = [
+        replace(layer, sparsity=sparsity) for layer in plan.layers.values() for sparsity in (1.0, 1.0 - 1e-9, layer.sparsity)
+    ]
+    named = {f"w{number}": layer for number, layer in enumerate(layers)}
+    rows = str(replace(plan, layers=named, exact={})).split("\n")[2:-1]
+    assert [row.split()[2] == "all" for row in rows] == [layer.sparsity == 1.0 for layer in layers]
 
 
 LAYER = {"shape": [2, 3], "step": 0.5, "threshold": 0.1, "rounding_offset": 0.5, "sparsity": 0.5, "bits": 1.0}

@@ -1,5 +1,6 @@
 """Finetuning: what never changes, what comes out, and that the file is within its bytes."""
 
+import copy
 import math
 import re
 
@@ -93,6 +94,42 @@ def test_unsuitable_inputs_are_refused():
     for loader in ([], (batch for batch in flat())):
         with pytest.raises(opq.TrainingError, match="length of at least one batch"):
             opq.finetune(make("dense")[0], loader, to_ratio(4.0), ONE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "taught"),
+    [
+        ((-1,), True),
+        ((6, 1), True),
+        ((6, 24, 1), True),
+        ((6, 2, 3, 4), True),
+        ((-1,), False),
+        ((6, 1), False),
+        ((6, 1, 24), False),
+    ],
+)
+def test_outputs_that_no_loss_fits_are_refused(shape, taught):
+    """The divergence from a teacher is over the last axis, cross-entropy over the second one; one class has no loss."""
+    sizes = (12, 1) if shape == (6, 1) else (12, 24)
+    model = nn.Sequential(nn.Linear(*sizes), nn.Flatten(0), nn.Unflatten(0, shape))
+    x = torch.randn(6, 12)
+    batch, teacher = (x, copy.deepcopy(model)) if taught else ((x, torch.rand(model(x).shape)), None)
+    with pytest.raises(opq.TrainingError, match=r"must return logits \(n, classes\)"):
+        Trainer(model, [batch], ONE, teacher=teacher).run()
+
+
+def test_a_segmentation_network_trains_on_labels():
+    """Cross-entropy takes logits (n, classes, height, width) and labels (n, height, width); wrong labels are named."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(4, 2, 5, 6), torch.randint(3, (4, 5, 6))
+    model = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 3, 1))
+    expected = nn.functional.cross_entropy(model(x), labels).item()
+    history = Trainer(model, [(x, labels)], ONE).run()
+    assert history[0]["loss"] == pytest.approx(expected, rel=1e-2)
+    with pytest.raises(opq.TrainingError, match="labels go from 3 to 3, but the network has 3 classes"):
+        Trainer(model, [(x, torch.full_like(labels, 3))], ONE).run()
+    with pytest.raises(opq.TrainingError, match=r"must return logits \(n, classes\).*\(4, 3, 5, 6\)"):
+        Trainer(model, [x], ONE, teacher=copy.deepcopy(model)).run()
 
 
 @pytest.mark.slow

@@ -33,11 +33,6 @@ def picture(width=300, height=200, seed=0):
 
 
 @pytest.fixture
-def torchvision():
-    return pytest.importorskip("torchvision")
-
-
-@pytest.fixture
 def timm():
     return pytest.importorskip("timm")
 
@@ -77,6 +72,7 @@ def test_a_torchvision_network_by_name_has_its_transform(torchvision):
     [
         {},
         {"interpolation": "bilinear", "crop_pct": 0.95},
+        {"interpolation": "bicubic", "crop_pct": 0.9},
         {"crop_mode": "squash", "crop_pct": 1.0},
         {"crop_mode": "border", "crop_pct": 1.0},
         {"input_size": (3, 96, 64)},

@@ -25,6 +25,9 @@ def make():
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
     )
 
+def pixels():
+    return nn.Conv2d(1, 10, 3, padding=1)
+
 def text():
     return "not a network"
 """
@@ -128,10 +131,10 @@ def test_search_finds_the_smallest_file(work, capsys):
 
 @pytest.mark.slow
 def test_calibrate_makes_the_file_of_the_library(work, capsys):
-    """It calibrates on a folder of images, on a part of it, and on synthetic images."""
+    """It calibrates on the training images of a file, on a part of them, and on synthetic images."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
     network = open_model("network.py:make", "a.pt", input_size=12, mean=(0.5,)).network
-    images = torch.stack([image for image, _ in open_images("images.npz", plain(), training=False).dataset])
+    images = torch.stack([plain().evaluation(image) for image in np.load("images.npz")["x_train"]])
     common = "calibrate network.py:make --weights a.pt --ratio 4 --force -o a.opq"
     assert main(f"{common} --images images.npz --num-images 40".split()) == 0
     assert re.fullmatch(r"a\.opq: [0-9.]+ kB, 4\.[0-9]x smaller than .* zeros\)\n", capsys.readouterr().out)
@@ -251,6 +254,9 @@ def test_a_factory_may_import_modules_of_its_folder(work):
         ("evaluate network.py:make --data images.npz --mean 1,2", 2, "--mean must be one or three finite numbers, got '1,2'"),
         ("evaluate network.py:make --data images.npz --device abacus", 2, "--device must be an available device, got 'abacus'"),
         ("finetune network.py:make --data images.npz --epochs 1 --from b --ratio 3 -o a.opq", 2, "leave out --ratio"),
+        ("evaluate network.py:pixels --data images.npz", 1, "must return logits (n, classes)"),
+        ("search network.py:pixels --data images.npz --max-drop 1 -o a.opq", 1, "must return logits (n, classes)"),
+        ("finetune network.py:pixels --data images.npz --epochs 1 --ratio 1.5 -o a.opq", 1, "must return logits (n, classes)"),
         ("evaluate network.py:make --data colours.npz", 1, "the network fails on a batch of (40, 3, 12, 12)"),
         ("finetune network.py:make --data colours.npz --epochs 1 --ratio 4 -o a.opq", 1, "the network fails on a batch"),
         ("finetune network.py:make --data many.npz --epochs 1 --ratio 4 --label-weight 0.5 -o a.opq", 1, "labels go from"),
@@ -267,6 +273,7 @@ def test_errors_of_the_user_are_explained(work, capsys, arguments, status, messa
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+    assert status == 2 or captured.err.count("\n") == 1
 
 
 @pytest.mark.filterwarnings("ignore")

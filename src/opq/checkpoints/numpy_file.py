@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,10 @@ def read_numpy_file(path: Path) -> dict[str, NDArray[np.generic]]:
     """
     arrays: dict[str, NDArray[np.generic]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                arrays[name] = file[name]
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, RecursionError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            for name in content.files:
+                arrays[name] = content[name]
+    except Exception as error:  # the readers of NumPy, zipfile and zlib raise errors of many kinds
         raise SourceError(path, f"not a .npz file of plain arrays: {str(error)[:200] or error!r}") from None
     if odd := [name for name, array in arrays.items() if array.dtype.kind not in "biufc"]:
         raise SourceError(path, f"array {odd[0]!r} is of {arrays[odd[0]].dtype}, which NumPy does not know as a number")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,8 +10,6 @@ import opq
 from opq.cli.compression_options import add_options, is_given
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from opq.zoo.models import NamedModel
 
 SYNTHETIC = "synthetic"
@@ -59,23 +57,11 @@ def calibrate(named: NamedModel, given: dict[str, Any]) -> opq.Calibration:
         SourceError: The images cannot be read.
     """
     if given["calibrate"] != SYNTHETIC:
-        return opq.calibrate(named.network, _images(named, given))
+        from opq.zoo.image_data import sample_images
+
+        return opq.calibrate(named.network, sample_images(given["calibrate"], named.preprocessing, given["num_images"]))
     if is_given("num_images"):
         raise click.UsageError("--num-images requires a folder of images; leave it out with synthetic images.")
     if named.preprocessing.shape is None:
         raise click.UsageError("Synthetic images require an input size, and MODEL has none; give --input-size.")
     return opq.calibrate(named.network, shape=named.preprocessing.shape)
-
-
-def _images(named: NamedModel, given: dict[str, Any]) -> Tensor:
-    """A random subset of the images, the same in every run."""
-    import torch
-
-    from opq.zoo.image_data import Images, open_images
-
-    loader = open_images(given["calibrate"], named.preprocessing, training=False)
-    images = cast("Images", loader.dataset)
-    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: given["num_images"]].tolist()
-    batch = loader.collate_fn([images[place] for place in picked])
-    inputs: Tensor = batch if images.labels is None else batch[0]
-    return inputs

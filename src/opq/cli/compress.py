@@ -7,28 +7,30 @@ from typing import Any
 import click
 
 import opq
-from opq.cli.compression_options import compression_options, key_option, read_config, read_plan, refuse_compression_options
+from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
 from opq.cli.output import check_output, output_options, save_and_print
+from opq.cli.source import open_source, source_options
 
 
 @click.command()
 @click.argument("source")
 @compression_options
-@key_option
+@source_options
 @click.option(
     "--lossless", is_flag=True, help="Keep every bit, instead of meeting a target; for clustered or quantized weights."
 )
 @click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
 @output_options
-def command(source: str, key: str | None, plan_file: str | None, **given: Any) -> None:
-    """Compress the checkpoint SOURCE to a .opq file, using the weights alone.
+def command(source: str, key: str | None, weights: str | None, plan_file: str | None, **given: Any) -> None:
+    """Compress SOURCE to a .opq file, using the weights alone.
 
-    SOURCE is a checkpoint in a file of any name, or a folder of Hugging Face. With --ratio or --size, the
-    file takes at most that many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
+    SOURCE is a checkpoint in a file of any name, a folder of Hugging Face, or a network with its published weights:
+    torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --ratio or --size, the file takes at most that
+    many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
     """
     if plan_file is not None:
         refuse_compression_options(given, "--plan")
     config = read_plan(plan_file) if plan_file is not None else read_config(given)
-    check_output(given, [source, plan_file])
-    compressed = opq.compress(source, config, key=key, progress=True)
+    check_output(given, [source, plan_file, weights])
+    compressed = opq.compress(open_source(source, key, weights), config, progress=True)
     save_and_print(compressed, given)

@@ -92,11 +92,6 @@ _CONFIG = click.option(
 byte_target_options = add_options(*_TARGET_OPTIONS[:2], *_OTHER_OPTIONS, _CONFIG)
 """Adds all options for compression but the two-stage target to a command."""
 
-key_option = click.option(
-    "--key", metavar="KEY", help="The key of the state dict in a SOURCE that has several; keys within keys are joined by dots."
-)
-"""Adds the key of a state dict to a command that reads a checkpoint."""
-
 compression_options = add_options(
     *_TARGET_OPTIONS,
     *_OTHER_OPTIONS,

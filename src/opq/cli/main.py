@@ -15,7 +15,7 @@ from opq.progress import logger
 from opq.version import __version__
 
 _COMMANDS = {
-    "compress": "Compress a checkpoint to a .opq file, using the weights alone.",
+    "compress": "Compress a checkpoint or a network to a .opq file, using the weights alone.",
     "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic images.",
     "finetune": "Train a network with quantized and pruned weights, and write a .opq file.",
     "search": "Find the smallest .opq file whose accuracy falls by at most a given amount.",
@@ -52,9 +52,9 @@ class _Commands(click.Group):
 def _opq() -> None:
     """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a checkpoint: safetensors, PyTorch, NumPy, GGUF or Keras, or a folder of Hugging Face. MODEL is torchvision:NAME,
-    timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr. The exit status is 0
-    for success, 1 for an error, 2 for wrong usage, and 130 for an interruption.
+    SOURCE is a checkpoint (safetensors, PyTorch or NumPy), a folder of Hugging Face, or a MODEL with its published weights.
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr.
+    The exit status is 0 for success, 1 for an error, 2 for wrong usage, and 130 for an interruption.
     """
 
 

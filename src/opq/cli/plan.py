@@ -13,8 +13,8 @@ import click
 
 import opq
 from opq.atomic_file import refuse_existing, refuse_same, write_file
-from opq.checkpoints import as_state
-from opq.cli.compression_options import compression_options, key_option, read_config, read_selection
+from opq.cli.compression_options import compression_options, read_config, read_selection
+from opq.cli.source import open_source, source_options
 from opq.errors import MissingExtraError
 from opq.text_table import format_table
 
@@ -22,7 +22,7 @@ from opq.text_table import format_table
 @click.command()
 @click.argument("source")
 @compression_options
-@key_option
+@source_options
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for the option --plan of compress and finetune.")
 @click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -35,6 +35,7 @@ from opq.text_table import format_table
 def command(
     source: str,
     key: str | None,
+    weights: str | None,
     output: str | None,
     force: bool,
     as_json: bool,
@@ -44,14 +45,16 @@ def command(
 ) -> None:
     """Print zeros, step and predicted bytes of each weight of SOURCE without compressing.
 
-    SOURCE is a checkpoint in a file of any name, or a folder of Hugging Face. The predicted size of the file
-    is accurate to about 3%. `opq compress` with the same target corrects the plan until the file meets the target.
+    SOURCE is a checkpoint in a file of any name, a folder of Hugging Face, or a network with its published weights:
+    torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. The predicted size of the file is accurate to about
+    3%. `opq compress` with the same target corrects the plan until the file meets the target.
     """
     for path in (output, plot):
         if path is not None:
             refuse_same(source, path)
-            if given["config_file"] is not None:
-                refuse_same(given["config_file"], path)
+            for read in (given["config_file"], weights):
+                if read is not None:
+                    refuse_same(read, path)
             if not force:
                 refuse_existing(path, "use --force to replace it")
     if curve:
@@ -59,11 +62,12 @@ def command(
             raise click.UsageError("--curve makes no plan; leave out --output.")
         if given["config_file"] is not None or any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
             raise click.UsageError("--curve covers all ratios; leave out the target.")
-        _show_curve(opq.rd_curve(as_state(source, key=key), **read_selection(given)), as_json, plot)
+        _show_curve(opq.rd_curve(open_source(source, key, weights), **read_selection(given)), as_json, plot)
         return
     if plot is not None:
         raise click.UsageError("--plot requires --curve.")
-    plan = opq.plan(source, read_config(given), key=key)
+    config = read_config(given)
+    plan = opq.plan(open_source(source, key, weights), config)
     if output is not None:
         write_file(output, plan.to_json().encode(), overwrite=force)
     click.echo(plan.to_json() if as_json else str(plan), nl=not as_json)

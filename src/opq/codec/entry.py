@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from opq import dtypes
@@ -59,11 +59,25 @@ def contents_of(entry: Entry) -> object:
     return (entry.storage, entry.count, entry.dtype if entry.storage == "levels" else "") if entry.is_weight else "pack"
 
 
-def repeated_weights(entries: Sequence[Entry]) -> set[str]:
-    """Names of weights that are equal, bit for bit, to a weight earlier in `entries`."""
+def repeated_weights(entries: Sequence[Entry], nonzero: Mapping[str, int]) -> set[str]:
+    """Names of weights that are equal, bit for bit, to a weight earlier in `entries`.
+
+    A weight that is all zero is not among them: others that became all zero differed before.
+
+    Args:
+        entries: All tensors of a file.
+        nonzero: {weight name: number of its nonzero codes}.
+    """
     first: dict[object, str] = {}
     return {
         entry.name
         for entry in entries
-        if entry.is_weight and first.setdefault((entry.section, entry.shape, entry.dtype, entry.step), entry.name) != entry.name
+        if entry.is_weight
+        and nonzero[entry.name]
+        and first.setdefault((entry.section, entry.shape, entry.dtype, entry.step), entry.name) != entry.name
     }
+
+
+def dense_bytes(entries: Sequence[Entry], repeats: Collection[str]) -> int:
+    """Bytes of all tensors in their dtypes, without those of `repeats`."""
+    return sum(entry.dense_bytes for entry in entries if entry.name not in repeats)

@@ -17,6 +17,7 @@ from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.codec.entry import LARGEST_TENSOR
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
+from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.config import CompressionConfig, Lossless
@@ -43,8 +44,9 @@ class CheckpointAnalysis:
         statistics: {weight name: its statistics}, in order of names.
         packs: All other tensors, encoded.
         auxiliary: How the other tensors are stored.
-        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
+        dense_bytes: Bytes of all tensors in their dtypes; weights of equal values count once.
         exact: {name of another tensor: why it is not a weight}.
+        repeats: {weight: an earlier weight with the same values}.
     """
 
     state: State
@@ -53,20 +55,7 @@ class CheckpointAnalysis:
     auxiliary: AuxiliaryPlan
     dense_bytes: int
     exact: Mapping[str, str]
-
-    @cached_property
-    def repeats(self) -> dict[str, str]:
-        """{weight: an earlier weight with the same values}, for tied weights, whose codes are stored once.
-
-        Weights with equal channel scales are assumed to be equal. This is used for predictions only.
-        """
-        first: dict[object, str] = {}
-        repeats = {}
-        for name, measured in self.statistics.items():
-            key = (measured.shape, self.state.describe(name)[0], measured.channel_scales.tobytes())
-            if (earlier := first.setdefault(key, name)) != name:
-                repeats[name] = earlier
-        return repeats
+    repeats: Mapping[str, str]
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -213,16 +202,17 @@ def check_state(state: State) -> None:
 
 
 def dense_bytes(state: State, weights: Collection[str]) -> int:
-    """Bytes of all tensors as the source stores them.
+    """Bytes of all tensors in their dtypes.
 
     Args:
         state: The checkpoint.
-        weights: Names of its weights. A weight that has several names counts once, because it is encoded once.
+        weights: Names of its weights; those of equal values count once, because they are stored once.
     """
-    encoded = set(weights)
-    first = {memory: name for name in encoded if (memory := state.memory(name)) is not None}
-    counted = [name for name in state if name not in encoded or first.get(state.memory(name), name) == name]
-    shapes = (state.describe(name) for name in counted)
+    return _bytes_without(state, equal_weights(ReparametrizedState(state, weights), weights))
+
+
+def _bytes_without(state: State, repeats: Collection[str]) -> int:
+    shapes = (state.describe(name) for name in state if name not in repeats)
     return sum(dtypes.dense_bytes(kind, math.prod(shape)) for kind, shape in shapes if kind in dtypes.NUMPY)
 
 
@@ -230,12 +220,14 @@ def _analyze(
     state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, estimated: bool, exact: Mapping[str, str]
 ) -> CheckpointAnalysis:
     chosen = set(weights)
-    dense = dense_bytes(state, chosen)
-    state = fold_if_requested(ReparametrizedState(state, chosen), auxiliary)
+    reparametrized = ReparametrizedState(state, chosen)
+    repeats = equal_weights(reparametrized, chosen)
+    dense = _bytes_without(state, repeats)
+    state = fold_if_requested(reparametrized, auxiliary)
     statistics = dict(thread_map(lambda name: (name, _measure(state, name)), in_order(chosen)))
     rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
     packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
-    return CheckpointAnalysis(state, statistics, packs, auxiliary, dense, exact)
+    return CheckpointAnalysis(state, statistics, packs, auxiliary, dense, exact, repeats)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:

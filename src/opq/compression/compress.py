@@ -101,7 +101,7 @@ def _fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> 
     search.run(first, encode, predict=predict)
     if search.best is None:
         smallest = last.file_bytes
-        raise TargetError.out_of_reach(budget, smallest, max(smallest, last.dense_bytes), last.dense_bytes)
+        raise TargetError.out_of_reach(budget, smallest, max(smallest, analysis.dense_bytes), analysis.dense_bytes)
     return search.best
 
 
@@ -116,4 +116,4 @@ def with_warnings(analysis: CheckpointAnalysis, compressed: CompressedModel) -> 
 def _encode(analysis: CheckpointAnalysis, plan: Plan, report: Progress) -> CompressedModel:
     weights = {name: PlannedWeight(analysis.state, name, layer) for name, layer in plan.layers.items()}
     layout = write(weights, packs=analysis.packs, metadata=analysis.state.metadata, report=report)
-    return CompressedModel(plan, layout, analysis.dense_bytes)
+    return CompressedModel(plan, layout)

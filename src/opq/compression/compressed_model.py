@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from opq.atomic_file import write_file
 from opq.checkpoints import State
-from opq.codec.entry import repeated_weights
+from opq.codec.entry import dense_bytes, repeated_weights
 from opq.codec.file_writer import Layout, in_order, pack_auxiliary, write
-from opq.compression.analysis import dense_bytes, fold_if_requested
+from opq.compression.analysis import fold_if_requested
 from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
@@ -24,12 +25,10 @@ class CompressedModel:
     Args:
         plan: The plan of the codes; None if they do not follow from a plan, as in lossless, calibrated and trained files.
         layout: The .opq file in pieces.
-        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
     """
 
     plan: Plan | None
     layout: Layout
-    dense_bytes: int
 
     @property
     def data(self) -> bytes:
@@ -42,15 +41,19 @@ class CompressedModel:
         return self.layout.size
 
     @property
+    def dense_bytes(self) -> int:
+        """Bytes of all tensors in their dtypes; weights of equal values count once."""
+        return dense_bytes(self.layout.entries, self._repeats)
+
+    @property
     def file_ratio(self) -> float:
         """Dense bytes over file bytes."""
         return self.dense_bytes / self.file_bytes
 
     @property
     def num_weights(self) -> int:
-        """Number of weights; a weight that modules share counts once."""
-        repeats = repeated_weights(self.layout.entries)
-        return sum(entry.count for entry in self.layout.entries if entry.is_weight and entry.name not in repeats)
+        """Number of weights; those of equal values count once."""
+        return sum(entry.count for entry in self.layout.entries if entry.is_weight and entry.name not in self._repeats)
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -60,9 +63,12 @@ class CompressedModel:
     @property
     def sparsity(self) -> float | None:
         """Fraction of zeros over all weights, 0..1; None if there are none."""
-        repeats = repeated_weights(self.layout.entries)
-        nonzero = sum(count for name, count in self.layout.nonzero.items() if name not in repeats)
+        nonzero = sum(count for name, count in self.layout.nonzero.items() if name not in self._repeats)
         return 1.0 - nonzero / self.num_weights if self.num_weights else None
+
+    @cached_property
+    def _repeats(self) -> set[str]:
+        return repeated_weights(self.layout.entries, self.layout.nonzero)
 
     def __str__(self) -> str:
         """The size in one line."""
@@ -115,4 +121,4 @@ def encode_state(
     rest = ((name, folded[name]) for name in in_order(folded) if name not in weights)
     packs = pack_auxiliary(rest, auxiliary.storage)
     layout = write(weights, packs=packs, metadata=state.metadata, report=report)
-    return CompressedModel(plan, layout, dense_bytes(state, weights))
+    return CompressedModel(plan, layout)

@@ -90,7 +90,7 @@ class CompressionConfig:
         """The largest allowed size of the file in bytes; None if the target does not limit it.
 
         Args:
-            dense_bytes: Bytes of all tensors as the source stores them.
+            dense_bytes: Bytes of all tensors in their dtypes; weights of equal values count once.
         """
         return self.target.budget(dense_bytes)
 

@@ -20,7 +20,7 @@ class Ratio:
     """A byte target: dense bytes over file bytes.
 
     Args:
-        ratio: 1e-9 to 1e9. A weight that modules share counts once in the dense bytes.
+        ratio: 1e-9 to 1e9. Weights of equal values count once in the dense bytes.
 
     Raises:
         TargetError: The ratio is out of range.

@@ -121,7 +121,7 @@ class Plan:
         auxiliary: How tensors that are not weights are stored.
         lmbda: In joint mode the Lagrange multiplier lambda of all layers, sensitivity-weighted squared error per bit; otherwise
             None.
-        dense_bytes: Bytes of all tensors as the source stores them; a weight that modules share counts once.
+        dense_bytes: Bytes of all tensors in their dtypes; weights of equal values count once.
         predicted_bytes: Predicted bytes of the file.
         layers: {weight name: LayerPlan}.
         exact: {name of any other tensor: why it is not a weight}.
@@ -156,12 +156,14 @@ class Plan:
         return sum(layer.sparsity * layer.count for layer in self.layers.values()) / max(total, 1)
 
     def __str__(self) -> str:
-        """A table with a row per layer, a table of the reasons why other tensors are no weights, and a line of totals."""
+        """A table with a row per layer ("all" zeros if it keeps no weight), a table of the reasons why other tensors are no
+        weights, and a line of totals.
+        """
         rows = [
             (
                 name,
                 "x".join(map(str, layer.shape)) or "scalar",
-                f"{100.0 * layer.sparsity:.2f}%",
+                "all" if layer.sparsity == 1.0 else f"{100.0 * layer.sparsity:.2f}%",
                 f"{layer.threshold:.4g}",
                 f"{layer.step:.4g}",
                 f"{layer.bits:.3f}",

@@ -11,7 +11,7 @@ from opq.batch_norm import prefixes
 from opq.codec.auxiliary import largest_error
 from opq.codec.byte_planes import estimate_pack
 from opq.codec.code_stream import Geometry
-from opq.codec.entry import Entry, repeated_weights
+from opq.codec.entry import Entry, dense_bytes, repeated_weights
 from opq.codec.file_reader import OpqFile
 from opq.codec.weight_section import table_bytes
 from opq.quantization.codebook import LevelTable
@@ -70,11 +70,11 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Sizes and contents of a file. A weight that has several names, because modules share it, counts once in every total.
+    """Sizes and contents of a file. Weights of equal values, as if modules share them, count once in every total.
 
     Args:
         file_bytes: Size of the file.
-        dense_bytes: Bytes of all tensors as their dtypes store them.
+        dense_bytes: Bytes of all tensors in their dtypes.
         file_ratio: dense_bytes over file_bytes.
         nominal_ratio: Compression ratio of the weights as the OPQ paper counts it: 32 / (density * bits per kept code). None if
             no weight is kept.
@@ -180,9 +180,11 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         )
         norms = set(prefixes(file))
         tensors, weights, kept, code_bits = [], 0, 0, 0.0
-        repeats = repeated_weights(file.entries)
-        dense_bytes = sum(entry.dense_bytes for entry in file.entries if entry.name not in repeats)
-        for entry, found in zip(file.entries, _describe_all(file), strict=True):
+        described = dict(zip((entry.name for entry in file.entries), _describe_all(file), strict=True))
+        repeats = repeated_weights(file.entries, {name: found[0] for name, found in described.items() if found is not None})
+        dense = dense_bytes(file.entries, repeats)
+        for entry in file.entries:
+            found = described[entry.name]
             sparsity = bits = None
             levels = None
             if found is not None:
@@ -211,8 +213,8 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         sections = len({entry.section for entry in file.entries})
         return Inspection(
             file_bytes=file.file_bytes,
-            dense_bytes=dense_bytes,
-            file_ratio=dense_bytes / file.file_bytes,
+            dense_bytes=dense,
+            file_ratio=dense / file.file_bytes,
             nominal_ratio=32.0 * weights / code_bits if code_bits else None,
             bits_per_weight=8.0 * file.file_bytes / weights if weights else None,
             sparsity=1.0 - kept / weights if weights else None,

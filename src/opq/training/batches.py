@@ -61,10 +61,10 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
             outputs = model(**{key: value for key, value in inputs.items() if key != _LABELS})
         else:
             outputs = model(inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # the user's code may raise anything
         shape = f" of {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
         reason = str(error).partition("\n")[0]
-        raise TrainingError(f"the network fails on a batch{shape}: {reason}") from error
+        raise TrainingError(f"the network fails on a batch{shape}: {type(error).__name__}: {reason}") from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise TrainingError(
@@ -74,9 +74,27 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
 
 
 def count(batch: Batch) -> int:
-    """Number of inputs in a batch."""
-    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch if isinstance(batch, Tensor) else batch[0]
-    return len(first)
+    """Number of inputs in a batch that `call` takes."""
+    if isinstance(batch, (tuple, list)):
+        return count(batch[0])
+    tensors = batch.items() if isinstance(batch, Mapping) else [("inputs", batch)]
+    return next((len(value) for key, value in tensors if key != _LABELS and isinstance(value, Tensor) and value.ndim), 0)
+
+
+def check_logits(outputs: Tensor) -> None:
+    """Check that the outputs of a network are the logits of a classifier, with the classes in the last axis.
+
+    Args:
+        outputs: What `call` returned.
+
+    Raises:
+        TrainingError: They are not floating point of shape (n, classes) or (n, tokens, classes) with at least two classes.
+    """
+    if not outputs.is_floating_point() or outputs.ndim not in (2, 3) or outputs.shape[-1] < 2:
+        raise TrainingError(
+            "the network must return logits (n, classes) or (n, tokens, classes) of at least two classes, got "
+            f"{outputs.dtype} of shape {tuple(outputs.shape)}; other outputs need a loop of your own"
+        )
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -118,8 +118,8 @@ def finetune(
         The file, of at most `budget` bytes, and the history of the training.
 
     Raises:
-        TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, or the network fails on a
-            batch.
+        TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, the network fails on a
+            batch, or its outputs are not logits.
         TargetError: The budget leaves no bytes for codes, or the trained codes cannot be reduced to it.
         SourceError: `folder` was created with different arguments, or a file cannot be read.
         PlanError: The plan or the calibration was not made for this network, or `mask_update_epochs` must be 0.

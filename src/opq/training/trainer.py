@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opq.errors import TrainingError
 from opq.progress import Progress
-from opq.training.batches import Loader, call, check_labels, labels_of, to_device
+from opq.training.batches import Loader, call, check_labels, check_logits, labels_of, to_device
 from opq.training.bn_statistics import refresh_batch_norm
 from opq.training.budget.controller import BudgetController
 from opq.training.config import TrainingConfig
@@ -68,8 +68,8 @@ class Trainer:
             The history, one row per epoch.
 
         Raises:
-            TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, or the network fails on
-                a batch.
+            TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, the network fails on a
+                batch, or its outputs are not logits.
             SourceError: The checkpoint cannot be read.
         """
         if not _length(self.loader):
@@ -161,10 +161,17 @@ class Trainer:
                     teacher_logits = call(self.teacher, batch)
             outputs = call(network, batch)
         labels = labels_of(batch)
-        if teacher_logits is not None and teacher_logits.shape != outputs.shape:
+        if teacher_logits is not None:
+            check_logits(outputs)  # the divergence is over the last axis
+            if teacher_logits.shape != outputs.shape:
+                raise TrainingError(
+                    f"the teacher must return logits of shape {tuple(outputs.shape)}, as the network does, got "
+                    f"{tuple(teacher_logits.shape)}"
+                )
+        elif outputs.ndim < 2 or outputs.shape[1] < 2:
             raise TrainingError(
-                f"the teacher must return logits of shape {tuple(outputs.shape)}, as the network does, got "
-                f"{tuple(teacher_logits.shape)}"
+                "the network must return logits (n, classes) of at least two classes, got shape "
+                f"{tuple(outputs.shape)}; for another loss use opq.prepare and a loop of your own"
             )
         if labels is not None and not isinstance(labels, Tensor):
             raise TrainingError(f"labels must be a tensor, got {type(labels).__name__}")
@@ -173,8 +180,8 @@ class Trainer:
         except (IndexError, RuntimeError, ValueError) as error:
             if labels is None:
                 raise
-            if not labels.is_floating_point():
-                check_labels(labels, outputs.shape[-1])
+            if not labels.is_floating_point() and labels.shape == outputs.shape[:1] + outputs.shape[2:]:
+                check_labels(labels, outputs.shape[1])
             raise TrainingError(
                 f"labels of {labels.dtype} and shape {tuple(labels.shape)} do not fit logits of shape {tuple(outputs.shape)}: "
                 f"{' '.join(str(error).split())}"

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from opq.errors import MissingExtraError, OpqError, SourceError
+from opq.progress import logger
 from opq.zoo.preprocessing import Preprocessing, Transform
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -74,7 +77,8 @@ def open_images(
             * A folder with one folder per class, read as by torchvision's ImageFolder: classes are numbered in order of their
               names, and images may lie in deeper folders.
             * A folder of images without labels.
-            * A folder with a folder "train" and a folder "val", "test" or "validation", each as above.
+            * A folder with a folder "train" and a folder "val", "test" or "validation", each as above. The classes are those of
+              "train", of which the test images may lack some.
         preprocessing: The network's preprocessing.
         training: True for the training images, shuffled and with random crops; False for the test images.
         batch: Images per batch.
@@ -84,13 +88,14 @@ def open_images(
         The loader.
 
     Raises:
-        SourceError: There are no images. Iterating raises it too, if a file is not an image or the sizes of images differ.
+        SourceError: There are no images, or the test images have another class than the training images. Iterating raises it
+            too, if a file is not an image or the sizes of images differ.
         MissingExtraError: Pillow or torchvision is needed and not installed.
         OpqError: torchvision is needed and cannot be imported.
     """
     path = Path(path)
     transform = preprocessing.training if training else preprocessing.evaluation
-    images = _from_npz(path, training, transform) if path.suffix == ".npz" else _from_folder(path, training, transform)
+    images = _open(path, training, transform)
     return DataLoader(
         images,
         min(batch, len(images)),
@@ -99,6 +104,43 @@ def open_images(
         num_workers=workers,
         collate_fn=partial(_collate, path),
     )
+
+
+def sample_images(path: str | os.PathLike[str], preprocessing: Preprocessing, count: int) -> Tensor:
+    """Read a random subset of images, without their labels and as for evaluation; it is the same in every run.
+
+    Args:
+        path: As for `open_images`. The images are training images if there are any, so that test images stay unseen.
+        preprocessing: The network's preprocessing.
+        count: Largest number of images, >= 1.
+
+    Returns:
+        float32 (n, channels, height, width).
+
+    Raises:
+        SourceError: There are no images, a file is not an image, or the sizes of images differ.
+        MissingExtraError, OpqError: As `open_images`.
+    """
+    path = Path(path)
+    images = _open(path, _has_training_images(path), preprocessing.evaluation)
+    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    batch = _collate(path, [images[place] for place in picked])
+    inputs: Tensor = batch if images.labels is None else batch[0]
+    return inputs
+
+
+def _open(path: Path, training: bool, transform: Transform) -> Images:
+    return _from_npz(path, training, transform) if path.suffix == ".npz" else _from_folder(path, training, transform)
+
+
+def _has_training_images(path: Path) -> bool:
+    if path.suffix != ".npz":
+        return any((path / part).is_dir() for part in TRAINING)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            return "x_train" in content
+    except Exception:  # it cannot be read, which `_from_npz` tells
+        return False
 
 
 def _collate(path: Path, images: list[Any]) -> Any:
@@ -113,11 +155,13 @@ def _collate(path: Path, images: list[Any]) -> Any:
 def _from_npz(path: Path, training: bool, transform: Transform) -> Images:
     part = "train" if training else "test"
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             images = content[f"x_{part}"]
             labels = content[f"y_{part}"].reshape(-1).tolist() if f"y_{part}" in content else None
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(path, f"it must be a .npz file with the arrays x_{part} and y_{part}: {error}") from None
+    except Exception as error:  # the readers of NumPy, zipfile and zlib raise errors of many kinds
+        raise SourceError(
+            path, f"it must be a .npz file with the arrays x_{part} and y_{part}: {' '.join(str(error).split())}"
+        ) from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images) or (labels and len(labels) != len(images)):
         raise SourceError(
             path,
@@ -132,27 +176,59 @@ def _from_npz(path: Path, training: bool, transform: Transform) -> Images:
 def _from_folder(folder: Path, training: bool, transform: Transform) -> Images:
     if not folder.is_dir():
         raise SourceError(folder, "it is not a folder" if os.path.exists(folder) else "there is no such folder")
-    parts = [folder / part for part in (TRAINING if training else TESTING) if (folder / part).is_dir()]
-    root = parts[0] if parts else folder
-    classes = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    found = [_image_files(source) for source in classes or [root]]
-    files = [file for source in found for file in source]
-    labels = [label for label, source in enumerate(found) for _ in source]
+    root = _part(folder, TRAINING if training else TESTING)
+    own = _folders(root)
+    numbers = {name: number for number, name in enumerate(_training_classes(folder, root) or own)}
+    if unknown := [name for name in own if name not in numbers]:
+        raise SourceError(root, f"its class {unknown[0]!r} is not a class of {folder / TRAINING[0]}")
+    paths = _files(root)
+    files = [path for path in paths if path.name.lower().endswith(SUFFIXES) and not (own and path.parent == root)]
     if not files:
         raise SourceError(root, f"it holds no images ({', '.join(SUFFIXES)})")
+    if others := sorted(set(paths).difference(files)):
+        logger.warning(
+            "%s: left out %d files that have no suffix of an image, or lie beside the folders of classes, such as %s",
+            root,
+            len(others),
+            others[0].name,
+        )
+    labels = [numbers[path.relative_to(root).parts[0]] for path in files] if own else None
     try:
         import PIL.Image  # noqa: F401 - an error now, not in the middle of an epoch
     except ImportError:
         raise MissingExtraError("reading image files", "models") from None
-    return Images(files, labels if classes else None, transform, read_image)
+    return Images(files, labels, transform, read_image)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """All image files under a folder, in ascending order."""
+def _part(folder: Path, wanted: Sequence[str]) -> Path:
+    """The folder of the training or the test images; `folder` itself if it is not divided so."""
+    here = [name for name in (*TRAINING, *TESTING) if (folder / name).is_dir()]
+    for name in wanted:
+        if name in here:
+            return folder / name
+    if here:
+        raise SourceError(
+            folder, f"it has a folder {here[0]!r}, but no folder {' or '.join(map(repr, wanted))}; give the path of the images"
+        )
+    return folder
+
+
+def _training_classes(folder: Path, root: Path) -> list[str]:
+    """Names of the classes of the training images: test images may lack some, which must not change the numbers of others."""
+    return [name for part in TRAINING if root != folder and (folder / part).is_dir() for name in _folders(folder / part)]
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, in ascending order."""
+    return sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files under a folder, in ascending order."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(found)
 
 

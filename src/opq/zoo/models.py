@@ -10,10 +10,11 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,15 +47,12 @@ def open_model(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> NamedModel:
-    """Make a network and load its weights.
+    """Make a network, load its weights, and find the preprocessing of its images.
 
     Args:
-        name: torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory. A factory takes no arguments and
-            returns a module.
-        weights: A checkpoint as for `opq.compress`, or a .opq file. For torchvision and timm also the name of published
-            weights, which the library downloads: DEFAULT, IMAGENET1K_V2 and so on for torchvision; "pretrained" or a tag for
-            timm. None: the initial weights.
-        seed: Seed of random initial weights. None leaves PyTorch's generator as it is.
+        name: As for `open_network`. A network of torchvision must be a classifier.
+        weights: As for `open_network`.
+        seed: As for `open_network`.
         input_size: Height and width of the images. None: the size that torchvision or timm publishes; images keep their size
             for other networks.
         mean: Mean of images in 0..1, one value per channel or one for all channels. None: the values that torchvision or timm
@@ -65,30 +63,64 @@ def open_model(
         The network and its preprocessing.
 
     Raises:
-        ModelError: There is no such network, or the weights belong to another one.
+        ModelError, SourceError, MissingExtraError, OpqError: As `open_network`.
+    """
+    library, attribute = _split(name)
+    if library == "torchvision":
+        transforms = _published_transforms(name, attribute, None if _is_file(weights) else weights)
+        return NamedModel(open_network(name, weights, seed=seed), of_torchvision(transforms, input_size, mean, std))
+    network = open_network(name, weights, seed=seed)
+    if library == "timm":
+        config = load_library("timm", "a network of timm").data.resolve_model_data_config(network)
+        return NamedModel(network, of_timm(config, input_size, mean, std))
+    return NamedModel(network, plain(input_size, mean or MEAN, std or STD))
+
+
+def open_network(name: str, weights: str | None = None, *, seed: int | None = None) -> nn.Module:
+    """Make a network and load its weights.
+
+    Args:
+        name: torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory. A factory takes no arguments and
+            returns a module.
+        weights: A checkpoint as for `opq.compress`, or a .opq file. For torchvision and timm also the name of published
+            weights, which the library downloads: DEFAULT, IMAGENET1K_V2 and so on for torchvision; "pretrained" or a tag for
+            timm. None: the initial weights.
+        seed: Seed of random initial weights. None leaves PyTorch's generator as it is.
+
+    Returns:
+        The network.
+
+    Raises:
+        ModelError: There is no such network, its weights cannot be downloaded, or they belong to another one.
         SourceError: The weights cannot be read.
         MissingExtraError: torchvision or timm is not installed.
         OpqError: torchvision or timm cannot be imported.
     """
     if seed is not None:
         torch.manual_seed(seed)
-    library, separator, attribute = name.rpartition(":")
-    if not separator or not library or not attribute:
-        raise ModelError(name, "MODEL must be torchvision:NAME, timm:NAME, package.module:factory or file.py:factory")
-    checkpoint = weights if weights is not None and os.path.exists(weights) else None
+    library, attribute = _split(name)
+    checkpoint = weights if _is_file(weights) else None
     published = weights if checkpoint is None else None
-    settings = _ImageSettings(input_size, mean, std)
     if library == "torchvision":
-        model = _torchvision(name, attribute, published, settings)
+        network = _of_torchvision(name, attribute, published)
     elif library == "timm":
-        model = _timm(name, attribute, published, settings)
+        network = _of_timm(name, attribute, published)
     elif published is not None:
         raise ModelError(name, f"weights must be an existing file, got {published!r}")
     else:
-        model = NamedModel(_from_factory(name, library, attribute), plain(input_size, mean or MEAN, std or STD))
+        network = _from_factory(name, library, attribute)
     if checkpoint is not None:
-        load_weights(name, model.network, checkpoint)
-    return model
+        load_weights(name, network, checkpoint)
+    return network
+
+
+def default_weights(name: str) -> str | None:
+    """The name of the weights that a network is published with; None for a factory, whose network has its weights.
+
+    Raises:
+        ModelError: The name is not that of a network.
+    """
+    return {"torchvision": "DEFAULT", "timm": "pretrained"}.get(_split(name)[0])
 
 
 def load_weights(name: str, network: nn.Module, checkpoint: str) -> None:
@@ -107,57 +139,82 @@ def load_weights(name: str, network: nn.Module, checkpoint: str) -> None:
     if Path(checkpoint).suffix == ".opq":
         tensors = save_load.load_file(checkpoint)
     else:
-        state = as_state(checkpoint)
-        tensors = {key: save_load.to_tensor(state[key]) for key in state}
+        source = as_state(checkpoint)
+        tensors = {key: save_load.to_tensor(source[key]) for key in source}
     try:
-        network.load_state_dict(tensors)
+        missing, unexpected = save_load.load_tensors(network, tensors)
     except RuntimeError as error:
-        raise ModelError(
-            name, f"{checkpoint} belongs to another network: {_differences(network, tensors) or ' '.join(str(error).split())}"
-        ) from None
+        state = network.state_dict()
+        other = [name for name in state if name in tensors and tensors[name].shape != state[name].shape]
+        found = [_names("shapes differ in", other) or " ".join(str(error).split())]
+    else:
+        found = [_names("the file lacks", missing), _names("the network lacks", unexpected)]
+    if any(found):
+        raise ModelError(name, f"{checkpoint} belongs to another network: {', '.join(filter(None, found))}")
 
 
-def _differences(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
-    """What differs between the tensors of a network and of a file, with one example of each."""
-    state = network.state_dict()
-    lacks = [name for name in state if name not in tensors]
-    extra = [name for name in tensors if name not in state]
-    other = [name for name in state if name in tensors and tensors[name].shape != state[name].shape]
-    found = []
-    for names, text in ((lacks, "the file lacks"), (extra, "the network lacks"), (other, "shapes differ in")):
-        if names:
-            found.append(f"{text} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
-    return ", ".join(found)
+def _names(text: str, names: Collection[str]) -> str:
+    """A text and the first of some names; empty if there are none."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{text} {min(names)!r}{more}" if names else ""
 
 
-class _ImageSettings(NamedTuple):
-    """Settings that replace those of the network; None keeps them."""
+def _split(name: str) -> tuple[str, str]:
+    """The library, module or file of a network, and its name there."""
+    library, _, attribute = name.rpartition(":")
+    if not library or not attribute:
+        raise ModelError(name, "MODEL must be torchvision:NAME, timm:NAME, package.module:factory or file.py:factory")
+    return library, attribute
 
-    size: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+
+def _is_file(weights: str | None) -> bool:
+    return weights is not None and os.path.exists(weights)
 
 
-def _torchvision(name: str, model: str, weights: str | None, settings: _ImageSettings) -> NamedModel:
-    torchvision = load_library("torchvision", "a network of torchvision")
+def _published_transforms(name: str, model: str, weights: str | None) -> Any:
+    """The `transforms` of a classifier of torchvision."""
+    transforms = _published_weights(name, model, weights or "DEFAULT").transforms
+    if (kind := getattr(transforms, "func", transforms).__name__) != "ImageClassification":
+        raise ModelError(name, f"it must be an image classifier; its preprocessing in torchvision is {kind}")
+    return transforms
+
+
+def _published_weights(name: str, model: str, weights: str) -> Any:
+    """The entry of published weights in torchvision."""
+    models = load_library("torchvision", "a network of torchvision").models
     try:
-        transforms = torchvision.models.get_model_weights(model)[weights or "DEFAULT"].transforms
-        if (kind := getattr(transforms, "func", transforms).__name__) != "ImageClassification":
-            raise ModelError(name, f"it must be an image classifier; its preprocessing in torchvision is {kind}")
-        network = torchvision.models.get_model(model, weights=weights)
-    except (ValueError, KeyError) as error:
+        published = models.get_model_weights(model)
+    except ValueError as error:
         raise ModelError(name, str(error)) from None
-    return NamedModel(network, of_torchvision(transforms, *settings))
+    if weights not in published.__members__:
+        raise ModelError(name, f"weights must be one of {', '.join(published.__members__) or 'none'}, got {weights!r}")
+    return published[weights]
 
 
-def _timm(name: str, model: str, weights: str | None, settings: _ImageSettings) -> NamedModel:
+def _of_torchvision(name: str, model: str, weights: str | None) -> nn.Module:
+    chosen = _published_weights(name, model, weights or "DEFAULT")
+    models = load_library("torchvision", "a network of torchvision").models
+    return _downloaded(name, partial(models.get_model, model, weights=None if weights is None else chosen))
+
+
+def _of_timm(name: str, model: str, weights: str | None) -> nn.Module:
     timm = load_library("timm", "a network of timm")
     full = model if weights in (None, "pretrained") else f"{model}.{weights}"
+    return _downloaded(name, partial(timm.create_model, full, pretrained=weights is not None))
+
+
+def _downloaded(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """The network that a library makes; it may download weights, which may raise anything."""
     try:
-        network = timm.create_model(full, pretrained=weights is not None)
-    except RuntimeError as error:
-        raise ModelError(name, str(error)) from None
-    return NamedModel(network, of_timm(timm.data.resolve_model_data_config(network), *settings))
+        return make()
+    except RuntimeError as error:  # there is no such network, or it has no such weights
+        raise ModelError(name, " ".join(str(error).split())) from None
+    except Exception as error:
+        raise ModelError(
+            name,
+            f"its weights cannot be downloaded ({type(error).__name__}: {' '.join(str(error).split())}); check the connection, "
+            "or give a checkpoint as the weights",
+        ) from None
 
 
 def _from_factory(name: str, module: str, attribute: str) -> nn.Module:

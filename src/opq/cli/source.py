@@ -1,0 +1,51 @@
+"""The SOURCE of compress and plan: a checkpoint, or a network by name with its published weights."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from opq.checkpoints import as_state
+from opq.checkpoints.state import State
+from opq.cli.compression_options import add_options
+
+source_options = add_options(
+    click.option(
+        "--key",
+        metavar="KEY",
+        help="The key of the state dict in a SOURCE that has several; keys within keys are joined by dots.",
+    ),
+    click.option(
+        "--weights",
+        metavar="W",
+        help="Of a SOURCE that is a network: a checkpoint, or the name of published weights. Default: the best published ones.",
+    ),
+)
+"""Adds the options of SOURCE to a command."""
+
+
+def open_source(source: str, key: str | None, weights: str | None) -> State:
+    """Open what SOURCE names.
+
+    Args:
+        source: The path of a checkpoint; or torchvision:NAME, timm:NAME, package.module:factory or file.py:factory.
+        key: The key of the state dict in a checkpoint that has several.
+        weights: As for `opq.zoo.models.open_network`. None: the published weights; the factory's network has its own.
+
+    Returns:
+        The tensors of the checkpoint, or of the network.
+
+    Raises:
+        click.UsageError: `weights` are given for a checkpoint, or `key` for a network.
+        OpqError: See `opq.checkpoints.as_state` and `opq.zoo.models.open_network`.
+    """
+    if os.path.exists(source) or ":" not in source:
+        if weights is not None:
+            raise click.UsageError(f"--weights requires a network as SOURCE, such as torchvision:resnet18; got {source!r}.")
+        return as_state(source, key=key)
+    if key is not None:
+        raise click.UsageError(f"--key requires a checkpoint as SOURCE, got {source!r}.")
+    from opq.zoo.models import default_weights, open_network
+
+    return as_state(open_network(source, weights or default_weights(source), seed=0))
