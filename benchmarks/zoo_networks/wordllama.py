@@ -1,4 +1,4 @@
-"""WordLlama (l2_supercat, 256 dimensions), as the package wordllama has it: vectors of tokens, averaged to that of a text."""
+"""WordLlama (l2_supercat, 256 dimensions), from the package wordllama: vectors of tokens, averaged to that of a text."""
 
 from __future__ import annotations
 
