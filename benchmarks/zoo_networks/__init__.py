@@ -1,4 +1,4 @@
-"""Ten real networks of different kinds, each with a measure of what it is for.
+"""Eleven real networks of different kinds, each with a measure of what it is for.
 
 `network = NETWORKS["resnet20"]()` loads one. `network.measure()` is that of the dense network, and
 `network.measure(opq.torch.load(opq.compress(network.source(), ratio=8).data))` that of a compressed one.

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from zoo_networks.network import Network, package_file
 from zoo_networks.speech import RATE, conversations, songs
 
-CLIPS, SECONDS = 12, 8
+CLIPS, SECONDS = 24, 8
 """Clips of speech, and as many of singing."""
 
 BANDS, WINDOW, HOP = 128, 1024, 160
