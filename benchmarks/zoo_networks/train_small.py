@@ -1,4 +1,4 @@
-"""Train the two small language models on the prose of docstrings, on one core: 25 and 20 minutes.
+"""Train the two small language models on the prose of docstrings, on one core: 25 minutes each.
 
 Run with `cd benchmarks && OMP_NUM_THREADS=1 nice python -m zoo_networks.train_small gpt5m lstm`. Checkpoints are in
 runs/out/zoo (OPQ_RUNS). A training that was interrupted goes on from its last one; a complete one is left.
@@ -42,7 +42,7 @@ class Recipe:
     rate: float
 
 
-RECIPES = {"gpt5m": Recipe(GPT, 1500, 8, 256, 1.5e-3), "lstm": Recipe(LSTM, 1000, 32, 256, 4e-3)}
+RECIPES = {"gpt5m": Recipe(GPT, 1500, 8, 256, 1.5e-3), "lstm": Recipe(LSTM, 1500, 32, 256, 4e-3)}
 
 
 def trained(name: str) -> nn.Module:
