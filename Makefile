@@ -20,7 +20,7 @@ LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers fuzz corpus portable sanitize clean
+.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers zoo-packages fuzz corpus portable sanitize clean
 
 help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -56,6 +56,8 @@ reproduce-quick: .venv/ready  ## The results that take minutes, then the tables;
 
 peers: .venv-peers/ready  ## The environment of the tools that benchmarks compare with
 
+zoo-packages: .zoo-packages/ready  ## The packages that hold the networks of benchmarks/zoo_networks
+
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds
 	mkdir -p build/fuzz/reader-new build/fuzz/native-new
@@ -86,7 +88,7 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(CODEC_TESTS) tests/attacks/test_corpus.py
 
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base .venv-peers .venv-fuzz build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-peers .venv-fuzz .zoo-packages build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -105,6 +107,12 @@ clean:  ## Remove environments and caches
 .venv-peers/ready: requirements/peers.lock
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet -r requirements/peers.lock
+	touch $@
+
+# pip leaves what a target folder already holds.
+.zoo-packages/ready: requirements/zoo.lock .venv/ready
+	rm -rf .zoo-packages
+	$(BIN)/python -m pip install --quiet --no-deps --target=.zoo-packages -r requirements/zoo.lock
 	touch $@
 
 .venv-fuzz/ready: requirements/fuzz.lock .venv/ready
