@@ -13,10 +13,9 @@ model=$1 weights=${WEIGHTS:-$2} sparsity=$3 bits=$4
 opq=${OPQ:-.venv/bin/opq}
 out=${OUT:-runs/out}
 name=imagenet_$(echo "$model" | tr ':' '_')
-case $weights in none) set -- ;; *) set -- --weights "$weights" ;; esac
 
 mkdir -p "$out"
-$opq finetune "$model" "$@" --data "$IMAGENET" --sparsity "$sparsity" --bits "$bits" --epochs "${EPOCHS:-8}" \
+$opq finetune "$model" --weights "$weights" --data "$IMAGENET" --sparsity "$sparsity" --bits "$bits" --epochs "${EPOCHS:-8}" \
     --batch "${BATCH:-256}" --workers "${WORKERS:-8}" --learning-rate "${RATE:-0.01}" --run "$out/$name" --force -o "$out/$name.opq"
 $opq inspect "$out/$name.opq" | tail -n 3
-$opq evaluate "$model" "$out/$name.opq" "$@" --data "$IMAGENET" --batch "${BATCH:-256}" --workers "${WORKERS:-8}"
+$opq evaluate "$model" "$out/$name.opq" --weights "$weights" --data "$IMAGENET" --batch "${BATCH:-256}" --workers "${WORKERS:-8}"

@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger("opq")
-"""The library's logger. Its only handler is the null handler, as recommended for libraries."""
-
-logger.addHandler(logging.NullHandler())
-
+"""The library's logger. It has no handler, so Python prints warnings to stderr unless an application configures logging."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, the number of its finished steps, and the number of all its steps."""

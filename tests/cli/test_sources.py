@@ -7,6 +7,7 @@ import pytest
 
 import opq
 from opq.cli import main
+from opq.cli.model_options import chosen_weights
 
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("opq.zoo.models")
@@ -166,3 +167,19 @@ def test_a_file_comes_before_a_network(work):
     assert main(["compress", "network.py:make", "--ratio", "3", "-o", "a.opq"]) == 0
     with opq.OpqFile("a.opq") as file:
         assert [entry.name for entry in file.entries] == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "chosen"),
+    [
+        ("torchvision:resnet18", None, "DEFAULT"),
+        ("timm:resnet18", None, "pretrained"),
+        ("network.py:make", None, None),
+        ("torchvision:resnet18", "none", None),
+        ("torchvision:resnet18", "IMAGENET1K_V1", "IMAGENET1K_V1"),
+        ("network.py:make", "weights.pt", "weights.pt"),
+    ],
+)
+def test_published_weights_are_the_default(model, given, chosen):
+    """All commands load the published weights of a named network; "none" leaves the initial ones."""
+    assert chosen_weights(model, given) == chosen

@@ -52,9 +52,9 @@ class _Commands(click.Group):
 def _opq() -> None:
     """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a checkpoint (safetensors, PyTorch or NumPy), a folder of Hugging Face, or a MODEL with its published weights.
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. Results go to stdout, progress to stderr.
-    The exit status is 0 for success, 1 for an error, 2 for wrong usage, and 130 for an interruption.
+    SOURCE is a checkpoint (safetensors, PyTorch, NumPy, GGUF or Keras), a folder of Hugging Face, or a MODEL. MODEL is
+    torchvision:NAME or timm:NAME, with its published weights, or package.module:factory or file.py:factory. Results go to
+    stdout, progress to stderr. The exit status is 0 for success, 1 for an error, 2 for wrong usage, 130 for an interruption.
     """
 
 

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from opq.zoo.models import NamedModel
 
 model_options = add_options(
-    click.option("--weights", metavar="W", help="A checkpoint, a .opq file, or the name of published weights."),
+    click.option(
+        "--weights",
+        metavar="W",
+        help="A checkpoint, a .opq file, the name of published weights, or none. Default: the best published ones.",
+    ),
     click.option(
         "--input-size",
         type=click.IntRange(1),
@@ -53,9 +57,21 @@ def make_network(model: str, given: dict[str, Any], device: str | None) -> Named
     preprocessing = _read_preprocessing(given)
     from opq.zoo.models import open_model
 
-    named = open_model(model, given["weights"], seed=0, **preprocessing)
+    named = open_model(model, chosen_weights(model, given["weights"]), seed=0, **preprocessing)
     place(named, device)
     return named
+
+
+def chosen_weights(model: str, weights: str | None) -> str | None:
+    """The weights of a network, as for `opq.zoo.models.open_network`.
+
+    Args:
+        model: Its name.
+        weights: What --weights gives. None: the published weights, or those of the factory's network; "none": initial weights.
+    """
+    from opq.zoo.models import default_weights
+
+    return default_weights(model) if weights is None else None if weights == "none" else weights
 
 
 def place(named: NamedModel, device: str | None) -> None:

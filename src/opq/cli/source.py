@@ -9,6 +9,7 @@ import click
 from opq.checkpoints import as_state
 from opq.checkpoints.state import State
 from opq.cli.compression_options import add_options
+from opq.cli.model_options import chosen_weights
 
 source_options = add_options(
     click.option(
@@ -19,7 +20,7 @@ source_options = add_options(
     click.option(
         "--weights",
         metavar="W",
-        help="Of a SOURCE that is a network: a checkpoint, or the name of published weights. Default: the best published ones.",
+        help="Of a SOURCE that is a network: as for opq calibrate. Default: the best published ones.",
     ),
 )
 """Adds the options of SOURCE to a command."""
@@ -31,7 +32,7 @@ def open_source(source: str, key: str | None, weights: str | None) -> State:
     Args:
         source: The path of a checkpoint; or torchvision:NAME, timm:NAME, package.module:factory or file.py:factory.
         key: The key of the state dict in a checkpoint that has several.
-        weights: As for `opq.zoo.models.open_network`. None: the published weights; the factory's network has its own.
+        weights: As for `chosen_weights`.
 
     Returns:
         The tensors of the checkpoint, or of the network.
@@ -46,6 +47,6 @@ def open_source(source: str, key: str | None, weights: str | None) -> State:
         return as_state(source, key=key)
     if key is not None:
         raise click.UsageError(f"--key requires a checkpoint as SOURCE, got {source!r}.")
-    from opq.zoo.models import default_weights, open_network
+    from opq.zoo.models import open_network
 
-    return as_state(open_network(source, weights or default_weights(source), seed=0))
+    return as_state(open_network(source, chosen_weights(source, weights), seed=0))
