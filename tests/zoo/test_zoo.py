@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import pytest
 import torch
-from networks import NETWORKS, TRANSFORMERS, Network
+from zoo_list import NETWORKS, TRANSFORMERS, Network
 
 import opq
 import opq.torch
