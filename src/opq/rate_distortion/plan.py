@@ -6,17 +6,19 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opq.config import RoundingName, Target, target_from_dict, target_to_dict
 from opq.config.checks import read_json
 from opq.errors import ConfigError, PlanError, TargetError
-from opq.text_table import format_table, html_text
+from opq.rate_distortion import scales
+from opq.text_table import format_table, html_text, step_text
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
-_JSON_FORMAT = "opq-plan-2"
+_JSON_FORMAT = "opq-plan-3"
 _LARGEST_NUMBER = 1e300
 _SHOWN = 2
 """Names of exact tensors that a plan's table shows for each reason."""
@@ -26,6 +28,8 @@ _ROUNDINGS = [name for name in get_args(RoundingName) if name != "auto"]
 @dataclass(frozen=True)
 class LayerPlan:
     """How one weight is pruned and quantized: code = sign(w) max(1, floor(|w|/step + rounding_offset)) if kept, 0 if pruned.
+
+    With scales (`opq.rate_distortion.scales`), step and threshold of each element are the plan's times its factor.
 
     Args:
         shape: The weight's shape; axis 0 is the channel axis.
@@ -37,6 +41,8 @@ class LayerPlan:
         num_kept: Number of kept weights, which are the largest ones; it replaces `threshold`. None: `threshold` decides.
         max_codes: Largest code per channel, >= 1; None for no clipping.
         rounding: "deadzone": each weight is rounded alone. "compensated": `num_kept` and `max_codes` must be None.
+        rows: Scale of each row (axis 0), -127..127; None if all are 0. `num_kept` and `max_codes` must be None with scales.
+        columns: Scale of each column (position in a row), likewise.
 
     Raises:
         PlanError: A field has the wrong type or is out of range.
@@ -51,11 +57,23 @@ class LayerPlan:
     num_kept: int | None = None
     max_codes: tuple[int, ...] | None = field(default=None, repr=False)
     rounding: str = "deadzone"
+    rows: tuple[int, ...] | None = field(default=None, repr=False)
+    columns: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+    @property
+    def scaled_axes(self) -> tuple[str, ...]:
+        """Which of "rows" and "columns" have scales."""
+        return tuple(key for key in ("rows", "columns") if getattr(self, key) is not None)
+
+    @property
+    def steps(self) -> float | NDArray[np.float32]:
+        """The step of each element in weight units: `step`, or float32 numbers shaped to broadcast with the weight."""
+        return scales.steps_like(self.step, self.rows, self.columns, self.shape) if self.scaled_axes else self.step
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -82,6 +100,18 @@ class LayerPlan:
             raise PlanError(f"rounding must be one of {', '.join(map(repr, _ROUNDINGS))}, got {self.rounding!r}")
         if self.rounding == "compensated" and (self.num_kept is not None or max_codes is not None):
             raise PlanError("num_kept and max_codes must be null with compensated rounding")
+        for key in self.scaled_axes:
+            values = getattr(self, key)
+            if not isinstance(values, tuple) or set(map(type, values)) != {int}:
+                raise PlanError(f"{key} must be integers, got {values!r:.80}")
+        problem = scales.misfit(self.rows, self.columns, shape)
+        for key in self.scaled_axes:
+            if not any(getattr(self, key)):
+                object.__setattr__(self, key, None)
+        if self.scaled_axes and (self.num_kept is not None or max_codes is not None):
+            raise PlanError("rows and columns must be null with num_kept and max_codes")
+        if problem := problem or scales.out_of_range(self.step, self.rows, self.columns):
+            raise PlanError(problem)
 
 
 @dataclass(frozen=True)
@@ -163,7 +193,7 @@ class Plan:
                 "x".join(map(str, layer.shape)) or "scalar",
                 f"{100.0 * layer.sparsity:.2f}%",
                 f"{layer.threshold:.4g}",
-                f"{layer.step:.4g}",
+                step_text(layer.step, layer.scaled_axes),
                 f"{layer.bits:.3f}",
                 f"{layer.bits * layer.count / 8.0:,.0f}",
             )
@@ -226,8 +256,7 @@ class Plan:
                 document["target"] = target_from_dict(document["target"])
             except TargetError as error:
                 raise PlanError(str(error)) from None
-        plan: Plan = _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}})
-        return plan
+        return cast(Plan, _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}}))
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -245,12 +274,12 @@ class Plan:
 def _layer(name: str, values: Any) -> LayerPlan:
     if not isinstance(values, dict):
         raise PlanError(f"layer {name!r}: expected an object")
-    tuples = {key: tuple(values[key]) for key in ("shape", "max_codes") if isinstance(values.get(key), list)}
+    lists = ("shape", "max_codes", "rows", "columns")
+    tuples = {key: tuple(values[key]) for key in lists if isinstance(values.get(key), list)}
     try:
-        layer: LayerPlan = _build(LayerPlan, {**values, **tuples})
+        return cast(LayerPlan, _build(LayerPlan, {**values, **tuples}))
     except PlanError as error:
         raise PlanError(f"layer {name!r}: {error.problem}") from None
-    return layer
 
 
 def _build(kind: Any, values: dict[str, Any]) -> Any:
