@@ -73,7 +73,7 @@ class LayerPlan:
     @property
     def steps(self) -> float | NDArray[np.float32]:
         """The step of each element in weight units: `step`, or float32 numbers shaped to broadcast with the weight."""
-        return scales.steps_like(self.step, self.rows, self.columns, self.shape) if self.scaled_axes else self.step
+        return scales.steps_like(self.step, self.rows, self.columns, self.shape)
 
     def __post_init__(self) -> None:
         """Check every field."""

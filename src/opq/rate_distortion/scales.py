@@ -47,8 +47,10 @@ def steps(step: float, rows: Scales | None, columns: Scales | None) -> NDArray[n
     return np.asarray(table[exponents - lowest])
 
 
-def steps_like(step: float, rows: Scales | None, columns: Scales | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """As `steps`, shaped to broadcast with a weight of this shape."""
+def steps_like(step: float, rows: Scales | None, columns: Scales | None, shape: tuple[int, ...]) -> float | NDArray[np.float32]:
+    """As `steps`, shaped to broadcast with a weight of this shape; without scales, the step itself."""
+    if rows is None and columns is None:
+        return step
     kernel = shape[1:] if columns is not None else (1,) * len(shape[1:])
     return steps(step, rows, columns).reshape(-1 if rows is not None else 1, *kernel)
 
