@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from opq.config import CompressionConfig, LayerConfig, Lossless, Ratio, Size, TwoStage
     from opq.evaluation.accuracy_search import AccuracySearchResult, AccuracyTrial, compress_to_accuracy
     from opq.evaluation.evaluate import Evaluation, evaluate
-    from opq.quantization.codebook import LevelTable, UniformCodebook
+    from opq.quantization.codebook import LevelTable, ScaledCodebook, UniformCodebook
     from opq.quantization.compressed_tensor import CompressedTensor
     from opq.rate_distortion.layers import LayerStatistics
     from opq.rate_distortion.plan import AuxiliaryPlan, LayerPlan, Plan
@@ -76,6 +76,7 @@ _MODULE_OF = {
     "Evaluation": "opq.evaluation.evaluate",
     "evaluate": "opq.evaluation.evaluate",
     "LevelTable": "opq.quantization.codebook",
+    "ScaledCodebook": "opq.quantization.codebook",
     "UniformCodebook": "opq.quantization.codebook",
     "CompressedTensor": "opq.quantization.compressed_tensor",
     "LayerStatistics": "opq.rate_distortion.layers",
@@ -129,6 +130,7 @@ __all__ = [
     "PreparedModel",
     "RDPoint",
     "Ratio",
+    "ScaledCodebook",
     "SelectionError",
     "Size",
     "SourceError",
