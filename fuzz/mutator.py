@@ -20,11 +20,11 @@ from codec_strategies import deflate, inflate, small_file, wrap
 from opq import dtypes
 from opq.codec.auxiliary import stored_dtype
 from opq.codec.byte_planes import encode_pack
-from opq.codec.entry import EIGHT_BITS, Entry
+from opq.codec.entry import EIGHT_BITS, STEPPED, Entry
 from opq.codec.header import Header, decode_header, header_columns
 from opq.codec.weight_section import encode_weight
 from opq.errors import OpqError
-from opq.quantization.codebook import LevelTable, UniformCodebook
+from opq.quantization.codebook import Codebook, LevelTable, UniformCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals
 
@@ -32,7 +32,7 @@ Mutate = Callable[[bytes, int], bytes]
 """(bytes, largest size) -> mutated bytes, as libFuzzer's mutator."""
 
 _SIZES = (0, 1, 2, 3, 7, 16, 63, 64, 65, 255, 256, 4095, 2**16, 2**31 - 1)
-_STORAGES = ("exact", "float16", "codes", "levels", "linear8", "relative8")
+_STORAGES = ("exact", "float16", "codes", "levels", "linear8", "relative8", "scaled")
 _MOST_REFILLED = 2000
 
 
@@ -115,7 +115,7 @@ class Mutator:
         if field == "section":
             return replace(entry, section=chance.randrange(sections))
         storage = chance.choice(_STORAGES) if field == "storage" else entry.storage
-        step = self._number() if storage == "codes" else None
+        step = self._number() if storage in STEPPED else None
         bounds = (self._number(), self._number()) if storage in EIGHT_BITS else None
         if bounds and chance.random() < 0.7:
             bounds = min(bounds), max(bounds)
@@ -157,11 +157,18 @@ class Mutator:
         codes = (self._integers(np.dtype("i4"), entry.count) >> self._chance.randrange(8, 32)).reshape(entry.shape)
         if entry.storage == "codes":
             return encode_weight(CompressedTensor(codes, UniformCodebook(1.0), "float32"))[0]
+        if entry.storage == "scaled":
+            return encode_weight(CompressedTensor(codes, self._scaled(codes.shape), "float32"))[0]
         kind = dtypes.NUMPY[entry.dtype]
         ordinals = np.unique(self._integers(np.dtype(f"i{kind.itemsize}"), self._chance.randint(1, 9)) >> 2)[: entry.count]
         ordinals = ordinals[ordinals != 0]
         codes = codes.clip(-np.count_nonzero(ordinals < 0), np.count_nonzero(ordinals > 0))
         return encode_weight(CompressedTensor(codes, LevelTable(from_ordinals(ordinals, kind)), entry.dtype))[0]
+
+    def _scaled(self, shape: tuple[int, ...]) -> Codebook:
+        rows, columns = (self._integers(np.dtype("i1"), math.prod(sizes)).clip(-127) for sizes in (shape[:1], shape[1:]))
+        axes = self._chance.choice(((rows, None), (None, columns), (rows, columns)))
+        return codebook_of(1.0, *axes)
 
     def _stored(self, entry: Entry) -> np.ndarray:
         kind = stored_dtype(entry.storage, entry.dtype)

@@ -34,7 +34,14 @@ two_stage_targets = st.builds(TwoStage, st.floats(0.0, 0.999), st.floats(1.001, 
 targets = byte_targets | two_stage_targets | st.just(Lossless())
 globs = st.lists(st.text(max_size=8), max_size=3)
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-layer_configs = st.builds(LayerConfig, sensitivity=numbers, sparsity=numbers, bits=numbers, step=numbers)
+layer_configs = st.builds(
+    LayerConfig,
+    sensitivity=numbers,
+    sparsity=numbers,
+    bits=numbers,
+    step=numbers,
+    scales=st.sampled_from([None, "none", "rows"]),
+)
 
 
 @st.composite
@@ -51,6 +58,7 @@ def configs(draw):
         }
     if isinstance(target, Ratio | Size):
         fields["rounding"] = draw(st.sampled_from(["auto", "compensated", "deadzone"]))
+        fields["scales"] = draw(st.sampled_from(["none", "rows"]))
     return CompressionConfig(target=target, **fields)
 
 
@@ -407,19 +415,29 @@ def test_layer_configs_add_up_and_the_last_one_counts():
         "fc*": LayerConfig(sensitivity=3),
     }
     found = CompressionConfig(target=TwoStage(0.5, 4), layers=layers).layer_configs(NAMES)
-    assert found["layer1.conv.weight"] == LayerConfig(sensitivity=2.0, sparsity=0.5, bits=6.0)
-    assert found["layer2.conv.weight"] == LayerConfig(sensitivity=2.0, bits=4.0)
-    assert found["fc.weight"] == LayerConfig(sensitivity=3.0)
-    assert found["conv1.weight"] == LayerConfig()
+    assert found["layer1.conv.weight"] == LayerConfig(sensitivity=2.0, sparsity=0.5, bits=6.0, scales="none")
+    assert found["layer2.conv.weight"] == LayerConfig(sensitivity=2.0, bits=4.0, scales="none")
+    assert found["fc.weight"] == LayerConfig(sensitivity=3.0, scales="none")
+    assert found["conv1.weight"] == LayerConfig(scales="none")
 
 
 def test_a_layer_config_keeps_fields_that_another_one_leaves_out():
     """A config without a sensitivity does not reset the one given before."""
     layers = {"fc.weight": LayerConfig(sensitivity=9.0), "fc.*": LayerConfig(bits=3)}
     found = CompressionConfig(target=Ratio(4), layers=layers).layer_configs(NAMES)
-    assert found["fc.weight"] == LayerConfig(sensitivity=9.0, bits=3.0)
+    assert found["fc.weight"] == LayerConfig(sensitivity=9.0, bits=3.0, scales="none")
     assert found["fc.weight"].is_fixed
-    assert not LayerConfig(sensitivity=9.0).is_fixed
+    assert not LayerConfig(sensitivity=9.0, scales="rows").is_fixed
+
+
+@pytest.mark.parametrize("scales", ["none", "rows"])
+def test_a_layer_config_has_the_scales_of_the_config_or_its_own(scales):
+    """A weight has the scales of its layer config; without one, those of the config."""
+    layers = {"fc.weight": LayerConfig(scales="rows"), "conv1.*": LayerConfig(scales="none"), "layer1*": LayerConfig(bits=3)}
+    found = CompressionConfig(target=Ratio(4), scales=scales, layers=layers).layer_configs(NAMES)
+    assert {name: config.scales for name, config in found.items()} == {
+        "conv1.weight": "none", "layer1.conv.weight": scales, "layer2.conv.weight": scales, "fc.weight": "rows",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -434,6 +452,7 @@ def test_a_layer_config_keeps_fields_that_another_one_leaves_out():
         ({"sensitivity": 0.0}, Ratio(4), "sensitivity must be positive"),
         ({"bits": 3, "step": 0.1}, TwoStage(0.5, 4), "bits and step cannot both be fixed"),
         ({"bits": 3, "sparsity": 0.1}, Size(1000), "sparsity and bits cannot both be fixed"),
+        ({"scales": "rows"}, TwoStage(0.5, 4), "scales must be 'none' with sparsity and bits, got 'rows'"),
     ],
 )
 def test_layer_configs_out_of_range_are_refused(layer, target, message):
@@ -449,6 +468,18 @@ def test_layer_configs_hold_finite_numbers(field, value):
     """A value that is no finite number is a ConfigError."""
     with pytest.raises(ConfigError, match=f"layer config: {field} must be a finite number, got"):
         LayerConfig(**{field: value})
+
+
+def test_unknown_scales_are_refused():
+    """Scales other than none and rows are a ConfigError, and so are scales with sparsity and bits."""
+    with pytest.raises(ConfigError, match="layer config: scales must be one of 'none', 'rows', got 'columns'"):
+        LayerConfig(scales="columns")
+    with pytest.raises(ConfigError, match="scales must be one of 'none', 'rows', got None"):
+        CompressionConfig(target=Ratio(4), scales=None)
+    with pytest.raises(ConfigError, match=r"scales \(='rows'\) cannot be combined with sparsity and bits"):
+        CompressionConfig(target=TwoStage(0.5, 4), scales="rows")
+    with pytest.raises(ConfigError, match="remove scales"):
+        CompressionConfig(target=Lossless(), scales="rows")
 
 
 def test_layer_configs_refuse_unknown_fields():

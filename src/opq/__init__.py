@@ -41,10 +41,11 @@ if TYPE_CHECKING:
     from opq.config import CompressionConfig, LayerConfig, Lossless, Ratio, Size, TwoStage
     from opq.evaluation.accuracy_search import AccuracySearchResult, AccuracyTrial, compress_to_accuracy
     from opq.evaluation.evaluate import Evaluation, evaluate
-    from opq.quantization.codebook import LevelTable, UniformCodebook
+    from opq.quantization.codebook import LevelTable, ScaledCodebook, UniformCodebook
     from opq.quantization.compressed_tensor import CompressedTensor
+    from opq.rate_distortion.layer_plan import LayerPlan
     from opq.rate_distortion.layers import LayerStatistics
-    from opq.rate_distortion.plan import AuxiliaryPlan, LayerPlan, Plan
+    from opq.rate_distortion.plan import AuxiliaryPlan, Plan
     from opq.reporting.compare import Comparison, compare
     from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import Inspection, inspect
@@ -76,11 +77,12 @@ _MODULE_OF = {
     "Evaluation": "opq.evaluation.evaluate",
     "evaluate": "opq.evaluation.evaluate",
     "LevelTable": "opq.quantization.codebook",
+    "ScaledCodebook": "opq.quantization.codebook",
     "UniformCodebook": "opq.quantization.codebook",
     "CompressedTensor": "opq.quantization.compressed_tensor",
     "LayerStatistics": "opq.rate_distortion.layers",
     "AuxiliaryPlan": "opq.rate_distortion.plan",
-    "LayerPlan": "opq.rate_distortion.plan",
+    "LayerPlan": "opq.rate_distortion.layer_plan",
     "Plan": "opq.rate_distortion.plan",
     "Comparison": "opq.reporting.compare",
     "compare": "opq.reporting.compare",
@@ -129,6 +131,7 @@ __all__ = [
     "PreparedModel",
     "RDPoint",
     "Ratio",
+    "ScaledCodebook",
     "SelectionError",
     "Size",
     "SourceError",

@@ -50,6 +50,11 @@ def size_text(size: float) -> str:
     return f"{size:.{digits}f} {unit}"
 
 
+def step_text(step: float, scaled_axes: Sequence[str] = ()) -> str:
+    """A step with four digits and the axes that have scales, such as "0.01234 by rows"."""
+    return f"{step:.4g}" + (f" by {', '.join(scaled_axes)}" if scaled_axes else "")
+
+
 def file_summary(file_bytes: int, dense_bytes: int, bits_per_weight: float | None, sparsity: float | None) -> str:
     """Summarize a file in one line, such as "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros)".
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from codec_strategies import deflate, encode_file, inflate, sections_of, small_file, stepped, with_sections, wrap
+from codec_strategies import deflate, encode_file, inflate, scaled_as, sections_of, small_file, stepped, with_sections, wrap
 
 from opq.codec.byte_planes import encode_pack
+from opq.codec.byte_reader import varint
 from opq.codec.entry import Entry
 from opq.codec.file_writer import MAGIC
 from opq.codec.header import Header, decode_header, header_columns
@@ -200,6 +201,79 @@ def a_negative_step() -> bytes:
 def a_step_that_overflows() -> bytes:
     """The largest float32 as step: codes above 1 are infinite."""
     return with_entries(simple_file(), lambda e: replace(e, step=3.0e38), names=is_weight)
+
+
+def scaled_file(step: float = 0.5) -> bytes:
+    """A weight whose rows and columns have scales."""
+    codes = np.array([[1, -2, 0], [0, 3, 40]], dtype=np.int32)
+    return encode_file({"w": scaled_as(codes, step, rows=[8, -3], columns=[0, 1, 2])})
+
+
+@attack
+def scales_that_overflow() -> bytes:
+    """A step of 2^100 and scales of 32 octaves: steps of some elements are infinite."""
+    codes = np.array([[1, -2, 0], [0, 3, 40]], dtype=np.int32)
+    data = encode_file({"w": scaled_as(codes, 0.5, rows=[127, 0], columns=[127, 0, 0])})
+    return with_entries(data, lambda e: replace(e, step=2.0**100))
+
+
+@attack
+def scales_that_underflow() -> bytes:
+    """A subnormal step, whose products with scales some processors round to zero."""
+    return with_entries(scaled_file(), lambda e: replace(e, step=2.0**-140))
+
+
+@attack
+def scales_of_minus_128() -> bytes:
+    """A byte of 0, one below the lowest scale."""
+    section = b"\1" + varint(3) + encode_pack([np.array([0, 130], dtype=np.uint8)])
+    return with_sections(scaled_file(), [section])
+
+
+@attack
+def scales_of_zero() -> bytes:
+    """Scales that change nothing: a second way to write a weight without scales."""
+    section = b"\1" + varint(3) + encode_pack([np.array([128, 128], dtype=np.uint8)])
+    return with_sections(scaled_file(), [section])
+
+
+@attack
+def scales_of_no_axis() -> bytes:
+    """A section of scaled codes that declares no scales."""
+    return with_sections(scaled_file(), [bytes([0, 0])])
+
+
+@attack
+def scales_of_a_scalar() -> bytes:
+    """Scales of a weight without rows."""
+    one = encode_file({"w": scaled_as(np.array([5], dtype=np.int32), rows=[1])})
+    return with_entries(one, lambda e: replace(e, shape=()))
+
+
+@attack
+def scales_for_other_shapes() -> bytes:
+    """A section of scaled codes that a second weight reads with its rows as columns."""
+    data = encode_file({name: scaled_as(np.ones((2, 3), dtype=np.int32), rows=[1, 2]) for name in "ab"})
+    return with_entries(data, lambda e: replace(e, shape=(3, 2)), names=lambda name: name == "b")
+
+
+@attack
+def maximum_size_of_scales() -> bytes:
+    """Just under the limit: 64 MiB of float16 weights, each row and each column with a scale of its own."""
+    rows, columns = 2**13, 2**12 - 1
+    scales = [np.arange(count, dtype=np.uint32).astype(np.uint8) // 4 + 96 for count in (rows, columns)]
+    packed = encode_pack(scales)
+    data = with_sections(scaled_file(), [b"\3" + varint(len(packed)) + packed])
+    return with_entries(data, lambda e: replace(e, shape=(rows, columns), dtype="float16"))
+
+
+@attack
+def scales_for_thousands() -> bytes:
+    """Two thousand weights of other steps that share a section of scaled codes."""
+    header = decode_header(deflate(inflate(scaled_file())))
+    many = multiply(header, 2000)
+    entries = [replace(entry, step=1.0 + number) for number, entry in enumerate(many.entries)]
+    return with_header(scaled_file(), lambda _: replace(many, entries=entries))
 
 
 @attack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -14,6 +15,8 @@ import opq.torch
 from opq.calibration import batch_norm_pairs, fisher, gptq, paired_forward, synthetic_images
 from opq.calibration.calibrate import calibrate
 from opq.errors import CalibrationError, TargetError
+from opq.functional import measure
+from opq.rate_distortion.scales import measured_rows
 
 
 class Small(nn.Module):
@@ -81,6 +84,37 @@ def test_a_calibrated_file_meets_its_target(network, inputs):
         made = calibrate(network, inputs).compress(ratio=ratio)
         assert 0.995 * dense / ratio <= made.file_bytes <= dense / ratio
         assert made.plan is None
+
+
+@pytest.mark.slow
+def test_a_calibrated_file_keeps_the_scales_of_rows(network, inputs, tmp_path):
+    """Layers whose outputs no batch norm takes have the measured scales of their rows; the others have no scales."""
+    uneven = copy.deepcopy(network)
+    with torch.no_grad():
+        for layer in (uneven.head, uneven.shared):
+            factors = torch.exp2(torch.linspace(-3.0, 3.0, len(layer.weight)))
+            layer.weight.mul_(factors[:, None] if layer.weight.ndim == 2 else factors[:, None, None, None])
+    made = calibrate(uneven, inputs[:32]).compress(size=5000, scales="rows")
+    assert 4975 <= made.file_bytes <= 5000
+    opq.verify(made.data)
+    model = loaded(made, tmp_path)
+    with opq.OpqFile(made.data) as file:
+        for name in ("head", "shared"):
+            rows = measured_rows(measure(uneven.get_submodule(name).weight.detach().numpy()).channel_scales)
+            assert file[f"{name}.weight"].codebook.rows.tolist() == rows.tolist()
+            assert np.array_equal(model.get_submodule(name).weight.detach().numpy(), file.array(f"{name}.weight"))
+        assert all(isinstance(file[f"{name}.weight"].codebook, opq.UniformCodebook) for name in ("conv", "depthwise"))
+    assert divergence(uneven, model, inputs) < 0.1 * float(uneven(inputs).detach().square().mean())
+
+
+@pytest.mark.slow
+def test_a_fixed_layer_keeps_its_scales_and_step(network, inputs):
+    """A layer with a fixed step is quantized as its plan says, scales included, and the layers behind it compensate."""
+    fixed = opq.LayerConfig(step=0.125, scales="rows")
+    made = calibrate(network, inputs[:32]).compress(size=5000, layers={"head.weight": fixed})
+    with opq.OpqFile(made.data) as file:
+        assert file["head.weight"].codebook.step == 0.125
+        assert file["head.weight"].codebook.rows.any()
 
 
 @pytest.mark.slow

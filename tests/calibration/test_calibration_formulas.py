@@ -162,6 +162,45 @@ def test_the_step_of_a_convolution(groups):
     assert found.step == pytest.approx(wanted, rel=1e-4)
 
 
+@given(seeds, st.booleans())
+@settings(max_examples=20)
+def test_rows_with_scales_are_reconstructed_alike(seed, bias):
+    """A row times 2^m has, with the scale 8 m and the sensitivity over 4^m, the same codes, and the same step without scales.
+    A layer with a batch norm, which absorbs the scales of rows, has none.
+    """
+    (dense, own), layer, moved = activations(seed), linear(seed, bias), linear(seed, bias)
+    octaves = np.random.default_rng(seed).integers(-4, 5, OUTPUTS)
+    factors = torch.from_numpy(np.exp2(octaves))
+    with torch.no_grad():
+        moved.weight.mul_(factors[:, None].float())
+    inputs, costs = (torch.from_numpy(dense), torch.from_numpy(own)), torch.rand(OUTPUTS).double() + 0.5
+    plain = reconstruct_layer(layer, False, *inputs, costs, COARSE)
+    rows = tuple((8 * octaves).tolist())
+    scaled = reconstruct_layer(moved, False, *inputs, costs / factors**2, COARSE, rows)
+    assert torch.equal(scaled.codes, plain.codes)
+    assert scaled.step == pytest.approx(plain.step, rel=1e-6)
+    if any(rows):
+        assert scaled.tensor().codebook.rows.tolist() == list(rows)
+    with torch.no_grad():
+        scaled.apply(moved, None)
+    assert np.array_equal(moved.weight.detach().numpy(), scaled.tensor().values())
+    assert reconstruct_layer(moved, True, *inputs, costs, COARSE, rows).rows is None
+
+
+def test_the_step_with_scales():
+    """With scales it is sqrt(6 lambda / (ln 2 G h)) with G the mean of G_j f_j^2; row j has its factor f_j times it."""
+    (dense, own), layer = activations(1), linear(1, False)
+    costs, rows = torch.rand(OUTPUTS, generator=torch.Generator().manual_seed(0)).double() + 0.5, (0, 3, -5, 8, 1, 20, -30, 2)
+    found = reconstruct_layer(layer, False, torch.from_numpy(dense), torch.from_numpy(own), costs, COARSE, rows)
+    plain = reconstruct_layer(layer, False, torch.from_numpy(dense), torch.from_numpy(own), costs, COARSE)
+    factors = 2.0 ** (np.array(rows) / 8.0)
+    wanted = plain.step * math.sqrt(float(costs.mean()) / float((costs.numpy() * factors**2).mean()))
+    assert found.step == pytest.approx(wanted, rel=1e-5)
+    target = ridge_regression(layer.weight.detach().numpy().astype(np.float64), dense, own, centred=False)
+    steps = found.step * factors[:, None]
+    assert (np.abs(found.tensor().values() - target) / steps).mean() < 3.0
+
+
 @given(st.floats(1e-6, 1e3), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_a_step_minimizes_error_and_bits(lmbda, cost, power):
     """No other step has a lower G h step^2 / 12 - lambda log2(step): the error at high rate plus lambda times the bits."""

@@ -115,6 +115,23 @@ def test_options_reach_the_library(source, network, tmp_path, capsys):
     assert run(capsys, "plan", source, "--config", tmp_path / "config.json", "--json")[1] == opq.plan(source, config).to_json()
 
 
+def test_scales_reach_the_library(source, network, tmp_path, capsys):
+    """--scales, and scales of a --layer, are those of the config; the plan and the file show them."""
+    file = tmp_path / "n.opq"
+    options = ["--ratio", "8", "--scales", "rows", "--layer", "fc.weight:scales=none"]
+    assert main(["compress", str(source), *options, "-o", str(file)]) == 0
+    layers = {"fc.weight": opq.LayerConfig(scales="none")}
+    assert file.read_bytes() == opq.compress(source, ratio=8, scales="rows", layers=layers).data
+    capsys.readouterr()
+    assert main(["inspect", str(file)]) == 0
+    shown = {line.split()[0]: " by rows" in line for line in capsys.readouterr().out.split("\n\n")[0].splitlines()}
+    assert {name for name, has in shown.items() if has} == {
+        name for name, array in network.items() if array.ndim > 1 and name != "fc.weight"
+    }
+    assert main(["plan", str(source), "--ratio", "8", "--layer", "fc.weight:scales=rows"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if " by rows" in line] == ["fc.weight"]
+
+
 def test_no_zeros_is_a_sparsity(source, tmp_path, capsys):
     """`--sparsity 0` is a valid target: nothing is pruned."""
     status, _, _ = run(capsys, "compress", source, "--sparsity", 0, "--bits", 4, "-o", tmp_path / "net.opq")
@@ -188,6 +205,8 @@ def test_inspect_compares_on_request(source, tmp_path, capsys):
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--layer", "fc"], "must be GLOB:KEY=X"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--layer", "fc:size=3"], "must be GLOB:KEY=X"),
         (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--layer", "fc:bits=x"], "must be GLOB:KEY=X"),
+        (["compress", "{source}", "-o", "{new}", "--ratio", "3", "--scales", "all"], "'all' is not one of"),
+        (["compress", "{source}", "-o", "{new}", "--plan", "p", "--scales", "rows"], "leave out --scales"),
         (["squeeze", "{source}"], "No such command"),
         (["verify"], "Missing argument"),
     ],

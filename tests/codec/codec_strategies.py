@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.file_writer import write
 from opq.codec.header import Header, decode_header, encode_header
-from opq.quantization.codebook import LevelTable, UniformCodebook
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, UniformCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals, to_ordinals
 
@@ -72,12 +72,35 @@ def leveled(draw, codes=SMALL_CODES) -> CompressedTensor:
     return CompressedTensor(clipped, LevelTable(from_ordinals(chosen, dtype)), kind)
 
 
-WEIGHTS = STEPPED | leveled()
+@st.composite
+def scaled(draw, codes=SMALL_CODES) -> CompressedTensor:
+    """A weight whose rows, columns or both have scales, which change a step by at most two octaves; any of them may be 0."""
+    array = draw(codes.filter(lambda array: array.ndim > 0))
+    lengths = {"rows": len(array), "columns": array[0].size}
+    axes = draw(st.sampled_from([("rows",), ("columns",), ("rows", "columns")]))
+    found = {axis: draw(arrays.arrays(np.int8, lengths[axis], elements=st.integers(-8, 4))) for axis in axes}
+    codebook = codebook_of(draw(STEPS), found.get("rows"), found.get("columns"))
+    return CompressedTensor(array, codebook, draw(st.sampled_from(sorted(dtypes.COMPRESSIBLE))))
+
+
+WEIGHTS = STEPPED | leveled() | scaled()
 
 
 def stepped(codes: NDArray[np.int32], step: float = 1.0, dtype: str = "float32") -> CompressedTensor:
     """A weight of these codes, with the float32 number nearest to `step`."""
     return CompressedTensor(codes, UniformCodebook(float(np.float32(step))), dtype)
+
+
+def scaled_as(
+    codes: NDArray[np.int32],
+    step: float = 1.0,
+    dtype: str = "float32",
+    *,
+    rows: Sequence[int] | None = None,
+    columns: Sequence[int] | None = None,
+) -> CompressedTensor:
+    """A weight of these codes and scales, with the float32 number nearest to `step`."""
+    return CompressedTensor(codes, codebook_of(float(np.float32(step)), rows, columns), dtype)
 
 
 def leveled_as(codes: NDArray[np.int32], levels: NDArray[np.generic]) -> CompressedTensor:
@@ -100,7 +123,9 @@ def files(draw, storages=("exact", "float16", "uint8")) -> bytes:
     tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE | VECTORS, max_size=6))
     for name, tensor in list(tensors.items()):
         if isinstance(tensor, CompressedTensor) and draw(st.booleans()):
-            tensors[name + "+"] = replace(tensor, codes=tensor.codes.reshape(-1))
+            is_scaled = isinstance(tensor.codebook, ScaledCodebook)
+            tied = {"dtype": "float32"} if is_scaled else {"codes": tensor.codes.reshape(-1)}
+            tensors[name + "+"] = replace(tensor, **tied)
     metadata = draw(st.dictionaries(TEXTS, TEXTS, max_size=3))
     return encode_file(tensors, draw(st.sampled_from(storages)), metadata)
 
@@ -111,6 +136,7 @@ def small_file() -> bytes:
     tensors = {
         "features.0.weight": stepped(codes.reshape(2, 3, 2, 2), 0.0625),
         "features.3.weight": stepped(codes[::-1].copy().reshape(4, 6), 0.125, "float16"),
+        "features.6.weight": scaled_as(codes.reshape(3, 2, 2, 2), 0.5, rows=[8, 0, -3], columns=[1] * 7 + [-9]),
         "head.weight": stepped(codes.reshape(4, 6), 0.25, "float64"),
         "scale": stepped(np.array(-5, dtype=np.int32), 0.1, "bfloat16"),
     }
@@ -164,6 +190,15 @@ def with_sections(data: bytes, sections: list[bytes]) -> bytes:
     header = decode_header(deflate(inflate(data)))
     lengths, checksums = [len(section) for section in sections], [zlib.crc32(section) for section in sections]
     return wrap(encode_header(Header(header.entries, lengths, checksums, header.metadata)), b"".join(sections))
+
+
+def same_codebooks(a: Codebook, b: Codebook) -> bool:
+    """Whether two codebooks give the same values."""
+    keys = [
+        [type(book), getattr(book, "step", None), *(np.array(getattr(book, key, None)).tolist() for key in ("rows", "columns"))]
+        for book in (a, b)
+    ]
+    return keys[0] == keys[1] and same_bits(*(getattr(book, "levels", np.zeros(0)) for book in (a, b)))
 
 
 def same_bits(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:

@@ -34,7 +34,7 @@ def test_contextless_bits_are_entropy_signs_and_bits_within_classes(seed, size, 
     threshold = (1.0 - offset) * step
     levels = np.maximum(np.floor(np.abs(weight) / step + offset), 1.0)
     codes = np.where(np.abs(weight) > threshold, np.sign(weight) * levels, 0.0).astype(int)
-    statistics = LayerStatistics((times, size), 1.0, np.ones(times), 0, np.sort(np.abs(weight)), np.zeros(0))
+    statistics = LayerStatistics((times, size), 1.0, np.ones(times), 0, *[np.sort(np.abs(weight))] * 2, 1, np.zeros(0))
     wanted = times * bits_by_hand(codes.tolist())
     assert contextless_bits(statistics, threshold, step, offset) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 

@@ -315,7 +315,7 @@ def test_contextless_bits_are_the_bits(kind, seed, shape, ratio, step, offset):
     codes = np.where(magnitude > threshold, np.sign(weight) * levels, 0).astype(np.int32)
     scales = np.full(shape[0], magnitude.mean(), dtype=np.float64)
     ascending = np.sort(magnitude, axis=None)
-    statistics = LayerStatistics(shape, float(magnitude.mean()), scales, 0, ascending, weight[:0])
+    statistics = LayerStatistics(shape, float(magnitude.mean()), scales, 0, ascending, magnitude, 1, weight[:0])
     bits = 8.0 * len(encode_codes(codes))
     assert abs(contextless_bits(statistics, threshold, step, offset) - bits) <= 0.04 * bits + 800.0
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ from codec_strategies import (
     inflate,
     leveled,
     same_bits,
+    same_codebooks,
+    scaled,
+    scaled_as,
     sections_of,
     small_file,
     stepped,
@@ -40,13 +43,13 @@ from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import LARGEST_PACK, in_order, largest_content, pack_auxiliary, write
 from opq.compression.planned_weight import PlannedWeight
 from opq.errors import FormatError, OpqError, SourceError, TargetError, WeightError
-from opq.quantization.codebook import Codebook, LevelTable, UniformCodebook
+from opq.quantization.codebook import Codebook, ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor, compress_tensor
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 KINDS = sorted(dtypes.COMPRESSIBLE)
 STEPPED = st.builds(CompressedTensor, CODES, STEPS.map(UniformCodebook), st.sampled_from(["float32", "float64", "bfloat16"]))
-WEIGHTS = STEPPED | leveled()
+WEIGHTS = STEPPED | leveled() | scaled()
 
 
 CONTENTS = st.dictionaries(NAMES, WEIGHTS | AUXILIARY, max_size=8)
@@ -74,11 +77,7 @@ def test_a_written_mapping_reads_back_equal(tensors, metadata):
                 continue
             assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape)
             assert same_bits(got.codes, tensor.codes)
-            assert type(got.codebook) is type(tensor.codebook)
-            if isinstance(tensor.codebook, LevelTable):
-                assert same_bits(got.codebook.levels, tensor.codebook.levels)
-            else:
-                assert got.codebook == tensor.codebook
+            assert same_codebooks(got.codebook, tensor.codebook)
             assert same_bits(file.array(name), tensor.values())
 
 
@@ -155,7 +154,7 @@ def test_a_lazy_weight_gives_the_same_file(weights):
 
 
 @pytest.mark.parametrize("chunk", [None, 40], ids=["whole", "by rows"])
-@pytest.mark.parametrize("rounding", ["compensated", "deadzone", "two_stage"])
+@pytest.mark.parametrize("rounding", ["compensated", "deadzone", "two_stage", "scaled compensated", "scaled deadzone"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(12, 5, 3, 3), (30, 7), (64,), (1, 1)])
 def test_a_planned_weight_gives_the_same_file(shape, kind, rounding, chunk, monkeypatch):
@@ -165,11 +164,17 @@ def test_a_planned_weight_gives_the_same_file(shape, kind, rounding, chunk, monk
         monkeypatch.setattr("opq.codec.code_stream.CHUNK", chunk)
     weight = np.random.default_rng(0).laplace(scale=0.1, size=shape).astype(dtypes.NUMPY[kind])
     step = float(np.float32(0.07))
-    fixed = {"num_kept": weight.size // 3, "max_codes": (2,) * shape[0]} if rounding == "two_stage" else {"rounding": rounding}
+    fixed = {"rounding": rounding.removeprefix("scaled ")}
+    if rounding == "two_stage":
+        fixed = {"num_kept": weight.size // 3, "max_codes": (2,) * shape[0]}
+    elif rounding.startswith("scaled"):
+        fixed["rows"] = tuple(row % 17 - 9 for row in range(shape[0]))
+        fixed["columns"] = tuple(column % 5 - 1 for column in range(weight[0].size))
     plan = LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, **fixed)
     planned = PlannedWeight(as_state({"w": weight}), "w", plan)
     tensor = compress_tensor(weight, plan)
-    assert (planned.shape, planned.dtype, planned.codebook) == (tensor.shape, tensor.dtype, tensor.codebook)
+    assert (planned.shape, planned.dtype) == (tensor.shape, tensor.dtype)
+    assert same_codebooks(planned.codebook, tensor.codebook)
     assert encode_file({"w": planned, "b": np.ones(3)}) == encode_file({"w": tensor, "b": np.ones(3)})
 
 
@@ -183,6 +188,31 @@ def test_equal_codes_are_stored_once(codes, uses):
         for name, weight in weights.items():
             assert same_bits(file[name].codes, weight.codes)
             assert (file[name].codebook, file[name].dtype) == (weight.codebook, weight.dtype)
+
+
+@given(scaled().filter(lambda weight: isinstance(weight.codebook, ScaledCodebook)), st.lists(STEPS, min_size=2, max_size=4))
+def test_equal_scaled_codes_are_stored_once(weight, steps):
+    """Weights of equal codes, scales and shape share one section; each has its own step and dtype, in every way of reading."""
+    weights = {
+        f"w{i}": replace(weight, codebook=replace(weight.codebook, step=step), dtype=KINDS[i]) for i, step in enumerate(steps)
+    }
+    data = encode_file(weights)
+    assert len(sections_of(data)) == 1
+    with OpqFile(data) as file:
+        for found in (file, dict(file.weights())):
+            for name, expected in weights.items():
+                assert same_codebooks(found[name].codebook, expected.codebook)
+                assert same_bits(found[name].values(), expected.values())
+
+
+def test_scaled_codes_of_other_shapes_are_not_shared():
+    """Weights with equal sections but other shapes, to which the scales would mean something else, are stored apart."""
+    codes = np.arange(6, dtype=np.int32)
+    weights = {f"w{n}": scaled_as(codes.reshape(shape), rows=[3]) for n, shape in enumerate([(1, 6), (1, 6, 1), (1, 6, 1, 1)])}
+    data = encode_file(weights)
+    assert len(sections_of(data)) == 3
+    assert len(set(sections_of(data))) == 1
+    assert all(same_bits(array, weights[name].values()) for name, array in read_all(data).items())
 
 
 @given(SMALL_CODES, st.permutations(range(4)))
@@ -300,6 +330,21 @@ def test_paths_and_bytes_are_read_alike(tmp_path_factory, tensors):
     for other in (opq.numpy.load_file(path), opq.numpy.load(data), one_by_one):
         assert set(other) == set(expected)
         assert all(same_bits(other[name], expected[name]) for name in expected)
+
+
+@given(WEIGHTS.filter(lambda weight: weight.codes.ndim > 0), st.data())
+def test_parts_of_a_weight_are_those_of_the_whole(weight, data):
+    """Slices of an open file, pieces of it, and rows of a state of codes are the values of the whole weight."""
+    start = data.draw(st.integers(0, len(weight.codes) - 1))
+    stop = data.draw(st.integers(start, len(weight.codes)))
+    encoded, whole = encode_file({"w": weight}), weight.values()
+    with opq.numpy.safe_open(encoded, framework="numpy") as file:
+        assert same_bits(file.get_slice("w")[start:stop], whole[start:stop])
+    with OpqFile(encoded) as file:
+        pieces = list(file.pieces("w"))
+        assert same_bits(np.concatenate([piece.values() for piece in pieces]), whole)
+        assert sum(piece.num_kept for piece in pieces) == weight.num_kept
+    assert same_bits(as_state({"w": weight}).rows("w", start, stop), whole[start:stop])
 
 
 def test_arrays_are_writable_copies():

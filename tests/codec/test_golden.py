@@ -107,3 +107,9 @@ def test_golden_files_hold_every_dtype_and_storage():
         entries = file.entries
     assert {entry.dtype for entry in entries if entry.storage == "levels"} == dtypes.COMPRESSIBLE
     assert {entry.storage for entry in entries} == {"levels", "exact", "float16", "linear8", "relative8"}
+    with OpqFile(GOLDEN / "scaled.opq") as file:
+        scaled = {entry.name: entry for entry in file.entries if entry.storage == "scaled"}
+        axes = {file[name].codebook.axes for name in scaled}
+    assert {entry.dtype for entry in scaled.values()} == dtypes.COMPRESSIBLE
+    assert axes == {("rows",), ("columns",), ("rows", "columns")}
+    assert scaled["c"].section == scaled["c.tied"].section != scaled["c.turned"].section

@@ -36,18 +36,20 @@ SHAPES = st.lists(SIZES, max_size=32).map(tuple).filter(fits) | st.lists(st.inte
 @st.composite
 def headers(draw) -> Header:
     names = sorted(draw(st.sets(NAMES, max_size=8)), key=str.encode)
-    holds: list[int | None] = []  # how many codes each section has, None for a pack
+    holds: list[object] = []  # how many codes each section has, or for which shape; None for a pack
     entries = []
     for name in names:
         shape = draw(SHAPES)
         count = Entry(name, shape, "bool", "exact", 0).count
         is_codes = count > 0 and draw(st.booleans())
-        storage = "codes" if is_codes else draw(st.sampled_from(["exact", "float16"]))
+        storages = ["codes", "scaled"][: 1 + bool(shape)] if is_codes else ["exact", "float16"]
+        storage = draw(st.sampled_from(storages))
         kinds = sorted(dtypes.NUMPY if storage == "exact" else dtypes.COMPRESSIBLE)
-        fitting = [i for i, held in enumerate(holds) if held == (count if is_codes else None)]
+        held_here = {"codes": count, "scaled": shape}.get(storage)
+        fitting = [i for i, held in enumerate(holds) if held == held_here]
         section = draw(st.sampled_from([*(fitting if is_codes else fitting[-1:]), len(holds)]))
         if section == len(holds):
-            holds.append(count if is_codes else None)
+            holds.append(held_here)
         step = draw(st.floats(2.0**-149, float(np.finfo(np.float32).max), width=32)) if is_codes else None
         entries.append(Entry(name, shape, draw(st.sampled_from(kinds)), storage, section, step))
     lengths = draw(st.lists(st.integers(0, 2**63 - 1), min_size=len(holds), max_size=len(holds)))
@@ -183,7 +185,13 @@ def test_columns_are_those_of_the_format():
         ({"suffixes": b"aab\xff"}, "UTF-8"),
         ({"dtypes": bytes([11, 9, 32])}, "unknown dtype 32"),
         ({"dtypes": bytes([11, 9, 255])}, "unknown dtype 255"),
-        ({"storages": bytes([2, 1, 6])}, "unknown storage 6"),
+        ({"storages": bytes([2, 1, 7])}, "unknown storage 7"),
+        ({"storages": bytes([6, 1, 0]), "ranks": b"\0\0\1", "sizes": b"\5"}, "without dimensions must not be stored as scaled"),
+        ({"storages": bytes([6, 1, 0]), "dtypes": bytes([13, 9, 0])}, "cannot be stored as scaled"),
+        ({"storages": bytes([6, 1, 0]), "sizes": b"\0\3\5"}, "must not be stored as scaled"),
+        ({"storages": bytes([6, 1, 0]), "steps": struct.pack("<f", 0.0)}, "positive and finite"),
+        ({**TWO_WEIGHTS, "storages": bytes([6, 2, 0]), **SAME_SIZE}, "another kind"),
+        ({**TWO_WEIGHTS, "storages": bytes([6, 6, 0]), **SAME_SIZE}, "another kind"),
         ({"dtypes": bytes([6, 9, 0]), "storages": bytes([3, 1, 0]), "steps": b""}, "cannot be stored as levels"),
         ({"storages": bytes([2, 4, 0]), "bounds": bytes(8)}, "float16 cannot be stored as linear8"),
         ({"storages": bytes([2, 5, 0]), "bounds": bytes(8)}, "float16 cannot be stored as relative8"),

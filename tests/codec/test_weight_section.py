@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from codec_strategies import CODES, WEIGHTS, encode_file, leveled, leveled_as, same_bits, sections_of
+from codec_strategies import (
+    CODES,
+    WEIGHTS,
+    encode_file,
+    leveled,
+    leveled_as,
+    same_bits,
+    same_codebooks,
+    scaled,
+    scaled_as,
+    sections_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +24,9 @@ from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
 from opq.codec.code_stream import encode_codes
 from opq.codec.entry import Entry
-from opq.codec.weight_section import decode_pieces, decode_weight, encode_weight, entry_of, table_bytes
+from opq.codec.weight_section import decode_pieces, decode_weight, encode_weight, entry_of, split
 from opq.errors import FormatError, WeightError
-from opq.quantization.codebook import LevelTable
+from opq.quantization.codebook import LevelTable, ScaledCodebook, UniformCodebook
 
 ONE = np.array([[1]], dtype=np.int32)
 FOUR = np.ones((2, 2), dtype=np.int32)
@@ -30,7 +41,7 @@ def test_levels_and_codes_come_back(tensor):
     assert same_bits(again.codebook.levels, tensor.codebook.levels)
     assert same_bits(again.codes, tensor.codes)
     ways = [encode_codes(tensor.codes, extra_raw_bits=bits) for bits in range(4)]
-    assert section[table_bytes(section) :] == min(ways, key=len)
+    assert split(section, entry_of("w", tensor))[1] == min(ways, key=len)
 
 
 @given(WEIGHTS)
@@ -39,12 +50,12 @@ def test_sections_hold_any_weight(tensor):
     section, nonzero = encode_weight(tensor)
     entry = entry_of("w", tensor, 7)
     assert (entry.name, entry.shape, entry.dtype, entry.section) == ("w", tensor.shape, tensor.dtype, 7)
-    assert (entry.storage, entry.step) == (
-        ("levels", None) if isinstance(tensor.codebook, LevelTable) else ("codes", tensor.codebook.step)
-    )
+    storage = {LevelTable: "levels", UniformCodebook: "codes", ScaledCodebook: "scaled"}[type(tensor.codebook)]
+    assert (entry.storage, entry.step) == (storage, getattr(tensor.codebook, "step", None))
     assert nonzero == tensor.num_kept == np.count_nonzero(tensor.codes)
     again = decode_weight(section, entry)
     assert same_bits(again.codes, tensor.codes)
+    assert same_codebooks(again.codebook, tensor.codebook)
     assert same_bits(again.values(), tensor.values())
     pieces = [piece.values().reshape(-1) for piece in decode_pieces(section, entry)]
     assert np.concatenate(pieces).tobytes() == tensor.values().tobytes()
@@ -111,9 +122,78 @@ def test_each_rule_of_a_table(section, problem):
         decode(section)
 
 
-@given(leveled(), st.data())
+def scales(flags: int, values: list[int]) -> bytes:
+    """The start of a section of scaled codes: which axes have scales, and these."""
+    packed = encode_pack([np.array(values, dtype=np.uint8)])
+    return bytes([flags]) + varint(len(packed)) + packed
+
+
+def decode_scaled(section: bytes, step: float = 0.5):
+    """The weight of two rows of three elements that a section of scaled codes holds."""
+    return decode_weight(section, Entry("w", (2, 3), "float32", "scaled", 0, step))
+
+
+def test_sections_of_scaled_codes_are_those_of_the_format():
+    """The bytes are the axes, the packed scales plus 128, rows first, and a section of codes."""
+    codes = np.array([[1, -2, 0], [3, 0, 1]], dtype=np.int32)
+    for flags, rows, columns in ((1, [8, -3], None), (2, None, [0, 1, 127]), (3, [-127, 0], [5, 6, 7])):
+        values = [scale + 128 for axis in (rows, columns) for scale in axis or ()]
+        tensor = scaled_as(codes, 0.5, rows=rows, columns=columns)
+        assert encode_weight(tensor) == (scales(flags, values) + encode_codes(codes), 4)
+        assert same_bits(decode_scaled(scales(flags, values) + encode_codes(codes)).values(), tensor.values())
+    zeros = scaled_as(0 * codes, 0.5, rows=[1, 1])
+    assert encode_weight(zeros) == (scales(1, [129, 129]), 0)
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        (b"", "are left"),
+        (scales(0, []), "must be 1, 2 or 3, got 0"),
+        (scales(4, [129, 129]), "must be 1, 2 or 3, got 4"),
+        (scales(1, [129]), "do not end with its"),
+        (scales(1, [10, 200, 30]), "must be at most 2, got 3"),
+        (scales(3, [129] * 3), "do not end with its"),
+        (scales(1, [0, 129]), r"rows must lie in \[-127, 127\], got -128 to 1"),
+        (scales(2, [129, 129, 0]), r"columns must lie in \[-127, 127\], got -128 to 1"),
+        (scales(1, [128, 128]), "not all 0"),
+        (scales(3, [129, 128, 128, 128, 128]), "not all 0"),
+        (scales(1, [129, 129]) + b"\0", "do not end"),
+    ],
+    ids=str,
+)
+def test_each_rule_of_scales(section, problem):
+    """A section of scaled codes that breaks a rule is a FormatError that names the rule."""
+    with pytest.raises(FormatError, match=problem):
+        decode_scaled(section)
+
+
+@pytest.mark.parametrize(
+    ("step", "values", "valid"),
+    [
+        (2.0**-126, [128, 129], True),
+        (2.0**-126, [127, 129], False),
+        (2.0**-127, [129, 136], False),
+        (2.0**127, [135, 128], True),
+        (2.0**127, [136, 128], False),
+        (2.0**127 * 1.5, [120, 120], False),
+        (2.0**-111, [8, 128], True),
+        (2.0**-111, [7, 128], False),
+    ],
+)
+def test_steps_stay_normal(step, values, valid):
+    """The step of the header is from 2^-126 to 2^127, and those of the lowest and the highest scale are normal numbers."""
+    section = scales(1, values) + encode_codes(np.ones((2, 3), dtype=np.int32))
+    if valid:
+        assert np.isfinite(decode_scaled(section, step).values()).all()
+        return
+    with pytest.raises(FormatError, match="must be normal float32"):
+        decode_scaled(section, step)
+
+
+@given(leveled() | scaled(), st.data())
 def test_a_changed_section_is_an_error_or_a_weight(tensor, data):
-    """Any change of the bytes gives a FormatError or a finite weight of the given shape."""
+    """Any change of the bytes gives a FormatError or a weight of the given shape, with levels a finite one."""
     section = bytearray(encode_weight(tensor)[0])
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(section)))
@@ -122,8 +202,9 @@ def test_a_changed_section_is_an_error_or_a_weight(tensor, data):
         found = decode_weight(bytes(section), entry_of("w", tensor))
     except FormatError:
         return
-    assert found.values().shape == tensor.shape
-    assert np.isfinite(found.values()).all()
+    values = found.values()
+    assert values.shape == tensor.shape
+    assert isinstance(found.codebook, ScaledCodebook | UniformCodebook) or np.isfinite(values).all()
 
 
 def test_tied_weights_with_levels_are_stored_once():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import write
-from opq.quantization.codebook import LevelTable, UniformCodebook
+from opq.quantization.codebook import LevelTable, UniformCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
 
 HERE = Path(__file__).parent
@@ -141,10 +141,42 @@ def packed_dtypes() -> bytes:
     return _file({}, tensors, "exact", {})
 
 
+def scaled() -> bytes:
+    """Weights whose rows, columns or both have scales: every dtype, odd shapes, tied weights, the largest scales."""
+    weights = {}
+    for kind in ("bfloat16", "float16", "float32", "float64"):
+        weights[f"r.{kind}"] = _scaled(codes(kind, 6, 5, dense=3), 0.0123, kind, _scales(f"rows {kind}", 6))
+        weights[f"b.{kind}"] = _scaled(
+            codes(kind, 4, 3, 3, 3, dense=8), 0.0123, kind, _scales(f"rows {kind}", 4), _scales(f"columns {kind}", 27)
+        )
+    weights["c"] = _scaled(codes("columns", 5, 40), 0.7, "float32", None, _scales("columns", 40))
+    weights["c.tied"] = _scaled(codes("columns", 5, 40), 0.01, "bfloat16", None, _scales("columns", 40))
+    weights["c.turned"] = _scaled(codes("columns", 5, 40).reshape(5, 4, 10), 0.7, "float32", None, _scales("columns", 40))
+    weights["plain"] = _stepped(codes("columns", 5, 40), 0.7, "float32")
+    weights["line"] = _scaled(codes("line", 300, dense=2), 1.0, "float32", _scales("line", 300))
+    weights["large"] = _scaled(codes("large", 3, 2, 12, 12), 1e-3, "float64", np.array([-127, 0, 127]), _scales("large", 288))
+    weights["ends"] = _scaled(codes("ends", 2, 3), 1.0, "float64", np.array([-127, 127]), np.array([-127, 0, 127]))
+    weights["zeros"] = _scaled(np.zeros((7, 7), dtype=np.int32), 1.0, "float32", _scales("zeros", 7))
+    return _file(weights, {"x": uniform("x", 5, -1.0, 1.0)}, "exact", {})
+
+
+def _scales(seed: str, count: int) -> NDArray[np.int64]:
+    """Scales that differ by up to three octaves."""
+    return hashed(seed, count).astype(np.int64) % 24 - 12
+
+
+def _scaled(
+    codes: NDArray[np.int32], step: float, dtype: str, rows: NDArray | None, columns: NDArray | None = None
+) -> CompressedTensor:
+    """A weight with these codes and scales, and the float32 number nearest to `step`."""
+    return CompressedTensor(codes, codebook_of(float(np.float32(step)), rows, columns), dtype)
+
+
 FILES = {
     "dtypes.opq": later_dtypes,
     "network.opq": network,
     "packed.opq": packed_dtypes,
+    "scaled.opq": scaled,
     "storages.opq": storages,
     "tables.opq": tables,
 }

@@ -1,5 +1,6 @@
 """Compensated rounding: errors within an output row compensate each other."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from opq.errors import PlanError
 from opq.quantization.chunked import code_pieces
 from opq.quantization.error_feedback import ACROSS, NEAR, SHARED, squared_error_factor
 from opq.quantization.quantizer import dequantize, fake_quantize, mask, quantize
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 SHAPES = [
     (8, 24),
@@ -32,6 +33,15 @@ def draw(shape, seed, kind=np.float32):
     return np.random.default_rng(seed).laplace(scale=0.1, size=shape).astype(kind)
 
 
+def scales_of(shape, seed):
+    """Scales of the rows and columns of a weight, within an octave."""
+    rng = np.random.default_rng(seed)
+    return {
+        axis: tuple(rng.integers(-8, 9, size).tolist())
+        for axis, size in (("rows", shape[0]), ("columns", math.prod(shape[1:])))
+    }
+
+
 def plan_for(shape, step, **fields):
     step = float(np.float32(step))
     return LayerPlan(shape, step, 0.5 * step, 0.5, 0.0, 0.0, rounding="compensated", **fields)
@@ -48,9 +58,9 @@ def prior(shape):
 
 @given(shapes, st.integers(0, 99), st.floats(0.01, 0.5), st.sampled_from(["float32", "float64", "float16"]))
 def test_torch_gives_the_same_codes(shape, seed, step, kind):
-    """PyTorch gives the codes that NumPy gives, for every dtype and shape."""
+    """PyTorch gives the codes that NumPy gives, for every dtype and shape, with and without scales."""
     torch = pytest.importorskip("torch")
-    weight, plan = draw(shape, seed, kind), plan_for(shape, step)
+    weight, plan = draw(shape, seed, kind), plan_for(shape, step, **(scales_of(shape, seed) if seed % 2 else {}))
     codes = quantize(torch.from_numpy(weight), plan)
     assert codes.dtype == torch.int32
     assert np.array_equal(quantize(weight, plan), codes.numpy())
@@ -59,10 +69,11 @@ def test_torch_gives_the_same_codes(shape, seed, step, kind):
 @given(shapes, st.integers(0, 99), st.floats(0.01, 0.5), st.data())
 def test_rows_are_rounded_independently(shape, seed, step, data):
     """A row gets the same codes alone and in the weight, so that a weight can be rounded some rows at a time."""
-    weight, plan = draw(shape, seed), plan_for(shape, step)
+    weight, plan = draw(shape, seed), plan_for(shape, step, **(scales_of(shape, seed) if seed % 2 else {}))
     whole = quantize(weight, plan)
     row = data.draw(st.integers(0, shape[0] - 1))
-    assert np.array_equal(quantize(weight[row : row + 1], replace(plan, shape=(1, *shape[1:]))), whole[row : row + 1])
+    alone = replace(plan, shape=(1, *shape[1:]), rows=plan.rows and plan.rows[row : row + 1])
+    assert np.array_equal(quantize(weight[row : row + 1], alone), whole[row : row + 1])
     start = data.draw(st.integers(0, weight.size - 1))
     stop = data.draw(st.integers(start + 1, weight.size))
     pieces = code_pieces(lambda first, last: weight[first:last], plan)
@@ -113,10 +124,18 @@ def test_scaling_by_a_power_of_two_keeps_the_codes(shape, seed, exponent):
     assert np.array_equal(quantize(weight, plan), quantize(weight * np.float32(factor), scaled))
 
 
+@given(shapes, st.integers(0, 99), st.floats(0.01, 0.5))
+def test_scales_round_the_weight_over_its_steps(shape, seed, step):
+    """With scales the codes are those of the weight over its own steps, rounded with step 1."""
+    weight, plan = draw(shape, seed), plan_for(shape, step, **scales_of(shape, seed))
+    assert np.array_equal(quantize(weight, plan), quantize(weight / np.float32(plan.steps), plan_for(shape, 1.0)))
+
+
 def test_a_narrow_dtype_holds_every_value():
     """Compensation never gives a value that float16 cannot hold."""
     weight = np.random.default_rng(0).uniform(-65000, 65000, (32, 64)).astype(np.float16)
     assert np.isfinite(fake_quantize(weight, plan_for(weight.shape, 9000.0))).all()
+    assert np.isfinite(fake_quantize(weight, plan_for(weight.shape, 9000.0, **scales_of(weight.shape, 0)))).all()
 
 
 def test_num_kept_and_max_codes_are_refused():

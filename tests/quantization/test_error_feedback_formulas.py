@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opq.quantization.error_feedback import squared_error_factor
 from opq.quantization.quantizer import quantize
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 SHAPES = [(2, 18, 3, 3), (4, 24), (5, 7, 3), (3, 1, 5, 5), (2, 21, 1, 1), (2, 3, 2, 3, 2)]
 # The constants of the document, on which the bytes of files depend.

@@ -1,34 +1,45 @@
 """Codes and values under a plan, the same for NumPy and for torch."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from opq.errors import PlanError, WeightError
+from opq.quantization.chunked import code_pieces
 from opq.quantization.compressed_tensor import compress_tensor
 from opq.quantization.quantizer import LARGEST_CODE, dequantize, fake_quantize, mask, quantize
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, max_side=6)
 values = st.floats(-8.0, 8.0, width=32)
 weights = hnp.arrays(np.float32, shapes, elements=values)
 
 
-def make_plan(shape, step, threshold=0.0, rounding_offset=0.5, num_kept=None, max_codes=None):
-    return LayerPlan(shape, float(np.float32(step)), threshold, rounding_offset, 0.0, 0.0, num_kept, max_codes)
+def make_plan(shape, step, threshold=0.0, rounding_offset=0.5, num_kept=None, max_codes=None, **scales):
+    return LayerPlan(shape, float(np.float32(step)), threshold, rounding_offset, 0.0, 0.0, num_kept, max_codes, **scales)
+
+
+def scales(size):
+    """Scales of `size` rows or columns, or none."""
+    return st.none() | st.lists(st.integers(-16, 16), min_size=size, max_size=size).map(tuple)
 
 
 @st.composite
 def cases(draw, dtype=np.float32):
-    """A weight and a plan for it, of the joint or of the two-stage mode."""
+    """A weight and a plan for it, of the joint mode, with or without scales, or of the two-stage mode."""
     weight = draw(weights).astype(dtype)
     step = draw(st.floats(0.01, 4.0))
     if draw(st.booleans()):
         offset = draw(st.floats(0.01, 0.6))
-        return weight, make_plan(weight.shape, step, float(np.float32(step)) * (1.0 - offset), offset)
+        found = {}
+        if weight.ndim:
+            found = {"rows": draw(scales(len(weight))), "columns": draw(scales(weight[0].size))}
+        return weight, make_plan(weight.shape, step, float(np.float32(step)) * (1.0 - offset), offset, **found)
     channels = weight.shape[0] if weight.ndim else 1
     limits = tuple(draw(st.lists(st.integers(1, 50), min_size=channels, max_size=channels)))
     return weight, make_plan(weight.shape, step, num_kept=draw(st.integers(0, weight.size)), max_codes=limits)
@@ -38,13 +49,14 @@ def reference_codes(weight, plan):
     """The definition, applied to one weight at a time, in float32 as specified."""
     kept = np.asarray(mask(weight, plan)).reshape(-1)
     rows = weight.astype(np.float32).reshape(-1)
+    steps = np.broadcast_to(np.float32(plan.steps), weight.shape).reshape(-1)
     limits = np.repeat(
         plan.max_codes or (LARGEST_CODE,) * (weight.shape[0] if weight.ndim else 1),
         weight.size // (weight.shape[0] if weight.ndim else 1),
     )
     codes = []
-    for w, keep, limit in zip(rows, kept, limits, strict=True):
-        level = min(np.floor(np.abs(w) / np.float32(plan.step) + np.float32(plan.rounding_offset)), np.float32(limit))
+    for w, step, keep, limit in zip(rows, steps, kept, limits, strict=True):
+        level = min(np.floor(np.abs(w) / step + np.float32(plan.rounding_offset)), np.float32(limit))
         codes.append(int(np.sign(w) * max(np.float32(1.0), level)) if keep else 0)
     return np.array(codes, dtype=np.int32).reshape(weight.shape)
 
@@ -91,7 +103,8 @@ def test_quantizing_is_idempotent(case):
     """A quantized weight gets the same codes again."""
     weight, plan = case
     once = fake_quantize(weight, plan)
-    again = quantize(once, make_plan(weight.shape, plan.step, plan.step / 2.0, 0.5, None, plan.max_codes))
+    fields = {"max_codes": plan.max_codes, "rows": plan.rows, "columns": plan.columns}
+    again = quantize(once, make_plan(weight.shape, plan.step, plan.step / 2.0, **fields))
     np.testing.assert_array_equal(again, quantize(weight, plan))
 
 
@@ -103,7 +116,7 @@ def test_the_error_of_kept_weights_is_at_most_a_step(case):
     kept = np.asarray(mask(weight, plan))
     assert (np.sign(value[kept]) == np.sign(weight[kept])).all()
     if plan.max_codes is None:
-        assert (np.abs(value - weight)[kept] <= plan.step * 1.0001).all()
+        assert (np.abs(value - weight) <= np.float32(plan.steps) * 1.0001)[kept].all()
 
 
 @given(cases(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
@@ -115,7 +128,7 @@ def test_values_have_the_dtype_of_the_weight(case, name):
     value = fake_quantize(weight, plan)
     assert value.dtype == dtype
     work = np.float64 if name == "float64" else np.float32
-    expected = (quantize(weight, plan).astype(work) * work(plan.step)).astype(dtype)
+    expected = (quantize(weight, plan).astype(work) * np.asarray(plan.steps, dtype=work)).astype(dtype)
     assert value.tobytes() == expected.tobytes()
     tensor = compress_tensor(weight, plan)
     assert (tensor.dtype, tensor.shape) == (name, weight.shape)
@@ -142,6 +155,73 @@ def test_dequantizing_is_one_product(codes, step):
     step = float(np.float32(step))
     exact = codes.astype(np.float64) * step  # 24 bits times 24 bits fit in float64
     np.testing.assert_array_equal(dequantize(codes, step, np.float32), exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("rounding", ["deadzone", "compensated"])
+@given(cases(), st.data())
+def test_a_row_times_a_power_of_two_with_its_scale_keeps_the_codes(rounding, case, data):
+    """A row times 2^m, with 8 m added to its scale, has the same codes, and values that are 2^m times as large."""
+    weight, plan = case
+    assume(weight.ndim and plan.num_kept is None)
+    plan = replace(plan, rounding=rounding)
+    row, octaves = data.draw(st.integers(0, len(weight) - 1)), data.draw(st.integers(-6, 6))
+    moved = list(plan.rows or (0,) * len(weight))
+    moved[row] += 8 * octaves
+    scaled = weight.copy()
+    scaled[row] *= 2.0**octaves
+    other = replace(plan, rows=tuple(moved))
+    np.testing.assert_array_equal(quantize(scaled, other), quantize(weight, plan))
+    values = fake_quantize(weight, plan)
+    values[row] *= 2.0**octaves
+    assert fake_quantize(scaled, other).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("rounding", ["deadzone", "compensated"])
+@given(cases(), st.sampled_from(["float32", "float64", "float16"]), st.data())
+def test_a_scale_of_zero_changes_nothing(rounding, case, kind, data):
+    """A row whose scale is 0 has the codes that it has without scales; a plan whose scales are all 0 is one without."""
+    weight, plan = case
+    assume(weight.ndim and plan.num_kept is None)
+    weight = weight.astype(kind)
+    without = replace(plan, rounding=rounding, rows=None, columns=None)
+    zeros = replace(without, rows=(0,) * len(weight), columns=(0,) * weight[0].size)
+    assert (zeros, zeros.rows, zeros.columns) == (without, None, None)
+    row = data.draw(st.integers(0, len(weight) - 1))
+    others = replace(without, rows=tuple(0 if i == row else 5 for i in range(len(weight))))
+    np.testing.assert_array_equal(quantize(weight, others)[row], quantize(weight, without)[row])
+    np.testing.assert_array_equal(mask(weight, others)[row], mask(weight, without)[row])
+
+
+@given(cases())
+def test_the_threshold_is_scaled_as_the_step_is(case):
+    """Magnitudes over (step of the element / step) are pruned up to the threshold, and no others."""
+    weight, plan = case
+    assume(plan.num_kept is None)
+    relative = np.abs(weight) / (np.float32(plan.steps) / np.float32(plan.step))
+    np.testing.assert_array_equal(mask(weight, plan), relative > np.float32(plan.threshold))
+
+
+@given(cases(), st.data())
+def test_codes_of_rows_are_those_of_the_weight(case, data):
+    """A weight of which only some rows are read has the codes of the whole weight, also with scales."""
+    weight, plan = case
+    assume(weight.ndim)
+    start = data.draw(st.integers(0, weight.size - 1))
+    stop = data.draw(st.integers(start + 1, weight.size))
+    pieces = code_pieces(lambda first, last: weight[first:last], plan)
+    np.testing.assert_array_equal(pieces(start, stop), quantize(weight, plan).reshape(-1)[start:stop])
+
+
+def test_the_largest_code_is_that_of_each_step():
+    """With scales a value is clipped where its own step times the code would leave the dtype."""
+    weight = np.full((3, 2), 65504.0, dtype=np.float16)
+    plan = make_plan((3, 2), 300.0, 150.0, rows=(0, 20, -20), columns=(0, 7))
+    with np.errstate(over="raise"):
+        values = fake_quantize(weight, plan).astype(np.float64)
+    assert (values > 0.9 * 65504.0 - plan.steps.max()).all()
+    np.testing.assert_array_equal(quantize(weight, plan), np.floor(65504.0 / plan.steps.astype(np.float64)))
+    with pytest.raises(WeightError, match=r"step \(=76800\) must be at most 65504, the largest float16"):
+        quantize(weight, make_plan((3, 2), 300.0, rows=(0, 64, 0)))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from opq.errors import WeightError
 from opq.quantization.statistics import SAMPLE, measure
+from opq.rate_distortion.scales import measured_rows, steps
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, max_side=8)
 weights = hnp.arrays(np.float32, shapes, elements=st.floats(-100.0, 100.0, width=32))
@@ -30,6 +31,45 @@ def test_scales_are_mean_magnitudes(weight):
 def test_a_small_weight_is_sampled_completely(weight):
     """The sample holds every magnitude, in ascending order."""
     np.testing.assert_array_equal(measure(weight).magnitudes, np.sort(np.abs(weight).reshape(-1)))
+
+
+@given(weights.filter(lambda weight: weight.ndim > 1), st.data())
+def test_statistics_by_rows_are_those_of_the_scaled_weight(weight, data):
+    """`by_rows` gives the statistics of the weight whose rows are divided by their factors, and the scales of the excerpt."""
+    found = measure(weight).by_rows()
+    if found.rows is None:
+        assert not measured_rows(found.channel_scales).any()
+        return
+    factors = steps(1.0, found.rows, None).reshape(-1, *(1,) * (weight.ndim - 1))
+    expected = measure(weight / factors)
+    assert found.laplace_scale == pytest.approx(expected.laplace_scale, rel=1e-5, abs=1e-30)
+    assert found.channel_scales == pytest.approx(expected.channel_scales, rel=1e-5, abs=1e-30)
+    np.testing.assert_array_equal(found.magnitudes, expected.magnitudes)
+    np.testing.assert_array_equal(found.sample, np.abs(weight / factors).reshape(-1))
+    assert found.magnitudes.dtype == expected.magnitudes.dtype
+    assert measure(weight).rows is measure(weight).excerpt_rows is None
+    assert found.excerpt_rows == found.rows
+    assert len(found.rows) == len(weight)
+
+
+def test_the_sample_over_row_factors_is_that_of_the_positions():
+    """In a large weight each sampled magnitude is divided by the factor of its own row."""
+    rows = 2.0 ** (np.arange(500, dtype=np.float32) % 7)
+    weight = np.broadcast_to(rows[:, None], (500, 701)).copy()
+    statistics = measure(weight)
+    found = statistics.by_rows()
+    assert len(found.magnitudes) == len(statistics.magnitudes) < weight.size
+    assert np.ptp(np.log2(statistics.magnitudes)) == 6.0
+    assert len(np.unique(found.magnitudes)) == 1
+
+
+def test_an_excerpt_has_the_scales_of_its_channels():
+    """The scales of an excerpt from the middle are those of these rows."""
+    weight = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32) * 2.0 ** (np.arange(300) / 50)[:, None]
+    found = measure(weight.astype(np.float32)).by_rows()
+    start = int(np.flatnonzero((weight.astype(np.float32) == found.excerpt[0]).all(axis=1))[0])
+    assert start > 0
+    assert found.excerpt_rows == found.rows[start : start + len(found.excerpt)]
 
 
 @pytest.mark.parametrize("shape", [(512, 512, 3, 3), (SAMPLE + 1, 1), (7, 300_007)])

@@ -12,7 +12,7 @@ from opq.rate_distortion.layers import Layer, LayerStatistics
 
 
 def layer(name, count, scale, **config):
-    statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1), np.zeros(0))
+    statistics = LayerStatistics((1, count), scale, np.array([scale]), 0, np.zeros(1), np.zeros(1), 1, np.zeros(0))
     return Layer(name, statistics, LayerConfig(**config))
 
 

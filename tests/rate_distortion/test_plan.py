@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from opq.config import Lossless, Ratio, Size, TwoStage
 from opq.errors import PlanError
-from opq.rate_distortion.plan import AuxiliaryPlan, LayerPlan, Plan
+from opq.rate_distortion.layer_plan import LayerPlan
+from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 
 positive = st.floats(1e-6, 1e6)
 steps = positive.map(lambda x: float(np.float32(x)))
@@ -22,6 +23,10 @@ def layer_plans(draw):
     count = int(np.prod(shape))
     channels = shape[0] if shape else 1
     is_two_stage = draw(st.booleans())
+    scales = {}
+    if shape and not is_two_stage and draw(st.booleans()):
+        for key, size in (("rows", shape[0]), ("columns", count // shape[0])):
+            scales[key] = draw(st.none() | st.lists(st.integers(-127, 127), min_size=size, max_size=size).map(tuple))
     return LayerPlan(
         shape=shape,
         step=draw(steps),
@@ -32,6 +37,7 @@ def layer_plans(draw):
         num_kept=draw(st.integers(0, count)) if is_two_stage else None,
         max_codes=tuple(draw(st.lists(st.integers(1, 99), min_size=channels, max_size=channels))) if is_two_stage else None,
         rounding="deadzone" if is_two_stage else draw(st.sampled_from(["compensated", "deadzone"])),
+        **scales,
     )
 
 
@@ -92,7 +98,7 @@ def test_a_plan_shows_which_weights_vanish(plan):
 
 LAYER = {"shape": [2, 3], "step": 0.5, "threshold": 0.1, "rounding_offset": 0.5, "sparsity": 0.5, "bits": 1.0}
 PLAN = {
-    "format": "opq-plan-2", "mode": "joint", "target": {"ratio": 4}, "auxiliary": {"storage": "exact"}, "lmbda": 0.1,
+    "format": "opq-plan-3", "mode": "joint", "target": {"ratio": 4}, "auxiliary": {"storage": "exact"}, "lmbda": 0.1,
     "dense_bytes": 100, "predicted_bytes": 25, "layers": {"a": LAYER},
 }  # fmt: skip
 
@@ -108,7 +114,7 @@ def test_optional_fields_have_defaults():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "opq-plan-1"}, "opq-plan-2"),
+        ({"format": "opq-plan-2"}, "opq-plan-3"),
         ({"mode": "paper"}, "mode must be 'joint' or 'two_stage', got 'paper'"),
         ({"auxiliary": "exact"}, 'expected an object under "auxiliary"'),
         ({"auxiliary": {"storage": "quarter"}}, "storage must be 'exact', 'float16' or 'uint8', got 'quarter'"),
@@ -147,6 +153,20 @@ def test_optional_fields_have_defaults():
         ({"layers": {"a": {**LAYER, "step": 1e39}}}, "step must be positive and a float32"),
         ({"layers": {"a": {**LAYER, "num_kept": False}}}, "num_kept must lie in"),
         ({"layers": {"a": {**LAYER, "bits": 10**400}}}, "bits must be a finite number"),
+        ({"layers": {"a": {**LAYER, "rows": [1]}}}, "rows must be 2 integers, got 1"),
+        ({"layers": {"a": {**LAYER, "columns": [0, 0]}}}, "columns must be 3 integers, got 2"),
+        ({"layers": {"a": {**LAYER, "rows": 1}}}, "rows must be integers, got 1"),
+        ({"layers": {"a": {**LAYER, "rows": [1, 0.5]}}}, r"rows must be integers, got \(1, 0.5\)"),
+        ({"layers": {"a": {**LAYER, "rows": [True, 1]}}}, "rows must be integers"),
+        ({"layers": {"a": {**LAYER, "rows": [1, 128]}}}, r"rows must lie in \[-127, 127\], got 1 to 128"),
+        ({"layers": {"a": {**LAYER, "columns": [1, -128, 10**30]}}}, r"columns must lie in \[-127, 127\]"),
+        ({"layers": {"a": {**LAYER, "rows": [1, 2], "num_kept": 3}}}, "rows and columns must be null with num_kept"),
+        ({"layers": {"a": {**LAYER, "columns": [1, 2, 3], "max_codes": [1, 1]}}}, "rows and columns must be null with"),
+        ({"layers": {"a": {**LAYER, "shape": [], "rows": []}}}, "rows must be integers"),
+        ({"layers": {"a": {**LAYER, "shape": [], "rows": [1]}}}, "rows need at least one dimension"),
+        ({"layers": {"a": {**LAYER, "step": 2.0**-120, "rows": [-127, 0]}}}, "must be normal float32, got"),
+        ({"layers": {"a": {**LAYER, "step": 2.0**127, "rows": [0, 8]}}}, "must be normal float32, got"),
+        ({"layers": {"a": {**LAYER, "step": 2.0**-130, "rows": [80, 80]}}}, "must be normal float32, got"),
     ],
 )
 def test_a_malformed_plan_is_refused(change, message):

@@ -15,7 +15,7 @@ from opq.rate_distortion.layers import Layer, LayerStatistics
 def layer(name, shape, channel_scales, zeros=0, **config):
     """A layer whose channels have the given Laplace scales."""
     scales = np.asarray(channel_scales, dtype=np.float64)
-    statistics = LayerStatistics(shape, float(scales.mean()), scales, zeros, np.zeros(1), np.zeros(0))
+    statistics = LayerStatistics(shape, float(scales.mean()), scales, zeros, np.zeros(1), np.zeros(1), 1, np.zeros(0))
     return Layer(name, statistics, LayerConfig(**config))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import nn
 
 import opq
+from opq.rate_distortion.scales import steps_like
 from opq.training.attach import current_codes, prepared_weights
 
 STEEP = {"learning_rate": 1.0, "warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
@@ -44,18 +46,25 @@ def codes_of(model):
 
 
 def masks_and_steps(model):
-    """{names: (mask, step)} of all prepared weights, which training must not change."""
-    return {weight.names: (weight.codebook.mask.clone(), float(weight.codebook.step)) for weight in prepared_weights(model)}
+    """{names: (mask, steps)} of all prepared weights, which training must not change."""
+    return {weight.names: (weight.codebook.mask.clone(), weight.codebook.steps.clone()) for weight in prepared_weights(model)}
+
+
+def steps_in(tensor):
+    """The steps of a weight of a file, float32, shaped to broadcast with it."""
+    codebook = tensor.codebook
+    scales = getattr(codebook, "rows", None), getattr(codebook, "columns", None)
+    return torch.from_numpy(np.asarray(steps_like(codebook.step, *scales, tensor.shape), dtype=np.float32))
 
 
 def check_invariants(model, fixed):
-    """Masks and steps are those of `fixed`; pruned weights are 0, kept ones nonzero multiples of the step."""
+    """Masks and steps are those of `fixed`; pruned weights are 0, kept ones nonzero multiples of their steps."""
     for weight in prepared_weights(model):
-        mask, step = fixed[weight.names]
+        mask, steps = fixed[weight.names]
         assert torch.equal(weight.codebook.mask, mask)
-        assert float(weight.codebook.step) == step
+        assert torch.equal(weight.codebook.steps, steps)
         value = weight.codebook(weight.latent).detach()
         assert (value[~mask] == 0).all()
         codes = weight.codebook.codes(weight.latent)
         assert ((codes != 0) == mask).all()
-        assert torch.equal(value, codes.to(torch.float32) * torch.tensor(step))
+        assert torch.equal(value, codes.to(torch.float32) * steps)

@@ -17,7 +17,8 @@ from torch import nn
 import opq
 import opq.torch
 from opq.quantization.quantizer import fake_quantize
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
+from opq.rate_distortion.scales import steps as steps_at
 from opq.training.attach import plain_state_dict, prepared_weights
 from opq.training.parametrization import CodebookParametrization
 
@@ -25,6 +26,8 @@ TARGETS = {
     "compensated": {"ratio": 6.0},
     "deadzone": {"ratio": 6.0, "rounding": "deadzone"},
     "two-stage": {"sparsity": 0.6, "bits": 3.0},
+    "scaled compensated": {"ratio": 6.0, "scales": "rows"},
+    "scaled deadzone": {"ratio": 6.0, "scales": "rows", "rounding": "deadzone"},
 }
 
 
@@ -73,7 +76,10 @@ def test_a_target_prepares_as_its_plan_does(kind, target):
     rounding = target.get("rounding", "auto")
     for prepared in (
         opq.prepare(make(kind)[0], **target),
-        opq.prepare(make(kind)[0], opq.CompressionConfig(target=config, rounding=rounding)),
+        opq.prepare(
+            make(kind)[0],
+            opq.CompressionConfig(target=config, rounding=rounding, scales=target.get("scales", "none")),
+        ),
     ):
         assert prepared.plan == given_plan.plan
         assert prepared.budget == given_plan.budget == given_plan.plan.budget
@@ -94,7 +100,7 @@ def test_a_prepared_network_encodes_as_its_plan_compresses(kind, target):
     assert prepared.encode().data == expected.data
     assert prepared.encode().plan == plan
     if kind != "sequences":  # which shares a weight between two names
-        assert prepared.code_bytes() == sum(expected.layout.weight_bytes().values())
+        assert prepared.code_bytes() == opq.inspect(expected.data).bytes_by_kind["codes"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,33 +163,37 @@ def test_the_gradient_passes_straight_through():
     st.data(),
 )
 def test_kept_weights_stay_kept_and_in_their_codebook(values, step, offset, data):
-    """Whatever latent values become, pruned ones are 0, kept ones step * k, 1 <= |k| <= max_codes; zero counts as positive."""
+    """Whatever latent values become, pruned ones are 0, kept ones their step * k, 1 <= |k| <= max_codes; zero is positive."""
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
     max_codes = data.draw(st.integers(1, 30))
-    codebook = CodebookParametrization(mask, step, offset, torch.tensor(float(max_codes)))
+    rows = data.draw(st.none() | st.lists(st.integers(-16, 16), min_size=len(values), max_size=len(values)))
+    codebook = CodebookParametrization(mask, step, offset, torch.tensor(float(max_codes)), rows)
+    steps = torch.tensor([step] * len(values) if rows is None else steps_at(step, rows, None)[:, 0])
     latent = torch.tensor(values)
     codes = codebook.codes(latent)
     assert ((codes != 0) == mask).all()
     assert (codes.abs() <= max_codes).all()
     assert (torch.sign(codes) == torch.where(latent < 0, -1, 1) * mask).all()
-    assert torch.equal(codebook(latent), (codes.to(torch.float32) * torch.tensor(step)))
+    assert torch.equal(codebook(latent), codes.to(torch.float32) * steps)
 
 
+@pytest.mark.parametrize("scales", [{}, {"rows": (3, -5) * 8}, {"rows": (3, -5) * 8, "columns": (1, 0, -9, 7) * 2}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_training_keeps_the_dtype_of_a_weight(dtype):
+def test_training_keeps_the_dtype_of_a_weight(dtype, scales):
     """Values have the weight's dtype and equal `fake_quantize` bit for bit, also if the prepared network is cast later."""
     weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     layer = nn.Linear(8, 16, bias=False).to(dtype)
     with torch.no_grad():
         layer.weight.copy_(weight)
-    layer_plan = LayerPlan((16, 8), float(np.float32(0.3)), 0.2, 1 / 3, 0.0, 0.0)
+    layer_plan = LayerPlan((16, 8), float(np.float32(0.3)), 0.2, 1 / 3, 0.0, 0.0, **scales)
     plan = replace(opq.plan(layer, ratio=4.0), layers={"weight": layer_plan})
     opq.prepare(layer, plan)
     assert layer.weight.dtype == dtype
     assert torch.equal(layer.weight, fake_quantize(weight, layer_plan))
-    before = layer.parametrizations.weight[0].step.clone()
+    before = layer.parametrizations.weight[0].steps.clone()
     layer.to(torch.bfloat16)
-    assert torch.equal(layer.parametrizations.weight[0].step, before)
+    assert layer.parametrizations.weight[0].steps.dtype == before.dtype == torch.float32
+    assert torch.equal(layer.parametrizations.weight[0].steps, before)
     assert layer.weight.dtype == torch.bfloat16
     mask = layer.parametrizations.weight[0].mask
     assert torch.equal(layer.weight != 0, mask)
@@ -192,8 +202,8 @@ def test_training_keeps_the_dtype_of_a_weight(dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"auxiliary": "float16"}, {"auxiliary": "uint8", "batch_norm": "folded"}],
-    ids=["exact", "float16", "uint8 folded"],
+    [{}, {"auxiliary": "float16"}, {"auxiliary": "uint8", "batch_norm": "folded"}, {"scales": "rows"}],
+    ids=["exact", "float16", "uint8 folded", "scaled"],
 )
 def test_a_file_is_a_start(kind, options):
     """Prepared from a file, a network has the file's values, masks, steps and metadata exactly. It encodes to the same bytes if
@@ -211,6 +221,7 @@ def test_a_file_is_a_start(kind, options):
         for weight in prepared.weights:
             for name in weight.names:
                 assert float(weight.codebook.step) == file[name].codebook.step
+                assert repr(weight.codebook.codebook()) == repr(file[name].codebook)
                 np.testing.assert_array_equal(weight.codebook.mask.numpy(), file[name].codes != 0)
                 np.testing.assert_array_equal(weight.codebook.codes(weight.latent).numpy(), file[name].codes)
     loaded = make(kind, seed=2)[0]

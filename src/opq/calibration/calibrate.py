@@ -33,6 +33,7 @@ from opq.compression.tensor_roles import tensor_roles
 from opq.config import CompressionConfig, CompressionOptions, LayerConfig, Lossless, TwoStage, as_config
 from opq.progress import Progress, logger, show_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
+from opq.quantization.quantizer import dequantize
 from opq.rate_distortion.rate_control import BudgetSearch
 
 BATCH = 50
@@ -160,8 +161,8 @@ class _Reconstruction:
         with torch.no_grad():
             tensors = quantized.state_dict()  # it shares the memory of parameters and buffers
             for name in plans.keys() - {f"{name}.weight" for name in layers}:
-                codes = torch.from_numpy(weights[name].read_codes()(0, plans[name].count))
-                tensors[name].copy_((codes.float() * plans[name].step).reshape(plans[name].shape))
+                codes = torch.from_numpy(weights[name].read_codes()(0, plans[name].count)).reshape(plans[name].shape)
+                tensors[name].copy_(dequantize(codes, plans[name].steps, tensors[name].dtype))
         finished = 0
 
         def reconstruct(name: str, dense_input: Tensor, quantized_input: Tensor) -> None:
@@ -170,7 +171,8 @@ class _Reconstruction:
             # A user gives sensitivities per weight; the measured ones are per output channel.
             factor = free[f"{name}.weight"].sensitivity / calibration.sensitivity[f"{name}.weight"]
             costs = factor * calibration.output_sensitivity[name]
-            reconstructed = reconstruct_layer(layers[name], norm is not None, dense_input, quantized_input, costs, lmbda)
+            rows = plans[f"{name}.weight"].rows
+            reconstructed = reconstruct_layer(layers[name], norm is not None, dense_input, quantized_input, costs, lmbda, rows)
             for network in (model, quantized):
                 reconstructed.apply(find_layers(network)[name], find_batch_norms(network)[norm] if norm else None)
             weights[f"{name}.weight"] = reconstructed.tensor()

@@ -7,8 +7,9 @@ With y the layer's input in the dense network and x its input behind the layers 
     gain    g_j = E[(W y)_j (Q x)_j] / E[(Q x)_j^2], if a batch norm follows
     shift   the difference of the means of (W y)_j and g_j (Q x)_j, if a batch norm or a bias follows
 
-A layer without a batch norm has one step. A layer with one has a step per output channel at no cost: the batch norm absorbs the
-steps and the gains, and the weight itself is a power of two times the codes.
+A layer without a batch norm has one step, or with scales of its rows (`opq.rate_distortion.scales`) a step per row; then errors
+over the factors of the scales count alike. A layer with a batch norm has a step per output channel at no cost: the batch norm
+absorbs the steps and the gains, and the weight itself is a power of two times the codes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from opq.batch_norm import BatchNormVectors
 from opq.calibration.batch_norm_pairs import BatchNorm, Layer, statistics
 from opq.calibration.gptq import compensated_error, damped, quantize_rows, steps_at
 from opq.calibration.second_moments import Moments, second_moments
-from opq.quantization.codebook import UniformCodebook
+from opq.quantization.codebook import codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
+from opq.quantization.quantizer import dequantize
+from opq.rate_distortion.scales import steps as steps_of_scales
+from opq.rate_distortion.scales import steps_like
 
 _RIDGE = 0.01
 _LARGEST_GAIN = 4.0
@@ -35,12 +39,13 @@ class ReconstructedLayer:
     """A layer that was quantized against its outputs.
 
     Args:
-        step: Distance of neighbouring values of the weight.
+        step: Distance of neighbouring values of the weight, where scales are 0.
         codes: int32, shaped as the weight.
         dtype: Name of the weight's dtype.
         scales: float64 (channels,) factors of the new output, for the batch norm that follows; None if none follows.
         shift: float64 (channels,) summands after these factors, for the batch norm or else for the layer's bias; None if there
             is neither.
+        rows: Scale of each row; None for none.
     """
 
     step: float
@@ -48,10 +53,11 @@ class ReconstructedLayer:
     dtype: str
     scales: Tensor | None
     shift: Tensor | None
+    rows: tuple[int, ...] | None = None
 
     def tensor(self) -> CompressedTensor:
         """The weight as a file stores it."""
-        return CompressedTensor(self.codes.cpu().numpy(), UniformCodebook(self.step), self.dtype)
+        return CompressedTensor(self.codes.cpu().numpy(), codebook_of(self.step, self.rows, None), self.dtype)
 
     def apply(self, layer: Layer, norm: BatchNorm | None) -> None:
         """Write the new values into a layer and its batch norm, in place.
@@ -60,7 +66,8 @@ class ReconstructedLayer:
             layer: The layer.
             norm: The batch norm that is the only consumer of its output; None if there is none.
         """
-        layer.weight.copy_(self.step * self.codes)
+        steps = steps_like(self.step, self.rows, None, tuple(self.codes.shape))
+        layer.weight.copy_(dequantize(self.codes, steps, layer.weight.dtype))
         if norm is not None and self.scales is not None and self.shift is not None:
             _absorb(norm, self.scales, self.shift if layer.bias is None else self.shift + layer.bias.double())
             if layer.bias is not None:
@@ -70,7 +77,13 @@ class ReconstructedLayer:
 
 
 def reconstruct_layer(
-    layer: Layer, has_batch_norm: bool, dense_input: Tensor, quantized_input: Tensor, output_sensitivity: Tensor, lmbda: float
+    layer: Layer,
+    has_batch_norm: bool,
+    dense_input: Tensor,
+    quantized_input: Tensor,
+    output_sensitivity: Tensor,
+    lmbda: float,
+    rows: tuple[int, ...] | None = None,
 ) -> ReconstructedLayer:
     """Quantize the weight of a layer so that its outputs stay close to those of the dense network.
 
@@ -81,19 +94,26 @@ def reconstruct_layer(
         quantized_input: Its input behind the layers quantized so far, shaped as `dense_input`.
         output_sensitivity: float64 (channels,) cost of a unit of squared error of each output channel, > 0.
         lmbda: Lagrange multiplier: error per bit, in the unit of `output_sensitivity`, > 0.
+        rows: Scale of each row, which a layer without a batch norm keeps; None for none.
 
     Returns:
         The quantized layer.
     """
     has_free_bias = has_batch_norm or layer.bias is not None
     moments = second_moments(layer, dense_input, quantized_input, centred=has_free_bias)
-    rows, groups = len(layer.weight), len(moments.quantized)
-    original = layer.weight.detach().double().reshape(groups, rows // groups, -1)
-    power = compensated_error(moments.quantized).repeat_interleave(rows // groups)
+    count, groups = len(layer.weight), len(moments.quantized)
+    original = layer.weight.detach().double().reshape(groups, count // groups, -1)
+    power = compensated_error(moments.quantized).repeat_interleave(count // groups)
+    rows = None if has_batch_norm else rows
+    factors = torch.ones(count, dtype=torch.float64) if rows is None else _row_steps(1.0, rows)
     if not has_batch_norm:
-        output_sensitivity, power = output_sensitivity.mean().expand(rows), power.mean().expand(rows)
+        output_sensitivity = (output_sensitivity * factors**2).mean() / factors**2
+        power = power.mean().expand(count)
     steps = steps_at(lmbda, output_sensitivity, power)
-    codes = quantize_rows(_target(original, moments).reshape(rows, -1), moments.quantized, output_sensitivity, steps, lmbda)
+    step = float((steps[0] / factors[0]).float())
+    if rows is not None:
+        steps = _row_steps(step, rows)
+    codes = quantize_rows(_target(original, moments).reshape(count, -1), moments.quantized, output_sensitivity, steps, lmbda)
     values = (steps[:, None] * codes).reshape(original.shape)
     if has_batch_norm:
         gains = _gains(original, values, moments)
@@ -101,10 +121,15 @@ def reconstruct_layer(
         step = 2.0 ** round(math.log2(float(scales.median())))
         scales = scales / step
     else:
-        gains, scales, step = torch.ones(rows, dtype=torch.float64), None, float(steps[0].float())
+        gains, scales = torch.ones(count, dtype=torch.float64), None
     shift = _shift(original, values, gains, moments) if has_free_bias else None
     dtype = str(layer.weight.dtype).removeprefix("torch.")
-    return ReconstructedLayer(step, codes.reshape(layer.weight.shape), dtype, scales, shift)
+    return ReconstructedLayer(step, codes.reshape(layer.weight.shape), dtype, scales, shift, rows)
+
+
+def _row_steps(step: float, rows: tuple[int, ...]) -> Tensor:
+    """(rows,) float64 steps of rows with these scales."""
+    return torch.from_numpy(steps_of_scales(step, rows, None)[:, 0]).double()
 
 
 def _target(original: Tensor, moments: Moments) -> Tensor:

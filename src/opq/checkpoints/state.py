@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,7 +146,7 @@ class TensorState(State):
         """As State.rows."""
         tensor = self._tensors[name]
         if isinstance(tensor, CompressedTensor):
-            return replace(tensor, codes=tensor.codes[start:stop]).values()
+            return tensor.channels(start, stop).values()
         return self._convert(name, tensor[start:stop])
 
     def _convert(self, name: str, tensor: Any) -> NDArray[np.generic]:

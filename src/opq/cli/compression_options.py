@@ -9,13 +9,13 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from opq.config import AuxiliaryStorage, BatchNormForm, CompressionConfig, LayerConfig, RoundingName, as_config
+from opq.config import AuxiliaryStorage, BatchNormForm, CompressionConfig, LayerConfig, RoundingName, ScalesName, as_config
 from opq.errors import ConfigError, PlanError
 from opq.rate_distortion.plan import Plan
 
-_FIELDS = ("sensitivity", "sparsity", "bits", "step")
+_FIELDS = ("sensitivity", "sparsity", "bits", "step", "scales")
 _TARGETS = ({"ratio"}, {"size"}, {"sparsity", "bits"}, {"lossless"})
-_CHOICES = ("rounding", "auxiliary", "batch_norm", "batch_norm_eps")
+_CHOICES = ("rounding", "scales", "auxiliary", "batch_norm", "batch_norm_eps")
 _LISTS = ("include", "exclude", "layers")
 
 _TARGET_OPTIONS = (
@@ -34,13 +34,19 @@ _OTHER_OPTIONS = (
         "layers",
         multiple=True,
         metavar="GLOB:KEY=X[,KEY=X]",
-        help="Fix sparsity, bits or step, or set the sensitivity, of the weights whose names match. Repeatable.",
+        help="Fix sparsity, bits or step, or set sensitivity or scales, of the weights whose names match. Repeatable.",
     ),
     click.option(
         "--rounding",
         type=click.Choice(get_args(RoundingName)),
         help="compensated: rounding errors within an output row compensate each other. deadzone: each weight is rounded alone, "
         "with the dead zone of the least squared error. auto (default): compensated, except in finetune.",
+    ),
+    click.option(
+        "--scales",
+        type=click.Choice(get_args(ScalesName)),
+        help="rows: the step of each row of a matrix or convolution follows the row's mean magnitude. none (default): one step "
+        "per weight.",
     ),
     click.option(
         "--auxiliary",
@@ -212,12 +218,14 @@ def _layers(texts: Sequence[str]) -> dict[str, LayerConfig]:
     for text in texts:
         glob, _, fields = text.rpartition(":")
         try:
-            values = {key.strip(): float(value) for key, _, value in (field.partition("=") for field in fields.split(","))}
+            pairs = {key.strip(): value for key, _, value in (field.partition("=") for field in fields.split(","))}
+            values: dict[str, Any] = {key: value if key == "scales" else float(value) for key, value in pairs.items()}
         except ValueError:
             values = {}
         if not glob or not values or not set(values) <= set(_FIELDS):
             raise click.UsageError(
-                f"--layer must be GLOB:KEY=X[,KEY=X], where KEY is one of {', '.join(_FIELDS)}, and X a number; got {text!r}."
+                f"--layer must be GLOB:KEY=X[,KEY=X], where KEY is one of {', '.join(_FIELDS)}, and X a number (for scales "
+                f"none or rows); got {text!r}."
             )
         layers[glob] = layers.get(glob, LayerConfig()).updated(LayerConfig(**values))
     return layers

@@ -15,6 +15,10 @@ EIGHT_BITS = ("linear8", "relative8")
 """Storages that have bounds."""
 
 
+STEPPED = ("codes", "scaled")
+"""Storages that have a step."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a file.
@@ -23,10 +27,10 @@ class Entry:
         name: State-dict key.
         shape: Sizes, all >= 0, with at most LARGEST_TENSOR elements.
         dtype: Name of the dtype of the restored tensor.
-        storage: Of a weight "codes" (with a step) or "levels" (with a table in its section); of an auxiliary tensor "exact",
-            "float16", "linear8" or "relative8" (see opq.codec.auxiliary).
+        storage: Of a weight "codes" (with a step), "scaled" (with a step, and scales in its section) or "levels" (with a table
+            in its section); of an auxiliary tensor "exact", "float16", "linear8" or "relative8" (see opq.codec.auxiliary).
         section: Number of the section that holds it. Tensors may share a section.
-        step: Quantization step if the storage is "codes"; otherwise None.
+        step: Quantization step if the storage is "codes" or "scaled"; otherwise None.
         bounds: The lowest and the highest value of an 8-bit grid, float32 numbers; None for other storages.
     """
 
@@ -41,7 +45,7 @@ class Entry:
     @property
     def is_weight(self) -> bool:
         """Whether it is stored as codes; otherwise it is an auxiliary tensor."""
-        return self.storage in ("codes", "levels")
+        return self.storage in (*STEPPED, "levels")
 
     @property
     def count(self) -> int:
@@ -55,8 +59,12 @@ class Entry:
 
 
 def contents_of(entry: Entry) -> object:
-    """A key that all tensors of a section share: for weights the storage and size, and with levels the dtype too."""
-    return (entry.storage, entry.count, entry.dtype if entry.storage == "levels" else "") if entry.is_weight else "pack"
+    """A key that all tensors of a section share: for weights storage and size, with levels also dtype, with scales shape."""
+    if not entry.is_weight:
+        return "pack"
+    if entry.storage == "scaled":
+        return entry.storage, entry.shape
+    return entry.storage, entry.count, entry.dtype if entry.storage == "levels" else ""
 
 
 def repeated_weights(entries: Sequence[Entry], nonzero: Mapping[str, int]) -> set[str]:

@@ -8,7 +8,6 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -171,9 +170,9 @@ class OpqFile(Mapping[str, Content]):
         if not entry.is_weight:
             return restore(self.stored(name), entry)
         last = self._last  # the weight of a shared section that was read last: another one may have the same codes
-        if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
-            return with_codes_of(last[1], entry)
         try:
+            if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
+                return with_codes_of(last[1], entry)
             (weight,) = decode_weights({entry.section: self.section(entry.section)}, [entry])
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
@@ -192,15 +191,8 @@ class OpqFile(Mapping[str, Content]):
         entry = self._entries[name]
         if not entry.is_weight:
             raise KeyError(f"{name!r} is not a weight")
-        width = math.prod(entry.shape[1:])
-        incomplete = np.zeros(0, dtype=np.int32)
         try:
-            for chunk in decode_pieces(self.section(entry.section), entry):
-                codes = np.concatenate([incomplete, chunk.codes]) if len(incomplete) else chunk.codes
-                end, size = len(codes) // width * width, max(CHUNK // width, 1) * width
-                for start in range(0, end, size):
-                    yield replace(chunk, codes=codes[start : min(start + size, end)].reshape(-1, *entry.shape[1:]))
-                incomplete = codes[end:]
+            yield from decode_pieces(self.section(entry.section), entry)
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from opq import dtypes
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.entry import EIGHT_BITS, LARGEST_TENSOR, Entry, contents_of
+from opq.codec.entry import EIGHT_BITS, LARGEST_TENSOR, STEPPED, Entry, contents_of
 from opq.errors import FormatError, TargetError, WeightError
 
 LARGEST_HEADER, HEADER_START, HEADER_EXPANSION = 2**26, 2**20, 64
@@ -29,7 +29,7 @@ _LARGEST_NAMES = 2**24
 _LARGEST_RANK = 32
 _LARGEST_METADATA = 2**12
 _WHERE = "header"
-_STORAGE = ("exact", "float16", "codes", "levels", "linear8", "relative8")
+_STORAGE = ("exact", "float16", "codes", "levels", "linear8", "relative8", "scaled")
 
 _WIDE = frozenset({"float32", "float64"})
 _ALLOWED = {
@@ -38,6 +38,7 @@ _ALLOWED = {
     "levels": dtypes.COMPRESSIBLE,
     "linear8": _WIDE,
     "relative8": _WIDE,
+    "scaled": dtypes.COMPRESSIBLE,
 }
 
 
@@ -181,7 +182,7 @@ def _parse(columns: bytes) -> Header:
     ranks = [reader.varint(_LARGEST_RANK) for _ in range(count)]
     shapes = [_shape(reader, rank, name) for rank, name in zip(ranks, names, strict=True)]
     sections = _sections(reader, count)
-    steps = [struct.unpack("<f", reader.take(4))[0] if storage == "codes" else None for storage in storages]
+    steps = [struct.unpack("<f", reader.take(4))[0] if storage in STEPPED else None for storage in storages]
     grids = iter(_decode_bounds(reader, sum(storage in EIGHT_BITS for storage in storages)))
     bounds = [next(grids) if storage in EIGHT_BITS else None for storage in storages]
     num_sections = max(sections, default=-1) + 1
@@ -245,6 +246,8 @@ def _check(entries: Sequence[Entry]) -> None:
             raise FormatError(_WHERE, f"{where}: {entry.dtype} cannot be stored as {entry.storage}")
         if entry.is_weight and entry.count == 0:
             raise FormatError(_WHERE, f"{where}: an empty tensor must not be stored as {entry.storage}")
+        if entry.storage == "scaled" and not entry.shape:
+            raise FormatError(_WHERE, f"{where}: a tensor without dimensions must not be stored as {entry.storage}")
         if entry.step is not None and not (0.0 < entry.step < math.inf):
             raise FormatError(_WHERE, f"{where}: step must be positive and finite, got {entry.step}")
         if entry.bounds is not None and not _are_bounds(entry.storage, *entry.bounds):

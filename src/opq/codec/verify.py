@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from opq.codec.byte_planes import encode_pack
 from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry
 from opq.codec.file_reader import OpqFile
-from opq.codec.weight_section import encode_weight
+from opq.codec.weight_section import encode_weight, naming, with_step_of
 from opq.errors import FormatError
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -68,27 +67,23 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
             for entries in by_geometry.values():  # memory holds only one weight
                 weight = cast(CompressedTensor, file[entries[0].name])
                 _check_same(entries[0].name, encode_weight(weight)[0], file.section(number))
-                _check_codebooks(entries, weight.codes)
+                _check_codebooks(entries, weight)
         if not file.has_canonical_header():
             raise FormatError("header", _OTHER_BYTES)
         weights = sum(entry.is_weight for entry in file.entries)
         return Verification(weights, len(file) - weights, sections, file.file_bytes)
 
 
-def _check_codebooks(entries: Sequence[Entry], codes: NDArray[np.int32]) -> None:
-    # Tables of levels are checked when they are read. Rounding is monotone: what holds for the extreme codes holds for all.
-    magnitudes = np.abs(codes[codes != 0])
-    if not len(magnitudes):
-        return
-    extremes = np.array([magnitudes.min(), magnitudes.max()])
-    checked = set()
-    for entry in entries:
-        if entry.step is None or (entry.step, entry.dtype) in checked:
-            continue
-        checked.add((entry.step, entry.dtype))
-        if not UniformCodebook(entry.step).represents(extremes, entry.dtype):
-            problem = f"with step {entry.step:g} a value overflows {entry.dtype}, or is zero although its code is not"
-            raise FormatError(f"tensor {entry.name!r}", problem)
+def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None:
+    codes = weight.codes
+    if isinstance(weight.codebook, UniformCodebook):  # rounding is monotone: what holds for the extreme codes holds for all
+        magnitudes = np.abs(codes[codes != 0])
+        codes = np.array([magnitudes.min(), magnitudes.max()] if len(magnitudes) else [], dtype=np.int32)
+    for entry in {(entry.step, entry.dtype): entry for entry in reversed(entries)}.values():
+        with naming(entry):
+            if not with_step_of(weight.codebook, entry).represents(codes, entry.dtype):
+                problem = f"with step {entry.step:g} a value overflows {entry.dtype}, or is zero although its code is not"
+                raise FormatError("codes", problem)
 
 
 def _check_same(name: str, encoded: bytes, stored: bytes) -> None:

@@ -1,8 +1,9 @@
-"""Encode a quantized weight to the bytes of its section and back: the codes, after the table of levels if there is one.
+"""Encode a quantized weight to the bytes of its section and back: the codes, after scales or a table of levels if it has any.
 
-Only this module decides how each kind of codebook is stored. A step is in the header. A table of levels is the number of
-positive and of negative levels, and the gaps between the magnitudes of neighbouring levels as integers of the size of their
-dtype, in byte planes. So levels are stored exactly, in few bytes if they are close. docs/format.md is the normative text.
+Only this module decides how each kind of codebook is stored. A step is in the header. Scales of rows and columns are bytes in a
+byte plane. A table of levels is the number of positive and of negative levels, and the gaps between the magnitudes of
+neighbouring levels as integers of the size of their dtype, in byte planes. So levels are stored exactly, in few bytes if they
+are close. docs/format.md is the normative text.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +20,16 @@ from opq import dtypes
 from opq.codec import code_stream
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.code_stream import Geometry, StreamError, decode_batch, encode_pieces
+from opq.codec.code_stream import CHUNK, Geometry, StreamError, decode_batch, encode_pieces
 from opq.codec.entry import Entry
 from opq.errors import FormatError, WeightError
-from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, UniformCodebook
+from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor, QuantizedWeight
 from opq.quantization.float_order import from_ordinals, to_ordinals
 
-_WHERE = "levels"
+_WHERE = "weight"
 _EXTRA_RAW_BITS = range(4)
+_ZERO = 128  # the byte of a scale of 0
 
 
 def entry_of(name: str, weight: QuantizedWeight, section: int = 0) -> Entry:
@@ -40,6 +43,8 @@ def entry_of(name: str, weight: QuantizedWeight, section: int = 0) -> Entry:
     codebook = weight.codebook
     if isinstance(codebook, UniformCodebook):
         return Entry(name, weight.shape, weight.dtype, "codes", section, codebook.step)
+    if isinstance(codebook, ScaledCodebook):
+        return Entry(name, weight.shape, weight.dtype, "scaled", section, codebook.step)
     return Entry(name, weight.shape, weight.dtype, "levels", section)
 
 
@@ -56,6 +61,9 @@ def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
         WeightError: The table has more levels than the weight has elements.
     """
     codes = weight.read_codes()
+    if isinstance(weight.codebook, ScaledCodebook):
+        section, nonzero = encode_pieces(weight.shape, codes)
+        return encode_scales(weight.codebook) + section, nonzero
     if not isinstance(weight.codebook, LevelTable):
         return encode_pieces(weight.shape, codes)
     levels = weight.codebook.levels
@@ -78,7 +86,7 @@ def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
     Raises:
         FormatError: The section does not hold exactly this weight.
     """
-    codebook, codes = _split(section, entry)
+    codebook, codes = split(section, entry)
     return _join(code_stream.decode_codes(codes, entry.shape), codebook, entry)
 
 
@@ -100,8 +108,8 @@ def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
     keys = [(entry.section, Geometry.of(entry.shape)) for entry in entries]
     for key, entry in zip(keys, entries, strict=True):
         if entry.section not in parts:
-            with _naming(entry):
-                parts[entry.section] = _split(sections[entry.section], entry)
+            with naming(entry):
+                parts[entry.section] = split(sections[entry.section], entry)
         first.setdefault(key, entry)
     firsts = list(first.values())
     try:
@@ -113,9 +121,8 @@ def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
     for key, entry in zip(keys, entries, strict=True):
         whole = (key, entry.shape, entry.dtype, entry.step)
         if whole not in joined:
-            book = parts[entry.section][0] if entry.step is None else UniformCodebook(entry.step)
-            with _naming(entry):
-                joined[whole] = _join(codes[key].reshape(entry.shape), book, entry)
+            with naming(entry):
+                joined[whole] = _join(codes[key].reshape(entry.shape), parts[entry.section][0], entry)
     return [joined[key, entry.shape, entry.dtype, entry.step] for key, entry in zip(keys, entries, strict=True)]
 
 
@@ -126,47 +133,84 @@ def have_same_codes(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
 
 def with_codes_of(weight: CompressedTensor, entry: Entry) -> CompressedTensor:
     """A weight of the same section with a copy of the same codes."""
-    codebook = weight.codebook if entry.step is None else UniformCodebook(entry.step)
-    return CompressedTensor(weight.codes.reshape(entry.shape).copy(), codebook, entry.dtype)
+    return _join(weight.codes.reshape(entry.shape).copy(), weight.codebook, entry)
+
+
+def with_step_of(codebook: Codebook, entry: Entry) -> Codebook:
+    """The codebook of a section, with the step of one of its weights; FormatError if scales do not allow that step."""
+    if entry.step is None or not isinstance(codebook, UniformCodebook | ScaledCodebook) or codebook.step == entry.step:
+        return codebook
+    with _as_format_error():
+        return replace(codebook, step=entry.step)
+
+
+def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
+    """As `decode_weight`, in pieces of whole channels."""
+    codebook, rest = split(section, entry)
+    width, first = math.prod(entry.shape[1:]), 0
+    incomplete = np.zeros(0, dtype=np.int32)
+    for chunk in code_stream.decode_pieces(rest, entry.shape):
+        codes = np.concatenate([incomplete, chunk]) if len(incomplete) else chunk
+        end, size = len(codes) // width * width, max(CHUNK // width, 1) * width
+        for start in range(0, end, size):
+            piece = codes[start : min(start + size, end)].reshape(-1, *entry.shape[1:])
+            yield _join(piece, codebook.channels(first, first + len(piece)), entry)
+            first += len(piece)
+        incomplete = codes[end:]
 
 
 @contextmanager
-def _naming(entry: Entry) -> Iterator[None]:
+def naming(entry: Entry) -> Iterator[None]:
+    """Context whose FormatErrors name a weight."""
     try:
         yield
     except FormatError as error:
         raise FormatError(f"tensor {entry.name!r}", error.problem) from None
 
 
-def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
-    """As `decode_weight`, in one-dimensional pieces, whose concatenation is the weight in row-major order."""
-    codebook, codes = _split(section, entry)
-    return (_join(piece, codebook, entry) for piece in code_stream.decode_pieces(codes, entry.shape))
-
-
-def table_bytes(section: bytes) -> int:
-    """Bytes of the table in a section with a table of levels."""
+def split(section: bytes, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
+    """The codebook of a weight, and the part of its section with the codes; FormatError if the section has no codebook."""
     reader = ByteReader(section, _WHERE)
-    for _ in range(2):
-        reader.varint()
-    reader.take(reader.varint())
-    return len(section) - len(reader.rest())
-
-
-def _split(section: bytes, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
-    """The codebook of a weight, and the part of its section with the codes."""
-    if entry.step is not None:
-        return UniformCodebook(entry.step), section
-    reader = ByteReader(section, _WHERE)
-    levels = _decode_table(reader, dtypes.NUMPY[entry.dtype], min(LARGEST_TABLE, entry.count))
-    return LevelTable(levels), reader.rest()
+    codebook: Codebook
+    with _as_format_error():
+        if entry.storage == "levels":
+            codebook = LevelTable(_decode_table(reader, dtypes.NUMPY[entry.dtype], min(LARGEST_TABLE, entry.count)))
+        elif entry.storage == "scaled":
+            codebook = ScaledCodebook(entry.step or 0.0, *_decode_scales(reader, entry.shape))
+        else:
+            codebook = UniformCodebook(entry.step or 0.0)
+        return codebook, reader.rest()
 
 
 def _join(codes: NDArray[np.int32], codebook: Codebook, entry: Entry) -> CompressedTensor:
+    with _as_format_error():
+        return CompressedTensor(codes, with_step_of(codebook, entry), entry.dtype)
+
+
+@contextmanager
+def _as_format_error() -> Iterator[None]:
     try:
-        return CompressedTensor(codes, codebook, entry.dtype)
+        yield
     except WeightError as error:
         raise FormatError(_WHERE, error.problem) from None
+
+
+def encode_scales(codebook: ScaledCodebook) -> bytes:
+    """The part of a section before the codes: which axes have scales, and these as bytes in a pack."""
+    axes = [axis for axis in (codebook.rows, codebook.columns) if axis is not None]
+    packed = encode_pack([(axis.astype(np.int16) + _ZERO).astype(np.uint8) for axis in axes])
+    flags = (codebook.rows is not None) + 2 * (codebook.columns is not None)
+    return bytes([flags]) + varint(len(packed)) + packed
+
+
+def _decode_scales(reader: ByteReader, shape: tuple[int, ...]) -> list[NDArray[np.int8] | None]:
+    flags = reader.take(1)[0]
+    if not 1 <= flags <= 3:
+        raise FormatError(_WHERE, f"the axes that have scales must be 1, 2 or 3, got {flags}")
+    sizes = [(size,) for axis, size in enumerate((shape[0], math.prod(shape[1:]))) if flags >> axis & 1]
+    arrays = iter(decode_pack(reader.take(reader.varint()), sizes, [np.dtype(np.uint8)] * len(sizes)))
+    # A byte of 0 becomes -128, which ScaledCodebook refuses.
+    return [(next(arrays).astype(np.int16) - _ZERO).astype(np.int8) if flags >> axis & 1 else None for axis in range(2)]
 
 
 def _encode_table(levels: NDArray[np.generic]) -> bytes:

@@ -20,7 +20,7 @@ from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_ord
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
-from opq.config import CompressionConfig, Lossless
+from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.statistics import measure, measure_rows
 from opq.rate_distortion.layers import Layer, LayerStatistics
@@ -69,7 +69,7 @@ class CheckpointAnalysis:
         return sum(sum(entry.dense_bytes for entry in pack.entries) - len(pack.section) for pack in self.packs)
 
     def layers(self, config: CompressionConfig) -> list[Layer]:
-        """The weights with their settings, for rate-distortion allocation.
+        """The weights with their settings, for rate-distortion allocation; with scales the statistics are those over scales.
 
         Args:
             config: Its `layers` are the settings.
@@ -87,7 +87,11 @@ class CheckpointAnalysis:
                 "change include and exclude, or use lossless"
             )
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
-        return [Layer(name, self.statistics[name], configs[name], repeats.get(name)) for name in names]
+        return [Layer(name, self._statistics_under(configs[name], name), configs[name], repeats.get(name)) for name in names]
+
+    def _statistics_under(self, config: LayerConfig, name: str) -> LayerStatistics:
+        statistics = self.statistics[name]
+        return statistics.by_rows() if config.scales == "rows" and len(statistics.shape) > 1 else statistics
 
 
 def analyze(state: State, config: CompressionConfig, *, estimated: bool = False) -> CheckpointAnalysis:

@@ -8,10 +8,10 @@ from functools import partial
 from opq.checkpoints import State
 from opq.codec.code_stream import CHUNK
 from opq.quantization.chunked import code_pieces
-from opq.quantization.codebook import Codebook, UniformCodebook
+from opq.quantization.codebook import Codebook, codebook_of
 from opq.quantization.compressed_tensor import CodeReader, compress_tensor
 from opq.quantization.nonzero import keep_nonzero
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class PlannedWeight:
 
     @property
     def codebook(self) -> Codebook:
-        """Multiples of the plan's step."""
-        return UniformCodebook(self.plan.step)
+        """Multiples of the plan's steps."""
+        return codebook_of(self.plan.step, self.plan.rows, self.plan.columns)
 
     def read_codes(self) -> CodeReader:
         """A reader of the codes."""

@@ -14,14 +14,13 @@ from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Lossless, Target, TwoStage, as_config
 from opq.errors import TargetError, WeightError
 from opq.rate_distortion import joint, two_stage
+from opq.rate_distortion.layer_plan import LayerPlan
 from opq.rate_distortion.layers import Layer, LayerStatistics
-from opq.rate_distortion.plan import LayerPlan, Plan
+from opq.rate_distortion.plan import Plan
+from opq.rate_distortion.scales import LARGEST_STEP, SMALLEST_STEP
 
 AIM = 0.9975
 """The fraction of a byte target at which the first plan aims. With it about half of the first files meet the target."""
-
-SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**127
-"""Smallest and largest step that are normal float32 numbers."""
 
 
 def plan(
@@ -150,9 +149,10 @@ def _layer_plan(
     max_codes: tuple[int, ...] | None = None,
 ) -> LayerPlan:
     """The plan of a layer; `pruned_magnitude` is the largest pruned magnitude, from which the bits are predicted."""
-    statistics = layer.statistics
-    if not SMALLEST_STEP <= step <= LARGEST_STEP:
-        if statistics.magnitudes[-1] > threshold or step > LARGEST_STEP:
+    statistics, rows = layer.statistics, layer.statistics.rows
+    lowest, highest = (step * 2.0 ** (end((0, *(rows or ()))) / 8.0) for end in (min, max))
+    if not SMALLEST_STEP <= lowest <= highest <= LARGEST_STEP:
+        if statistics.magnitudes[-1] > threshold or highest > LARGEST_STEP:
             raise WeightError.beyond_float32(layer.name, statistics.shape, statistics.laplace_scale)
         # Its weights are negligible beside those of other layers. It is pruned completely, so any step is correct.
         threshold = pruned_magnitude = LARGEST_STEP
@@ -172,6 +172,7 @@ def _layer_plan(
         bits=size_model.bits(layer, pruned_magnitude, step, offset) / statistics.count,
         num_kept=num_kept,
         max_codes=max_codes,
+        rows=rows,
     )
 
 
@@ -186,5 +187,5 @@ def _finish(mode: str, size_model: SizeModel, target: Target, lmbda: float | Non
     repeats = analysis.repeats
     distinct = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
     codes = sum(layer.bits * layer.count for layer in distinct) / 8.0
-    predicted = round(analysis.fixed_bytes + codes)
+    predicted = round(size_model.fixed_bytes + codes)
     return Plan(mode, target, analysis.auxiliary, lmbda, analysis.dense_bytes, predicted, plans, analysis.exact)

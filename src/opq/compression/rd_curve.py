@@ -36,7 +36,8 @@ class RDPoint:
         bytes: Predicted bytes of the whole file.
         bits_per_weight: Predicted bits of the codes, mean over all weights.
         sparsity: Predicted fraction of zeros over all weights, 0..1.
-        distortion: Sensitivity-weighted squared error over sensitivity-weighted energy, from a sample of magnitudes, 0..1.
+        distortion: Sensitivity-weighted squared error over sensitivity-weighted energy, from a sample of magnitudes, 0..1; with
+            scales those of weights over the factors of their rows.
     """
 
     ratio: float
@@ -78,7 +79,7 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
     points = []
     for ratio in sorted(ratios):
         size = analysis.dense_bytes / ratio
-        if size <= analysis.fixed_bytes:
+        if size <= size_model.fixed_bytes:
             break
         # The gain of contexts depends on the size, so it is measured at each ratio.
         near = size_model.guessed(joint_plan(size_model, target, size_model.rough_lambda(size)).layers)
@@ -91,7 +92,7 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
             RDPoint(
                 ratio=plan.predicted_ratio,
                 bytes=plan.predicted_bytes,
-                bits_per_weight=8.0 * (plan.predicted_bytes - analysis.fixed_bytes) / weights,
+                bits_per_weight=8.0 * (plan.predicted_bytes - size_model.fixed_bytes) / weights,
                 sparsity=plan.sparsity,
                 distortion=_distortion(layers, plan),
             )

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec.code_length import ContextGain, context_gain, contextless_bits, contextless_code_bits
+from opq.codec.weight_section import encode_scales
 from opq.compression.analysis import CheckpointAnalysis
 from opq.config import CompressionConfig, TwoStage
 from opq.errors import TargetError
+from opq.quantization.codebook import ScaledCodebook, codebook_of
 from opq.quantization.quantizer import quantize
 from opq.quantization.rounding import ROUNDINGS
 from opq.quantization.statistics import EXCERPT
 from opq.rate_distortion import joint
 from opq.rate_distortion.family import Family
+from opq.rate_distortion.layer_plan import LayerPlan
 from opq.rate_distortion.layers import Layer
-from opq.rate_distortion.plan import LayerPlan
 
 _EXCERPTS = 4
 """The number of weights whose excerpts are encoded."""
@@ -37,12 +40,14 @@ class SizeModel:
         analysis: The checkpoint.
         layers: Its weights.
         rounding: Name of the rounding method, as in LayerPlan.rounding.
+        scale_bytes: {weight name: bytes of its scales}, for the weights that have some.
         gains: {weight name: effect of the coder's contexts}; none for missing weights.
     """
 
     analysis: CheckpointAnalysis
     layers: Sequence[Layer]
     rounding: str
+    scale_bytes: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, ContextGain] = field(default_factory=dict)
 
     @classmethod
@@ -59,15 +64,26 @@ class SizeModel:
         rounding = "compensated" if config.rounding == "auto" else config.rounding
         if isinstance(config.target, TwoStage):
             rounding = "deadzone"
-        return cls(analysis, analysis.layers(config), rounding)
+        layers = analysis.layers(config)
+        # The step does not matter for the bytes of scales.
+        codebooks = {layer.name: codebook_of(1.0, layer.statistics.rows, None) for layer in layers}
+        scaled = {name: codebook for name, codebook in codebooks.items() if isinstance(codebook, ScaledCodebook)}
+        scale_bytes = {name: len(encode_scales(codebook)) for name, codebook in scaled.items()}
+        return cls(analysis, layers, rounding, scale_bytes)
 
     @property
     def family(self) -> Family:
         """The family of quantizers of the rounding method."""
         return ROUNDINGS[self.rounding].family
 
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Estimated bytes of the file other than codes: those of the analysis, and scales."""
+        scales = sum(self.scale_bytes.get(layer.name, 0) for layer in self.layers if layer.repeats is None)
+        return self.analysis.fixed_bytes + scales
+
     def bits(self, layer: Layer, threshold: float, step: float, offset: float | None = None) -> float:
-        """Predict the bits of a weight.
+        """Predict the bits of a weight's codes.
 
         Args:
             layer: The weight.
@@ -88,11 +104,11 @@ class SizeModel:
 
     def rough_lambda(self, file_bytes: float) -> float:
         """As `lambda_for`, from the Laplace density only: less exact, and much faster."""
-        return joint.laplace_lambda(self.layers, 8.0 * (file_bytes - self.analysis.fixed_bytes), self.family)
+        return joint.laplace_lambda(self.layers, 8.0 * (file_bytes - self.fixed_bytes), self.family)
 
     def lambda_for(self, file_bytes: float) -> float:
         """The lambda at which the predicted file has this many bytes; the nearest possible one if there is none."""
-        return joint.lambda_for(self.layers, 8.0 * (file_bytes - self.analysis.fixed_bytes), self.family, self.bits)
+        return joint.lambda_for(self.layers, 8.0 * (file_bytes - self.fixed_bytes), self.family, self.bits)
 
     def reachable_lambda(self, budget: int, aim: float) -> float:
         """The lambda at which the predicted file has `aim` bytes.
@@ -110,9 +126,8 @@ class SizeModel:
         lmbda = self.lambda_for(aim)
         low, high = joint.lambda_bounds(self.layers, self.family)
         if not low * (1.0 + 1e-9) < lmbda < high * (1.0 - 1e-9):  # at an end of the range the aim may be out of reach
-            fixed = self.analysis.fixed_bytes
-            largest = fixed + joint.predicted_bits(self.layers, low, self.family, self.bits) / 8.0
-            smallest = fixed + joint.predicted_bits(self.layers, high, self.family, self.bits) / 8.0
+            largest = self.fixed_bytes + joint.predicted_bits(self.layers, low, self.family, self.bits) / 8.0
+            smallest = self.fixed_bytes + joint.predicted_bits(self.layers, high, self.family, self.bits) / 8.0
             if largest < aim <= largest + self.analysis.saved_bytes:
                 return low  # the file is smaller than the target, since its exact tensors take few bytes
             if not smallest <= aim <= largest:
@@ -153,7 +168,8 @@ class SizeModel:
             before = self.gains.get(name, _NO_GAIN)
             contextless = (layer.bits * layer.count - before.start) / before.gain
             if contextless > 16.0:
-                gains[name] = ContextGain(8.0 * section_bytes[name] / contextless)
+                code_bytes = section_bytes[name] - self.scale_bytes.get(name, 0)
+                gains[name] = ContextGain(8.0 * code_bytes / contextless)
         return replace(self, gains=gains)
 
 
@@ -180,4 +196,5 @@ def _rounding_cost(codes: Sequence[NDArray[np.int32]], layers: Sequence[Layer], 
 
 def _excerpt_codes(layer: Layer, plan: LayerPlan) -> NDArray[np.int32]:
     excerpt = layer.statistics.excerpt
-    return np.asarray(quantize(excerpt, replace(plan, shape=excerpt.shape, num_kept=None, max_codes=None)))
+    part = replace(plan, shape=excerpt.shape, num_kept=None, max_codes=None, rows=layer.statistics.excerpt_rows)
+    return np.asarray(quantize(excerpt, part))

@@ -8,7 +8,7 @@ Every function that compresses takes such a config, or the same settings as keyw
 
 from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, RoundingName
 from opq.config.keywords import CompressionOptions, as_config, refuse_unknown, without_target
-from opq.config.layer_config import LayerConfig
+from opq.config.layer_config import LayerConfig, ScalesName
 from opq.config.targets import Lossless, Ratio, Size, Target, TwoStage, parse_size, target_from_dict, target_to_dict
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Lossless",
     "Ratio",
     "RoundingName",
+    "ScalesName",
     "Size",
     "Target",
     "TwoStage",

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from opq.config.checks import check_choice, check_fields, finite_number, match_glob, matches, read_globs, read_json
-from opq.config.layer_config import LayerConfig
+from opq.config.layer_config import LayerConfig, ScalesName
 from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, target_to_dict
 from opq.errors import ConfigError, TargetError
 
@@ -29,6 +29,9 @@ class CompressionConfig:
             compensate each other (`opq.quantization.error_feedback`). "deadzone": each weight alone, with the steps and dead
             zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
             compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest: only "auto" is valid.
+        scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
+            least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
+            relative errors of rows count alike. With a TwoStage target only "none" is valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
@@ -48,6 +51,7 @@ class CompressionConfig:
 
     target: Target
     rounding: RoundingName = "auto"
+    scales: ScalesName = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
@@ -59,7 +63,8 @@ class CompressionConfig:
         """Check every field, and convert globs to tuples."""
         if not isinstance(self.target, Target):
             raise TargetError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
-        for key, choices in (("rounding", RoundingName), ("auxiliary", AuxiliaryStorage), ("batch_norm", BatchNormForm)):
+        kinds = {"rounding": RoundingName, "scales": ScalesName, "auxiliary": AuxiliaryStorage, "batch_norm": BatchNormForm}
+        for key, choices in kinds.items():
             check_choice(key, getattr(self, key), get_args(choices))
         for key in ("include", "exclude"):
             object.__setattr__(self, key, read_globs(key, getattr(self, key)))
@@ -75,6 +80,11 @@ class CompressionConfig:
             raise ConfigError(
                 f"rounding (={self.rounding!r}) cannot be combined with sparsity and bits, because that target rounds each "
                 "weight to nearest; remove rounding"
+            )
+        if isinstance(self.target, TwoStage) and self.scales != "none":
+            raise ConfigError(
+                f"scales (={self.scales!r}) cannot be combined with sparsity and bits, because that target gives each weight "
+                "one step; remove scales"
             )
         if isinstance(self.target, Lossless) and (others := self._non_default_fields() - {"target", "include", "exclude"}):
             raise ConfigError(f"lossless can be combined with include and exclude only; remove {min(others)}")
@@ -123,13 +133,13 @@ class CompressionConfig:
             names: Names of the weights.
 
         Returns:
-            {name: its LayerConfig}, with the fields of all entries of `layers` that match it.
+            {name: its LayerConfig}, with the fields of all entries of `layers` that match it; `scales` is never None.
 
         Raises:
             SelectionError: A glob of `layers` matches none of them.
             ConfigError: A value is out of range for the target.
         """
-        found = {name: LayerConfig() for name in names}
+        found = {name: LayerConfig(scales=self.scales) for name in names}
         for glob, given in self.layers.items():
             for name in match_glob("layers", glob, names):
                 found[name] = found[name].updated(given)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from opq.config.checks import finite_number
+from opq.config.checks import check_choice, finite_number
 from opq.config.targets import Target, TwoStage
 from opq.errors import ConfigError
+
+ScalesName = Literal["none", "rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +24,23 @@ class LayerConfig:
         sparsity: Fraction of zeros, 0 <= sparsity < 1. With a byte target and compensated rounding it is met approximately.
         bits: With a `TwoStage` target the nominal width of a kept code, 1 < bits <= 16. With a byte target the entropy of the
             codes in bits per weight, for Laplace-distributed weights, 0 < bits <= 16.
-        step: Quantization step in weight units, > 0.
+        step: Quantization step in weight units, > 0; with scales that of a row whose scale is 0.
+        scales: As CompressionConfig.scales. None: that of the config.
     """
 
     sensitivity: float | None = None
     sparsity: float | None = None
     bits: float | None = None
     step: float | None = None
+    scales: ScalesName | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError if a number is not finite."""
-        for item in fields(self):
-            if (value := getattr(self, item.name)) is not None:
-                object.__setattr__(self, item.name, finite_number(f"layer config: {item.name}", value, ConfigError))
+        """Raise ConfigError if a number is not finite, or `scales` is unknown."""
+        for key in ("sensitivity", "sparsity", "bits", "step"):
+            if (value := getattr(self, key)) is not None:
+                object.__setattr__(self, key, finite_number(f"layer config: {key}", value, ConfigError))
+        if self.scales is not None:
+            check_choice("layer config: scales", self.scales, get_args(ScalesName))
 
     @property
     def is_fixed(self) -> bool:
@@ -69,6 +76,8 @@ class LayerConfig:
         ):
             if not valid:
                 raise ConfigError(f"layers[{name!r}]: {key} must {rule}, got {getattr(self, key):g}")
+        if two_stage and self.scales == "rows":
+            raise ConfigError(f"layers[{name!r}]: scales must be 'none' with sparsity and bits, got 'rows'")
         if not two_stage and self.sparsity == 0.0:
             raise ConfigError(
                 f"layers[{name!r}]: sparsity must lie in (0, 1) with a byte target, got 0; exclude the tensor instead"

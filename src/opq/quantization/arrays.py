@@ -22,10 +22,9 @@ def working_copy(weight: Array, xp: Any) -> Array:
     return weight if weight.dtype == xp.float64 else xp.astype(weight, xp.float32, copy=False)
 
 
-def scalar_like(value: float | Array, like: Array, xp: Any) -> Array:
-    """A zero-dimensional array with the value `value`, and the dtype and device of `like`.
+def array_like(value: float | Array, like: Array, xp: Any) -> Array:
+    """A number as a zero-dimensional array, or a NumPy array, with the dtype and device of `like`.
 
-    It replaces a Python number, because some libraries turn a division by a number into a multiplication by its reciprocal,
-    which rounds differently.
+    Some libraries turn a division by a Python number into a multiplication by its reciprocal, which rounds differently.
     """
     return xp.asarray(value, dtype=like.dtype, device=device(like))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from opq.quantization.compressed_tensor import compress_tensor
 from opq.quantization.statistics import blocks
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 Rows = Callable[[int, int], NDArray[np.generic]]
 """rows(start, stop) returns weight[start:stop]."""
@@ -37,8 +37,8 @@ def code_pieces(rows: Rows, plan: LayerPlan) -> Callable[[int, int], NDArray[np.
         first, last = start // width, -(-stop // width)
         block = rows(first, last)
         num_kept = boundary.count_kept(block, first * width) if boundary else None
-        max_codes = plan.max_codes and plan.max_codes[first:last]
-        part = replace(plan, shape=block.shape, num_kept=num_kept, max_codes=max_codes)
+        max_codes, scales = (values and values[first:last] for values in (plan.max_codes, plan.rows))
+        part = replace(plan, shape=block.shape, num_kept=num_kept, max_codes=max_codes, rows=scales)
         return compress_tensor(block, part).codes.reshape(-1)[start - first * width : stop - first * width]
 
     return codes

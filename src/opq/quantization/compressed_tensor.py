@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.errors import WeightError
 from opq.quantization.arrays import Array
-from opq.quantization.codebook import Codebook, UniformCodebook
+from opq.quantization.codebook import Codebook, codebook_of
 from opq.quantization.quantizer import quantize
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 CodeReader = Callable[[int, int], NDArray[np.int32]]
 """codes(start, stop) returns the codes from one position in row-major order to another, in one dimension; thread-safe."""
@@ -45,7 +45,7 @@ class CompressedTensor:
 
     Args:
         codes: int32, shaped as the weight; 0 if pruned.
-        codebook: The values of the codes: a UniformCodebook or a LevelTable.
+        codebook: The values of the codes: a UniformCodebook, a ScaledCodebook or a LevelTable.
         dtype: Name of the weight's dtype: "float32", "float64", "float16" or "bfloat16".
 
     Raises:
@@ -78,6 +78,10 @@ class CompressedTensor:
         """The dequantized weight in its own dtype; with a step it is bit-equal to `fake_quantize` of the original."""
         return self.codebook.values(self.codes, self.dtype)
 
+    def channels(self, start: int, stop: int) -> CompressedTensor:
+        """The weight's rows from `start` to `stop`; it has at least one dimension."""
+        return CompressedTensor(self.codes[start:stop], self.codebook.channels(start, stop), self.dtype)
+
     def read_codes(self) -> CodeReader:
         """A reader of the codes."""
         flat = np.require(self.codes, np.int32, ["C", "A"]).reshape(-1)
@@ -104,4 +108,5 @@ def compress_tensor(weight: Array, plan: LayerPlan) -> CompressedTensor:
     Raises:
         PlanError, WeightError: See `quantize`.
     """
-    return CompressedTensor(np.asarray(quantize(weight, plan)), UniformCodebook(plan.step), weight.dtype.name)
+    codes = np.asarray(quantize(weight, plan))
+    return CompressedTensor(codes, codebook_of(plan.step, plan.rows, plan.columns), weight.dtype.name)

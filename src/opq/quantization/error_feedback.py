@@ -61,7 +61,7 @@ def compensated_codes(scaled: Any, offset: Any, threshold: Any, max_codes: Any, 
         scaled: (rows, inputs, *kernel): weights over the step, float32 or float64.
         offset: Rounding offset, zero-dimensional.
         threshold: Magnitudes up to it get code 0, in steps, zero-dimensional.
-        max_codes: Largest code, shaped to broadcast with (rows, inputs).
+        max_codes: Largest codes, zero-dimensional or shaped to broadcast with `scaled`.
         xp: The array API functions for `scaled`.
 
     Returns:
@@ -71,6 +71,7 @@ def compensated_codes(scaled: Any, offset: Any, threshold: Any, max_codes: Any, 
     size = len(prior.pull)
     flat = xp.reshape(scaled, (scaled.shape[0], -1, size))
     inputs = flat.shape[1]
+    limits = xp.reshape(xp.broadcast_to(max_codes, scaled.shape), flat.shape) if max_codes.ndim else max_codes
     total = xp.astype(flat[:, 0, 0] * 0, xp.int64)
     parts = []
     for start, stop in pairwise(_part_edges(inputs)):
@@ -84,7 +85,8 @@ def compensated_codes(scaled: Any, offset: Any, threshold: Any, max_codes: Any, 
             ]
         codes = []
         for position in range(size):
-            code = _round(left[position], nonzero[position], offset, threshold, max_codes, xp)
+            limit = limits[:, start:stop, position] if limits.ndim else limits
+            code = _round(left[position], nonzero[position], offset, threshold, limit, xp)
             error = left[position] - code
             for later in range(position + 1, size):
                 left[later] = left[later] - error * _like(float(prior.moves[position, later]), scaled, xp)

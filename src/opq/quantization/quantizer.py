@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from array_api_compat import device
+from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.errors import PlanError, WeightError
-from opq.quantization.arrays import Array, namespace, scalar_like, working_copy
+from opq.quantization.arrays import Array, array_like, namespace, working_copy
 from opq.quantization.rounding import ROUNDINGS, magnitude_levels, magnitude_mask
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 LARGEST_CODE = 2**24 - 1
 """The largest magnitude of a code. Every integer up to it is exact in float32."""
@@ -60,8 +62,8 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     if tuple(weight.shape) != plan.shape:
         raise PlanError(f"expected a weight of shape {plan.shape}, got {tuple(weight.shape)}")
     work = working_copy(weight, xp)
-    max_codes = largest_codes(weight, plan.step, plan.max_codes)
-    levels = magnitude_levels(work, scalar_like(plan.step, work, xp), scalar_like(plan.rounding_offset, work, xp))
+    max_codes = largest_codes(weight, plan.steps, plan.max_codes)
+    levels = magnitude_levels(work, array_like(plan.steps, work, xp), array_like(plan.rounding_offset, work, xp))
     unclipped = levels if plan.max_codes is None else xp.minimum(levels, max_codes)
     if math.prod(plan.shape) and (largest := float(xp.max(unclipped))) > LARGEST_CODE:
         raise WeightError(
@@ -73,12 +75,12 @@ def quantize(weight: Array, plan: LayerPlan) -> Array:
     return xp.astype(ROUNDINGS[plan.rounding].codes(work, plan, max_codes, xp), xp.int32)
 
 
-def largest_codes(weight: Array, step: float, limits: tuple[int, ...] | None = None) -> Array:
-    """The largest code per channel: the plan's limit, and what the weight's dtype can hold.
+def largest_codes(weight: Array, steps: float | NDArray[np.float32], limits: tuple[int, ...] | None = None) -> Array:
+    """The largest codes: the plan's limit per channel, and what the weight's dtype can hold.
 
     Args:
         weight: The weight; axis 0 is the channel axis.
-        step: Its step, in weight units.
+        steps: Its steps, as LayerPlan.steps.
         limits: Largest code per channel, >= 1; None for no limits.
 
     Returns:
@@ -90,11 +92,11 @@ def largest_codes(weight: Array, step: float, limits: tuple[int, ...] | None = N
     xp = namespace(weight)
     work = working_copy(weight, xp)
     dtype = dtypes.name_of(weight.dtype)
-    largest = dtypes.LARGEST[dtype] / step
-    if largest < 1.0:
-        problem = f"step (={step:g}) must be at most {dtypes.LARGEST[dtype]:g}, the largest {dtype}"
+    largest = dtypes.LARGEST[dtype] / np.asarray(steps, dtype=np.float64)
+    if (largest < 1.0).any():
+        problem = f"step (={np.max(steps):g}) must be at most {dtypes.LARGEST[dtype]:g}, the largest {dtype}"
         raise WeightError("weight", weight.shape, f"{problem}; choose a smaller step, or exclude this tensor")
-    max_code = scalar_like(min(math.floor(min(largest, LARGEST_CODE)), LARGEST_CODE), work, xp)
+    max_code = array_like(np.floor(np.minimum(largest, LARGEST_CODE)), work, xp)
     if limits is None:
         return max_code
     per_channel = xp.asarray(limits, dtype=work.dtype, device=device(work))
@@ -102,14 +104,14 @@ def largest_codes(weight: Array, step: float, limits: tuple[int, ...] | None = N
     return xp.minimum(per_channel, max_code)
 
 
-def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
+def dequantize(codes: Array, step: float | NDArray[np.float32] | Array, dtype: Any) -> Array:
     """Values step * code.
 
     The product is rounded to float32 (float64 if `dtype` is float64), then to `dtype`, both to nearest even.
 
     Args:
         codes: Integer array.
-        step: In weight units, a float32 number.
+        step: In weight units, a float32 number; or such numbers shaped to broadcast with `codes`, as LayerPlan.steps.
         dtype: Dtype of the result, in the library of `codes`.
 
     Returns:
@@ -118,7 +120,7 @@ def dequantize(codes: Array, step: float | Array, dtype: Any) -> Array:
     xp = namespace(codes)
     work = xp.float64 if dtype == xp.float64 else xp.float32
     levels = xp.astype(codes, work)
-    return xp.astype(levels * scalar_like(step, levels, xp), dtype)
+    return xp.astype(levels * array_like(step, levels, xp), dtype)
 
 
 def fake_quantize(weight: Array, plan: LayerPlan) -> Array:
@@ -131,4 +133,4 @@ def fake_quantize(weight: Array, plan: LayerPlan) -> Array:
     Raises:
         PlanError, WeightError: See `quantize`.
     """
-    return dequantize(quantize(weight, plan), plan.step, weight.dtype)
+    return dequantize(quantize(weight, plan), plan.steps, weight.dtype)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
-from opq.quantization.arrays import Array, namespace, scalar_like
+import numpy as np
+
+from opq.quantization.arrays import Array, array_like, namespace
 from opq.quantization.error_feedback import compensated_codes, squared_error_factor
 from opq.rate_distortion import deadzone, uniform
 from opq.rate_distortion.family import Family
-from opq.rate_distortion.plan import LayerPlan
+from opq.rate_distortion.layer_plan import LayerPlan
 
 
 class Rounding(ABC):
@@ -34,7 +36,7 @@ class Rounding(ABC):
         Args:
             work: The weights in float32 or float64, with the plan's shape.
             plan: Their plan.
-            max_codes: The largest code per channel, shaped to broadcast with `work`.
+            max_codes: The largest codes, shaped to broadcast with `work`.
             xp: The array API functions for `work`.
 
         Returns:
@@ -54,7 +56,7 @@ class DeadzoneRounding(Rounding):
 
     def codes(self, work: Array, plan: LayerPlan, max_codes: Array, xp: Any) -> Array:
         """As Rounding.codes."""
-        levels = magnitude_levels(work, scalar_like(plan.step, work, xp), scalar_like(plan.rounding_offset, work, xp))
+        levels = magnitude_levels(work, array_like(plan.steps, work, xp), array_like(plan.rounding_offset, work, xp))
         return signed_levels(work, levels, max_codes, magnitude_mask(work, plan, xp) & (work != 0))
 
     def squared_error_factor(self, shape: tuple[int, ...]) -> float:
@@ -75,9 +77,9 @@ class CompensatedRounding(Rounding):
         """As Rounding.codes; weights that are zero stay zero."""
         if len(plan.shape) < 2 or plan.count == 0:
             return DeadzoneRounding().codes(work, plan, max_codes, xp)
-        threshold = scalar_like(plan.threshold / plan.step, work, xp)
-        offset = scalar_like(plan.rounding_offset, work, xp)
-        return compensated_codes(work / scalar_like(plan.step, work, xp), offset, threshold, max_codes, xp)
+        threshold = array_like(plan.threshold / plan.step, work, xp)
+        offset = array_like(plan.rounding_offset, work, xp)
+        return compensated_codes(work / array_like(plan.steps, work, xp), offset, threshold, max_codes, xp)
 
     def squared_error_factor(self, shape: tuple[int, ...]) -> float:
         """As Rounding.squared_error_factor."""
@@ -94,15 +96,17 @@ def magnitude_mask(work: Array, plan: LayerPlan, xp: Any) -> Array:
     Args:
         work: Weights in float32 or float64.
         plan: Their plan. With `num_kept` that many of the largest magnitudes are kept, and of equal ones the first in row-major
-            order. Otherwise magnitudes above `threshold` are kept.
+            order. Otherwise magnitudes above `threshold` are kept; with scales, magnitudes over (step of the element / step).
         xp: The array API functions for `work`.
 
     Returns:
         bool, shaped as `work`, True if kept.
     """
     magnitude = xp.abs(work)
+    if plan.scaled_axes:
+        magnitude = magnitude / array_like(plan.steps / np.float32(plan.step), work, xp)
     if plan.num_kept is None:
-        return magnitude > scalar_like(plan.threshold, magnitude, xp)
+        return magnitude > array_like(plan.threshold, magnitude, xp)
     if plan.num_kept == 0:
         return xp.zeros_like(magnitude, dtype=xp.bool)
     flat = xp.reshape(magnitude, (-1,))
@@ -114,7 +118,7 @@ def magnitude_mask(work: Array, plan: LayerPlan, xp: Any) -> Array:
 
 
 def magnitude_levels(work: Array, step: Array, rounding_offset: Array) -> Array:
-    """floor(|w| / step + rounding_offset); step and offset are zero-dimensional arrays in the dtype of `work`."""
+    """floor(|w| / step + rounding_offset); step and offset broadcast with `work` and have its dtype."""
     xp = namespace(work)
     return xp.floor(xp.abs(work) / step + rounding_offset)
 

@@ -66,12 +66,12 @@ def measure_rows(shape: tuple[int, ...], rows: Callable[[int, int], Array], name
         picked.append(np.array(_numpy(xp.reshape(magnitudes, (-1,))[-start * width % stride :: stride])))
     if not np.isfinite(sums).all():
         _refuse(shape, rows, name)
-    magnitudes = np.concatenate(picked)
-    magnitudes.sort()
+    sample = np.concatenate(picked)
+    magnitudes = np.sort(sample)
     # Counting zeros is a second pass, so it is done only if the sample has one, as in a pruned checkpoint.
     zeros = _count(shape, rows, lambda block, xp: block == 0) if magnitudes[0] == 0.0 else 0
     scales = sums * (channels / count)
-    return LayerStatistics(shape, float(sums.sum() / count), scales, zeros, magnitudes, _excerpt(shape, rows))
+    return LayerStatistics(shape, float(sums.sum() / count), scales, zeros, magnitudes, sample, stride, _excerpt(shape, rows))
 
 
 def blocks(rows: int, width: int, max_size: int = 2**18) -> Iterator[tuple[int, int]]:

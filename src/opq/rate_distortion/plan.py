@@ -3,85 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, cast
 
-import numpy as np
-
-from opq.config import RoundingName, Target, target_from_dict, target_to_dict
+from opq.config import Target, target_from_dict, target_to_dict
 from opq.config.checks import read_json
 from opq.errors import ConfigError, PlanError, TargetError
-from opq.text_table import format_table, html_text
+from opq.rate_distortion.layer_plan import LayerPlan, is_count, is_number
+from opq.text_table import format_table, html_text, step_text
 
 _COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
-_JSON_FORMAT = "opq-plan-2"
-_LARGEST_NUMBER = 1e300
+_JSON_FORMAT = "opq-plan-3"
 _SHOWN = 2
 """Names of exact tensors that a plan's table shows for each reason."""
-_ROUNDINGS = [name for name in get_args(RoundingName) if name != "auto"]
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """How one weight is pruned and quantized: code = sign(w) max(1, floor(|w|/step + rounding_offset)) if kept, 0 if pruned.
-
-    Args:
-        shape: The weight's shape; axis 0 is the channel axis.
-        step: Distance of neighbouring codebook values, in weight units, > 0, representable in float32.
-        threshold: Magnitudes up to it are pruned, in weight units, >= 0.
-        rounding_offset: 0..1: 1/2, or 1 - threshold/step with a dead zone.
-        sparsity: Predicted fraction of zeros, 0..1.
-        bits: Predicted bits per weight of the encoded codes.
-        num_kept: Number of kept weights, which are the largest ones; it replaces `threshold`. None: `threshold` decides.
-        max_codes: Largest code per channel, >= 1; None for no clipping.
-        rounding: "deadzone": each weight is rounded alone. "compensated": `num_kept` and `max_codes` must be None.
-
-    Raises:
-        PlanError: A field has the wrong type or is out of range.
-    """
-
-    shape: tuple[int, ...]
-    step: float
-    threshold: float
-    rounding_offset: float
-    sparsity: float
-    bits: float
-    num_kept: int | None = None
-    max_codes: tuple[int, ...] | None = field(default=None, repr=False)
-    rounding: str = "deadzone"
-
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        shape, max_codes = self.shape, self.max_codes
-        if not isinstance(shape, tuple) or not all(_is_count(size) for size in shape):
-            raise PlanError(f"shape must hold positive integers, got {shape!r}")
-        for key in ("step", "threshold", "rounding_offset", "sparsity", "bits"):
-            value = getattr(self, key)
-            if not _is_number(value) or value < 0.0:
-                raise PlanError(f"{key} must be a finite number >= 0, got {value!r}")
-        if not 0.0 < self.step < 2.0**128 or float(np.float32(self.step)) != self.step:
-            raise PlanError(f"step must be positive and a float32 number, got {self.step!r}")
-        for key in ("rounding_offset", "sparsity"):
-            if getattr(self, key) > 1.0:
-                raise PlanError(f"{key} must lie in [0, 1], got {getattr(self, key)!r}")
-        if self.num_kept is not None and not (type(self.num_kept) is int and 0 <= self.num_kept <= self.count):
-            raise PlanError(f"num_kept must lie in [0, {self.count}], got {self.num_kept!r}")
-        channels = shape[0] if shape else 1
-        if max_codes is not None and not (
-            isinstance(max_codes, tuple) and len(max_codes) == channels and all(_is_count(code) for code in max_codes)
-        ):
-            raise PlanError(f"max_codes must be {channels} integers >= 1, one per channel")
-        if self.rounding not in _ROUNDINGS:
-            raise PlanError(f"rounding must be one of {', '.join(map(repr, _ROUNDINGS))}, got {self.rounding!r}")
-        if self.rounding == "compensated" and (self.num_kept is not None or max_codes is not None):
-            raise PlanError("num_kept and max_codes must be null with compensated rounding")
 
 
 @dataclass(frozen=True)
@@ -107,7 +42,7 @@ class AuxiliaryPlan:
             raise PlanError(f"storage must be 'exact', 'float16' or 'uint8', got {self.storage!r}")
         if self.batch_norm not in ("keep", "folded"):
             raise PlanError(f"batch_norm must be 'keep' or 'folded', got {self.batch_norm!r}")
-        if self.eps is not None and (not _is_number(self.eps) or not 0.0 <= self.eps < 1.0):
+        if self.eps is not None and (not is_number(self.eps) or not 0.0 <= self.eps < 1.0):
             raise PlanError(f"eps must lie in [0, 1), got {self.eps!r}")
 
 
@@ -165,7 +100,7 @@ class Plan:
                 "x".join(map(str, layer.shape)) or "scalar",
                 "all" if layer.sparsity == 1.0 else f"{100.0 * layer.sparsity:.2f}%",
                 f"{layer.threshold:.4g}",
-                f"{layer.step:.4g}",
+                step_text(layer.step, layer.scaled_axes),
                 f"{layer.bits:.3f}",
                 f"{layer.bits * layer.count / 8.0:,.0f}",
             )
@@ -228,31 +163,30 @@ class Plan:
                 document["target"] = target_from_dict(document["target"])
             except TargetError as error:
                 raise PlanError(str(error)) from None
-        plan: Plan = _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}})
-        return plan
+        return cast(Plan, _build(cls, {**document, "layers": {name: _layer(name, value) for name, value in layers.items()}}))
 
     def __post_init__(self) -> None:
         """Check every field."""
         if self.mode not in ("two_stage", "joint"):
             raise PlanError(f"mode must be 'joint' or 'two_stage', got {self.mode!r}")
         for key in ("dense_bytes", "predicted_bytes"):
-            if not _is_count(getattr(self, key)):
+            if not is_count(getattr(self, key)):
                 raise PlanError(f"{key} must be a positive integer, got {getattr(self, key)!r}")
         if not isinstance(self.target, Target):
             raise PlanError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
-        if self.lmbda is not None and not (_is_number(self.lmbda) and self.lmbda > 0.0):
+        if self.lmbda is not None and not (is_number(self.lmbda) and self.lmbda > 0.0):
             raise PlanError(f"lmbda must be positive, got {self.lmbda!r}")
 
 
 def _layer(name: str, values: Any) -> LayerPlan:
     if not isinstance(values, dict):
         raise PlanError(f"layer {name!r}: expected an object")
-    tuples = {key: tuple(values[key]) for key in ("shape", "max_codes") if isinstance(values.get(key), list)}
+    lists = ("shape", "max_codes", "rows", "columns")
+    tuples = {key: tuple(values[key]) for key in lists if isinstance(values.get(key), list)}
     try:
-        layer: LayerPlan = _build(LayerPlan, {**values, **tuples})
+        return cast(LayerPlan, _build(LayerPlan, {**values, **tuples}))
     except PlanError as error:
         raise PlanError(f"layer {name!r}: {error.problem}") from None
-    return layer
 
 
 def _build(kind: Any, values: dict[str, Any]) -> Any:
@@ -263,11 +197,3 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
     if missing := sorted(required - set(values)):
         raise PlanError(f"missing field {missing[0]!r}")
     return kind(**values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

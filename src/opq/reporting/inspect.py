@@ -13,17 +13,18 @@ from opq.codec.byte_planes import estimate_pack
 from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry, dense_bytes, repeated_weights
 from opq.codec.file_reader import OpqFile
-from opq.codec.weight_section import table_bytes
-from opq.quantization.codebook import LevelTable
-from opq.text_table import file_summary, format_table, html_text
+from opq.codec.weight_section import naming, split
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook
+from opq.text_table import file_summary, format_table, html_text, step_text
 from opq.thread_map import thread_map
 
-KINDS = ("codes", "levels", "batch-norm", "biases", "other auxiliary", "header", "checksums")
+KINDS = ("codes", "levels", "scales", "batch-norm", "biases", "other auxiliary", "header", "checksums")
 """Kinds of bytes, in the order of `Inspection.bytes_by_kind`."""
 
 _CHECKSUM = 4
 
-_Description = tuple[int, float, int | None]
+_Codebooks = dict[int, tuple[Codebook, int]]
+"""{number of a section with scales or levels: its codebook, and the bytes of that}"""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,17 @@ class TensorReport:
         shape: Its shape.
         dtype: Its dtype, as the checkpoint had it.
         kind: "weight" or "auxiliary".
-        storage: How it is stored. Weights: "codes" (a quantization step) or "levels" (a table of values). Auxiliary tensors:
-            "exact", "float16", "linear8" or "relative8".
+        storage: How it is stored. Weights: "codes" (a step), "scaled" (a step, and scales of rows or columns) or "levels" (a
+            table of values). Auxiliary tensors: "exact", "float16", "linear8" or "relative8".
         sparsity: Fraction of zeros, 0..1. None for auxiliary tensors, as are step, levels and bits.
-        step: Quantization step in weight units. None for a weight with a table of levels.
+        step: Quantization step in weight units, where scales are 0. None for a weight with a table of levels.
+        scaled_axes: Which of "rows" and "columns" have scales.
         levels: Number of levels without zero. None for a weight with a step.
         bits: Nominal bits per kept code, the mean over kept weights. 0 if none is kept.
         absolute_error: Largest absolute error per value of an auxiliary tensor, in its own units. 0 if it is exact; None for
             weights.
         relative_error: Largest relative error per value, likewise.
-        byte_kind: The kind in `Inspection.bytes_by_kind` that its bytes belong to. The table of levels is counted as "levels".
+        byte_kind: The kind in `Inspection.bytes_by_kind` of its bytes. Tables of levels count as "levels", scales as "scales".
         bytes: Bytes of the file that the tensor takes. Auxiliary tensors share a section, whose bytes are divided in proportion
             to their estimated entropy. Weights that share a section are counted at the first of them.
     """
@@ -56,6 +58,7 @@ class TensorReport:
     storage: str
     sparsity: float | None
     step: float | None
+    scaled_axes: tuple[str, ...]
     levels: int | None
     bits: float | None
     absolute_error: float | None
@@ -150,7 +153,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _codebook(tensor: TensorReport) -> str:
     if tensor.levels is not None:
         return f"{tensor.levels:,} levels"
-    return "" if tensor.step is None else f"{tensor.step:.4g}"
+    return "" if tensor.step is None else step_text(tensor.step, tensor.scaled_axes)
 
 
 def _error(tensor: TensorReport) -> str:
@@ -174,24 +177,17 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
     """
     with OpqFile(source) as file:
         sizes = dict(_bytes_by_tensor(file))
-        tables = sum(
-            table_bytes(file.section(section))
-            for section in {entry.section for entry in file.entries if entry.storage == "levels"}
-        )
+        codebooks = _codebooks(file)
         norms = set(prefixes(file))
         tensors, weights, kept, code_bits = [], 0, 0, 0.0
-        described = dict(zip((entry.name for entry in file.entries), _describe_all(file), strict=True))
-        repeats = repeated_weights(file.entries, {name: found[0] for name, found in described.items() if found is not None})
+        counts = list(_count_all(file))
+        nonzero = {entry.name: stays for entry, (stays, _) in zip(file.entries, counts, strict=True) if entry.is_weight}
+        repeats = repeated_weights(file.entries, nonzero)
         dense = dense_bytes(file.entries, repeats)
-        for entry in file.entries:
-            found = described[entry.name]
-            sparsity = bits = None
-            levels = None
-            if found is not None:
-                stays, width, levels = found
-                if entry.name not in repeats:
-                    weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
-                sparsity, bits = 1.0 - stays / entry.count, width / max(stays, 1)
+        for entry, (stays, width) in zip(file.entries, counts, strict=True):
+            if entry.is_weight and entry.name not in repeats:
+                weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
+            codebook, _ = codebooks.get(entry.section, (None, 0))
             absolute, relative = (None, None) if entry.is_weight else largest_error(entry)
             tensors.append(
                 TensorReport(
@@ -200,10 +196,11 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
                     dtype=entry.dtype,
                     kind="weight" if entry.is_weight else "auxiliary",
                     storage=entry.storage,
-                    sparsity=sparsity,
+                    sparsity=1.0 - stays / entry.count if entry.is_weight else None,
                     step=entry.step,
-                    levels=levels,
-                    bits=bits,
+                    scaled_axes=codebook.axes if isinstance(codebook, ScaledCodebook) else (),
+                    levels=len(codebook.levels) if isinstance(codebook, LevelTable) else None,
+                    bits=width / max(stays, 1) if entry.is_weight else None,
                     absolute_error=absolute,
                     relative_error=relative,
                     byte_kind=_byte_kind(entry, norms),
@@ -221,39 +218,46 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
             format_version=file.format_version,
             weights=weights,
             header_bytes=file.header_bytes,
-            bytes_by_kind=_bytes_by_kind(tensors, tables, file.header_bytes, _CHECKSUM * (1 + sections)),
+            bytes_by_kind=_bytes_by_kind(tensors, codebooks, file.header_bytes, _CHECKSUM * (1 + sections)),
             metadata=file.metadata,
             tensors=tensors,
         )
 
 
-def _describe_all(file: OpqFile) -> Iterator[_Description | None]:
-    """The description of each tensor, in order; of weights that differ only in their values it is made once."""
+def _count_all(file: OpqFile) -> Iterator[tuple[int, float]]:
+    """Number of kept weights and their nominal bits, for each tensor in order; once for weights that differ only in values."""
     keys = [(entry.section, Geometry.of(entry.shape), entry.shape[:1]) if entry.is_weight else None for entry in file.entries]
     first: dict[object, Entry] = {}
     for key, entry in zip(keys, file.entries, strict=True):
         first.setdefault(key, entry)
-    found = dict(zip(first, thread_map(lambda entry: _describe(file, entry), first.values()), strict=True))
+    found = dict(zip(first, thread_map(lambda entry: _count(file, entry), first.values()), strict=True))
     return (found[key] for key in keys)
 
 
-def _describe(file: OpqFile, entry: Entry) -> _Description | None:
-    """Number of kept weights, their nominal bits, and the number of levels; None for an auxiliary tensor."""
-    if not entry.is_weight:
-        return None
-    kept, bits, levels = 0, 0.0, None
-    for piece in file.pieces(entry.name):
+def _count(file: OpqFile, entry: Entry) -> tuple[int, float]:
+    kept, bits = 0, 0.0
+    for piece in file.pieces(entry.name) if entry.is_weight else ():
         kept, bits = kept + piece.num_kept, bits + piece.nominal_bits
-        levels = len(piece.codebook.levels) if isinstance(piece.codebook, LevelTable) else None
-    return kept, bits, levels
+    return kept, bits
 
 
-def _bytes_by_kind(tensors: list[TensorReport], tables: int, header: int, checksums: int) -> dict[str, int]:
+def _codebooks(file: OpqFile) -> _Codebooks:
+    found = {}
+    for number, entry in {entry.section: entry for entry in file.entries if entry.storage in ("scaled", "levels")}.items():
+        section = file.section(number)
+        with naming(entry):
+            codebook, codes = split(section, entry)
+        found[number] = codebook, len(section) - len(codes)
+    return found
+
+
+def _bytes_by_kind(tensors: list[TensorReport], codebooks: _Codebooks, header: int, checksums: int) -> dict[str, int]:
     sizes = dict.fromkeys(KINDS, 0)
     for tensor in tensors:
         sizes[tensor.byte_kind] += tensor.bytes
-    sizes["codes"] -= tables
-    sizes["levels"] = tables
+    for codebook, size in codebooks.values():
+        sizes["codes"] -= size
+        sizes["levels" if isinstance(codebook, LevelTable) else "scales"] += size
     sizes["header"], sizes["checksums"] = header - checksums, checksums
     return sizes
 

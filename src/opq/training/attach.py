@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from opq.errors import PlanError, WeightError
-from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.training.device import to_contiguous
 from opq.training.parametrization import CodebookParametrization
@@ -49,7 +48,7 @@ class PreparedWeight:
         """
         self.check_finite()
         codes = self.codebook.codes(self.latent).cpu().numpy()
-        return CompressedTensor(codes, UniformCodebook(float(self.codebook.step)), _dtype_name(self.latent))
+        return CompressedTensor(codes, self.codebook.codebook(), _dtype_name(self.latent))
 
     def value(self) -> Tensor:
         """The codebook values, shaped as `latent`, without a gradient.

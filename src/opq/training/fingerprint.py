@@ -81,7 +81,7 @@ def fingerprint(model: nn.Module) -> str:
         "sha256 " and 64 hexadecimal digits.
     """
     weights = prepared_weights(model)
-    return _digest({weight.names[0]: weight.codebook.step for weight in weights} if weights else model.state_dict())
+    return _digest({weight.names[0]: weight.codebook.steps for weight in weights} if weights else model.state_dict())
 
 
 def _describe_teacher(teacher: Teacher | None) -> str | None:

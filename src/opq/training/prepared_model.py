@@ -22,7 +22,7 @@ from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.compression.planning import plan as make_plan
 from opq.config import CompressionConfig, CompressionOptions, as_config
 from opq.errors import PlanError, SourceError, WeightError
-from opq.quantization.codebook import UniformCodebook
+from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 from opq.training.attach import PreparedWeight, attach, detach, find_tensor, plain_state_dict, prepared_weights
@@ -202,7 +202,7 @@ def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Ma
     for name, content in contents.items():
         if isinstance(content, CompressedTensor):
             find_tensor(model, name)
-            if not isinstance(content.codebook, UniformCodebook):
+            if not isinstance(content.codebook, UniformCodebook | ScaledCodebook):
                 raise WeightError(
                     name,
                     content.shape,

@@ -170,9 +170,12 @@ def _order(weights: Sequence[PreparedWeight], codes: Sequence[NDArray[np.int32]]
 
 
 def _costs(weight: PreparedWeight, codes: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Squared error per saved bit of lowering each code of a weight, flat; infinite for codes of 0 and 1."""
+    """Squared error per saved bit of lowering each code of a weight, flat; infinite for codes of 0 and 1.
+
+    With scales the error is that over their factors, since relative errors count alike.
+    """
     levels = np.abs(codes).reshape(-1)
-    latent = weight.latent.detach().abs().double().cpu().numpy().reshape(-1)
+    latent = weight.codebook.magnitudes(weight.latent.detach()).double().cpu().numpy().reshape(-1)
     step = float(weight.codebook.step)
     error = step * (2.0 * latent - (2 * levels - 1) * step)
     saved = bits_saved(codes)
@@ -194,7 +197,7 @@ def _move(weight: PreparedWeight, codes: torch.Tensor, moved: torch.Tensor) -> N
     if not moved.any():
         return
     codes, moved = codes.to(weight.latent.device), moved.to(weight.latent.device)
-    step, offset = weight.codebook.step.double(), weight.codebook.rounding_offset.double()
-    middle = (codes.abs() + 0.5 - offset) * step * codes.sign()
+    steps, offset = weight.codebook.steps.double(), weight.codebook.rounding_offset.double()
+    middle = (codes.abs() + 0.5 - offset) * steps * codes.sign()
     with torch.no_grad():
         weight.latent.copy_(torch.where(moved, middle.to(weight.latent.dtype), weight.latent))

@@ -115,5 +115,5 @@ class BudgetController:
         with torch.no_grad():
             for weight, saved in zip(self._weights, self._saved, strict=True):
                 codes = weight.codebook.codes(weight.latent).abs().clamp_(0, len(saved) - 1)
-                step = weight.codebook.step.to(weight.latent.dtype)
-                weight.latent.sub_(strength * step * saved[codes.long()] * weight.latent.sign())
+                steps = weight.codebook.steps.to(weight.latent.dtype)
+                weight.latent.sub_(strength * steps * saved[codes.long()] * weight.latent.sign())

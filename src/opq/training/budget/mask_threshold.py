@@ -40,7 +40,7 @@ class MaskThresholds:
 
     @property
     def thresholds(self) -> list[float | None]:
-        """The threshold of each weight in weight units; None if its mask is fixed."""
+        """The threshold of each weight, as CodebookParametrization.threshold; None if its mask is fixed."""
         return [weight.codebook.threshold for weight in self._weights]
 
     @thresholds.setter
@@ -89,7 +89,6 @@ def _limit(weight: PreparedWeight, min_kept: int) -> float:
     """The highest threshold that keeps at least `min_kept` elements of a weight."""
     if not min_kept:
         return math.inf
-    magnitudes = weight.latent.abs().flatten()
-    magnitudes = magnitudes if magnitudes.dtype == torch.float64 else magnitudes.float()
+    magnitudes = weight.codebook.magnitudes(weight.latent).flatten()
     last = magnitudes.kthvalue(len(magnitudes) - min_kept + 1).values
     return float(torch.nextafter(last, torch.zeros_like(last)))
