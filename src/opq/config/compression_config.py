@@ -13,10 +13,12 @@ from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, tar
 from opq.errors import ConfigError, TargetError
 
 RoundingName = Literal["auto", "compensated", "deadzone"]
+CostName = Literal["squared", "relative"]
 AuxiliaryStorage = Literal["exact", "float16", "uint8"]
 BatchNormForm = Literal["keep", "folded"]
 
 _JSON_FORMAT = "opq-config-1"
+_CHOICES = (("rounding", RoundingName), ("cost", CostName), ("auxiliary", AuxiliaryStorage), ("batch_norm", BatchNormForm))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,10 @@ class CompressionConfig:
             compensate each other (`opq.quantization.error_feedback`). "deadzone": each weight alone, with the steps and dead
             zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
             compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest: only "auto" is valid.
+        cost: What a byte target minimizes. "squared": the sum of squared errors, so that with compensated rounding all weights
+            of one sensitivity share a step. "relative": the sum of the relative squared errors of all weights, each of which
+            counts alike, whatever its scale and size; only a token embedding that is also the head of a language model counts
+            more. A TwoStage target knows only "squared".
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
@@ -48,6 +54,7 @@ class CompressionConfig:
 
     target: Target
     rounding: RoundingName = "auto"
+    cost: CostName = "squared"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
@@ -59,7 +66,7 @@ class CompressionConfig:
         """Check every field, and convert globs to tuples."""
         if not isinstance(self.target, Target):
             raise TargetError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
-        for key, choices in (("rounding", RoundingName), ("auxiliary", AuxiliaryStorage), ("batch_norm", BatchNormForm)):
+        for key, choices in _CHOICES:
             check_choice(key, getattr(self, key), get_args(choices))
         for key in ("include", "exclude"):
             object.__setattr__(self, key, read_globs(key, getattr(self, key)))
@@ -75,6 +82,11 @@ class CompressionConfig:
             raise ConfigError(
                 f"rounding (={self.rounding!r}) cannot be combined with sparsity and bits, because that target rounds each "
                 "weight to nearest; remove rounding"
+            )
+        if isinstance(self.target, TwoStage) and self.cost != "squared":
+            raise ConfigError(
+                f"cost (={self.cost!r}) cannot be combined with sparsity and bits, because that target counts squared errors; "
+                "remove cost"
             )
         if isinstance(self.target, Lossless) and (others := self._non_default_fields() - {"target", "include", "exclude"}):
             raise ConfigError(f"lossless can be combined with include and exclude only; remove {min(others)}")
