@@ -108,7 +108,7 @@ class Calibration:
         state = as_state(self.model, metadata)
         requested = config.layer_configs(choose_roles(state, config).weights)
         measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
-        config = replace(config, layers=measured)
+        config = replace(config, layers=measured, cost="squared")
         analysis = analyze(state, config, estimated=True)
         budget = config.budget(analysis.dense_bytes) or 0
         size_model = SizeModel.of(analysis, config)

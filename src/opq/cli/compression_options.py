@@ -9,13 +9,22 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from opq.config import AuxiliaryStorage, BatchNormForm, CompressionConfig, LayerConfig, RoundingName, ScalesName, as_config
+from opq.config import (
+    AuxiliaryStorage,
+    BatchNormForm,
+    CompressionConfig,
+    CostName,
+    LayerConfig,
+    RoundingName,
+    ScalesName,
+    as_config,
+)
 from opq.errors import ConfigError, PlanError
 from opq.rate_distortion.plan import Plan
 
 _FIELDS = ("sensitivity", "sparsity", "bits", "step", "scales")
 _TARGETS = ({"ratio"}, {"size"}, {"sparsity", "bits"}, {"lossless"})
-_CHOICES = ("rounding", "scales", "auxiliary", "batch_norm", "batch_norm_eps")
+_CHOICES = ("rounding", "cost", "scales", "auxiliary", "batch_norm", "batch_norm_eps")
 _LISTS = ("include", "exclude", "layers")
 
 _TARGET_OPTIONS = (
@@ -41,6 +50,12 @@ _OTHER_OPTIONS = (
         type=click.Choice(get_args(RoundingName)),
         help="compensated: rounding errors within an output row compensate each other. deadzone: each weight is rounded alone, "
         "with the dead zone of the least squared error. auto (default): compensated, except in finetune.",
+    ),
+    click.option(
+        "--cost",
+        type=click.Choice(get_args(CostName)),
+        help="squared (default): squared errors count alike, so that all weights share a step. relative: the relative error of "
+        "each weight counts alike; better for most networks above about 2 bits per weight.",
     ),
     click.option(
         "--scales",

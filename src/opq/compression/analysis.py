@@ -20,6 +20,7 @@ from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_ord
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
+from opq.compression.tied_head import tied_heads
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.quantization.statistics import measure, measure_rows
@@ -32,6 +33,10 @@ _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
+
+
+HEAD_SHARE = 0.5
+"""The relative error of a head that is also the embedding counts as much as that of this share of all weights together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +92,16 @@ class CheckpointAnalysis:
                 "change include and exclude, or use lossless"
             )
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
-        return [Layer(name, self._statistics_under(configs[name], name), configs[name], repeats.get(name)) for name in names]
+        emphasis: dict[str, float] = {}
+        if config.cost == "relative":
+            shapes = {name: self.statistics[name].shape for name in names}
+            distinct = len(names) - len(self.repeats)
+            heads = tied_heads(shapes, self.repeats, frozenset(self.state))
+            emphasis = {name: max(HEAD_SHARE * distinct, 1.0) if name in heads else 1.0 for name in names}
+        return [
+            Layer(name, self._statistics_under(configs[name], name), configs[name], repeats.get(name), emphasis.get(name))
+            for name in names
+        ]
 
     def _statistics_under(self, config: LayerConfig, name: str) -> LayerStatistics:
         statistics = self.statistics[name]

@@ -13,10 +13,24 @@ from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, tar
 from opq.errors import ConfigError, TargetError
 
 RoundingName = Literal["auto", "compensated", "deadzone"]
+CostName = Literal["squared", "relative"]
 AuxiliaryStorage = Literal["exact", "float16", "uint8"]
 BatchNormForm = Literal["keep", "folded"]
 
 _JSON_FORMAT = "opq-config-1"
+_CHOICES = (
+    ("rounding", RoundingName),
+    ("cost", CostName),
+    ("scales", ScalesName),
+    ("auxiliary", AuxiliaryStorage),
+    ("batch_norm", BatchNormForm),
+)
+_OF_TWO_STAGE = (
+    ("rounding", "auto", "rounds each weight to nearest"),
+    ("cost", "squared", "counts squared errors"),
+    ("scales", "none", "gives each weight one step"),
+)
+"""Settings that a TwoStage target does not know: name, default, and reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +43,10 @@ class CompressionConfig:
             compensate each other (`opq.quantization.error_feedback`). "deadzone": each weight alone, with the steps and dead
             zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
             compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest: only "auto" is valid.
+        cost: What a byte target minimizes. "squared": the sum of squared errors, so that with compensated rounding all weights
+            of one sensitivity share a step. "relative": the sum of the relative squared errors of all weights, each of which
+            counts alike, whatever its scale and size; only a token embedding that is also the head of a language model counts
+            more. A TwoStage target knows only "squared".
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
             relative errors of rows count alike. With a TwoStage target only "none" is valid.
@@ -51,6 +69,7 @@ class CompressionConfig:
 
     target: Target
     rounding: RoundingName = "auto"
+    cost: CostName = "squared"
     scales: ScalesName = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -63,8 +82,7 @@ class CompressionConfig:
         """Check every field, and convert globs to tuples."""
         if not isinstance(self.target, Target):
             raise TargetError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
-        kinds = {"rounding": RoundingName, "scales": ScalesName, "auxiliary": AuxiliaryStorage, "batch_norm": BatchNormForm}
-        for key, choices in kinds.items():
+        for key, choices in _CHOICES:
             check_choice(key, getattr(self, key), get_args(choices))
         for key in ("include", "exclude"):
             object.__setattr__(self, key, read_globs(key, getattr(self, key)))
@@ -76,16 +94,11 @@ class CompressionConfig:
         eps = finite_number("batch_norm_eps", self.batch_norm_eps, ConfigError)
         if not 0.0 <= eps < 1.0:
             raise ConfigError(f"batch_norm_eps must lie in [0, 1), got {self.batch_norm_eps!r}")
-        if isinstance(self.target, TwoStage) and self.rounding != "auto":
-            raise ConfigError(
-                f"rounding (={self.rounding!r}) cannot be combined with sparsity and bits, because that target rounds each "
-                "weight to nearest; remove rounding"
-            )
-        if isinstance(self.target, TwoStage) and self.scales != "none":
-            raise ConfigError(
-                f"scales (={self.scales!r}) cannot be combined with sparsity and bits, because that target gives each weight "
-                "one step; remove scales"
-            )
+        for key, default, reason in _OF_TWO_STAGE if isinstance(self.target, TwoStage) else ():
+            if (value := getattr(self, key)) != default:
+                raise ConfigError(
+                    f"{key} (={value!r}) cannot be combined with sparsity and bits, because that target {reason}; remove {key}"
+                )
         if isinstance(self.target, Lossless) and (others := self._non_default_fields() - {"target", "include", "exclude"}):
             raise ConfigError(f"lossless can be combined with include and exclude only; remove {min(others)}")
 

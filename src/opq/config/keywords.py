@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, RoundingName
+from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, CostName, RoundingName
 from opq.config.layer_config import LayerConfig, ScalesName
 from opq.config.targets import Lossless, Ratio, Size, Target, TwoStage
 from opq.errors import TargetError
@@ -21,6 +21,7 @@ class CompressionOptions(TypedDict, total=False):
     bits: float | None
     lossless: bool
     rounding: RoundingName
+    cost: CostName
     scales: ScalesName
     include: Sequence[str]
     exclude: Sequence[str]

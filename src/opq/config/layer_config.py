@@ -20,7 +20,8 @@ class LayerConfig:
     of a rate-distortion curve, so at most one of the three can be fixed.
 
     Args:
-        sensitivity: Cost of a unit of squared error in this weight, > 0. None: 1.
+        sensitivity: Cost of a unit of error in this weight, > 0: of its squared error, or of its relative squared error, as
+            `CompressionConfig.cost` says. None: 1.
         sparsity: Fraction of zeros, 0 <= sparsity < 1. With a byte target and compensated rounding it is met approximately.
         bits: With a `TwoStage` target the nominal width of a kept code, 1 < bits <= 16. With a byte target the entropy of the
             codes in bits per weight, for Laplace-distributed weights, 0 < bits <= 16.

@@ -80,14 +80,22 @@ class Layer:
         statistics: Its statistics.
         config: Its settings.
         repeats: Name of an earlier weight with the same values; this one then takes no bytes. None if there is none.
+        emphasis: With relative costs, how much its relative error counts; None with squared costs.
     """
 
     name: str
     statistics: LayerStatistics
     config: LayerConfig = field(default_factory=LayerConfig)
     repeats: str | None = None
+    emphasis: float | None = None
 
     @property
     def sensitivity(self) -> float:
-        """Cost of a unit of squared error; 1 if the settings give none."""
-        return 1.0 if self.config.sensitivity is None else self.config.sensitivity
+        """Cost of a unit of squared error.
+
+        With squared costs it is that of the settings, 1 if they give none. With relative costs it is that times the emphasis,
+        over the energy N s^2 of a layer of N weights with Laplace scale s.
+        """
+        given = 1.0 if self.config.sensitivity is None else self.config.sensitivity
+        energy = self.statistics.count * self.statistics.laplace_scale**2
+        return given if self.emphasis is None or energy == 0.0 else given * self.emphasis / energy
