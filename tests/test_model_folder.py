@@ -87,8 +87,9 @@ def test_folders_are_not_replaced_unasked(tmp_path, capsys):
     command = ["expand", str(tmp_path / "m.opq"), "-o", str(tmp_path / "out"), "--like", str(source)]
     assert main(command) == 1
     assert "it has files; use --force" in capsys.readouterr().err
-    with pytest.raises(OutputError, match="it exists"):
+    with pytest.raises(OutputError, match="it has files; pass overwrite=True"):
         opq.expand(tmp_path / "m.opq", tmp_path / "out", like=source, overwrite=False)
+    assert files(tmp_path / "out") == {"config.json"}
     assert (tmp_path / "out" / "config.json").read_text() == "mine"
     assert main([*command, "--force"]) == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "bert"}

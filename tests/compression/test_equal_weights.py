@@ -89,3 +89,13 @@ def test_weights_that_became_all_zero_count_each(caplog):
     dense = sum(weight.nbytes for weight in state.values())
     assert compressed.plan.dense_bytes == compressed.dense_bytes == found.dense_bytes == dense
     assert all(f"weight 'small{k}' became all zero" in caplog.text for k in range(3))
+
+
+def test_settings_that_part_equal_weights_are_named(caplog):
+    """If equal weights have different settings, both are stored, and a warning names them."""
+    weight = pool()[0]
+    state = {"embed.weight": weight, "head.weight": weight}
+    opq.compress(state, ratio=4, layers={"*.weight": opq.LayerConfig(sensitivity=2)})
+    assert not caplog.records
+    opq.compress(state, ratio=4, layers={"head.weight": opq.LayerConfig(sensitivity=2)})
+    assert "'embed.weight' and 'head.weight' are equal but have different settings" in caplog.text

@@ -23,6 +23,7 @@ from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_rol
 from opq.compression.tied_head import tied_heads
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
+from opq.progress import logger
 from opq.quantization.statistics import measure, measure_rows
 from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
@@ -92,6 +93,10 @@ class CheckpointAnalysis:
                 "change include and exclude, or use lossless"
             )
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
+        for name in sorted(self.repeats.keys() - repeats.keys()):
+            logger.warning(
+                "weights %r and %r are equal but have different settings, so both are stored", self.repeats[name], name
+            )
         emphasis: dict[str, float] = {}
         if config.cost == "relative":
             shapes = {name: self.statistics[name].shape for name in names}

@@ -40,10 +40,9 @@ def tied_heads(shapes: Mapping[str, tuple[int, ...]], repeats: Mapping[str, str]
     has_head = any(map(_HEAD.search, names))
     found = set()
     for group in rows.values():
-        distinct = {repeats.get(name, name) for name in group}
-        embeddings = [name for name in group if _EMBEDDING.search(name)]
-        if len(distinct) > 1 or (not embeddings and len(group) == 1):
-            continue
-        if len(group) > 1 or has_head or any(map(_OF_LANGUAGE_MODEL.match, embeddings)):
+        has_own_head = len({repeats.get(name, name) for name in group}) > 1
+        is_tied = len(group) > 1
+        is_named = any(_EMBEDDING.search(name) and (has_head or _OF_LANGUAGE_MODEL.match(name)) for name in group)
+        if not has_own_head and (is_tied or is_named):
             found.update(group)
     return found

@@ -62,6 +62,8 @@ def expand(
     for read in [like] if isinstance(source, bytes) else [source, like]:
         if read is not None:
             refuse_same(read, output)
+    if not overwrite:
+        check_output(output)
     is_file = _is_file(output)
     if is_file and like is not None:
         raise OutputError(output, "only a folder can be like another one; choose a path that does not end in .safetensors")
@@ -75,18 +77,18 @@ def expand(
     data = safetensors_bytes(tensors, metadata, path)
     write_file(path, data, overwrite=overwrite)
     if not is_file and folder is not None and (like is not None or has_config(folder)):
-        copy_other_files(folder, output, overwrite=overwrite)
+        copy_other_files(folder, output)
     if not is_file and not has_config(output):
         logger.warning("%s: it has no config, so from_pretrained cannot load it; like=FOLDER (--like) copies one", output)
     return Expansion(len(tensors), len(data), path)
 
 
-def check_output(output: str | os.PathLike[str], remedy: str) -> None:
-    """Check that an output of `expand` does not exist, before any work.
+def check_output(output: str | os.PathLike[str], remedy: str = "pass overwrite=True to replace it") -> None:
+    """Check that `expand` replaces nothing.
 
     Args:
         output: The file or folder.
-        remedy: As in `refuse_existing`.
+        remedy: What to do if something would be replaced; the end of the message.
 
     Raises:
         OutputError: The file exists, or the folder has files.

@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-from opq.atomic_file import refuse_existing
 from opq.errors import OutputError, SourceError
 
 _WEIGHTS = (
@@ -33,19 +32,18 @@ def has_config(folder: Path) -> bool:
     return any(_config(folder / name) for name in ("config.json", "adapter_config.json"))
 
 
-def copy_other_files(source: Path, target: Path, *, overwrite: bool) -> None:
-    """Copy the files of a folder that are no weights: config, tokenizer, texts. Hidden files are left out.
+def copy_other_files(source: Path, target: Path) -> None:
+    """Copy the files of a folder that are no weights: config, tokenizer, texts. Hidden files are not copied.
 
     Of the folders in it only those with a config.json of their own are copied, such as sentence-transformers' modules.
 
     Args:
         source: The folder to copy from; links are followed.
-        target: The folder to copy to.
-        overwrite: Whether existing files are replaced.
+        target: The folder to copy to. Files of the same names are replaced.
 
     Raises:
         SourceError: The source is not a folder.
-        OutputError: A file exists and `overwrite` is False, or it cannot be copied.
+        OutputError: A file cannot be copied.
     """
     if not source.is_dir():
         raise SourceError(source, "not a folder")
@@ -56,8 +54,6 @@ def copy_other_files(source: Path, target: Path, *, overwrite: bool) -> None:
         for file in (file for folder in (source, *modules) for file in _other_files(folder)):
             copy = target / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if not overwrite:
-                refuse_existing(copy)
             shutil.copyfile(file, copy)
     except OSError as error:
         raise OutputError(target, error.strerror or str(error)) from None
