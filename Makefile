@@ -109,7 +109,7 @@ clean:  ## Remove environments and caches
 	.venv-peers/bin/python -m pip install --quiet -r requirements/peers.lock
 	touch $@
 
-# pip leaves what a target folder already holds.
+# pip does not replace packages that are already in the target folder, so it is removed first.
 .zoo-packages/ready: requirements/zoo.lock .venv/ready
 	rm -rf .zoo-packages
 	$(BIN)/python -m pip install --quiet --no-deps --target=.zoo-packages -r requirements/zoo.lock

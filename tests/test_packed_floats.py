@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 import opq.numpy
 from opq import dtypes, packed_floats
+from opq.checkpoints import as_state
 from opq.codec.file_writer import pack_auxiliary
 from opq.errors import OutputError, WeightError
 
@@ -39,7 +40,7 @@ def test_the_first_element_is_in_the_lowest_bits():
 )
 def test_bytes_that_are_no_numbers_are_refused(array):
     """An array whose bytes are no numbers of its dtype is an error: no reader would take the file."""
-    with pytest.raises(WeightError, match="are no"):
+    with pytest.raises(WeightError, match="are not valid"):
         pack_auxiliary([("x", array)], "exact", estimated=False)
 
 
@@ -61,6 +62,24 @@ def test_torch_gets_two_float4_in_a_byte(tmp_path):
     assert opq.numpy.load(compressed.data)["packed"].shape == (8, 8)
     again = opq.compress(tmp_path / "m.safetensors", lossless=True)
     assert opq.numpy.load(again.data)["packed"].tobytes() == opq.numpy.load(compressed.data)["packed"].tobytes()
+
+
+def test_the_limit_of_a_reader_counts_decoded_bytes():
+    """An element of float4 takes a byte in memory, and counts as one where a reader limits the tensors of a file."""
+    data = opq.compress({"x": np.zeros(1000, dtype=ml_dtypes.float4_e2m1fn)}, lossless=True).data
+    with opq.OpqFile(data, max_bytes=1000) as file:
+        assert file.array("x").nbytes == 1000
+        assert file.dense_bytes == 500
+    with pytest.raises(opq.FormatError, match="at most 999 bytes, got 1,000"):
+        opq.OpqFile(data, max_bytes=999)
+
+
+def test_rows_of_a_vector_of_pairs():
+    """Rows of a one-dimensional torch tensor of float4 pairs are those of its elements."""
+    torch = pytest.importorskip("torch")
+    state = as_state({"x": torch.arange(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)})
+    assert state.describe("x") == ("float4_e2m1fn", (16,))
+    assert state.rows("x", 3, 9).tobytes() == state["x"][3:9].tobytes()
 
 
 @pytest.mark.parametrize("name", ["complex128", "float6_e2m3fn"])

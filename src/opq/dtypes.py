@@ -48,7 +48,7 @@ NAME: Final[dict[int, str]] = {code: name for code, name, _, _ in _TYPES}
 """{code in the file: name}"""
 
 SAFETENSORS: Final[dict[str, str]] = {name: header for _, name, _, header in _TYPES}
-"""{name: name in the header of a .safetensors file}; complex128 has none, and "C128" here."""
+"""{name: name in the header of a .safetensors file}. safetensors has no complex128; "C128" is only what get_dtype() returns."""
 
 BITS: Final = {name: 8 * dtype.itemsize for name, dtype in NUMPY.items()} | {
     "float4_e2m1fn": 4,

@@ -94,7 +94,7 @@ def test_a_second_state_dict_is_never_silent(torch, usual, tmp_path, capsys, cap
     """Beside a usual key others are left out, and a line on stderr and in the log says so; --key takes them."""
     torch.save({usual: as_torch(torch), f"{usual}_ema": {"z.weight": torch.ones(4, 4)}}, tmp_path / "m.pt")
     assert main(["compress", f"{tmp_path}/m.pt", "--lossless", "-o", f"{tmp_path}/m.opq"]) == 0
-    line = f"m.pt: took '{usual}', left out '{usual}_ema'; --key chooses"
+    line = f"m.pt: read '{usual}', ignored '{usual}_ema'; --key KEY (key=) reads another"
     assert capsys.readouterr().err.splitlines() == [f"opq: warning: {tmp_path}/{line}"]
     assert line in caplog.text
     assert same(opq.numpy.load_file(tmp_path / "m.opq"))
@@ -178,7 +178,7 @@ def test_a_whole_file_comes_before_an_index(torch, tmp_path, caplog):
     save_file(TENSORS, tmp_path / "model.safetensors")
     torch.save(as_torch(torch), tmp_path / "pytorch_model.bin")
     assert same(as_state(tmp_path))
-    assert "took model.safetensors, left out model.safetensors.index.json, pytorch_model.bin" in caplog.text
+    assert "read model.safetensors, ignored model.safetensors.index.json, pytorch_model.bin" in caplog.text
 
 
 FILES = [  # in the order in which they are taken
@@ -223,7 +223,7 @@ def test_tensors_that_an_index_does_not_name_are_taken(torch, form, tmp_path, ca
     """A tensor that lies in a shard and not in the index is read, and a line names it."""
     write_folder(tmp_path, "model", form, torch, listed=["a.bias", "a.weight"])
     assert same(as_state(tmp_path))
-    assert "took 1 tensors that the index does not name, such as 'b.weight'" in caplog.text
+    assert "read 1 tensors that the index does not list, such as 'b.weight'" in caplog.text
 
 
 def test_harmless_objects_are_taken(torch, tmp_path, caplog):
@@ -239,7 +239,7 @@ def test_harmless_objects_are_taken(torch, tmp_path, caplog):
     assert same(as_state(tmp_path / "m.pt"))
     torch.save({**as_torch(torch), "note": "text", "_extra_state": None}, tmp_path / "m.pt")
     assert same(as_state(tmp_path / "m.pt"))
-    assert "left out 'note', '_extra_state', which are no tensor" in caplog.text
+    assert "ignored 'note', '_extra_state' (not a tensor)" in caplog.text
 
 
 def test_a_small_file_cannot_ask_for_much_memory(torch, tmp_path):
@@ -316,3 +316,66 @@ def test_torchscript_archives_are_refused(torch, tmp_path):
         torch.jit.script(torch.nn.Linear(4, 4)).save(str(tmp_path / "m.pt"))
     with pytest.raises(opq.SourceError, match=r"a TorchScript archive, .*state_dict\(\)"):
         as_state(tmp_path / "m.pt")
+
+
+def test_the_safe_globals_of_the_user_stay(torch, tmp_path):
+    """Reading a file leaves the classes that the user allowed to torch.load as they were, also those that opq allows too."""
+    torch.save({"a": torch.ones(3)}, tmp_path / "m.pt")
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([argparse.Namespace, pathlib.Path]):
+        during = torch.serialization.get_safe_globals()
+        as_state(tmp_path / "m.pt")
+        assert set(torch.serialization.get_safe_globals()) == set(during)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+def test_prefixes_go_if_all_shards_have_them(torch, form, tmp_path):
+    """A prefix is removed if all names of all shards have it, whatever the format of the shards."""
+    for names, found in (
+        (("module.x", "embed", "module.y"), ["embed", "module.x", "module.y"]),
+        (("module.x", "module.embed", "module.y"), ["embed", "x", "y"]),
+    ):
+        weight_map = {}
+        for number, name in enumerate(names):
+            file = weight_map[name] = f"model-{number}-of-3.{form}"
+            if form == "bin":
+                torch.save({name: torch.ones(2)}, tmp_path / file)
+            else:
+                save_file({name: np.ones(2)}, tmp_path / file)
+        (tmp_path / "i.json").write_text(json.dumps({"weight_map": weight_map}))
+        assert sorted(as_state(tmp_path / "i.json")) == found
+
+
+def test_tensors_beside_a_usual_key_are_named(caplog):
+    """A tensor that lies beside the state dict that is read is ignored with a warning."""
+    assert list(as_state({"state_dict": {"a": np.ones(3)}, "mean": np.ones(3)})) == ["a"]
+    assert "read 'state_dict', ignored 'mean'" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["upscaler", "wrong", "stamp"])
+def test_names_that_only_hold_a_word_are_state_dicts(key):
+    """Only whole words mark the state of an optimizer, a schedule or a gradient scaler."""
+    assert list(as_state({key: {"a": np.ones(3)}})) == ["a"]
+    for other in ("optimizer", "optimizer_state_dict", "lr_schedulers", "grad_scaler", "scaler", "amp"):
+        assert list(as_state({key: {"a": np.ones(3)}, other: {"state": np.ones(3)}})) == ["a"]
+
+
+def test_a_state_has_no_keys():
+    """A key of a State is an error, not silence."""
+    with pytest.raises(opq.SourceError, match="it has no key 'ema'"):
+        opq.compress(as_state(TENSORS), ratio=2, key="ema")
+
+
+def test_names_of_a_module_stay(torch):
+    """The names of a module are kept, also if it has a mapping as extra state."""
+
+    class Extra(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = torch.nn.Linear(2, 2)
+
+        def get_extra_state(self):
+            return {"epoch": 3}
+
+    assert sorted(as_state(Extra())) == ["module.bias", "module.weight"]

@@ -78,8 +78,8 @@ def test_a_whole_model_is_its_weights(tmp_path, caplog):
         file.attrs["model_config"] = '{"class_name": "Lambda"}'
     assert sorted(as_state(path)) == ["conv/conv/kernel:0", "scalar"]
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "left out 'optimizer_weights', which is the state of an optimizer",
-        "left out 'empty', 'model_weights/note', which are no array of numbers",
+        "ignored 'optimizer_weights' (state of an optimizer)",
+        "ignored 'empty', 'model_weights/note' (not an array of numbers)",
     ]
 
 
@@ -95,8 +95,8 @@ def test_a_keras_archive_is_its_weights(tmp_path, caplog):
     )
     found = opq.numpy.load_file(tmp_path / "m.opq")
     assert {name: array.shape for name, array in found.items()} == {name: array.shape for name, array in weights.items()}
-    assert "left out 'config.json', which is no weights" in caplog.text
-    assert "left out 'optimizer', which is the state of an optimizer" in caplog.text
+    assert "ignored 'config.json' (not weights)" in caplog.text
+    assert "ignored 'optimizer' (state of an optimizer)" in caplog.text
 
 
 def soft_link(file):

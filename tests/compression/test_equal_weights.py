@@ -99,3 +99,14 @@ def test_settings_that_part_equal_weights_are_named(caplog):
     assert not caplog.records
     opq.compress(state, ratio=4, layers={"head.weight": opq.LayerConfig(sensitivity=2)})
     assert "'embed.weight' and 'head.weight' are equal but have different settings" in caplog.text
+
+
+def test_masks_tell_weights_of_one_memory_apart():
+    """Weights that share memory under different pruning masks are different weights."""
+    weight = pool()[0]
+    masks = [np.ones_like(weight), np.ones_like(weight)]
+    masks[1][::2] = 0.0
+    state = {"a.weight_orig": weight, "a.weight_mask": masks[0], "b.weight_orig": weight, "b.weight_mask": masks[1]}
+    assert opq.plan(state, ratio=4).dense_bytes == 4 * weight.nbytes
+    state["b.weight_mask"] = masks[0].copy()
+    assert opq.plan(state, ratio=4).dense_bytes == 3 * weight.nbytes

@@ -18,6 +18,7 @@ PACKED = [
     ("bitsandbytes, 4 bits", {"l.weight": "uint8", "l.weight.absmax": "float32", "l.weight.quant_map": "float32"}),
     ("torchao", {"l.weight:qdata": "uint8", "l.weight:scale": "float16"}),
     ("torchao", {"l._weight_qdata": "int8", "l._weight_scale": "float32"}),
+    ("MXFP4", {"l.up_proj_blocks": "uint8", "l.up_proj_scales": "uint8"}),
     ("GPTQ or AWQ", {"qweight": "int32", "qzeros": "int32", "scales": "float16"}),
 ]
 PLAIN = [

@@ -52,6 +52,11 @@ def test_the_distortion_is_close_to_the_real_one(tensors):
     assert point.distortion == pytest.approx(error / energy, rel=0.1)
 
 
+def test_a_key_chooses_the_state_dict(tensors):
+    """`key` has the meaning that it has for a plan."""
+    assert opq.rd_curve({"a": tensors, "b": {"x": np.ones(3)}}, ratios=[8], key="a") == opq.rd_curve(tensors, ratios=[8])
+
+
 def test_the_curve_accepts_no_target(tensors):
     """A target, ratios out of range and a curve without points are TargetErrors; an unknown keyword is a TypeError."""
     with pytest.raises(TargetError, match="ratio must not be given: the curve covers all sizes"):

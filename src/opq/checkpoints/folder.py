@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from opq.errors import SourceError
 from opq.progress import logger
@@ -17,6 +19,8 @@ _WHOLE = re.compile(rf"({_STEM})(\.[\w-]+)?\.(safetensors|bin)")
 _INDEX = re.compile(rf"({_STEM})(\.[\w-]+)?\.(safetensors|bin)\.index(\.[\w-]+)?\.json")
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[\w-]+)?\.(safetensors|bin)")
 
+
+T = TypeVar("T")
 
 Shards = dict[Path, list[str] | None]
 """The files of a checkpoint: {file: names of its tensors by the index, or None if there is no index}."""
@@ -63,7 +67,7 @@ def find_shards(folder: Path) -> Shards:
     if len(networks) > 1 or rivals:
         raise SourceError(folder, f"it has several checkpoints: {_names(candidates)}; give the path of one")
     if len(candidates) > 1:
-        logger.warning("%s: took %s, left out %s", folder, first.path.name, _names(candidates[1:]))
+        logger.warning("%s: read %s, ignored %s", folder, first.path.name, _names(candidates[1:]))
     return read_index(first.path) if first.is_index else {first.path: None}
 
 
@@ -94,7 +98,7 @@ def read_index(index: Path) -> Shards:
     first = next(iter(shards)).name
     siblings = sorted(path.name for path in index.parent.glob(f"{glob.escape(first.split('-')[0])}-*") if path not in shards)
     if left := [name for name in siblings if _SHARD.fullmatch(name) and name.split(".")[1:] == first.split(".")[1:]]:
-        logger.warning("%s: left out %s, which the index does not name", index.parent, ", ".join(left[:4]))
+        logger.warning("%s: ignored %s, which the index does not list", index.parent, ", ".join(left[:4]))
     return shards
 
 
@@ -123,3 +127,31 @@ def _other(folder: Path, files: list[Path]) -> Shards:
 
 def _names(candidates: list[_Candidate]) -> str:
     return ", ".join(candidate.path.name for candidate in candidates[:5])
+
+
+def merge_shards(shards: Shards, found: Mapping[Path, Mapping[str, T]]) -> dict[str, T]:
+    """The tensors of all files of a checkpoint. If several files have a tensor, the index decides which one is read.
+
+    Args:
+        shards: The files, as `read_index` gives them.
+        found: {file: {name: tensor}} of each of them.
+
+    Returns:
+        {name: tensor}, first those that the index lists.
+
+    Raises:
+        SourceError: A file lacks a tensor that the index lists for it.
+    """
+    listed: dict[str, T] = {}
+    others: dict[str, T] = {}
+    for path, names in shards.items():
+        tensors, wanted = found[path], set(found[path] if names is None else names)
+        if missing := sorted(wanted.difference(tensors)):
+            raise SourceError(path, f"it does not have {missing[0]!r}, which the index lists for it")
+        for name, tensor in tensors.items():
+            (listed if name in wanted else others)[name] = tensor
+    others = {name: tensor for name, tensor in others.items() if name not in listed}
+    if others:
+        folder, first = next(iter(shards)).parent, next(iter(others))
+        logger.warning("%s: read %d tensors that the index does not list, such as %r", folder, len(others), first)
+    return {**listed, **others}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from opq.checkpoints.file_kind import check_memory
 from opq.checkpoints.file_state import FileState, TensorPlace, contents_of
-from opq.checkpoints.wrappers import warn_of_left_out, without_prefixes
+from opq.checkpoints.wrappers import warn_of_ignored, without_prefixes
 from opq.errors import MissingExtraError, SourceError
 
 _VERSIONS = (2, 3)
@@ -149,7 +149,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorPlace], dict[str, str]]:
     if not isinstance(alignment, int) or alignment < 1:
         raise SourceError(path, f"a damaged GGUF file: its alignment is {alignment}")
     places, types = _find_tensors(path, contents, tensors, -(-header.offset // alignment) * alignment)
-    warn_of_left_out(path, list(metadata))
+    warn_of_ignored(path, list(metadata))
     return places, types
 
 
@@ -200,7 +200,7 @@ def _find_tensors(
             shape = (*shape[:-1], shape[-1] // block, block_bytes)
             types[name] = kind
         places[name] = TensorPlace(path, contents, start + offset, _DTYPES.get(kind, "uint8"), shape)
-        if places[name].offset + places[name].nbytes > path.stat().st_size:
+        if places[name].offset + places[name].nbytes > contents[2]:
             raise SourceError(path, f"tensor {name!r} ends after the file; it is damaged, or not complete")
     check_memory(path, ((name, place.nbytes) for name, place in places.items()))
     return places, types

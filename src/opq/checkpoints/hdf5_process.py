@@ -1,6 +1,6 @@
 """Write the arrays of an HDF5 file to stdout: `python -m opq.checkpoints.hdf5_process FILE`, which read_keras_file starts.
 
-The first line of the output is JSON, {"left_out": {what: [path in the file]}, "arrays": [[path in the file, dtype, shape]]}.
+The first line of the output is JSON, {"ignored": {what: [path in the file]}, "arrays": [[path in the file, dtype, shape]]}.
 The bytes of the arrays follow. An error is one line on stderr, and exit status 1.
 """
 
@@ -51,17 +51,17 @@ def main(path: Path) -> None:
 
 
 def _write(path: Path) -> None:
-    left_out: dict[str, list[str]] = {}
+    ignored: dict[str, list[str]] = {}
     content: Path | io.BytesIO = path
     if kind_of(path) == "keras":
         with zipfile.ZipFile(path) as archive:
-            left_out["no weights"] = [name for name in archive.namelist() if name != _WEIGHTS]
+            ignored["not weights"] = [name for name in archive.namelist() if name != _WEIGHTS]
             content = io.BytesIO(archive.read(_WEIGHTS))
     with h5py.File(content, "r") as file:
-        left_out["the state of an optimizer"] = [name for name in file if name in _OPTIMIZER]
-        found = dict(_datasets(file, path, left_out["the state of an optimizer"]))
+        ignored["state of an optimizer"] = [name for name in file if name in _OPTIMIZER]
+        found = dict(_datasets(file, path, ignored["state of an optimizer"]))
         kinds = {name: kind for name, item in found.items() if (kind := _dtype(item)) is not None}
-        left_out["no array of numbers"] = [name for name in found if name not in kinds]
+        ignored["not an array of numbers"] = [name for name in found if name not in kinds]
         check_memory(path, ((name, _largest(found[name])) for name in kinds))
         for name, kind in kinds.items():
             if found[name].is_virtual or found[name].external:
@@ -69,7 +69,7 @@ def _write(path: Path) -> None:
             if kind not in dtypes.NUMPY:
                 raise SourceError(path, f"{name!r}: dtype {kind} is not supported; convert the array, or remove it")
         arrays = [(name, kind, found[name].shape) for name, kind in kinds.items()]
-        sys.stdout.buffer.write(json.dumps({"left_out": left_out, "arrays": arrays}).encode() + b"\n")
+        sys.stdout.buffer.write(json.dumps({"ignored": ignored, "arrays": arrays}).encode() + b"\n")
         for name in kinds:
             array = np.asarray(found[name][()])
             sys.stdout.buffer.write(array.astype(array.dtype.newbyteorder("="), copy=False).tobytes())

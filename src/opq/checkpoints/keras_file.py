@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.checkpoints.wrappers import warn_of_left_out
+from opq.checkpoints.wrappers import warn_of_ignored
 from opq.errors import MissingExtraError, SourceError
 
 _ENVIRONMENT = {
@@ -30,7 +30,7 @@ def read_keras_file(path: Path) -> dict[str, NDArray[np.generic]]:
     """Read the arrays of numbers of an HDF5 file or a .keras archive. Configurations are not looked at.
 
     An array is named by its path in the file, such as "conv1/conv1/kernel:0", without "model_weights/" if all have it. The
-    state of an optimizer and what is no array of numbers are left out, with a warning.
+    state of an optimizer and what is not an array of numbers are ignored, with a warning.
 
     Args:
         path: The file.
@@ -43,6 +43,8 @@ def read_keras_file(path: Path) -> dict[str, NDArray[np.generic]]:
         import h5py  # noqa: F401
     except ImportError:
         raise MissingExtraError(f"reading {path.name}", "keras") from None
+    if os.name != "posix":  # memory cannot be limited
+        raise SourceError(path, "HDF5 files are read on Linux and macOS only")
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-P", "-m", "opq.checkpoints.hdf5_process", path],
         capture_output=True,
@@ -55,8 +57,8 @@ def read_keras_file(path: Path) -> dict[str, NDArray[np.generic]]:
         raise SourceError(path, lines[-2] if has_message else "a damaged HDF5 file, at which the HDF5 library stops")
     end = done.stdout.index(b"\n")
     contents = json.loads(done.stdout[:end])
-    for what, names in contents["left_out"].items():
-        warn_of_left_out(path, names, what)
+    for what, names in contents["ignored"].items():
+        warn_of_ignored(path, names, what)
     arrays: dict[str, NDArray[np.generic]] = {}
     offset = end + 1
     for name, kind, shape in contents["arrays"]:

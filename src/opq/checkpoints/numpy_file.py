@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.checkpoints.wrappers import without_prefixes
 from opq.errors import SourceError
 
 
@@ -29,4 +28,4 @@ def read_numpy_file(path: Path) -> dict[str, NDArray[np.generic]]:
         raise SourceError(path, f"not a .npz file of plain arrays: {str(error)[:200] or error!r}") from None
     if odd := [name for name, array in arrays.items() if array.dtype.kind not in "biufc"]:
         raise SourceError(path, f"array {odd[0]!r} is of {arrays[odd[0]].dtype}, which NumPy does not know as a number")
-    return {short: arrays[name] for short, name in without_prefixes(arrays).items()}
+    return arrays

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from opq.checkpoints.file_kind import kind_of
-from opq.checkpoints.folder import find_shards, read_index
+from opq.checkpoints.folder import Shards, find_shards, merge_shards, read_index
 from opq.checkpoints.gguf_file import GgufState
 from opq.checkpoints.keras_file import read_keras_file
 from opq.checkpoints.numpy_file import read_numpy_file
-from opq.checkpoints.safetensors_file import SafetensorsState, warn_of_unnamed
+from opq.checkpoints.safetensors_file import SafetensorsState
 from opq.checkpoints.state import State, TensorState
 from opq.checkpoints.torch_file import read_torch_file
 from opq.checkpoints.wrappers import find_state_dict, without_prefixes
 from opq.errors import SourceError
 
 _REFUSED = {
+    "safetensors": "a safetensors file among shards of another format",
     "torchscript": "a TorchScript archive, which holds code; save torch.jit.load(...).state_dict() with torch.save",
     "gguf": "a GGUF file in place of a shard",
     "index": "an index in place of a shard",
@@ -39,6 +40,8 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
         MissingExtraError: It needs a library that is not installed.
     """
     if isinstance(source, State):
+        if key is not None:
+            raise SourceError("the source", f"it has no key {key!r}: a State has no keys")
         return source
     if isinstance(source, (str, os.PathLike)):
         state = open_checkpoint(source, key)
@@ -54,6 +57,8 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
     stored = getattr(source, "metadata", None)  # an open .opq file has metadata
     if key is not None or (isinstance(source, dict) and any(isinstance(value, Mapping) for value in source.values())):
         source = find_state_dict(source, "the state dict", key)
+        if epsilons is None:  # the names of a module are those of its parameters
+            source = _without_prefixes(source)
     return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons, parameters)
 
 
@@ -74,50 +79,34 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Sta
     path = Path(path)
     if not path.exists():
         raise SourceError(path, "no such file or folder")
-    files: Mapping[Path, list[str] | None] = {path: None}
-    if path.is_dir():
-        files = find_shards(path)
-    elif kind_of(path) == "index":
-        files = read_index(path)
-    for file in files:
-        if not file.exists():
-            raise SourceError(file, "no such file, but the index lists it")
-    kinds = {kind_of(file) for file in files}
-    if kinds == {"safetensors"}:
+    shards: Shards = find_shards(path) if path.is_dir() else {path: None}
+    kinds = {file: kind_of(file) for file in shards if file.exists()}
+    if kinds.get(path) == "index":
+        shards = read_index(path)
+        kinds = {file: kind_of(file) for file in shards if file.exists()}
+    if missing := [file for file in shards if file not in kinds]:
+        raise SourceError(missing[0], "no such file, but the index lists it")
+    if set(kinds.values()) == {"safetensors"}:
         if key is not None:
             raise SourceError(path, f"it has no key {key!r}: a safetensors file has one state dict without a key")
-        return SafetensorsState(files)
-    if kinds == {"gguf"} and list(files) == [path]:
+        return SafetensorsState(shards)
+    if kinds.get(path) == "gguf":
         if key is not None:
             raise SourceError(path, f"it has no key {key!r}: a GGUF file has no keys")
         return GgufState(path)
-    return TensorState(_merge(files, key))
+    tensors = merge_shards(shards, {file: _read(file, kind, key) for file, kind in kinds.items()})
+    has_paths = kinds.get(path) in ("hdf5", "keras")  # as names
+    return TensorState(tensors if has_paths else _without_prefixes(tensors))
 
 
-def _merge(files: Mapping[Path, list[str] | None], key: str | None) -> dict[str, Any]:
-    """The tensors of all files, which are read at once. If several files have a tensor, the index decides which one is read."""
-    tensors: dict[str, Any] = {}
-    unnamed: dict[str, Any] = {}
-    for path, names in files.items():
-        found = _read(path, key)
-        if names is None:
-            return found
-        listed = set(names) & set(found) or set(without_prefixes(names)) & set(found)
-        if missing := sorted(set(names) - set(found)) if len(listed) != len(set(names)) else []:
-            raise SourceError(path, f"it does not have {missing[0]!r}, which the index lists for it")
-        tensors.update({name: found[name] for name in found if name in listed})
-        unnamed.update({name: found[name] for name in found if name not in listed})
-    unnamed = {name: value for name, value in unnamed.items() if name not in tensors}
-    warn_of_unnamed(unnamed, files)
-    return {**tensors, **unnamed}
+def _without_prefixes(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {short: tensors[name] for short, name in without_prefixes(tensors).items()}
 
 
-def _read(path: Path, key: str | None) -> dict[str, Any]:
-    kind = kind_of(path)
+def _read(path: Path, kind: str, key: str | None) -> dict[str, Any]:
+    """The tensors of a file that is read as a whole."""
     if kind in ("torch", "pickle"):
         return read_torch_file(path, key)
-    if kind == "safetensors":
-        return dict(SafetensorsState({path: None}))
     if key is not None:
         raise SourceError(path, f"it has no key {key!r}: such a file has no keys")
     if kind == "npz":

@@ -65,6 +65,10 @@ class ReparametrizedState(StateView):
             return (rows.astype(np.float64) * factor).astype(rows.dtype)
         return rows
 
+    def memory(self, name: str) -> object:
+        """As State.memory; None for a changed weight, because another weight with its memory may have another mask or gain."""
+        return None if name in self._masks or name in self._gains else self._state.memory(name)
+
     def _factor(self, name: str) -> NDArray[np.float64]:
         """What a direction is multiplied with: |g|/|v|, shaped as g."""
         if name not in self._factors:

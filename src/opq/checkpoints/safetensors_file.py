@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from opq import dtypes
 from opq.checkpoints.file_state import FileState, TensorPlace, contents_of
+from opq.checkpoints.folder import Shards, merge_shards
 from opq.checkpoints.wrappers import without_prefixes
 from opq.errors import SourceError
-from opq.progress import logger
 
 _DTYPES = {header: name for name, header in dtypes.SAFETENSORS.items()}
 
@@ -27,20 +26,13 @@ class SafetensorsState(FileState):
         SourceError: A file cannot be read, or has no tensor of a given name.
     """
 
-    def __init__(self, shards: Mapping[Path, list[str] | None]) -> None:
-        places: dict[str, TensorPlace] = {}
+    def __init__(self, shards: Shards) -> None:
+        found: dict[Path, dict[str, TensorPlace]] = {}
         metadata: dict[str, str] = {}
-        unnamed: dict[str, TensorPlace] = {}
-        for path, listed in shards.items():
-            names = None if listed is None else set(listed)
-            found, texts = _read_index(path)
-            if missing := sorted((names or set()) - set(found)):
-                raise SourceError(path, f"it does not have {missing[0]!r}, which the index lists for it")
-            places.update({name: found[name] for name in (found if names is None else names)})
-            unnamed.update({name: place for name, place in found.items() if names is not None and name not in names})
+        for path in shards:
+            found[path], texts = _read_index(path)
             metadata.update(texts)
-        warn_of_unnamed(unnamed := {name: place for name, place in unnamed.items() if name not in places}, shards)
-        places.update(unnamed)
+        places = merge_shards(shards, found)
         super().__init__({short: places[name] for short, name in without_prefixes(places).items()})
         self.metadata = metadata
 
@@ -70,15 +62,3 @@ def _read_index(path: Path) -> tuple[dict[str, TensorPlace], dict[str, str]]:
         for name, tensor in header.items()
     }
     return places, metadata
-
-
-def warn_of_unnamed(names: Collection[str], shards: Iterable[Path]) -> None:
-    """Log that shards have tensors that their index does not name, and that were taken.
-
-    Args:
-        names: The tensors.
-        shards: The shards.
-    """
-    if names:
-        folder, first = next(iter(shards)).parent, next(iter(names))
-        logger.warning("%s: took %d tensors that the index does not name, such as %r", folder, len(names), first)

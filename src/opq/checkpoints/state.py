@@ -66,6 +66,7 @@ class StateView(State):
         self._state = state
         self.metadata = state.metadata
         self.epsilons: Mapping[str, float] = state.epsilons
+        self.packed = state.packed
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As State.describe."""
@@ -147,6 +148,8 @@ class TensorState(State):
         tensor = self._tensors[name]
         if isinstance(tensor, CompressedTensor):
             return tensor.channels(start, stop).values()
+        if self.describe(name)[0] == _FLOAT4 and len(tensor.shape) == 1:  # rows of pairs need not begin at a byte
+            return self[name][start:stop]
         return self._convert(name, tensor[start:stop])
 
     def _convert(self, name: str, tensor: Any) -> NDArray[np.generic]:

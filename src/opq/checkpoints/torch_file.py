@@ -12,6 +12,7 @@ import pickle
 import re
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from opq.checkpoints.file_kind import check_memory
 from opq.checkpoints.wrappers import find_state_dict
 from opq.errors import MissingExtraError, SourceError
 
-# None of these can ask for more memory than the pickle has bytes, as bytes(10**12) or a Fraction could.
+# Objects of these classes take no more memory than their pickle, unlike bytes(10**12) or a Fraction. That does not hold for
+# np.ndarray below, nor for bytearray, which torch.load always accepts.
 _PLAIN = (
     argparse.Namespace,
     types.SimpleNamespace,
@@ -71,7 +73,7 @@ def read_torch_file(path: Path, key: str | None = None) -> dict[str, Any]:
     except ImportError:
         raise MissingExtraError(f"reading {path.name}", "torch") from None
     try:
-        # torch.load takes the path of a file named .safetensors for one, but not an open file.
+        # A path that ends in .safetensors makes torch.load read safetensors; an open file does not.
         with warnings.catch_warnings(), _harmless(torch), path.open("rb") as file:
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -94,10 +96,12 @@ def read_torch_file(path: Path, key: str | None = None) -> dict[str, Any]:
     return tensors
 
 
-def _harmless(torch: Any) -> Any:
-    """A context in which torch.load also takes objects that run no code when they are made."""
-    if not hasattr(torch.serialization, "safe_globals"):  # PyTorch 2.4
-        return contextlib.nullcontext()
+@contextlib.contextmanager
+def _harmless(torch: Any) -> Iterator[None]:
+    """A context in which torch.load also accepts classes whose construction runs no code."""
+    if torch.__version__ < (2, 6):  # it accepts no pairs of an object and a name
+        yield
+        return
     arrays: Any = np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     allowed: list[Any] = [
         np.ndarray,
@@ -111,7 +115,13 @@ def _harmless(torch: Any) -> Any:
         *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
         *((_Dict, f"{module}.AttributeDict") for module in _LIGHTNING),
     ]
-    return torch.serialization.safe_globals(allowed)
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    try:
+        yield
+    finally:  # torch's own context would also remove those that the user had added
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 class _Dict:

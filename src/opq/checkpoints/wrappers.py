@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from opq.errors import SourceError
 from opq.progress import logger
 
@@ -20,7 +22,7 @@ USUAL_KEYS = ("state_dict", "model_state_dict", "model", "module", "net")
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every name."""
 
-_OPTIMIZER = re.compile(r"optim|sched|scaler|rng|amp$|param_groups|callbacks|loops", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"(?<![a-z])(optim|(lr_?)?sched|(grad_?)?scaler|rng|amp$|param_groups|callbacks|loops)", re.IGNORECASE)
 _DEEPEST = 100
 _Path = tuple[str, ...]
 
@@ -34,7 +36,7 @@ def find_state_dict(content: Any, source: object, key: str | None = None) -> dic
         key: The key of the state dict; keys within keys are joined by dots. None: the only one, or the first usual one.
 
     Returns:
-        {name: tensor}, without the prefixes of wrappers.
+        {name: tensor}, with the names of the state dict.
 
     Raises:
         SourceError: There is no state dict or no tensor, `key` is not there, or there are several and none is usual.
@@ -55,20 +57,23 @@ def find_state_dict(content: Any, source: object, key: str | None = None) -> dic
                 break
             found = ", ".join(".".join((*outer, *path)) for paths in list(inner.values())[:8] for path in paths[:4])
             raise SourceError(source, f"it has several state dicts: {found}; choose one by its key (--key KEY, or key=)")
-        if left := [".".join((*outer, *path)) for name in inner if name != taken for path in inner[name]]:
+        ignored = [".".join((*outer, *path)) for name in inner if name != taken for path in inner[name]]
+        ignored += [".".join((*outer, str(name))) for name, value in content.items() if is_tensor(value)]
+        if ignored:
             chosen = ".".join((*outer, taken))
-            logger.warning("%s: took %r, left out %s; --key chooses", source, chosen, _shown(left))
+            logger.warning("%s: read %r, ignored %s; --key KEY (key=) reads another", source, chosen, _shown(ignored))
         outer, content = (*outer, taken), content[taken]
     return _tensors(content, source)
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is an array or a tensor of any library."""
-    return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__array__") and not _is_number(value)
+    """Whether a value is an array or a tensor of any library. NumPy scalars, such as a best accuracy, are not."""
+    is_array = hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__array__")
+    return is_array and not isinstance(value, np.generic)
 
 
 def without_prefixes(names: Iterable[str]) -> dict[str, str]:
-    """Names without the prefixes that all of them have. This is the rule for checkpoints of every format.
+    """Names without the prefixes that all of them have: the rule for every format but HDF5, whose names are paths.
 
     Args:
         names: Names of tensors.
@@ -94,20 +99,20 @@ def _tensors(content: Any, source: object) -> dict[str, Any]:
             source,
             f"it has tensors at the top level and in {nested[0]!r:.80}; save one state dict, or give a key (--key)",
         )
-    warn_of_left_out(source, rest)
-    return {short: tensors[name] for short, name in without_prefixes(tensors).items()}
+    warn_of_ignored(source, rest)
+    return tensors
 
 
-def warn_of_left_out(source: object, names: Sequence[object], what: str = "no tensor") -> None:
+def warn_of_ignored(source: object, names: Sequence[object], what: str = "not a tensor") -> None:
     """Log that parts of a checkpoint are not read.
 
     Args:
         source: The checkpoint.
-        names: The parts; for none of them nothing is logged.
-        what: What they are.
+        names: The parts. Nothing is logged if there are none.
+        what: What each of them is.
     """
     if names:
-        logger.warning("%s: left out %s, which %s %s", source, _shown(names), "is" if len(names) == 1 else "are", what)
+        logger.warning("%s: ignored %s (%s)", source, _shown(names), what)
 
 
 def holds_tensor(value: Any, visited: set[int]) -> bool:
@@ -156,13 +161,6 @@ def _follow(content: Any, key: str, source: object) -> Any:
             raise SourceError(source, f"it has no key {key!r}; there are {_shown(keys)}" if keys else f"it has no key {key!r}")
         content, rest = content[match], rest[len(match) + 1 :]
     return content
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a NumPy scalar, such as the best accuracy of a training."""
-    import numpy as np
-
-    return isinstance(value, np.generic)
 
 
 def _shown(names: Iterable[object]) -> str:

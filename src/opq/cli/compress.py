@@ -24,7 +24,7 @@ from opq.cli.source import open_source, source_options
 def command(source: str, key: str | None, weights: str | None, plan_file: str | None, **given: Any) -> None:
     """Compress SOURCE to a .opq file, using the weights alone.
 
-    SOURCE is a checkpoint in a file of any name, a folder of Hugging Face, or a network with its published weights:
+    SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
     torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --ratio or --size, the file takes at most that
     many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
     """

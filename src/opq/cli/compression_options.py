@@ -55,7 +55,7 @@ _OTHER_OPTIONS = (
         "--cost",
         type=click.Choice(get_args(CostName)),
         help="squared (default): squared errors count alike, so that all weights share a step. relative: the relative error of "
-        "each weight counts alike; better for most networks above about 2 bits per weight.",
+        "each weight counts alike; better for transformers, recurrent and mobile networks.",
     ),
     click.option(
         "--scales",

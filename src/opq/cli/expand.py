@@ -17,8 +17,8 @@ from opq.reporting.expand import check_output
 def command(file: str, output: str, like: str | None, force: bool) -> None:
     """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype.
 
-    If OUT does not end in .safetensors or .sft, it is a folder for from_pretrained: the checkpoint, and copies of all files
-    beside FILE that are no weights.
+    If OUT does not end in .safetensors or .sft, it is a folder for from_pretrained: the checkpoint, and copies of the
+    config, the tokenizer and similar files.
     """
     refuse_same(file, output)
     if not force:

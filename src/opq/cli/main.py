@@ -52,7 +52,7 @@ class _Commands(click.Group):
 def _opq() -> None:
     """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a checkpoint (safetensors, PyTorch, NumPy, GGUF or Keras), a folder of Hugging Face, or a MODEL. MODEL is
+    SOURCE is a checkpoint (safetensors, PyTorch, NumPy, GGUF or Keras), a folder in Hugging Face's layout, or a MODEL. MODEL is
     torchvision:NAME or timm:NAME, with its published weights, or package.module:factory or file.py:factory. Results go to
     stdout, progress to stderr. The exit status is 0 for success, 1 for an error, 2 for wrong usage, 130 for an interruption.
     """

@@ -71,7 +71,9 @@ def chosen_weights(model: str, weights: str | None) -> str | None:
     """
     from opq.zoo.models import default_weights
 
-    return default_weights(model) if weights is None else None if weights == "none" else weights
+    if weights is None:
+        return default_weights(model)
+    return None if weights == "none" else weights
 
 
 def place(named: NamedModel, device: str | None) -> None:

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Print zeros, step and predicted bytes of each weight of SOURCE without compressing.
 
-    SOURCE is a checkpoint in a file of any name, a folder of Hugging Face, or a network with its published weights:
+    SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
     torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. The predicted size of the file is accurate to about
     3%. `opq compress` with the same target corrects the plan until the file meets the target.
     """

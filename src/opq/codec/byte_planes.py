@@ -51,17 +51,21 @@ def estimate_pack(arrays: Sequence[NDArray[np.generic]]) -> int:
 
 
 def is_valid(array: NDArray[np.generic]) -> bool:
-    """Whether a bool is 0 or 1, and a float4 or float6 uses its low bits only. Arrays that were made as bytes may not."""
+    """Whether each bool is 0 or 1, and each float4 or float6 uses only the low bits of its byte.
+
+    An array that was created from bytes may violate this.
+    """
     largest = _LARGEST_WORD.get(array.dtype.name)
     return largest is None or not array.size or int(np.ascontiguousarray(array).view(np.uint8).max()) <= largest
 
 
 def _real(arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     """The arrays; those of complex128 as float64."""
-    is_complex = [array.dtype.name == "complex128" for array in arrays]
     return [
-        np.ascontiguousarray(array, dtype=np.complex128).reshape(-1).view(np.float64) if is_double else array
-        for array, is_double in zip(arrays, is_complex, strict=True)
+        np.ascontiguousarray(array, dtype=np.complex128).reshape(-1).view(np.float64)
+        if array.dtype.name == "complex128"
+        else array
+        for array in arrays
     ]
 
 
@@ -135,7 +139,7 @@ def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) 
         words = np.asarray((words >> 1) | (words << (8 * size - 1)), dtype=words.dtype)
     array: NDArray[np.generic] = words.view(kind)
     if not is_valid(array):
-        raise FormatError(_WHERE, f"a {kind.name} must be at most {_LARGEST_WORD[kind.name]}, got {words.max()}")
+        raise FormatError(_WHERE, f"a byte of {kind.name} must be at most {_LARGEST_WORD[kind.name]}, got {words.max()}")
     return array
 
 

@@ -57,6 +57,11 @@ class Entry:
         """Bytes of the tensor in its dtype."""
         return dtypes.dense_bytes(self.dtype, self.count)
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the tensor as a NumPy array, in which an element of float4 or float6 takes one byte."""
+        return self.count * dtypes.NUMPY[self.dtype].itemsize
+
 
 def contents_of(entry: Entry) -> object:
     """A key that all tensors of a section share: for weights storage and size, with levels also dtype, with scales shape."""

@@ -99,10 +99,9 @@ class OpqFile(Mapping[str, Content]):
             problem = f"they end at byte {self._offsets[-1]:,}, but the file has {self.file_bytes:,}; is it truncated?"
             raise FormatError("sections", problem)
         limit = largest_content(self.file_bytes) if max_bytes is None else max_bytes
-        if self.dense_bytes > limit:
-            raise FormatError(
-                "header", f"the tensors must have at most {limit:,} bytes, got {self.dense_bytes:,}; see max_bytes"
-            )
+        decoded = sum(entry.decoded_bytes for entry in self._header.entries)
+        if decoded > limit:
+            raise FormatError("header", f"the tensors must have at most {limit:,} bytes, got {decoded:,}; see max_bytes")
 
     def place(self, part: str) -> str:
         """A part of the file for the message of an error: with the path, unless the file was given as bytes."""

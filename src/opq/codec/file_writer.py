@@ -84,7 +84,7 @@ def pack_auxiliary(
         if array.size > LARGEST_TENSOR:
             raise WeightError(name, array.shape, f"it must have at most {LARGEST_TENSOR:,} elements, got {array.size:,}")
         if not is_valid(array):
-            raise WeightError(name, array.shape, f"its bytes are no {kind} numbers; make it again from numbers")
+            raise WeightError(name, array.shape, f"its bytes are not valid {kind} numbers; create it from numbers")
         dense = dtypes.dense_bytes(kind, array.size)
         if size + dense > LARGEST_PACK:
             close()
@@ -162,7 +162,7 @@ def write(
     Raises:
         WeightError: A tensor cannot be stored.
         SourceError: A name or metadata is not text.
-        TargetError: The tensors have more dense bytes than readers accept for a file of this size; see `largest_content`.
+        TargetError: The tensors have more bytes than readers accept for a file of this size; see `largest_content`.
     """
     metadata = metadata or {}
     weights = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, np.ndarray)}
@@ -179,11 +179,11 @@ def write(
     own_packs = pack_auxiliary(((name, arrays[name]) for name in in_order(arrays)), storage)
     entries, sections = _number_sections(encoded, [*packs, *own_packs])
     layout = Layout(_prefixed_header(entries, sections, metadata), sections, entries, nonzero)
-    dense = sum(entry.dense_bytes for entry in entries)
-    if dense > largest_content(layout.size):
+    decoded = sum(entry.decoded_bytes for entry in entries)
+    if decoded > largest_content(layout.size):
         raise TargetError(
             f"a file of {layout.size:,} bytes must hold at most {largest_content(layout.size):,} bytes of tensors, because "
-            f"readers refuse to expand it further, got {dense:,}; request a larger file, or remove constant tensors"
+            f"readers refuse to expand it further, got {decoded:,}; request a larger file, or remove constant tensors"
         )
     return layout
 

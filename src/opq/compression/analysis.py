@@ -25,7 +25,7 @@ from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.progress import logger
 from opq.quantization.statistics import measure, measure_rows
-from opq.rate_distortion.layers import Layer, LayerStatistics
+from opq.rate_distortion.layers import Layer, LayerStatistics, relative_cost
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 from opq.thread_map import thread_map
 
@@ -97,16 +97,14 @@ class CheckpointAnalysis:
             logger.warning(
                 "weights %r and %r are equal but have different settings, so both are stored", self.repeats[name], name
             )
-        emphasis: dict[str, float] = {}
-        if config.cost == "relative":
-            shapes = {name: self.statistics[name].shape for name in names}
-            distinct = len(names) - len(self.repeats)
-            heads = tied_heads(shapes, self.repeats, frozenset(self.state))
-            emphasis = {name: max(HEAD_SHARE * distinct, 1.0) if name in heads else 1.0 for name in names}
-        return [
-            Layer(name, self._statistics_under(configs[name], name), configs[name], repeats.get(name), emphasis.get(name))
-            for name in names
-        ]
+        statistics = {name: self._statistics_under(configs[name], name) for name in names}
+        costs = self._relative_costs(statistics) if config.cost == "relative" else {}
+        return [Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0)) for name in names]
+
+    def _relative_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
+        heads = tied_heads({name: found.shape for name, found in statistics.items()}, self.repeats, frozenset(self.state))
+        factor = max(HEAD_SHARE * (len(statistics) - len(self.repeats)), 1.0)
+        return {name: (factor if name in heads else 1.0) * relative_cost(found) for name, found in statistics.items()}
 
     def _statistics_under(self, config: LayerConfig, name: str) -> LayerStatistics:
         statistics = self.statistics[name]

@@ -1,7 +1,7 @@
 """Weights whose codes are packed into words by another quantizer, which only that quantizer's own code can read.
 
-They are recognised by the names and integer dtypes of the tensors that belong together. A tensor of plain int8 or float8 values
-with scales beside it is no packed weight.
+They are recognised by the names and integer dtypes of the tensors that belong together. Other int8 or float8 tensors with
+scales beside them are stored exactly.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _LAYOUTS = (
     _Layout("bitsandbytes, 8 bits", "weight", ("SCB",)),
     _Layout("bitsandbytes, 4 bits", "", (".absmax", ".quant_map")),
     _Layout("torchao", "qdata", ("scale",)),
+    _Layout("MXFP4", "_blocks", ("_scales",)),
 )
 
 
@@ -61,15 +62,15 @@ def refuse_packed(state: State) -> None:
         raise WeightError(
             name,
             state.describe(name)[1],
-            f"it is quantized already ({quantizer}); compress the original weights, or use lossless (--lossless), or choose "
-            "other weights with include",
+            f"it is quantized already ({quantizer}); compress the original weights, use lossless (--lossless), or name the "
+            "weights to compress with include",
         )
 
 
 def _quantizer(state: State, name: str) -> str | None:
     for layout in _LAYOUTS:
         stem = name.removesuffix(layout.codes)
-        is_whole = stem == "" or stem[-1] in "._:" or not layout.codes
+        is_whole = stem == "" or stem[-1] in "._:" or layout.codes[:1] in ("", "_")
         if name.endswith(layout.codes) and is_whole and all(stem + other in state for other in layout.beside):
             return layout.quantizer
     return None

@@ -47,12 +47,15 @@ class RDPoint:
     distortion: float
 
 
-def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack[CompressionOptions]) -> list[RDPoint]:
+def rd_curve(
+    source: Any, *, ratios: Sequence[float] = RATIOS, key: str | None = None, **options: Unpack[CompressionOptions]
+) -> list[RDPoint]:
     """Predict the file at several ratios, in joint mode.
 
     Args:
         source: As in `opq.plan`.
         ratios: File ratios, > 0.
+        key: As in `opq.plan`.
         options: The fields of a config as keywords, without a target.
 
     Returns:
@@ -72,7 +75,7 @@ def rd_curve(source: Any, *, ratios: Sequence[float] = RATIOS, **options: Unpack
         raise TargetError(f"ratios must be a list of positive and finite numbers, got {ratios!r}")
     target = Ratio(1.0)
     config = CompressionConfig(target=target, **settings)
-    analysis = analyze(as_state(source), config, estimated=True)
+    analysis = analyze(as_state(source, key=key), config, estimated=True)
     size_model = SizeModel.of(analysis, config)
     layers = size_model.layers
     low, high = joint.lambda_bounds(layers, size_model.family)

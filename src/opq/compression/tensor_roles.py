@@ -3,11 +3,11 @@
 The rule, in order. A tensor stays exact if it is
 
 * not float16, bfloat16, float32 or float64;
-* without two dimensions larger than 1 (biases, gains, layer scales, class tokens, mean and deviation of inputs). But a matrix
-  of width 1 and at least 65,536 elements, such as an embedding, is a weight;
+* without two dimensions larger than 1 (biases, gains, layer scales, class tokens, mean and deviation of inputs). But such
+  a tensor of two dimensions or more and at least 65,536 elements, such as an embedding of width 1, is a weight;
 * of fewer than 64 elements;
 * a buffer of the module, where the source is a module;
-* beside an integer or float8 weight: then it holds the scales of that weight;
+* beside an integer, float8, float6 or float4 weight: then it holds the scales of that weight;
 * the gain of weight_norm, the mask of a pruned weight, or part of a parametrization other than weight_norm and spectral_norm;
 * of at most 8 distinct values (masks, tables of 0 and -inf). A small sample is read first; nearly all weights show more there.
 

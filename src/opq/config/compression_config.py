@@ -25,12 +25,12 @@ _CHOICES = (
     ("auxiliary", AuxiliaryStorage),
     ("batch_norm", BatchNormForm),
 )
-_OF_TWO_STAGE = (
-    ("rounding", "auto", "rounds each weight to nearest"),
-    ("cost", "squared", "counts squared errors"),
-    ("scales", "none", "gives each weight one step"),
-)
-"""Settings that a TwoStage target does not know: name, default, and reason."""
+_NOT_IN_TWO_STAGE = {
+    "rounding": "rounds each weight to nearest",
+    "cost": "counts squared errors",
+    "scales": "gives each weight one step",
+}
+"""Settings that a TwoStage target does not support: {name: reason}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class CompressionConfig:
         cost: What a byte target minimizes. "squared": the sum of squared errors, so that with compensated rounding all weights
             of one sensitivity share a step. "relative": the sum of the relative squared errors of all weights, each of which
             counts alike, whatever its scale and size; only a token embedding that is also the head of a language model counts
-            more. A TwoStage target knows only "squared".
+            more. With a TwoStage target only "squared" is valid.
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
             relative errors of rows count alike. With a TwoStage target only "none" is valid.
@@ -94,12 +94,14 @@ class CompressionConfig:
         eps = finite_number("batch_norm_eps", self.batch_norm_eps, ConfigError)
         if not 0.0 <= eps < 1.0:
             raise ConfigError(f"batch_norm_eps must lie in [0, 1), got {self.batch_norm_eps!r}")
-        for key, default, reason in _OF_TWO_STAGE if isinstance(self.target, TwoStage) else ():
-            if (value := getattr(self, key)) != default:
+        given = self._non_default_fields()
+        for key, reason in _NOT_IN_TWO_STAGE.items():
+            if isinstance(self.target, TwoStage) and key in given:
                 raise ConfigError(
-                    f"{key} (={value!r}) cannot be combined with sparsity and bits, because that target {reason}; remove {key}"
+                    f"{key} (={getattr(self, key)!r}) cannot be combined with sparsity and bits, because that target {reason}; "
+                    f"remove {key}"
                 )
-        if isinstance(self.target, Lossless) and (others := self._non_default_fields() - {"target", "include", "exclude"}):
+        if isinstance(self.target, Lossless) and (others := given - {"target", "include", "exclude"}):
             raise ConfigError(f"lossless can be combined with include and exclude only; remove {min(others)}")
 
     def _non_default_fields(self) -> set[str]:

@@ -52,7 +52,7 @@ class Codebook(ABC):
 
     @abstractmethod
     def check(self, codes: NDArray[np.int32], dtype: str) -> None:
-        """Raise WeightError if this codebook does not fit to these codes, or its values have another dtype."""
+        """Raise WeightError if this codebook does not fit these codes, or its values have another dtype."""
 
     def channels(self, start: int, stop: int) -> Codebook:
         """The codebook of weight[start:stop]."""

@@ -96,13 +96,14 @@ class LayerPlan:
             values = getattr(self, key)
             if not isinstance(values, tuple) or set(map(type, values)) != {int}:
                 raise PlanError(f"{key} must be integers, got {values!r:.80}")
-        problem = scales.misfit(self.rows, self.columns, shape)
+        if problem := scales.misfit(self.rows, self.columns, shape):
+            raise PlanError(problem)
         for key in self.scaled_axes:
             if not any(getattr(self, key)):
                 object.__setattr__(self, key, None)
         if self.scaled_axes and (self.num_kept is not None or max_codes is not None):
             raise PlanError("rows and columns must be null with num_kept and max_codes")
-        if problem := problem or scales.out_of_range(self.step, self.rows, self.columns):
+        if problem := scales.out_of_range(self.step, self.rows, self.columns):
             raise PlanError(problem)
 
 

@@ -80,22 +80,26 @@ class Layer:
         statistics: Its statistics.
         config: Its settings.
         repeats: Name of an earlier weight with the same values; this one then takes no bytes. None if there is none.
-        emphasis: With relative costs, how much its relative error counts; None with squared costs.
+        cost: Factor of the sensitivity: 1 with squared costs; see `relative_cost`.
     """
 
     name: str
     statistics: LayerStatistics
     config: LayerConfig = field(default_factory=LayerConfig)
     repeats: str | None = None
-    emphasis: float | None = None
+    cost: float = 1.0
 
     @property
     def sensitivity(self) -> float:
-        """Cost of a unit of squared error.
+        """Cost of a unit of squared error: that of the settings, 1 if they give none, times `cost`."""
+        return self.cost * (1.0 if self.config.sensitivity is None else self.config.sensitivity)
 
-        With squared costs it is that of the settings, 1 if they give none. With relative costs it is that times the emphasis,
-        over the energy N s^2 of a layer of N weights with Laplace scale s.
-        """
-        given = 1.0 if self.config.sensitivity is None else self.config.sensitivity
-        energy = self.statistics.count * self.statistics.laplace_scale**2
-        return given if self.emphasis is None or energy == 0.0 else given * self.emphasis / energy
+
+def relative_cost(statistics: LayerStatistics) -> float:
+    """The cost of a unit of squared error at which the relative errors of all layers count alike: 1 / (N s^2).
+
+    Args:
+        statistics: Of a layer of N weights with Laplace scale s. It is 1 if all of them are zero.
+    """
+    energy = statistics.count * statistics.laplace_scale**2
+    return 1.0 / energy if energy > 0.0 else 1.0

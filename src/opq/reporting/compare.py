@@ -80,11 +80,12 @@ def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
     Raises:
         SourceError: The file cannot be read.
         FormatError: It is not a valid file.
+        OutputError: safetensors cannot store a tensor, such as one of complex128.
     """
     with OpqFile(source) as file:
         measured: dict[CompressedTensor, tuple[bytes, float]] = {}  # equal weights may be one object
         weights = [measured.get(weight) or measured.setdefault(weight, _measure(weight)) for _, weight in file.weights()]
-        dense = safetensors_bytes(file.arrays(), file.metadata, "the comparison")
+        dense = safetensors_bytes(file.arrays(), file.metadata, "the tensors as .safetensors")
         coded = {entry.section for entry in file.entries if entry.is_weight}
         file_bytes, code_bytes = file.file_bytes, sum(map(file.section_bytes, coded))
     integers = b"".join(integers for integers, _ in weights)

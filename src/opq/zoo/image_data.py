@@ -139,7 +139,7 @@ def _has_training_images(path: Path) -> bool:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return "x_train" in content
-    except Exception:  # it cannot be read, which `_from_npz` tells
+    except Exception:  # _from_npz raises the error
         return False
 
 
