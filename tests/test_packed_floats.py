@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -35,8 +36,11 @@ def test_the_first_element_is_in_the_lowest_bits():
 
 @pytest.mark.parametrize(
     "array",
-    [np.array([2], dtype=np.uint8).view(np.bool_), np.array([16], dtype=np.uint8).view(ml_dtypes.float4_e2m1fn)],
-    ids=["bool", "float4"],
+    [
+        np.array([2], dtype=np.uint8).view(np.bool_),
+        *(np.array([2 ** dtypes.BITS[name]], dtype=np.uint8).view(dtypes.NUMPY[name]) for name in NARROW),
+    ],
+    ids=["bool", *NARROW],
 )
 def test_bytes_that_are_no_numbers_are_refused(array):
     """An array whose bytes are no numbers of its dtype is an error: no reader would take the file."""
@@ -48,20 +52,40 @@ def test_torch_gets_two_float4_in_a_byte(tmp_path):
     """A state dict with float4_e2m1fn_x2 comes back with it, counts half a byte per element, and expands for safetensors."""
     torch = pytest.importorskip("torch")
     safetensors_torch = pytest.importorskip("safetensors.torch")
+    if not hasattr(safetensors, "TensorSpec"):
+        pytest.skip("safetensors is older than 0.8")
     import opq.torch
 
     raw = torch.randint(0, 256, (8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     state = {"packed": raw.view(torch.float4_e2m1fn_x2), "other": torch.ones(3)}
-    compressed = opq.compress(state, lossless=True)
+    compressed = opq.compress(state, lossless=True, metadata={"key": "text"})
     assert compressed.dense_bytes == 32 + 12
     (tmp_path / "m.opq").write_bytes(compressed.data)
     opq.expand(tmp_path / "m.opq", tmp_path / "m.safetensors")
     for found in (opq.torch.load(compressed.data), safetensors_torch.load_file(tmp_path / "m.safetensors")):
         assert found["packed"].dtype == torch.float4_e2m1fn_x2
         assert torch.equal(found["packed"].view(torch.uint8), raw)
+    with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert file.metadata() == {"key": "text"}
     assert opq.numpy.load(compressed.data)["packed"].shape == (8, 8)
     again = opq.compress(tmp_path / "m.safetensors", lossless=True)
     assert opq.numpy.load(again.data)["packed"].tobytes() == opq.numpy.load(compressed.data)["packed"].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), ()])
+def test_single_float4_cannot_be_expanded(shape, tmp_path):
+    """Safetensors has pairs of float4, so an odd last dimension is an error in one line."""
+    data = opq.compress({"x": np.zeros(shape, dtype=ml_dtypes.float4_e2m1fn)}, lossless=True).data
+    with pytest.raises(OutputError, match=r"last dimension of a float4_e2m1fn tensor must be even|0\.8 or newer"):
+        opq.expand(data, tmp_path / "m.safetensors")
+
+
+def test_an_old_safetensors_is_named(tmp_path, monkeypatch):
+    """float4 needs a newer safetensors than other dtypes; the error says which."""
+    monkeypatch.delattr(safetensors, "TensorSpec", raising=False)
+    data = opq.compress({"x": np.zeros(4, dtype=ml_dtypes.float4_e2m1fn)}, lossless=True).data
+    with pytest.raises(OutputError, match=r"0\.8 or newer"):
+        opq.expand(data, tmp_path / "m.safetensors")
 
 
 def test_the_limit_of_a_reader_counts_decoded_bytes():

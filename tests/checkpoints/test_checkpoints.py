@@ -237,16 +237,22 @@ def test_tensors_without_dense_data_are_refused():
             opq.compress({"x.weight": shell}, ratio=2)
 
 
-@pytest.mark.parametrize("change", ["replaced", "written", "shorter", "gone"])
+@pytest.mark.parametrize("change", ["replaced", "written", "longer", "shorter", "gone"])
 def test_a_file_that_changes_while_it_is_read_is_an_error(change, tmp_path):
     """Tensors of two versions of a file are never mixed: a change after the file was opened is an error that names it."""
     path = tmp_path / "m.safetensors"
     save_file({"a": np.zeros((8, 8), dtype=np.float32)}, path)
+    old = path.stat()
     found = as_state(path)
     assert not found["a"].any()
     if change == "replaced":
         save_file({"a": np.ones((8, 8), dtype=np.float32)}, tmp_path / "new")
         os.replace(tmp_path / "new", path)
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    elif change == "longer":
+        with path.open("ab") as file:
+            file.write(b"\0")
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
     elif change == "written":
         path.write_bytes(path.read_bytes()[:-1] + b"\1")
         os.utime(path, ns=(0, 0))

@@ -1,4 +1,4 @@
-"""Formats told by their bytes, state dicts under keys, folders of Hugging Face, and what a .pt file may hold."""
+"""Formats recognised by their first bytes, state dicts under keys, folders of Hugging Face, and what a .pt file may hold."""
 
 import argparse
 import contextlib
@@ -379,3 +379,10 @@ def test_names_of_a_module_stay(torch):
             return {"epoch": 3}
 
     assert sorted(as_state(Extra())) == ["module.bias", "module.weight"]
+
+
+def test_archives_that_inflate_too_far_are_refused(tmp_path):
+    """A zip archive may unpack to 64 MiB and 64 times its size."""
+    np.savez_compressed(tmp_path / "m.npz", x=np.zeros(80 << 20, np.uint8))
+    with pytest.raises(opq.SourceError, match=r"unpacks to 83,886,\d+ bytes"):
+        as_state(tmp_path / "m.npz")

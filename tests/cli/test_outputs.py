@@ -40,8 +40,9 @@ def test_expand_refuses_a_name_that_its_format_reserves(folder, capsys):
 
 def test_expand_refuses_the_suffix_of_another_format(folder, capsys):
     """`-o x.pt` is refused: it would be a .safetensors file that torch.load does not read."""
-    assert ".pt" in failure(capsys, "expand", "n.opq", "-o", "x.pt")
-    assert not (folder / "x.pt").exists()
+    for suffix in (".pt", ".bin", ".H5", ".keras", ".gguf", ".onnx"):
+        assert suffix.lower() in failure(capsys, "expand", "n.opq", "-o", f"x{suffix}")
+        assert not (folder / f"x{suffix}").exists()
 
 
 def test_an_output_that_is_an_input_is_refused(folder, capsys):

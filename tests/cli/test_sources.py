@@ -98,7 +98,7 @@ def test_weights_are_a_checkpoint_of_the_network(work):
     assert (work / "b.opq").read_bytes() == opq.compress(opq.load(network, "a.opq"), ratio=3.5).data
 
 
-def test_weights_of_another_network_are_named(work, published, capsys):
+def test_weights_of_another_network_are_named(work, capsys):
     """The error names what the file lacks, what the network lacks, or of what shapes differ."""
     torch.save({"first.weight": torch.zeros(30, 30), "other": torch.zeros(3)}, "a.pt")
     torch.save({"first.weight": torch.zeros(30, 31)}, "b.pt")

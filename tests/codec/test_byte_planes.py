@@ -250,3 +250,11 @@ def test_a_bool_is_0_or_1():
 def test_bytes_of_packs(array, pack):
     """The bytes of these packs never change."""
     assert encode_pack([array]).hex() == pack
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_estimates_are_near(name):
+    """The estimate of a pack is within a fifth and 40 bytes of its size, for every dtype."""
+    array = (np.arange(400) % 2 ** min(dtypes.BITS[name], 8) % (2 if name == "bool" else 256)).astype(dtypes.NUMPY[name])
+    size = len(encode_pack([array]))
+    assert abs(estimate_pack([array]) - size) <= 0.2 * size + 40

@@ -62,7 +62,7 @@ def test_chosen_weights_are_quantized(quantizer, kinds):
 
 
 @pytest.mark.parametrize("kinds", PLAIN)
-def test_plain_codes_are_taken(kinds):
+def test_plain_codes_are_accepted(kinds):
     """Codes that are not packed, and names that only look alike, are no reason to refuse a target."""
     assert "embed.weight" in opq.plan(checkpoint(kinds), size=9000).layers
 

@@ -1,8 +1,10 @@
 """Byte targets that minimize relative errors of weights, and heads of language models that are embeddings too."""
 
+from functools import cache
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opq
@@ -33,13 +35,19 @@ def test_steps_follow_scale_and_size(scales, sensitivity, ratio):
     assert units["b"] * sensitivity**0.5 == pytest.approx(units["c"], rel=1e-4)
 
 
+@cache
+def reference():
+    """The weights of a file of the network whose weights have scale 1."""
+    return dict(opq.OpqFile(opq.compress(network([1.0] * 3), ratio=6, cost="relative").data).weights())
+
+
 @given(scales)
+@settings(max_examples=25)
 def test_the_scale_of_a_weight_does_not_matter(scales):
     """Weights multiplied by powers of two have the same codes, so none becomes zero beside larger ones."""
-    first, second = (opq.compress(network(some), ratio=6, cost="relative") for some in ([1.0] * 3, scales))
-    codes = [dict(opq.OpqFile(compressed.data).weights()) for compressed in (first, second)]
-    assert all((codes[0][name].codes == codes[1][name].codes).all() for name in SHAPES)
-    assert all(weight.num_kept for weight in codes[1].values())
+    found = dict(opq.OpqFile(opq.compress(network(scales), ratio=6, cost="relative").data).weights())
+    assert all((found[name].codes == reference()[name].codes).all() for name in SHAPES)
+    assert all(weight.num_kept for weight in found.values())
 
 
 EMBEDDING, MATRIX = (32000, 64), (64, 64)
@@ -68,20 +76,42 @@ EMBEDDING, MATRIX = (32000, 64), (64, 64)
         ({"model.embeddings.word_embeddings.weight": EMBEDDING}, {}, (), False),
         ({"embedding.weight": EMBEDDING}, {}, (), False),
         ({"model.fc.weight": EMBEDDING}, {}, (), False),
-        ({"model.embed_tokens.weight": (100, 64)}, {}, (), False),
+        ({"embed_tokens.weight": EMBEDDING}, {}, ("lm_head.bias",), True),
+        ({"embed_tokens.weight": EMBEDDING}, {}, ("output_projection.bias",), True),
+        ({"tok_embeddings.weight": EMBEDDING}, {}, ("embed_out.bias",), True),
+        ({"model.embed_tokens.weight": (1000, 64)}, {}, (), True),
+        ({"model.embed_tokens.weight": (999, 64)}, {}, (), False),
+        ({"model.embed_tokens.weight": (1500, 1000)}, {}, (), False),
+        ({"model.embed_tokens.weight": (32000, 8, 8)}, {}, (), False),
     ],
 )
 def test_embeddings_that_are_heads_are_found(shapes, repeats, others, found):
     """A token embedding is a head if it is tied, or if a network with a head has no other matrix with a row per token."""
     heads = tied_heads(shapes, repeats, frozenset({*shapes, *others}))
-    assert heads == ({name for name, shape in shapes.items() if shape == EMBEDDING} if found else set())
+    assert heads == ({name for name, shape in shapes.items() if shape != MATRIX} if found else set())
 
 
-def test_a_tied_head_has_a_finer_step():
-    """Its relative error counts half as much as those of all weights together, at least as much as one."""
+@pytest.mark.parametrize(
+    ("layers", "names", "others", "factor"),
+    [
+        (19, ["model.embed_tokens.weight"], [], 10),
+        (18, ["embed.weight", "lm_head.weight"], [], 9.5),
+        (19, ["bert.word_embeddings.weight"], ["cls.predictions.bias"], 10),
+        (1, ["model.embed_tokens.weight"], [], 1),
+    ],
+)
+def test_a_tied_head_has_a_finer_step(layers, names, others, factor):
+    """Its relative error counts half as much as those of all different weights together, at least as much as one."""
     rng = np.random.default_rng(0)
-    state = {f"model.layers.{number}.weight": rng.normal(size=(64, 64)).astype(np.float32) for number in range(19)}
-    state["model.embed_tokens.weight"] = rng.normal(size=(1024, 64)).astype(np.float32)
-    plan = opq.plan(state, ratio=8, cost="relative")
-    units = {name: plan.layers[name].step / (np.abs(weight).mean() * weight.size**0.5) for name, weight in state.items()}
-    assert units["model.embed_tokens.weight"] * 10**0.5 == pytest.approx(units["model.layers.0.weight"], rel=1e-4)
+    state = {f"layers.{number}.weight": rng.normal(size=(64, 64)).astype(np.float32) for number in range(layers)}
+    embedding = rng.normal(size=(1024, 64)).astype(np.float32)
+    plan = opq.plan(
+        {**state, **dict.fromkeys(names, embedding), **{name: np.ones(7, np.float32) for name in others}},
+        ratio=6,
+        cost="relative",
+    )
+    units = [
+        plan.layers[name].step / (np.abs(weight).mean() * weight.size**0.5)
+        for name, weight in (("layers.0.weight", state["layers.0.weight"]), (names[0], embedding))
+    ]
+    assert (units[0] / units[1]) ** 2 == pytest.approx(factor, rel=1e-3)

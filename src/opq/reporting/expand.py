@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opq.atomic_file import refuse_existing, refuse_same, write_file
 from opq.codec.file_reader import OpqFile
-from opq.errors import OutputError
+from opq.errors import OutputError, SourceError
 from opq.progress import logger
 from opq.reporting.model_folder import checkpoint_name, copy_other_files, has_config
 from opq.reporting.safetensors_bytes import safetensors_bytes
@@ -59,9 +59,10 @@ def expand(
             of another format; or safetensors cannot store a tensor.
     """
     output = Path(output)
-    for read in [like] if isinstance(source, bytes) else [source, like]:
-        if read is not None:
-            refuse_same(read, output)
+    if not isinstance(source, bytes):
+        refuse_same(source, output)
+    if like is not None:
+        _check_like(Path(like), output)
     if not overwrite:
         check_output(output)
     is_file = _is_file(output)
@@ -112,6 +113,13 @@ def _is_file(output: Path) -> bool:
             "choose a path that ends in .safetensors",
         )
     return True
+
+
+def _check_like(folder: Path, output: Path) -> None:
+    if not folder.is_dir():
+        raise SourceError(folder, "not a folder")
+    if output.is_dir() and output.samefile(folder):
+        raise OutputError(output, "it is the source that is being read; choose another path")
 
 
 def _make_folder(folder: Path) -> None:

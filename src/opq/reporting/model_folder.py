@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from opq.errors import OutputError, SourceError
+from opq.errors import OutputError
 
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".opq", ".h5", ".keras", ".msgpack", ".gguf", ".onnx", ".ot", ".npz",
@@ -42,11 +42,8 @@ def copy_other_files(source: Path, target: Path) -> None:
         target: The folder to copy to. Files of the same names are replaced.
 
     Raises:
-        SourceError: The source is not a folder.
         OutputError: A file cannot be copied.
     """
-    if not source.is_dir():
-        raise SourceError(source, "not a folder")
     if target.exists() and source.samefile(target):
         return
     modules = (path for path in source.iterdir() if (path / "config.json").is_file() and not _is_same(path, target))
