@@ -98,21 +98,21 @@ class Calibration:
 
         Raises:
             TargetError: The target is neither a Ratio nor a Size, or cannot be reached.
-            ConfigError: A setting is out of range, or `cost` is "relative".
+            ConfigError: A setting is out of range, or `cost` is "balanced".
             SelectionError: A glob matches no weight.
             WeightError: A weight cannot be compressed.
         """
         config = as_config(config, options, "compress")
         if isinstance(config.target, TwoStage | Lossless):
             raise TargetError("target must be in bytes, because calibration searches for a file size; give a ratio or a size")
-        if config.cost != "squared":
+        if config.cost == "balanced":
             raise ConfigError(
                 f"cost (={config.cost!r}) must be 'squared', because calibration measures what errors cost; remove cost"
             )
         state = as_state(self.model, metadata)
         requested = config.layer_configs(choose_roles(state, config).weights)
         measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
-        config = replace(config, layers=measured)
+        config = replace(config, layers=measured, cost="squared")
         analysis = analyze(state, config, estimated=True)
         budget = config.budget(analysis.dense_bytes) or 0
         size_model = SizeModel.of(analysis, config)

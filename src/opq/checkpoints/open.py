@@ -48,6 +48,7 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
         state.metadata = state.metadata or metadata or {}
         return state
     epsilons = parameters = None
+    in_evaluation = not getattr(source, "training", True)
     if hasattr(source, "state_dict") and not isinstance(source, type):
         epsilons, parameters = epsilons_of(source), parameters_of(source)
         source = source.state_dict()
@@ -59,7 +60,8 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
         source = find_state_dict(source, "the state dict", key)
         if epsilons is None:  # the names of a module are those of its parameters
             source = _without_prefixes(source)
-    return TensorState(source, stored if isinstance(stored, Mapping) and stored else metadata, epsilons, parameters)
+    metadata = stored if isinstance(stored, Mapping) and stored else metadata
+    return TensorState(source, metadata, epsilons, parameters, in_evaluation)
 
 
 def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> State:

@@ -23,11 +23,13 @@ class State(Mapping[str, NDArray[np.generic]]):
     Attributes:
         metadata: The checkpoint's own metadata, {text: text}.
         epsilons: {name of a batch norm: its eps}, if the source is a module.
+        in_evaluation: Whether the source is a module in evaluation mode.
         packed: {name: what packs it} of tensors that hold packed codes of a quantized weight, if the source says so.
     """
 
     metadata: Mapping[str, str] = {}
     epsilons: Mapping[str, float] = {}
+    in_evaluation: bool = False
     packed: Mapping[str, str] = {}
 
     @abstractmethod
@@ -66,6 +68,7 @@ class StateView(State):
         self._state = state
         self.metadata = state.metadata
         self.epsilons: Mapping[str, float] = state.epsilons
+        self.in_evaluation = state.in_evaluation
         self.packed = state.packed
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
@@ -103,6 +106,7 @@ class TensorState(State):
         metadata: {text: text}.
         epsilons: {name of a batch norm: its eps}.
         parameters: {name: whether it is a parameter of the module, rather than a buffer}.
+        in_evaluation: Whether they are those of a module in evaluation mode.
 
     Raises:
         SourceError: A name is not a string.
@@ -114,6 +118,7 @@ class TensorState(State):
         metadata: Mapping[str, str] | None = None,
         epsilons: Mapping[str, float] | None = None,
         parameters: Mapping[str, bool] | None = None,
+        in_evaluation: bool = False,
     ) -> None:
         for name in tensors:
             if not isinstance(name, str):
@@ -122,6 +127,7 @@ class TensorState(State):
         self.metadata = metadata or {}
         self.epsilons = epsilons or {}
         self._parameters = parameters or {}
+        self.in_evaluation = in_evaluation
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As State.describe.

@@ -54,8 +54,8 @@ _OTHER_OPTIONS = (
     click.option(
         "--cost",
         type=click.Choice(get_args(CostName)),
-        help="squared (default): squared errors count alike, so that all weights share a step. relative: the relative error of "
-        "each weight counts alike; better for transformers, recurrent and mobile networks.",
+        help="balanced: relative errors of all weights count about alike. squared: squared errors count alike, so that all "
+        "weights share a step. auto (default): balanced, but squared with dead zones and in finetune.",
     ),
     click.option(
         "--scales",
@@ -66,15 +66,14 @@ _OTHER_OPTIONS = (
     click.option(
         "--auxiliary",
         type=click.Choice(get_args(AuxiliaryStorage)),
-        help="Storage of biases, batch norms and other tensors that are not weights. exact (default): bit for bit. float16: "
-        "relative error at most 2^-11. uint8: error at most 1/500 of a tensor's span (1/64 of each value if none is "
-        "negative).",
+        help="Storage of biases, batch norms and other vectors. exact: bit for bit. float16: relative error at most 2^-11. "
+        "uint8: 8 bits where the network's outputs hardly change. auto (default): float16. Buffers are always exact.",
     ),
     click.option(
         "--batch-norm",
         type=click.Choice(get_args(BatchNormForm)),
         help="folded: fold means and variances of batch norms into their weights and biases. The outputs in evaluation mode "
-        "stay the same up to rounding. keep (default): store them.",
+        "stay the same up to rounding. keep: store them. auto (default): folded for a network by name, otherwise keep.",
     ),
     click.option(
         "--batch-norm-eps",

@@ -1,7 +1,7 @@
 """How an auxiliary tensor is stored, and with which error.
 
 exact      bit for bit
-float16    every value rounded to float16: a relative error of at most 2^-11
+float16    every value rounded to float16: an error of at most 2^-11 of each value, or 2^-25 if that is more
 linear8    codes 0 to 255 are evenly spaced values from the lowest to the highest: an error of at most 1/500 of the span; not
            used if an outlier would make the grid too coarse for the other values
 relative8  for tensors without negative values, such as variances: code 0 is zero, and codes 1 to 255 are values whose float32
@@ -31,7 +31,12 @@ LARGEST_LINEAR_ERROR = 2.0**-4
 """Largest allowed error of linear8 over the median magnitude of nonzero values. A tensor with outliers exceeds it."""
 
 FLOAT16_ERROR = 2.0**-11
-"""Largest relative error of float16."""
+"""Largest relative error of float16 from 2^-14 on."""
+
+SMALLEST_FLOAT16_ERROR = 2.0**-25
+"""Largest error of float16 below 2^-14."""
+
+_SMALLEST_ROOT_MEAN_SQUARE = 2.0**16 * SMALLEST_FLOAT16_ERROR
 
 _FEWEST = 16
 """Elements of the smallest tensor on a grid. For a smaller one the bounds take more bytes than the grid saves."""
@@ -50,8 +55,8 @@ def store(array: NDArray[np.generic], requested: str) -> tuple[str, Bounds | Non
     With "uint8", a float32 or float64 tensor of one dimension and at least 16 finite elements is stored on a grid: relative8 if
     no value is negative and the error is at most 2^-6 of each value; linear8 if one is negative and the error is at most 2^-4
     of the median magnitude (the scale of a dead channel can be two hundred times that of the others). Other tensors are stored
-    as with "float16": as float16 if every value keeps a relative error of at most 2^-11; exactly if not, or if all values are
-    equal.
+    as with "float16": as float16 if every value keeps a relative error of at most 2^-11, or, in a tensor with negative values,
+    an error of at most 2^-16 of its root mean square; exactly if not, or if all values are equal.
 
     Args:
         array: The tensor.
@@ -113,20 +118,24 @@ def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:
 
 
 def fits_float16(array: NDArray[np.generic]) -> bool:
-    """Whether float16 holds every value of a float32 or float64 `array` with a relative error of at most 2^-11."""
-    magnitudes = np.abs(array[array != 0])
-    tiny, largest = 2.0**-14, 65504.0
-    return bool(((magnitudes >= tiny) & (magnitudes <= largest)).all())
+    """Whether float16 holds every value of a float32 or float64 `array` closely enough; see `store`."""
+    values = array[array != 0].astype(np.float64)
+    magnitudes = np.abs(values)
+    if not (magnitudes <= 65504.0).all():
+        return False
+    if (magnitudes >= 2.0**-14).all():
+        return True
+    return bool((values < 0.0).any() and np.sqrt(np.square(values).sum() / array.size) >= _SMALLEST_ROOT_MEAN_SQUARE)
 
 
 def largest_error(entry: Entry) -> tuple[float, float]:
     """The largest error of a stored auxiliary tensor.
 
     Returns:
-        (absolute error, error relative to each value). One of them is the bound, and the other one is 0; both are 0 for exact.
+        (absolute error, error relative to each value). The error of a value is at most the larger of the two.
     """
     if entry.storage == "float16":
-        return 0.0, FLOAT16_ERROR
+        return SMALLEST_FLOAT16_ERROR, FLOAT16_ERROR
     if entry.bounds is None:
         return 0.0, 0.0
     if entry.storage == "relative8":

@@ -47,13 +47,13 @@ class AuxiliaryPack:
 
 
 def pack_auxiliary(
-    tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str, *, estimated: bool = False
+    tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str | Mapping[str, str], *, estimated: bool = False
 ) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors.
 
     Args:
         tensors: (name, array), in ascending order of the UTF-8 names; read one at a time.
-        storage: "exact", "float16" or "uint8"; see `opq.codec.auxiliary.store`.
+        storage: "exact", "float16" or "uint8", as in `opq.codec.auxiliary.store`: of all of them, or of each name.
         estimated: If True, the sections are zero bytes of approximately the right length. That is fast, and enough for a plan.
 
     Returns:
@@ -88,7 +88,7 @@ def pack_auxiliary(
         dense = dtypes.dense_bytes(kind, array.size)
         if size + dense > LARGEST_PACK:
             close()
-        how, bounds, stored = store(array, storage)
+        how, bounds, stored = store(array, storage if isinstance(storage, str) else storage[name])
         pending.append(Entry(name, array.shape, kind, how, 0, bounds=bounds))
         arrays.append(stored)
         size += dense

@@ -17,6 +17,7 @@ from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.codec.entry import LARGEST_TENSOR
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
+from opq.compression.auxiliary_storage import storages
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
@@ -25,7 +26,8 @@ from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.progress import logger
 from opq.quantization.statistics import measure, measure_rows
-from opq.rate_distortion.layers import Layer, LayerStatistics, relative_cost
+from opq.rate_distortion.costs import balanced_costs
+from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
 from opq.thread_map import thread_map
 
@@ -37,7 +39,7 @@ _LARGEST_SCALE = 2.0**151
 
 
 HEAD_SHARE = 0.5
-"""The relative error of a head that is also the embedding counts as much as that of this share of all weights together."""
+"""The error of a head that is also the embedding counts as much as that of this share of all weights together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +100,15 @@ class CheckpointAnalysis:
                 "weights %r and %r are equal but have different settings, so both are stored", self.repeats[name], name
             )
         statistics = {name: self._statistics_under(configs[name], name) for name in names}
-        costs = self._relative_costs(statistics) if config.cost == "relative" else {}
+        costs = self._balanced_costs(statistics) if config.resolved_cost == "balanced" else {}
         return [Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0)) for name in names]
 
-    def _relative_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
+    def _balanced_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
+        distinct = {name: found for name, found in statistics.items() if name not in self.repeats}
+        costs = balanced_costs(distinct)
         heads = tied_heads({name: found.shape for name, found in statistics.items()}, self.repeats, frozenset(self.state))
-        factor = max(HEAD_SHARE * (len(statistics) - len(self.repeats)), 1.0)
-        return {name: (factor if name in heads else 1.0) * relative_cost(found) for name, found in statistics.items()}
+        factor = max(HEAD_SHARE * len(distinct), 1.0)
+        return {name: (factor if name in heads else 1.0) * costs[self.repeats.get(name, name)] for name in statistics}
 
     def _statistics_under(self, config: LayerConfig, name: str) -> LayerStatistics:
         statistics = self.statistics[name]
@@ -161,8 +165,12 @@ def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:
         state: If the config folds batch norms, their eps are read from here, so the plan also works for a bare state dict.
         config: The settings.
     """
-    eps = shared_eps(state.epsilons, config.batch_norm_eps) if config.batch_norm == "folded" else config.batch_norm_eps
-    return AuxiliaryPlan(config.auxiliary, config.batch_norm, eps)
+    form = config.batch_norm
+    if form == "auto":
+        is_safe = state.in_evaluation and bool(state.epsilons) and shared_eps(state.epsilons) is not None
+        form = "folded" if is_safe else "keep"
+    eps = shared_eps(state.epsilons, config.batch_norm_eps) if form == "folded" else config.batch_norm_eps
+    return AuxiliaryPlan(config.resolved_auxiliary, form, eps)
 
 
 def shared_eps(epsilons: Mapping[str, float], default: float = 1e-5) -> float | None:
@@ -246,9 +254,24 @@ def _analyze(
     dense = _bytes_without(state, repeats)
     state = fold_if_requested(reparametrized, auxiliary)
     statistics = dict(thread_map(lambda name: (name, _measure(state, name)), in_order(chosen)))
-    rest = ((name, state[name]) for name in in_order(state) if name not in chosen)
-    packs = pack_auxiliary(rest, auxiliary.storage, estimated=estimated)
+    packs = pack_rest(state, chosen, auxiliary, estimated=estimated)
     return CheckpointAnalysis(state, statistics, packs, auxiliary, dense, exact, repeats)
+
+
+def pack_rest(
+    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False
+) -> list[AuxiliaryPack]:
+    """Encode the tensors that are not weights.
+
+    Args:
+        state: The checkpoint, with folded batch norms if they are to be folded.
+        weights: Names of its weights.
+        auxiliary: How the others are stored.
+        estimated: As in `opq.codec.file_writer.pack_auxiliary`.
+    """
+    rest = [name for name in in_order(state) if name not in weights]
+    tensors = ((name, state[name]) for name in rest)
+    return pack_auxiliary(tensors, storages(state, rest, auxiliary.storage), estimated=estimated)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:

@@ -10,8 +10,8 @@ from functools import cached_property
 from opq.atomic_file import write_file
 from opq.checkpoints import State
 from opq.codec.entry import dense_bytes, repeated_weights
-from opq.codec.file_writer import Layout, in_order, pack_auxiliary, write
-from opq.compression.analysis import fold_if_requested
+from opq.codec.file_writer import Layout, write
+from opq.compression.analysis import fold_if_requested, pack_rest
 from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
@@ -118,7 +118,6 @@ def encode_state(
         WeightError, SourceError, TargetError: See `opq.codec.file_writer.write`.
     """
     folded = fold_if_requested(state, auxiliary)
-    rest = ((name, folded[name]) for name in in_order(folded) if name not in weights)
-    packs = pack_auxiliary(rest, auxiliary.storage)
+    packs = pack_rest(folded, weights.keys(), auxiliary)
     layout = write(weights, packs=packs, metadata=state.metadata, report=report)
     return CompressedModel(plan, layout)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opq.codec.code_length import ContextGain, context_gain, contextless_bits, contextless_code_bits
 from opq.codec.weight_section import encode_scales
 from opq.compression.analysis import CheckpointAnalysis
-from opq.config import CompressionConfig, TwoStage
+from opq.config import CompressionConfig
 from opq.errors import TargetError
 from opq.quantization.codebook import ScaledCodebook, codebook_of
 from opq.quantization.quantizer import quantize
@@ -61,9 +61,7 @@ class SizeModel:
         Raises:
             TargetError, SelectionError, ConfigError: See `CheckpointAnalysis.layers`.
         """
-        rounding = "compensated" if config.rounding == "auto" else config.rounding
-        if isinstance(config.target, TwoStage):
-            rounding = "deadzone"
+        rounding = config.resolved_rounding
         layers = analysis.layers(config)
         # The step does not matter for the bytes of scales.
         codebooks = {layer.name: codebook_of(1.0, layer.statistics.rows, None) for layer in layers}

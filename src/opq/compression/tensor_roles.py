@@ -100,6 +100,12 @@ def lossless_roles(state: State) -> TensorRoles:
     return TensorRoles(tuple(weights), exact)
 
 
+def scales_of_codes(state: State) -> frozenset[str]:
+    """The tensors of floating point that belong to integer, float8, float6 or float4 weights."""
+    quantized = _quantized_weights(state)
+    return frozenset(name for name in state if quantized.own(name))
+
+
 def _why_exact(state: State, name: str, quantized: _QuantizedWeights) -> str | None:
     """Why a tensor is not a weight; None if it is one."""
     kind, shape = state.describe(name)

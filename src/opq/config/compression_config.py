@@ -13,9 +13,9 @@ from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, tar
 from opq.errors import ConfigError, TargetError
 
 RoundingName = Literal["auto", "compensated", "deadzone"]
-CostName = Literal["squared", "relative"]
-AuxiliaryStorage = Literal["exact", "float16", "uint8"]
-BatchNormForm = Literal["keep", "folded"]
+CostName = Literal["auto", "balanced", "squared"]
+AuxiliaryStorage = Literal["auto", "exact", "float16", "uint8"]
+BatchNormForm = Literal["auto", "keep", "folded"]
 
 _JSON_FORMAT = "opq-config-1"
 _CHOICES = (
@@ -31,6 +31,8 @@ _NOT_IN_TWO_STAGE = {
     "scales": "gives each weight one step",
 }
 """Settings that a TwoStage target does not support: {name: reason}."""
+_LOSSLESS = {"auxiliary": "exact", "batch_norm": "keep"}
+"""Settings that say what a Lossless target does anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +46,25 @@ class CompressionConfig:
             zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
             compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest: only "auto" is valid.
         cost: What a byte target minimizes. "squared": the sum of squared errors, so that with compensated rounding all weights
-            of one sensitivity share a step. "relative": the sum of the relative squared errors of all weights, each of which
-            counts alike, whatever its scale and size; only a token embedding that is also the head of a language model counts
-            more. With a TwoStage target only "squared" is valid.
+            of one sensitivity share a step. "balanced": the sum of the relative squared errors of all weights, corrected for
+            their scales (`opq.rate_distortion.costs`); a token embedding that is also the head of a language model counts more.
+            "auto": balanced with compensated rounding, squared with dead zones, in calibration and with a TwoStage target,
+            where only "auto" and "squared" are valid.
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
             relative errors of rows count alike. With a TwoStage target only "none" is valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
-        auxiliary: How tensors that are not weights are stored. "exact": bit for bit. "float16": float32 and float64 tensors as
-            float16 if every value keeps a relative error of at most 2^-11. "uint8": one-dimensional ones of at least 16
-            elements on a grid of 8 bits, with an error of at most 1/500 of the tensor's span, or 2^-6 of each value if none is
-            negative; the others as "float16". `opq.inspect` gives the error of each tensor.
+        auxiliary: How tensors that are not weights are stored. "exact": bit for bit. "float16": parameters of one
+            dimension and batch-norm statistics as float16, if every value keeps a relative error of at most 2^-11 and batch
+            norms change their outputs by at most 2^-9. "uint8": on a grid of 8 bits, if batch norms change their outputs by at
+            most 2^-6, and other vectors by at most 2^-8 of their median magnitude, or 2^-9 of each value if none is negative;
+            the others as with "float16". Buffers and excluded weights are always exact. "auto": float16, or exact with a
+            Lossless target. `opq.inspect` gives the error of each tensor.
         batch_norm: "keep", or "folded": running means become 0 and running variances a constant, which take almost no bytes;
             weights and biases compensate for it. In evaluation the network is the same up to float32 rounding; in training it
-            differs.
+            differs. "auto": folded if the source is a module in evaluation mode whose batch norms have one eps, else "keep".
         batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
 
     Raises:
@@ -69,13 +74,13 @@ class CompressionConfig:
 
     target: Target
     rounding: RoundingName = "auto"
-    cost: CostName = "squared"
+    cost: CostName = "auto"
     scales: ScalesName = "none"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
-    auxiliary: AuxiliaryStorage = "exact"
-    batch_norm: BatchNormForm = "keep"
+    auxiliary: AuxiliaryStorage = "auto"
+    batch_norm: BatchNormForm = "auto"
     batch_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -96,12 +101,13 @@ class CompressionConfig:
             raise ConfigError(f"batch_norm_eps must lie in [0, 1), got {self.batch_norm_eps!r}")
         given = self._non_default_fields()
         for key, reason in _NOT_IN_TWO_STAGE.items():
-            if isinstance(self.target, TwoStage) and key in given:
+            if isinstance(self.target, TwoStage) and key in given and getattr(self, key) != "squared":
                 raise ConfigError(
                     f"{key} (={getattr(self, key)!r}) cannot be combined with sparsity and bits, because that target {reason}; "
                     f"remove {key}"
                 )
-        if isinstance(self.target, Lossless) and (others := given - {"target", "include", "exclude"}):
+        harmless = {"target", "include", "exclude", *(key for key, value in _LOSSLESS.items() if getattr(self, key) == value)}
+        if isinstance(self.target, Lossless) and (others := given - harmless):
             raise ConfigError(f"lossless can be combined with include and exclude only; remove {min(others)}")
 
     def _non_default_fields(self) -> set[str]:
@@ -110,6 +116,27 @@ class CompressionConfig:
             item.name: item.default if item.default is not MISSING else {} for item in fields(self) if item.name != "target"
         }
         return {name for name, default in defaults.items() if getattr(self, name) != default}
+
+    @property
+    def resolved_rounding(self) -> str:
+        """The rounding method, as in LayerPlan.rounding."""
+        if isinstance(self.target, TwoStage):
+            return "deadzone"
+        return "compensated" if self.rounding == "auto" else self.rounding
+
+    @property
+    def resolved_cost(self) -> str:
+        """What is minimized: "balanced" or "squared"."""
+        if self.cost == "auto":
+            return "balanced" if self.resolved_rounding == "compensated" else "squared"
+        return self.cost
+
+    @property
+    def resolved_auxiliary(self) -> str:
+        """How tensors that are not weights are stored: "exact", "float16" or "uint8"."""
+        if self.auxiliary == "auto":
+            return "exact" if isinstance(self.target, Lossless) else "float16"
+        return self.auxiliary
 
     def budget(self, dense_bytes: int) -> int | None:
         """The largest allowed size of the file in bytes; None if the target does not limit it.

@@ -80,7 +80,7 @@ class Layer:
         statistics: Its statistics.
         config: Its settings.
         repeats: Name of an earlier weight with the same values; this one then takes no bytes. None if there is none.
-        cost: Factor of the sensitivity: 1 with squared costs; see `relative_cost`.
+        cost: Factor of the sensitivity: 1 with squared costs; see `opq.rate_distortion.costs`.
     """
 
     name: str
@@ -93,13 +93,3 @@ class Layer:
     def sensitivity(self) -> float:
         """Cost of a unit of squared error: that of the settings, 1 if they give none, times `cost`."""
         return self.cost * (1.0 if self.config.sensitivity is None else self.config.sensitivity)
-
-
-def relative_cost(statistics: LayerStatistics) -> float:
-    """The cost of a unit of squared error at which the relative errors of all layers count alike: 1 / (N s^2).
-
-    Args:
-        statistics: Of a layer of N weights with Laplace scale s. It is 1 if all of them are zero.
-    """
-    energy = statistics.count * statistics.laplace_scale**2
-    return 1.0 / energy if energy > 0.0 else 1.0
