@@ -109,10 +109,11 @@ class Calibration:
             raise ConfigError(
                 f"cost (={config.cost!r}) must be 'squared', because calibration measures what errors cost; remove cost"
             )
+        config = replace(config, cost="squared", scales="none" if config.scales == "auto" else config.scales)
         state = as_state(self.model, metadata)
         requested = config.layer_configs(choose_roles(state, config).weights)
         measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
-        config = replace(config, layers=measured, cost="squared")
+        config = replace(config, layers=measured)
         analysis = analyze(state, config, estimated=True)
         budget = config.budget(analysis.dense_bytes) or 0
         size_model = SizeModel.of(analysis, config)

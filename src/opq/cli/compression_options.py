@@ -60,8 +60,8 @@ _OTHER_OPTIONS = (
     click.option(
         "--scales",
         type=click.Choice(get_args(ScalesName)),
-        help="rows: the step of each row of a matrix or convolution follows the row's mean magnitude. none (default): one step "
-        "per weight.",
+        help="rows: the step of each row of a matrix or convolution follows the row's mean magnitude. none: one step. "
+        "auto (default): rows for token embeddings and, less so, recurrent weights.",
     ),
     click.option(
         "--auxiliary",

@@ -20,6 +20,7 @@ from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_ord
 from opq.compression.auxiliary_storage import storages
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
+from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.tied_head import tied_heads
 from opq.config import CompressionConfig, LayerConfig, Lossless
@@ -112,7 +113,16 @@ class CheckpointAnalysis:
 
     def _statistics_under(self, config: LayerConfig, name: str) -> LayerStatistics:
         statistics = self.statistics[name]
-        return statistics.by_rows() if config.scales == "rows" and len(statistics.shape) > 1 else statistics
+        if config.scales == "auto":
+            power = 0.0 if config.is_fixed else max(row_power(tied, statistics.shape) for tied in self._tied_to(name))
+        else:
+            power = 1.0 if config.scales == "rows" and len(statistics.shape) > 1 else 0.0
+        return statistics.by_rows(power) if power else statistics
+
+    def _tied_to(self, name: str) -> list[str]:
+        """The weight's name and those of all weights with the same values."""
+        first = self.repeats.get(name, name)
+        return [first, *(other for other, earlier in self.repeats.items() if earlier == first)]
 
 
 def analyze(state: State, config: CompressionConfig, *, estimated: bool = False) -> CheckpointAnalysis:

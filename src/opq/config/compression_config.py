@@ -31,6 +31,8 @@ _NOT_IN_TWO_STAGE = {
     "scales": "gives each weight one step",
 }
 """Settings that a TwoStage target does not support: {name: reason}."""
+_TWO_STAGE = {"cost": "squared", "scales": "none"}
+"""Settings that say what a TwoStage target does anyway."""
 _LOSSLESS = {"auxiliary": "exact", "batch_norm": "keep"}
 """Settings that say what a Lossless target does anyway."""
 
@@ -52,7 +54,9 @@ class CompressionConfig:
             where only "auto" and "squared" are valid.
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
-            relative errors of rows count alike. With a TwoStage target only "none" is valid.
+            relative errors of rows count alike. "auto": with compensated rounding, token embeddings as with "rows", recurrent
+            weights with the root of the magnitudes, others none (`opq.compression.row_scales`); otherwise none. With a TwoStage
+            target only "auto" and "none" are valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
@@ -75,7 +79,7 @@ class CompressionConfig:
     target: Target
     rounding: RoundingName = "auto"
     cost: CostName = "auto"
-    scales: ScalesName = "none"
+    scales: ScalesName = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
@@ -101,7 +105,7 @@ class CompressionConfig:
             raise ConfigError(f"batch_norm_eps must lie in [0, 1), got {self.batch_norm_eps!r}")
         given = self._non_default_fields()
         for key, reason in _NOT_IN_TWO_STAGE.items():
-            if isinstance(self.target, TwoStage) and key in given and getattr(self, key) != "squared":
+            if isinstance(self.target, TwoStage) and key in given and getattr(self, key) != _TWO_STAGE.get(key):
                 raise ConfigError(
                     f"{key} (={getattr(self, key)!r}) cannot be combined with sparsity and bits, because that target {reason}; "
                     f"remove {key}"
@@ -181,7 +185,8 @@ class CompressionConfig:
             SelectionError: A glob of `layers` matches none of them.
             ConfigError: A value is out of range for the target.
         """
-        found = {name: LayerConfig(scales=self.scales) for name in names}
+        scales: ScalesName = "none" if self.scales == "auto" and self.resolved_rounding == "deadzone" else self.scales
+        found = {name: LayerConfig(scales=scales) for name in names}
         for glob, given in self.layers.items():
             for name in match_glob("layers", glob, names):
                 found[name] = found[name].updated(given)

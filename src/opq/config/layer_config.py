@@ -9,7 +9,7 @@ from opq.config.checks import check_choice, finite_number
 from opq.config.targets import Target, TwoStage
 from opq.errors import ConfigError
 
-ScalesName = Literal["none", "rows"]
+ScalesName = Literal["auto", "none", "rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class LayerConfig:
         bits: With a `TwoStage` target the nominal width of a kept code, 1 < bits <= 16. With a byte target the entropy of the
             codes in bits per weight, for Laplace-distributed weights, 0 < bits <= 16.
         step: Quantization step in weight units, > 0; with scales that of a row whose scale is 0.
-        scales: As CompressionConfig.scales. None: that of the config.
+        scales: As CompressionConfig.scales; "auto" is "none" if one of the three is fixed. None: that of the config.
     """
 
     sensitivity: float | None = None

@@ -51,9 +51,13 @@ class LayerStatistics:
         start = (len(self.channel_scales) - len(self.excerpt)) // 2
         return self.rows and self.rows[start : start + len(self.excerpt)]
 
-    def by_rows(self) -> LayerStatistics:
-        """The statistics of the weight whose rows are divided by the factors of their measured scales, if not all are 0."""
-        rows = scales.measured_rows(self.channel_scales)
+    def by_rows(self, power: float = 1.0) -> LayerStatistics:
+        """The statistics of the weight whose rows are divided by the factors of their measured scales, if not all are 0.
+
+        Args:
+            power: As in `opq.rate_distortion.scales.measured_rows`.
+        """
+        rows = scales.measured_rows(self.channel_scales, power)
         if not rows.any():
             return self
         factors = scales.steps(1.0, rows, None)[:, 0]

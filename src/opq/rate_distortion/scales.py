@@ -86,20 +86,21 @@ def out_of_range(step: float, rows: Scales | None, columns: Scales | None) -> st
     return None
 
 
-def measured_rows(channel_scales: Floats) -> NDArray[np.int8]:
-    """The scales at which all rows have about the same mean magnitude.
+def measured_rows(channel_scales: Floats, power: float = 1.0) -> NDArray[np.int8]:
+    """The scales at which steps are proportional to a power of the mean magnitudes of rows.
 
     Args:
         channel_scales: (rows,) mean magnitude of each row, >= 0.
+        power: With 1, all rows have about the same mean magnitude in steps.
 
     Returns:
-        (rows,) round(8 log2(mean magnitude / geometric mean over the rows that are not zero)), clipped to +-LARGEST_SCALE; 0
-        for rows that are zero.
+        (rows,) round(8 power log2(mean magnitude / geometric mean over the rows that are not zero)), clipped to
+        +-LARGEST_SCALE; 0 for rows that are zero.
     """
     alive = channel_scales > 0.0
     logarithms = np.log2(np.where(alive, channel_scales, 1.0))
     mean = logarithms[alive].mean() if alive.any() else 0.0
-    scales = np.rint(8.0 * (logarithms - mean)).clip(-LARGEST_SCALE, LARGEST_SCALE)
+    scales = np.rint(8.0 * power * (logarithms - mean)).clip(-LARGEST_SCALE, LARGEST_SCALE)
     return np.where(alive, scales, 0.0).astype(np.int8)
 
 
