@@ -329,7 +329,7 @@ def test_targets_without_bytes_are_refused(network, inputs):
     with pytest.raises(TargetError, match="out of reach"):
         calibration.compress(ratio=1.1)
     with pytest.raises(opq.ConfigError, match=r"cost .* must be 'squared'"):
-        calibration.compress(ratio=4, cost="relative")
+        calibration.compress(ratio=4, cost="balanced")
 
 
 @pytest.mark.slow
