@@ -56,8 +56,8 @@ def test_directions_become_the_weight(kind, dim):
     "options", [{"ratio": 5}, {"size": 700}, {"sparsity": 0.95, "bits": 3}, {"size": 760, "scales": "rows"}]
 )
 def test_no_direction_vanishes(kind, options):
-    """A compressed network with weight_norm keeps its gains up to the error of float16, positive ones positive, has no direction
-    that is all zero, also where a gain is so small that all of its row is pruned, and gives finite outputs.
+    """A compressed network with weight_norm keeps its gains up to the error of float16, positive ones positive. It has no
+    direction that is all zero, also where a gain is so small that all of its row is pruned, and gives finite outputs.
     """
     layer, name = network(kind)
     back, _ = network(kind)

@@ -15,7 +15,6 @@ from opq.codec.file_reader import OpqFile
 from opq.quantization.codebook import UniformCodebook
 from opq.text_table import file_summary, size_text
 
-
 EXACT, SQUARED = {"auxiliary": "exact"}, {"cost": "squared"}
 
 

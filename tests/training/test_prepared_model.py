@@ -202,7 +202,7 @@ def test_training_keeps_the_dtype_of_a_weight(dtype, scales):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"auxiliary": "float16"}, {"auxiliary": "uint8", "batch_norm": "folded"}, {"scales": "rows"}],
+    [{"auxiliary": "exact"}, {}, {"auxiliary": "uint8", "batch_norm": "folded"}, {"scales": "rows"}],
     ids=["exact", "float16", "uint8 folded", "scaled"],
 )
 def test_a_file_is_a_start(kind, options):

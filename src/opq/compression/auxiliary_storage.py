@@ -29,7 +29,7 @@ LARGEST_EFFECT: Mapping[str, float] = {"float16": 2.0**-9, "uint8": 2.0**-6}
 """Largest change of a channel's output by its batch norm, relative to the output."""
 
 LARGEST_LINEAR, LARGEST_RELATIVE = 2.0**-8, 2.0**-9
-"""Largest errors of other vectors on a grid of 8 bits: relative to the median magnitude, or, on the relative grid, to each value."""
+"""Largest errors of other vectors on a grid of 8 bits: relative to the median magnitude; to each value on the relative grid."""
 
 _PARAMETER = re.compile(
     r"(^|[._])(weight|bias|gamma|beta|scale|gain|alpha|weight_g|original0|running_mean|running_var)(_[a-z]+_l\d+(_reverse)?|_[ih]h|\d*)$"

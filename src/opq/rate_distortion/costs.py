@@ -36,7 +36,9 @@ def balanced_costs(statistics: Mapping[str, LayerStatistics]) -> dict[str, float
     Returns:
         {weight: cost > 0}; 1 for weights that are all zero or nearly so.
     """
-    scales = {name: measured.laplace_scale for name, measured in statistics.items() if measured.laplace_scale >= _SMALLEST_SCALE}
+    scales = {
+        name: measured.laplace_scale for name, measured in statistics.items() if measured.laplace_scale >= _SMALLEST_SCALE
+    }
     middle = sum(map(math.log, scales.values())) / max(len(scales), 1)
     costs = dict.fromkeys(statistics, 1.0)
     for name, scale in scales.items():
