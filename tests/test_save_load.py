@@ -93,8 +93,8 @@ def make_model(torch, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_torch_round_trip(dtype, tmp_path):
-    """The weights of a loaded model are bit-equal to fake_quantize under the plan. Vectors of float32 and float64 have the error
-    of float16; all other tensors are unchanged.
+    """The weights of a loaded model are bit-equal to fake_quantize under the plan. Vectors of float32 and float64 have the
+    error of float16; all other tensors are unchanged.
     """
     torch = pytest.importorskip("torch")
     import opq.torch

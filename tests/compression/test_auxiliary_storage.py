@@ -58,7 +58,7 @@ def outputs(norm, like, eps):
 
 
 def relative_change(before, after, like, eps):
-    """(channels,): the root mean square change of outputs over the mean of the channel's own output and that of all channels."""
+    """(channels,): the root mean square change of outputs, over the mean of the channel's own output and the average one."""
 
     def size(values):
         return np.sqrt(np.square(values).mean(axis=0))
@@ -101,7 +101,7 @@ def test_a_folded_batch_norm_keeps_its_function(norm, requested):
 
 
 def test_a_module_is_judged_by_its_own_eps():
-    """Where the eps is far above the variance an error of the mean hardly changes outputs; where it is tiny the mean is exact."""
+    """Where the eps is far above the variance an error of the mean hardly changes outputs; if it is tiny the mean is exact."""
     ramp = np.linspace(3.0, 4.0, 24, dtype=np.float32)
     norm = {"running_mean": ramp, "running_var": ramp * np.float32(2.0**-14), "weight": ramp / 4, "bias": constant(0.25)}
     state = {f"bn.{part}": values for part, values in norm.items()}
@@ -110,8 +110,8 @@ def test_a_module_is_judged_by_its_own_eps():
 
 
 def test_usual_batch_norms_are_coarse():
-    """Statistics and affine vectors as networks have them are float16 by default, and on grids with uint8. Where the mean is far
-    above the deviation, it and the bias are exact, and the other two float16.
+    """Statistics and affine vectors as networks have them are float16 by default, and on grids with uint8. Where the mean is
+    far above the deviation, it and the bias are exact, and the other two float16.
     """
     rng = np.random.default_rng(0)
     usual = {
