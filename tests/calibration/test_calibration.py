@@ -346,3 +346,16 @@ def test_folded_batch_norms_use_the_eps_of_their_modules(inputs):
         opq.torch.load_model(other, data)
         found[form] = divergence(model, other.eval(), inputs)
     assert found["folded"] < 2.0 * found["keep"] + 1e-6
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norms_are_folded_by_default(training, inputs):
+    """Those of a calibrated network are, also if it is in training, because its evaluation is what is calibrated."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 10))
+    model[1].running_mean.normal_()
+    calibration = calibrate(model.train(training), inputs[:16])
+    for options, folded in (({}, True), ({"batch_norm": "keep"}, False)):
+        back = opq.torch.load(calibration.compress(ratio=5, **options).data)
+        assert bool(back["1.running_mean"].any()) != folded
+    assert model.training == training
