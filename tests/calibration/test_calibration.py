@@ -352,10 +352,10 @@ def test_folded_batch_norms_use_the_eps_of_their_modules(inputs):
 def test_batch_norms_are_folded_by_default(training, inputs):
     """Those of a calibrated network are, also if it is in training, because its evaluation is what is calibrated."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 10))
-    model[1].running_mean.normal_()
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 10))
+    model[0].running_mean.normal_()
     calibration = calibrate(model.train(training), inputs[:16])
     for options, folded in (({}, True), ({"batch_norm": "keep"}, False)):
         back = opq.torch.load(calibration.compress(ratio=5, **options).data)
-        assert bool(back["1.running_mean"].any()) != folded
+        assert bool(back["0.running_mean"].any()) != folded
     assert model.training == training
