@@ -348,6 +348,7 @@ def test_folded_batch_norms_use_the_eps_of_their_modules(inputs):
     assert found["folded"] < 2.0 * found["keep"] + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_norms_are_folded_by_default(training, inputs):
     """Those of a calibrated network are, also if it is in training, because its evaluation is what is calibrated."""
