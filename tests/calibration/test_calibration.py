@@ -219,7 +219,7 @@ def test_coarse_steps_leave_means_and_slopes_unchanged(network, inputs, tmp_path
     output to the dense one is 1: gain and shift compensate the rounding.
     """
     calibration = calibrate(network, inputs)
-    model = loaded(calibration.compress(ratio=7.0), tmp_path)
+    model = loaded(calibration.compress(ratio=7.5), tmp_path)
 
     def outputs(network, name):
         found = []

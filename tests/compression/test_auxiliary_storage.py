@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 import opq
 import opq.numpy
+from opq.batch_norm import PARTS
 from opq.checkpoints import as_state
 from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.state import TensorState
@@ -91,6 +92,21 @@ def test_a_batch_norm_keeps_its_function(norm, requested):
     assert (relative_change(norm, after, norm, 1e-5) <= LIMITS[requested] * (1.0 + 1e-6)).all()
 
 
+@pytest.mark.parametrize("requested", ["float16", "uint8"])
+@pytest.mark.parametrize("part", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, "signalling"])
+def test_a_batch_norm_with_values_that_are_not_finite_is_exact(bad, part, requested):
+    """If a value of a batch norm is NaN or infinite, nothing is known of its outputs, so all of its vectors are exact."""
+    state = {f"bn.{each}": np.linspace(0.5, 1.5, 24, dtype=np.float32) for each in PARTS}
+    if bad == "signalling":
+        state[f"bn.{part}"].view(np.uint32)[3] = 0x7F800001
+    else:
+        state[f"bn.{part}"][3] = bad
+    found, stored = save(state, requested)
+    assert set(stored.values()) == {"exact"}
+    assert all(found[name].tobytes() == values.tobytes() for name, values in state.items())
+
+
 @settings(max_examples=100)
 @given(NORMS, LOSSY)
 def test_a_folded_batch_norm_keeps_its_function(norm, requested):
@@ -139,6 +155,7 @@ def test_usual_batch_norms_are_coarse():
 @example(SPREAD, "uint8", np.float32)
 @example(np.append(np.ones(20, np.float32), np.float32(np.inf)), "uint8", np.float32)
 @example(np.append(np.ones(20, np.float32), np.float32(np.nan)), "uint8", np.float64)
+@example(np.full(20, 0x7F800001, np.uint32).view(np.float32), "uint8", np.float32)
 def test_other_vectors_have_the_documented_error(values, requested, kind):
     """With float16 a vector of no batch norm has the error of float16, or, with negative values, 2^-16 of its root mean square.
     With uint8 it may have 2^-8 of its median magnitude, or 2^-9 of each value if none is negative. NaN and infinity stay.

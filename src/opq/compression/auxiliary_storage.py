@@ -95,8 +95,8 @@ def _batch_norm_storages(state: State, prefix: str, parts: list[str], choices: l
 
 def _effect(before: Mapping[str, NDArray[np.generic]], after: Mapping[str, NDArray[np.generic]], eps: float) -> float:
     """The largest change of a channel's output; infinite if a value is not finite."""
-    old, new = _wide(before, eps), _wide(after, eps)
     with np.errstate(all="ignore"):
+        old, new = _wide(before, eps), _wide(after, eps)
         deviation = np.sqrt(np.maximum(old.variance, 0.0))
         shift = new.bias + new.slope * (old.mean - new.mean) - old.bias
         change = np.hypot((new.slope - old.slope) * deviation, shift)
