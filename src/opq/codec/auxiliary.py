@@ -124,8 +124,8 @@ def fits_float16(array: NDArray[np.generic]) -> bool:
         return False
     if (magnitudes >= 2.0**-14).all():
         return True
-    squares = np.square(magnitudes.astype(np.float64)).sum()
-    return bool((array < 0.0).any() and np.sqrt(squares / array.size) >= _SMALLEST_ROOT_MEAN_SQUARE)
+    values = array.astype(np.float64)
+    return bool((values < 0.0).any() and np.sqrt(np.square(values).mean()) >= _SMALLEST_ROOT_MEAN_SQUARE)
 
 
 def largest_error(entry: Entry) -> tuple[float, float]:
