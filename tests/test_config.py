@@ -52,13 +52,14 @@ def configs(draw):
     if not isinstance(target, Lossless):
         fields |= {
             "layers": draw(st.dictionaries(st.text(max_size=8), layer_configs, max_size=3)),
-            "auxiliary": draw(st.sampled_from(["exact", "float16", "uint8"])),
-            "batch_norm": draw(st.sampled_from(["keep", "folded"])),
+            "auxiliary": draw(st.sampled_from(["auto", "exact", "float16", "uint8"])),
+            "batch_norm": draw(st.sampled_from(["auto", "keep", "folded"])),
             "batch_norm_eps": draw(st.floats(0.0, 1.0, exclude_max=True)),
         }
     if isinstance(target, Ratio | Size):
         fields["rounding"] = draw(st.sampled_from(["auto", "compensated", "deadzone"]))
         fields["scales"] = draw(st.sampled_from(["none", "rows"]))
+        fields["cost"] = draw(st.sampled_from(["auto", "balanced", "squared"]))
     return CompressionConfig(target=target, **fields)
 
 
@@ -129,8 +130,9 @@ def test_a_config_keeps_no_reference_to_its_arguments():
         ({"target": 4}, "target must be an object with"),
         ({"rounding": "shaped"}, "rounding must be one of 'auto', 'compensated', 'deadzone', got 'shaped'"),
         ({"rounding": ["auto"]}, "rounding must be one of"),
-        ({"auxiliary": "half"}, "auxiliary must be one of 'exact', 'float16', 'uint8', got 'half'"),
-        ({"batch_norm": "canonical"}, "batch_norm must be one of 'keep', 'folded', got 'canonical'"),
+        ({"auxiliary": "half"}, "auxiliary must be one of 'auto', 'exact', 'float16', 'uint8', got 'half'"),
+        ({"batch_norm": "canonical"}, "batch_norm must be one of 'auto', 'keep', 'folded', got 'canonical'"),
+        ({"cost": "relative"}, "cost must be one of 'auto', 'balanced', 'squared', got 'relative'"),
         ({"batch_norm_eps": 1.0}, r"batch_norm_eps must lie in \[0, 1\), got 1.0"),
         ({"batch_norm_eps": "1e-5"}, "batch_norm_eps must be a finite number"),
         ({"include": 3}, "include must be a glob or a list of globs, got"),
@@ -349,16 +351,46 @@ def test_layers_of_the_wrong_kind_are_refused(layers):
     [
         ("rounding", "deadzone"),
         ("auxiliary", "uint8"),
+        ("auxiliary", "float16"),
         ("batch_norm", "folded"),
+        ("cost", "balanced"),
         ("batch_norm_eps", 1e-3),
         ("layers", {"a": LayerConfig(bits=3)}),
     ],
 )
 def test_lossless_accepts_a_selection_only(field, value):
-    """With a lossless target, any other setting that is not its default is refused by name."""
+    """With a lossless target, any other setting that does not say what it does anyway is refused by name."""
     with pytest.raises(ConfigError, match=f"include and exclude only; remove {field}"):
         CompressionConfig(target=Lossless(), **{field: value})
-    CompressionConfig(target=Lossless(), include=("a",), exclude=("b",), auxiliary="exact")
+    CompressionConfig(target=Lossless(), include=("a",), exclude=("b",), auxiliary="exact", batch_norm="keep")
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "expected"),
+    [
+        (Ratio(4), {}, ("compensated", "balanced", "float16")),
+        (Size(9), {"rounding": "compensated"}, ("compensated", "balanced", "float16")),
+        (Ratio(4), {"rounding": "deadzone", "auxiliary": "uint8"}, ("deadzone", "squared", "uint8")),
+        (Ratio(4), {"rounding": "deadzone", "cost": "balanced"}, ("deadzone", "balanced", "float16")),
+        (Ratio(4), {"cost": "squared", "auxiliary": "exact"}, ("compensated", "squared", "exact")),
+        (TwoStage(0.5, 4), {"cost": "squared"}, ("deadzone", "squared", "float16")),
+    ],
+)
+def test_what_auto_means(target, fields, expected):
+    """Costs are balanced with compensated rounding, squared with dead zones; float16 is the storage; a given setting counts."""
+    config = CompressionConfig(target=target, **fields)
+    assert (config.resolved_rounding, config.resolved_cost, config.resolved_auxiliary) == expected
+
+
+def test_a_lossless_target_means_exact():
+    """With a lossless target "auto" means exact."""
+    assert CompressionConfig(target=Lossless()).resolved_auxiliary == "exact"
+
+
+def test_a_two_stage_target_has_squared_costs():
+    """Balanced costs together with sparsity and bits are a ConfigError."""
+    with pytest.raises(ConfigError, match=r"cost \(='balanced'\) cannot be combined with sparsity and bits"):
+        CompressionConfig(target=TwoStage(0.5, 4), cost="balanced")
 
 
 @pytest.mark.parametrize(

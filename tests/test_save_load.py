@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from float16_errors import within_float16
 
 import opq
 import opq.numpy
@@ -92,7 +93,9 @@ def make_model(torch, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_torch_round_trip(dtype, tmp_path):
-    """The weights of a loaded model are bit-equal to fake_quantize under the plan; all other tensors are unchanged."""
+    """The weights of a loaded model are bit-equal to fake_quantize under the plan. Vectors of float32 and float64 have the
+    error of float16; all other tensors are unchanged.
+    """
     torch = pytest.importorskip("torch")
     import opq.torch
 
@@ -102,12 +105,14 @@ def test_torch_round_trip(dtype, tmp_path):
     other = make_model(torch, getattr(torch, dtype))
     assert opq.torch.load_model(other, path) == (set(), [])
     for name, tensor in model.state_dict().items():
-        expected = (
-            opq.functional.fake_quantize(tensor, compressed.plan.layers[name]) if name in compressed.plan.layers else tensor
-        )
         loaded = other.state_dict()[name]
         assert loaded.dtype == tensor.dtype
-        assert torch.equal(loaded, expected)
+        if name in compressed.plan.layers:
+            assert torch.equal(loaded, opq.functional.fake_quantize(tensor, compressed.plan.layers[name]))
+        elif tensor.dtype in (torch.float32, torch.float64):
+            assert within_float16(loaded, tensor)
+        else:
+            assert torch.equal(loaded, tensor)
     with opq.torch.safe_open(path) as file:
         assert torch.equal(file.get_tensor("0.weight"), other[0].weight)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in opq.torch.load(path.read_bytes()).items())

@@ -53,7 +53,9 @@ def test_the_order_of_tensors_makes_no_difference(chance):
     """Any order of a state dict gives the same file."""
     rng = np.random.default_rng(3)
     state = {
-        f"layer{k}.{part}": rng.normal(size=size).astype("f4") for k in range(4) for part, size in (("w", (20, 30)), ("b", 20))
+        f"layer{k}.{part}": rng.normal(size=size).astype("f4")
+        for k in range(4)
+        for part, size in (("w", (20, 30)), ("bias", 20))
     }
     names = list(state)
     chance.shuffle(names)

@@ -219,7 +219,7 @@ def test_coarse_steps_leave_means_and_slopes_unchanged(network, inputs, tmp_path
     output to the dense one is 1: gain and shift compensate the rounding.
     """
     calibration = calibrate(network, inputs)
-    model = loaded(calibration.compress(ratio=7.0), tmp_path)
+    model = loaded(calibration.compress(ratio=7.5), tmp_path)
 
     def outputs(network, name):
         found = []
@@ -329,7 +329,7 @@ def test_targets_without_bytes_are_refused(network, inputs):
     with pytest.raises(TargetError, match="out of reach"):
         calibration.compress(ratio=1.1)
     with pytest.raises(opq.ConfigError, match=r"cost .* must be 'squared'"):
-        calibration.compress(ratio=4, cost="relative")
+        calibration.compress(ratio=4, cost="balanced")
 
 
 @pytest.mark.slow
@@ -346,3 +346,17 @@ def test_folded_batch_norms_use_the_eps_of_their_modules(inputs):
         opq.torch.load_model(other, data)
         found[form] = divergence(model, other.eval(), inputs)
     assert found["folded"] < 2.0 * found["keep"] + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norms_are_folded_by_default(training, inputs):
+    """Those of a calibrated network are, also if it is in training, because its evaluation is what is calibrated."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 10))
+    model[0].running_mean.normal_()
+    calibration = calibrate(model.train(training), inputs[:16])
+    for options, folded in (({}, True), ({"batch_norm": "keep"}, False)):
+        back = opq.torch.load(calibration.compress(ratio=5, **options).data)
+        assert bool(back["0.running_mean"].any()) != folded
+    assert model.training == training

@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import pytest
+from float16_errors import within_float16
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,8 +56,8 @@ def test_directions_become_the_weight(kind, dim):
     "options", [{"ratio": 5}, {"size": 700}, {"sparsity": 0.95, "bits": 3}, {"size": 760, "scales": "rows"}]
 )
 def test_no_direction_vanishes(kind, options):
-    """A compressed network with weight_norm keeps its gains, has no direction that is all zero, also where a gain is so small
-    that all of its row is pruned, and gives finite outputs.
+    """A compressed network with weight_norm keeps its gains up to the error of float16, positive ones positive. It has no
+    direction that is all zero, also where a gain is so small that all of its row is pruned, and gives finite outputs.
     """
     layer, name = network(kind)
     back, _ = network(kind)
@@ -67,7 +68,8 @@ def test_no_direction_vanishes(kind, options):
     found = back.state_dict()[name]
     assert found.flatten(1).any(1).all()
     assert back(torch.randn(2, 16, 9)).isfinite().all()
-    assert torch.equal(back.state_dict()[gain], layer.state_dict()[gain])
+    assert within_float16(back.state_dict()[gain], layer.state_dict()[gain])
+    assert (back.state_dict()[gain] > 0).all()
 
 
 def test_a_prepared_direction_does_not_vanish():

@@ -41,13 +41,12 @@ def stored(array, requested):
 @example(np.array([1e300, *range(15)]), "uint8")
 @given(vectors(VALUES) | vectors(POSITIVE), st.sampled_from(STORAGES))
 def test_no_error_exceeds_the_stated_one(array, requested):
-    """Each value comes back within the absolute or relative error that is stated for its tensor, for every storage."""
+    """Each value comes back within the larger of the stated absolute and relative errors, for every storage."""
     entry, back = stored(array, requested)
     absolute, relative = largest_error(entry)
     error = np.abs(back.astype(np.float64) - array.astype(np.float64))
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
-    assert (error <= absolute + relative * np.abs(array.astype(np.float64))).all()
-    assert absolute == 0.0 or relative == 0.0
+    assert (error <= np.maximum(absolute, relative * np.abs(array.astype(np.float64)))).all()
 
 
 @pytest.mark.slow
@@ -55,7 +54,7 @@ def test_no_error_exceeds_the_stated_one(array, requested):
 @given(vectors(VALUES) | vectors(POSITIVE))
 def test_the_stated_error_is_within_the_documented_one(array):
     """In 8 bits the error is 1/500 of the span plus float32 rounding, at most 2^-4 of the median magnitude; or 2^-6 of each
-    value if none is negative; or 2^-11.
+    value if none is negative; or 2^-11, or in a tensor with negative values 2^-16 of the root mean square.
     """
     entry, back = stored(array, "uint8")
     absolute, relative = largest_error(entry)
@@ -69,8 +68,11 @@ def test_the_stated_error_is_within_the_documented_one(array):
         assert array.min() >= 0
         assert relative <= LARGEST_RELATIVE_ERROR == 2.0**-6
     else:
-        assert relative <= 2.0**-11
-        assert absolute == 0.0
+        values = array.astype(np.float64)
+        allowed = 2.0**-11 * np.abs(values)
+        if (values < 0).any() and entry.storage == "float16":
+            allowed = np.maximum(allowed, 2.0**-16 * np.sqrt(np.square(values).mean()))
+        assert (np.abs(back.astype(np.float64) - values) <= allowed).all()
     if (array >= 0).all():  # a variance stays one
         assert ((back > 0) == (array > 0)).all()
 

@@ -113,8 +113,9 @@ def test_other_vectors_are_unchanged(changes):
 
 def test_all_other_tensors_are_unchanged(network):
     """Only the four vectors of batch norms change; the file is smaller; the codes of the weights are equal."""
-    plain = opq.compress(network, sparsity=0.5, bits=4).data
-    small = opq.compress(network, sparsity=0.5, bits=4, batch_norm="folded", batch_norm_eps=1e-3).data
+    exact = {"sparsity": 0.5, "bits": 4, "auxiliary": "exact"}
+    plain = opq.compress(network, **exact).data
+    small = opq.compress(network, **exact, batch_norm="folded", batch_norm_eps=1e-3).data
     assert len(small) < len(plain) - 4 * (16 + 32 + 64)
     before, after = opq.numpy.load(plain), opq.numpy.load(small)
     for name in network:
@@ -135,10 +136,10 @@ def test_a_plan_keeps_the_form(network):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"batch_norm": "fold"}, "batch_norm must be one of 'keep', 'folded', got 'fold'"),
+        ({"batch_norm": "fold"}, "batch_norm must be one of 'auto', 'keep', 'folded', got 'fold'"),
         ({"batch_norm": "folded", "batch_norm_eps": -1e-3}, r"batch_norm_eps must lie in \[0, 1\), got -0.001"),
         ({"batch_norm": "folded", "batch_norm_eps": "small"}, "batch_norm_eps must be a finite number, got 'small'"),
-        ({"auxiliary": "uint4"}, "auxiliary must be one of 'exact', 'float16', 'uint8', got 'uint4'"),
+        ({"auxiliary": "uint4"}, "auxiliary must be one of 'auto', 'exact', 'float16', 'uint8', got 'uint4'"),
     ],
 )
 def test_unknown_settings_are_refused(network, options, problem):
@@ -163,8 +164,8 @@ def test_the_eps_of_modules_is_used(tmp_path):
         norm.running_var.uniform_(0.01, 0.5)
     model.eval()
     inputs = torch.randn(2, 3, 8, 8)
-    options = {"sparsity": 0.1, "bits": 8}
-    opq.compress(model, **options).save(tmp_path / "plain.opq")
+    options = {"sparsity": 0.1, "bits": 8, "auxiliary": "exact"}
+    opq.compress(model, batch_norm="keep", **options).save(tmp_path / "plain.opq")
     opq.compress(model, batch_norm="folded", **options).save(tmp_path / "folded.opq")
     with torch.no_grad():
         opq.torch.load_model(model, tmp_path / "plain.opq")
@@ -232,7 +233,7 @@ def test_shared_batch_norms_keep_the_function(modules, change, eps, changed):
     import opq.torch
 
     model, inputs = modules(change, eps), torch.randn(2, 3, 8, 8)
-    options = {"sparsity": 0.1, "bits": 8}
+    options = {"sparsity": 0.1, "bits": 8, "auxiliary": "exact"}
     loaded = [modules(change, eps), modules(change, eps)]
     for network, form in zip(loaded, ("keep", "folded"), strict=True):
         opq.torch.load_model(network, opq.compress(model, batch_norm=form, **options).data)
@@ -251,3 +252,41 @@ def test_a_plan_keeps_the_eps_of_the_modules(modules):
     opq.compress(several, plan)
     with pytest.raises(opq.PlanError, match="differ in eps"):
         opq.compress(several.state_dict(), plan)
+
+
+@pytest.mark.parametrize(
+    ("training", "eps", "options", "folded"),
+    [
+        (False, (1e-3, 1e-3), {}, True),
+        (True, (1e-3, 1e-3), {}, False),
+        (False, (1e-3, 1e-2), {}, False),
+        (False, (1e-3, 1e-3), {"batch_norm": "keep"}, False),
+        (True, (1e-3, 1e-2), {"batch_norm": "folded"}, True),
+    ],
+)
+def test_batch_norms_of_modules_in_evaluation_are_folded(modules, training, eps, options, folded):
+    """By default those of a module in evaluation mode with one eps are; those in training, of several eps and of a state dict
+    are kept, because training or loading elsewhere may need the statistics.
+    """
+    model = modules(eps=eps).train(training)
+    assert opq.plan(model, ratio=3, **options).auxiliary.batch_norm == ("folded" if folded else "keep")
+    back = opq.numpy.load(opq.compress(model, ratio=3, **options).data)
+    assert back["a.running_mean"].any() != folded
+    assert opq.plan(model.state_dict(), ratio=3).auxiliary.batch_norm == "keep"
+
+
+def test_the_default_keeps_the_function(modules):
+    """A network whose batch norms are folded and rounded to float16 by default has the outputs of one with exact tensors."""
+    import torch
+
+    import opq.torch
+
+    model, inputs = modules(), torch.randn(2, 3, 8, 8)
+    exact = {"auxiliary": "exact", "batch_norm": "keep"}
+    outputs = []
+    for options in ({}, exact):
+        loaded = modules()
+        opq.torch.load_model(loaded, opq.compress(model, sparsity=0.1, bits=8, **options).data)
+        outputs.append(loaded(inputs).detach())
+    assert loaded.a.running_mean.any()
+    assert 0.0 < float((outputs[0] - outputs[1]).norm() / outputs[1].norm()) < 2.0**-9

@@ -35,7 +35,7 @@ def test_a_size_is_met_within_half_a_percent(seed, bits, auxiliary):
         shape = tuple(rng.integers(10, 40, rng.integers(2, 4)))
         weight = rng.choice([rng.laplace, rng.normal])(size=shape) * 10.0 ** rng.uniform(-2, 0)
         state[f"w{number}"] = weight.astype(np.float32)
-        state[f"b{number}"] = rng.normal(size=shape[0]).astype(np.float32)
+        state[f"b{number}.bias"] = rng.normal(size=shape[0]).astype(np.float32)
     count = sum(array.size for array in state.values())
     assume(count > 10_000)
     size = int(count * bits / 8) + dense_bytes(state) // 50 + 1000
@@ -45,51 +45,59 @@ def test_a_size_is_met_within_half_a_percent(seed, bits, auxiliary):
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 60))
 @settings(max_examples=60)
 def test_float16_has_a_relative_error_of_at_most_2_to_the_minus_11(seed, kind, size):
-    """A tensor with a value that exceeds the error of float16 is stored bit for bit."""
+    """A tensor with a value that exceeds the error of float16 is stored bit for bit. In a tensor with negative values an error
+    of 2^-16 of its root mean square is allowed, too.
+    """
     rng = np.random.default_rng(seed)
-    scale = 10.0 ** rng.uniform(-7.0, 7.0, 3)
-    vectors = {f"b{at}": (rng.normal(size=size) * factor).astype(kind) for at, factor in enumerate(scale)}
+    scale = 10.0 ** rng.uniform(-7.0, 7.0, 6)
+    vectors = {f"{at}.bias": (rng.normal(size=size) * factor).astype(kind) for at, factor in enumerate(scale)}
+    vectors = {name: np.abs(vector) if name < "3" else vector for name, vector in vectors.items()}
     back = opq.numpy.load(opq.numpy.save({"w": rng.normal(size=(40, 40)), **vectors}, ratio=4, auxiliary="float16"))
     for name, vector in vectors.items():
         exact = back[name].tobytes() == vector.tobytes()
-        assert exact or (np.abs(back[name] - vector) <= 2.0**-11 * np.abs(vector)).all()
-        fits = (np.abs(vector) >= 2.0**-14).all() and (np.abs(vector) <= 65504.0).all()
-        assert exact or fits
+        root = np.sqrt(np.square(vector.astype(np.float64)).mean()) if (vector < 0).any() else 0.0
+        allowed = np.maximum(2.0**-11 * np.abs(vector), 2.0**-16 * root)
+        assert exact or (np.abs(back[name] - vector) <= allowed).all()
+        fits = (np.abs(vector) >= 2.0**-14).all() or root >= 2.0**-9
+        assert exact or (fits and (np.abs(vector) <= 65504.0).all())
+        assert not exact or size == 1 or not (fits and (np.abs(vector) <= 65504.0).all())
 
 
 @pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 80))
 @settings(max_examples=60)
 def test_eight_bits_have_the_documented_error(seed, kind, size):
-    """The error is 1/500 of the span, or 2^-6 of each value if none is negative; other vectors are stored as float16."""
+    """The error of a vector of no batch norm is 2^-8 of its median magnitude, or 2^-9 of each value if none is negative; other
+    vectors are stored as float16.
+    """
     rng = np.random.default_rng(seed)
-    octaves = rng.uniform(0.0, 12.0)
+    octaves = rng.uniform(0.0, 3.0)
     vectors = {
-        "signed": np.append(rng.normal(0.5, 1.0, size), -0.5),
+        "negative": rng.uniform(-1.5, -1.0, size),
+        "both signs": np.append(rng.normal(size=size), -3.0),
         "outlying": np.append(rng.normal(size=size), 500.0),
         "positive": 2.0 ** rng.uniform(-octaves / 2.0, octaves / 2.0, size),
-        "some zeros": rng.uniform(0.5, 1.5, size) * (rng.random(size) < 0.7),
+        "some zeros": rng.uniform(0.8, 1.4, size) * (rng.random(size) < 0.7),
     }
-    vectors = {name: vector.astype(kind) for name, vector in vectors.items()}
+    vectors = {f"{name}.bias": vector.astype(kind) for name, vector in vectors.items()}
     data = opq.numpy.save({"w": rng.normal(size=(40, 40)), **vectors}, ratio=4, auxiliary="uint8")
     back, declared = opq.numpy.load(data), {tensor.name: tensor for tensor in opq.inspect(data).tensors}
     for name, vector in vectors.items():
         error, magnitude = np.abs(back[name].astype(float) - vector), np.abs(vector.astype(float))
         if declared[name].storage in ("linear8", "relative8"):
             assert vector.size >= 16
-            span = float(vector.max()) - float(vector.min())
-            bound = span / 500.0 + 1e-6 * magnitude if vector.min() < 0 else 2.0**-6 * magnitude
+            bound = 2.0**-8 * np.median(magnitude[magnitude > 0]) if vector.min() < 0 else 2.0**-9 * magnitude
         else:
-            bound = 2.0**-11 * magnitude
+            bound = np.maximum(2.0**-11 * magnitude, 2.0**-25)
         assert (error <= bound).all()
-        assert (
-            error <= declared[name].absolute_error + declared[name].relative_error * magnitude
-        ).all()  # as inspect states it
+        stated = np.maximum(declared[name].absolute_error, declared[name].relative_error * magnitude)
+        assert (error <= stated).all()  # as inspect states it
     if size >= 40:
-        assert declared["signed"].storage == "linear8"
-        assert declared["some zeros"].storage == "relative8"
-        assert declared["outlying"].storage not in ("linear8", "relative8")
-        assert (declared["positive"].storage == "relative8") == (octaves < 7.0) or 6.0 < octaves < 11.0
+        stored = {name.removesuffix(".bias"): declared[name].storage for name in vectors}
+        assert stored["negative"] == "linear8"
+        assert stored["some zeros"] == "relative8"
+        assert stored["both signs"] == stored["outlying"] == "float16"
+        assert (stored["positive"] == "relative8") == (octaves < 1.0) or 0.9 < octaves < 2.0
 
 
 def test_the_curve_has_eleven_ratios_from_4_to_50():

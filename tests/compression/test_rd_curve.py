@@ -42,13 +42,18 @@ def test_smaller_files_have_a_larger_distortion(tensors):
         assert 0.0 < before.distortion < after.distortion < 1.0
 
 
-def test_the_distortion_is_close_to_the_real_one(tensors):
-    """The error of Laplace weights compressed at a ratio is the predicted one, within 10%."""
-    point = opq.rd_curve(tensors, ratios=[10.0])[0]
-    plan = opq.plan(tensors, ratio=10.0)
-    weights = [name for name in tensors if name in plan.layers]
-    error = sum(float(np.square(fake_quantize(tensors[name], plan.layers[name]) - tensors[name]).sum()) for name in weights)
-    energy = sum(float(np.square(tensors[name]).sum()) for name in weights)
+@pytest.mark.parametrize("cost", ["squared", "balanced"])
+def test_the_distortion_is_close_to_the_real_one(tensors, cost):
+    """The error of Laplace weights compressed at a ratio, weighted by the costs, is the predicted one, within 10%."""
+    point = opq.rd_curve(tensors, ratios=[10.0], cost=cost)[0]
+    plan = opq.plan(tensors, ratio=10.0, cost=cost)
+    weights = {name: tensors[name] for name in plan.layers}
+    scales = {name: float(np.abs(weight).mean()) for name, weight in weights.items()}
+    costs = {name: 1.0 if cost == "squared" else scales[name] ** -1.5 / weight.size for name, weight in weights.items()}
+    error = energy = 0.0
+    for name, weight in weights.items():
+        error += costs[name] * float(np.square(fake_quantize(weight, plan.layers[name]) - weight).sum())
+        energy += costs[name] * float(np.square(weight).sum())
     assert point.distortion == pytest.approx(error / energy, rel=0.1)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import opq
 import opq.numpy
+from opq import dtypes
 from opq.checkpoints import as_state
 from opq.compression.tensor_roles import tensor_roles
 
@@ -87,6 +88,13 @@ def test_scales_stay_exact(weight, scale, dtype):
     assert reasons(state)[scale] == "scales of an integer or float8 weight"
     assert "a.b.weight" not in reasons(state)
     assert "weight_net.x" not in reasons(state)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_floats_own_nothing(dtype):
+    """Weights of floating point are not the scales of one another: those of a recurrent layer are weights in each dtype."""
+    names = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "a.weight", "a.weight_net.weight")
+    assert not reasons({name: normal(16, 16).astype(dtypes.NUMPY[dtype]) for name in names})
 
 
 def test_integers_that_are_no_weights_own_nothing():

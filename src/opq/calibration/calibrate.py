@@ -21,8 +21,6 @@ from opq.calibration.layer_reconstruction import reconstruct_layer
 from opq.calibration.paired_forward import run_paired
 from opq.calibration.synthetic_images import recompute_statistics, synthesize_images
 from opq.checkpoints import as_state
-from opq.checkpoints.open import epsilons_of
-from opq.checkpoints.state import TensorState
 from opq.compression.analysis import CheckpointAnalysis, analyze, choose_roles
 from opq.compression.compress import with_warnings
 from opq.compression.compressed_model import CompressedModel, encode_state
@@ -143,7 +141,7 @@ class _Reconstruction:
     def encode(self, lmbda: float, inputs: Tensor) -> tuple[CompressedModel, int]:
         """The file at `lmbda`, calibrated on `inputs`, and its bytes."""
         model, weights = self._reconstruct(lmbda, inputs)
-        state = TensorState(model.state_dict(), self.analysis.state.metadata, epsilons_of(model))
+        state = as_state(model, self.analysis.state.metadata)
         made = encode_state(state, weights, self.analysis.auxiliary)
         logger.debug("calibrated at lambda %.4g: %d bytes", lmbda, made.file_bytes)
         return made, made.file_bytes

@@ -119,13 +119,13 @@ def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:
 
 def fits_float16(array: NDArray[np.generic]) -> bool:
     """Whether float16 holds every value of a float32 or float64 `array` closely enough; see `store`."""
-    values = array[array != 0].astype(np.float64)
-    magnitudes = np.abs(values)
-    if not (magnitudes <= 65504.0).all():
+    magnitudes = np.abs(array[array != 0])
+    if not (magnitudes <= 65504.0).all():  # also if one is NaN
         return False
     if (magnitudes >= 2.0**-14).all():
         return True
-    return bool((values < 0.0).any() and np.sqrt(np.square(values).sum() / array.size) >= _SMALLEST_ROOT_MEAN_SQUARE)
+    values = array.astype(np.float64)
+    return bool((values < 0.0).any() and np.sqrt(np.square(values).mean()) >= _SMALLEST_ROOT_MEAN_SQUARE)
 
 
 def largest_error(entry: Entry) -> tuple[float, float]:
@@ -154,9 +154,9 @@ def _bounds(array: NDArray[np.generic]) -> Bounds | None:
     """The bounds of the grid for an array, float32 numbers; None if it must not be stored on a grid."""
     if array.ndim > 1 or array.size < _FEWEST:
         return None
-    values = np.asarray(array, dtype=np.float64)
-    if not (np.abs(values) <= _LARGEST).all():  # also if one is NaN
+    if not (np.abs(array) <= _LARGEST).all():  # also if one is NaN
         return None
+    values = np.asarray(array, dtype=np.float64)
     if values.min() < 0.0:
         low, high = _outward(float(values.min()), float(values.max()), lambda low, high: high - low)
         typical = float(np.median(np.abs(values[values != 0.0])))

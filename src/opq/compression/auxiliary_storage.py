@@ -1,8 +1,8 @@
 """Which tensors that are not weights may lose precision, and how much.
 
-A tensor may be stored in float16, or on a grid of 8 bits, only if it is a parameter of at most one dimension larger than 1 or a
-statistic of a batch norm. Buffers stay exact, because a network can depend on each of their bits: the phases of a rotary
-embedding grow with the position. So do weights that `exclude` names.
+A tensor may be stored in float16, or on a grid of 8 bits, only if it is a parameter that has not the shape of a weight (at most
+one dimension larger than 1, or fewer than 64 elements) or a statistic of a batch norm. Buffers stay exact, because a network
+can depend on each of their bits: the phases of a rotary embedding grow with the position. So do weights that `exclude` names.
 
 The vectors of a batch norm are judged together, by their effect: the root mean square change of each channel's output under the
 stored statistics, relative to the mean of the channel's own output and that of all channels. A mean that is large beside the
@@ -11,6 +11,7 @@ deviation would otherwise lose most of its digits' worth. Other vectors are judg
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -22,16 +23,16 @@ from opq.batch_norm import PARTS, BatchNormVectors, prefixes
 from opq.checkpoints import State
 from opq.codec.auxiliary import restore, store
 from opq.codec.entry import Entry
-from opq.compression.tensor_roles import SMALLEST_WEIGHT, scales_of_codes
+from opq.compression.tensor_roles import has_weight_shape, scales_of_codes
 
 LARGEST_EFFECT: Mapping[str, float] = {"float16": 2.0**-9, "uint8": 2.0**-6}
 """Largest change of a channel's output by its batch norm, relative to the output."""
 
 LARGEST_LINEAR, LARGEST_RELATIVE = 2.0**-8, 2.0**-9
-"""Largest errors of other vectors on a grid of 8 bits: relative to the median magnitude, or, on the relative grid, to each value."""
+"""Largest errors of other vectors on a grid of 8 bits: relative to the median magnitude; to each value on the relative grid."""
 
 _PARAMETER = re.compile(
-    r"(^|[._])(weight|bias|gamma|beta|scale|gain|alpha|weight_g|original0|running_mean|running_var)(_[a-z]+_l\d+(_reverse)?|\d*)$"
+    r"(^|[._])(weight|bias|gamma|beta|scale|gain|alpha|weight_g|original0|running_mean|running_var)(_[a-z]+_l\d+(_reverse)?|_[ih]h|\d*)$"
 )
 """Names of parameters and batch-norm statistics in a checkpoint without its module."""
 
@@ -71,8 +72,7 @@ def storages(state: State, names: Iterable[str], requested: str) -> dict[str, st
 
 def _may_lose_precision(state: State, name: str) -> bool:
     kind, shape = state.describe(name)
-    size = int(np.prod(shape))
-    if kind not in ("float32", "float64") or size < 2 or (sum(side > 1 for side in shape) > 1 and size >= SMALLEST_WEIGHT):
+    if kind not in ("float32", "float64") or math.prod(shape) < 2 or has_weight_shape(shape):
         return False
     if name.rpartition(".")[2] in _STATISTICS:
         return True
@@ -95,8 +95,8 @@ def _batch_norm_storages(state: State, prefix: str, parts: list[str], choices: l
 
 def _effect(before: Mapping[str, NDArray[np.generic]], after: Mapping[str, NDArray[np.generic]], eps: float) -> float:
     """The largest change of a channel's output; infinite if a value is not finite."""
-    old, new = _wide(before, eps), _wide(after, eps)
     with np.errstate(all="ignore"):
+        old, new = _wide(before, eps), _wide(after, eps)
         deviation = np.sqrt(np.maximum(old.variance, 0.0))
         shift = new.bias + new.slope * (old.mean - new.mean) - old.bias
         change = np.hypot((new.slope - old.slope) * deviation, shift)
@@ -120,6 +120,8 @@ def _stored(array: NDArray[np.generic], storage: str) -> NDArray[np.generic]:
 
 def _is_close(array: NDArray[np.generic]) -> bool:
     """Whether a grid of 8 bits keeps this vector's values."""
+    if not np.isfinite(array).all():
+        return False
     values = array.astype(np.float64)
     error = np.abs(_stored(array, "uint8").astype(np.float64) - values)
     magnitudes = np.abs(values)

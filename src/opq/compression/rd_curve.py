@@ -36,8 +36,8 @@ class RDPoint:
         bytes: Predicted bytes of the whole file.
         bits_per_weight: Predicted bits of the codes, mean over all weights.
         sparsity: Predicted fraction of zeros over all weights, 0..1.
-        distortion: Sensitivity-weighted squared error over sensitivity-weighted energy, from a sample of magnitudes, 0..1; with
-            scales those of weights over the factors of their rows.
+        distortion: Squared error over energy, both weighted by sensitivity and by cost (`opq.rate_distortion.costs`), from a
+            sample of magnitudes, 0..1; with scales those of weights over the factors of their rows.
     """
 
     ratio: float

@@ -100,6 +100,12 @@ def lossless_roles(state: State) -> TensorRoles:
     return TensorRoles(tuple(weights), exact)
 
 
+def has_weight_shape(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of floating point of this shape can be a weight."""
+    size = math.prod(shape)
+    return size >= SMALLEST_WEIGHT and (sum(side > 1 for side in shape) > 1 or (len(shape) >= 2 and size >= LARGE_VECTOR))
+
+
 def scales_of_codes(state: State) -> frozenset[str]:
     """The tensors of floating point that belong to integer, float8, float6 or float4 weights."""
     quantized = _quantized_weights(state)
@@ -157,7 +163,7 @@ class _QuantizedWeights:
 
 def _quantized_weights(state: State) -> _QuantizedWeights:
     kinds = {name: state.describe(name)[0] for name in state}
-    names = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float4", "float6", "float8"))]
+    names = [name for name, kind in kinds.items() if kind.startswith(("int", "uint", "float4_", "float6_", "float8_"))]
     weights = [name for name in names if _is_weight_name(name)]
     return _QuantizedWeights(frozenset(names), frozenset(map(_owner, weights)))
 

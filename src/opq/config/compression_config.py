@@ -68,7 +68,8 @@ class CompressionConfig:
             Lossless target. `opq.inspect` gives the error of each tensor.
         batch_norm: "keep", or "folded": running means become 0 and running variances a constant, which take almost no bytes;
             weights and biases compensate for it. In evaluation the network is the same up to float32 rounding; in training it
-            differs. "auto": folded if the source is a module in evaluation mode whose batch norms have one eps, else "keep".
+            differs. "auto": folded if the source is a module in evaluation mode, or calibrated, and batch norms have one eps,
+            else "keep".
         batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
 
     Raises:

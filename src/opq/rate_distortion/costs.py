@@ -23,6 +23,9 @@ SCALE_EXPONENT = 0.5
 LARGEST_FACTOR = 4.0
 """Largest value of that power, and the inverse of the smallest."""
 
+_SMALLEST_SCALE = 2.0**-100
+"""Weights of a smaller scale, as weight decay leaves them, count as zero: float32 has no steps for them."""
+
 
 def balanced_costs(statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
     """The cost of a unit of squared error in each weight.
@@ -31,9 +34,11 @@ def balanced_costs(statistics: Mapping[str, LayerStatistics]) -> dict[str, float
         statistics: {weight: its statistics}.
 
     Returns:
-        {weight: cost > 0}; 1 for weights that are all zero.
+        {weight: cost > 0}; 1 for weights that are all zero or nearly so.
     """
-    scales = {name: measured.laplace_scale for name, measured in statistics.items() if measured.laplace_scale > 0.0}
+    scales = {
+        name: measured.laplace_scale for name, measured in statistics.items() if measured.laplace_scale >= _SMALLEST_SCALE
+    }
     middle = sum(map(math.log, scales.values())) / max(len(scales), 1)
     costs = dict.fromkeys(statistics, 1.0)
     for name, scale in scales.items():

@@ -45,7 +45,7 @@ class TensorReport:
         bits: Nominal bits per kept code, the mean over kept weights. 0 if none is kept.
         absolute_error: Largest absolute error per value of an auxiliary tensor, in its own units. 0 if it is exact; None for
             weights.
-        relative_error: Largest relative error per value, likewise.
+        relative_error: Largest relative error per value, likewise. The error of a value is at most the larger of the two.
         byte_kind: The kind in `Inspection.bytes_by_kind` of its bytes. Tables of levels count as "levels", scales as "scales".
         bytes: Bytes of the file that the tensor takes. Auxiliary tensors share a section, whose bytes are divided in proportion
             to their estimated entropy. Weights that share a section are counted at the first of them.

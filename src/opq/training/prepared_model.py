@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from opq import torch as save_load
-from opq.checkpoints.open import as_state, epsilons_of
+from opq.checkpoints.open import as_state, epsilons_of, parameters_of
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.checkpoints.state import TensorState
 from opq.codec.auxiliary import requested_storage
@@ -69,7 +69,8 @@ class PreparedModel:
             WeightError: A weight holds NaN or infinite values.
         """
         weights = {name: tensor for weight in self.weights for tensor in [weight.tensor()] for name in weight.names}
-        state = TensorState(plain_state_dict(self.model), self.metadata, epsilons_of(self.model))
+        tensors, parameters = plain_state_dict(self.model), parameters_of(self.model)
+        state = TensorState(tensors, self.metadata, epsilons_of(self.model), parameters)
         return encode_state(state, weights, self.auxiliary, plan=self.plan)
 
     def export(self, loader: Loader | None = None) -> CompressedModel:
