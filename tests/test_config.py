@@ -457,7 +457,7 @@ def test_a_layer_config_keeps_fields_that_another_one_leaves_out():
     """A config without a sensitivity does not reset the one given before."""
     layers = {"fc.weight": LayerConfig(sensitivity=9.0), "fc.*": LayerConfig(bits=3)}
     found = CompressionConfig(target=Ratio(4), layers=layers).layer_configs(NAMES)
-    assert found["fc.weight"] == LayerConfig(sensitivity=9.0, bits=3.0, scales="none")
+    assert found["fc.weight"] == LayerConfig(sensitivity=9.0, bits=3.0, scales="auto")
     assert found["fc.weight"].is_fixed
     assert not LayerConfig(sensitivity=9.0, scales="rows").is_fixed
 
@@ -504,9 +504,9 @@ def test_layer_configs_hold_finite_numbers(field, value):
 
 def test_unknown_scales_are_refused():
     """Scales other than none and rows are a ConfigError, and so are scales with sparsity and bits."""
-    with pytest.raises(ConfigError, match="layer config: scales must be one of 'none', 'rows', got 'columns'"):
+    with pytest.raises(ConfigError, match="layer config: scales must be one of 'auto', 'none', 'rows', got 'columns'"):
         LayerConfig(scales="columns")
-    with pytest.raises(ConfigError, match="scales must be one of 'none', 'rows', got None"):
+    with pytest.raises(ConfigError, match="scales must be one of 'auto', 'none', 'rows', got None"):
         CompressionConfig(target=Ratio(4), scales=None)
     with pytest.raises(ConfigError, match=r"scales \(='rows'\) cannot be combined with sparsity and bits"):
         CompressionConfig(target=TwoStage(0.5, 4), scales="rows")

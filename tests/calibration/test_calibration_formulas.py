@@ -72,7 +72,7 @@ def test_gain_and_shift_are_the_line_through_the_outputs(seed):
     assert 2.0**-0.5 <= float(found.scales.median()) <= 2.0**0.5
     wanted = dense.astype(np.float64) @ layer.weight.detach().numpy().T
     given_ = own.astype(np.float64) @ (found.step * found.codes.numpy()).T
-    for channel in range(OUTPUTS):
+    for channel in np.flatnonzero(np.ptp(given_, axis=0)):  # a channel without nonzero codes has no slope
         slope, start = np.polyfit(given_[:, channel], wanted[:, channel], 1)
         assert float(found.scales[channel]) == pytest.approx(slope, rel=1e-3)
         assert float(found.shift[channel]) == pytest.approx(start, rel=1e-3, abs=1e-3)

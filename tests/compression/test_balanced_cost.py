@@ -145,7 +145,8 @@ def test_a_tied_head_has_a_finer_step(layers, names, others, factor):
     rng = np.random.default_rng(0)
     state = {f"layers.{number}.weight": rng.normal(size=(64, 64)).astype(np.float32) for number in range(layers)}
     embedding = rng.normal(size=(1024, 64)).astype(np.float32)
-    plan = opq.plan({**state, **dict.fromkeys(names, embedding), **{name: np.ones(7, np.float32) for name in others}}, ratio=6)
+    network = {**state, **dict.fromkeys(names, embedding), **{name: np.ones(7, np.float32) for name in others}}
+    plan = opq.plan(network, ratio=6, scales="none")
     units = unit_steps({**state, names[0]: embedding})
     found = [plan.layers[name].step / units[name] for name in ("layers.0.weight", names[0])]
     assert (found[0] / found[1]) ** 2 == pytest.approx(factor, rel=1e-3)

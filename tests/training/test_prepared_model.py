@@ -79,7 +79,7 @@ def test_a_target_prepares_as_its_plan_does(kind, target):
         opq.prepare(make(kind)[0], **target),
         opq.prepare(
             make(kind)[0],
-            opq.CompressionConfig(target=config, rounding=rounding, scales=target.get("scales", "none")),
+            opq.CompressionConfig(target=config, rounding=rounding, scales=target.get("scales", "auto")),
         ),
     ):
         assert prepared.plan == given_plan.plan
