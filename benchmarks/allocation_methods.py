@@ -9,7 +9,7 @@ import atexit
 import gzip
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from peering import Peer
 
 import opq
 import opq.numpy
-from opq.config import RoundingName
 
 Run = Callable[[str, Any], tuple[int, Arrays]]
 """(network, setting) -> bytes of the file, and its tensors."""
@@ -42,31 +41,21 @@ TWO_STAGE = ((0.3, 4.0), (0.5, 4.0), (0.6, 3.0))
 PRUNED = (0.3, 0.5, 0.7)
 
 
-def _joint(sensitivity: Callable[[str], Mapping[str, float]], rounding: RoundingName = "compensated") -> Run:
+def _joint(**options: Any) -> Run:
     def run(name: str, ratio: float) -> tuple[int, Arrays]:
-        layers = {weight: opq.LayerConfig(sensitivity=value) for weight, value in sensitivity(name).items()}
-        config = opq.CompressionConfig(target=opq.Ratio(ratio), layers=layers, rounding=rounding)
-        return _read(opq.compress(network_of(name).tensors, config))
+        return _read(opq.compress(network_of(name).tensors, ratio=ratio, **options))
 
     return run
 
 
+def _fisher(name: str, ratio: float) -> tuple[int, Arrays]:
+    sensitivity = calibration_of(name, "unlabelled").sensitivity
+    layers = {weight: opq.LayerConfig(sensitivity=value) for weight, value in sensitivity.items()}
+    return _read(opq.compress(network_of(name).tensors, ratio=ratio, layers=layers, cost="squared"))
+
+
 def _two_stage(name: str, setting: tuple[float, float]) -> tuple[int, Arrays]:
     return _read(opq.compress(network_of(name).tensors, sparsity=setting[0], bits=setting[1]))
-
-
-def _equal(name: str) -> Mapping[str, float]:
-    return {}
-
-
-def _relative(name: str) -> Mapping[str, float]:
-    """Sensitivities that make the error of every layer relative to its energy."""
-    weights = {key: value for key, value in network_of(name).tensors.items() if value.ndim > 1}
-    return {key: 1.0 / float(np.square(value).mean()) for key, value in weights.items()}
-
-
-def _fisher(name: str) -> Mapping[str, float]:
-    return calibration_of(name, "unlabelled").sensitivity
 
 
 def _calibrated(data: str) -> Run:
@@ -190,10 +179,10 @@ METHODS: dict[str, tuple[str, Callable[[str], Any], Run]] = {
     "nncodec-uniform": ("none", _steps, _nncodec(dependent=False)),
     "nncodec-dependent": ("none", _steps, _nncodec(dependent=True)),
     "opq-paper": ("none", lambda name: TWO_STAGE, _two_stage),
-    "opq-joint": ("none", _ratios, _joint(_equal)),
-    "opq-joint-plain": ("none", _ratios, _joint(_equal, "deadzone")),
-    "opq-joint-relative": ("none", _ratios, _joint(_relative)),
-    "opq-joint-fisher": ("unlabelled", _ratios, _joint(_fisher)),
+    "opq-joint": ("none", _ratios, _joint()),
+    "opq-joint-squared": ("none", _ratios, _joint(cost="squared")),
+    "opq-joint-plain": ("none", _ratios, _joint(rounding="deadzone")),
+    "opq-joint-fisher": ("unlabelled", _ratios, _fisher),
     "opq-drawn": ("none", _ratios, _calibrated("none")),
     "opq-calibrated": ("unlabelled", _ratios, _calibrated("unlabelled")),
     "prune-int8-gzip": ("none", lambda name: PRUNED, _gzipped(pruned_integers, 8)),

@@ -28,7 +28,7 @@ METHODS = {
     "opq-paper": "opq, two-stage",
     "opq-joint": "opq, weights only",
     "opq-joint-plain": "opq, dead-zone rounding",
-    "opq-joint-relative": "opq, relative errors",
+    "opq-joint-squared": "opq, one step",
     "opq-joint-fisher": "opq, Fisher sensitivities",
     "opq-drawn": "opq, synthetic images",
     "opq-calibrated": "opq, calibrated",
