@@ -5,8 +5,8 @@ Claim: at equal bytes no way of this list gives a better network than opq with i
     python benchmarks/zoo.py [NETWORK ...] [--way NAME]... [--anew [WAY]]
 
 The networks are those of `zoo_networks` (`make zoo-packages`). No way uses data. Tensors that opq quantizes are those that all
-ways quantize, and equal ones are stored once. Ways whose settings determine their size (`zoo_methods.FIXED`: integers in xz, HQQ
-and SINQ by their packages) have a row for each setting. Ways whose size can be chosen have a row for each of three targets:
+ways quantize, and equal ones are stored once. Ways whose settings determine their size (`zoo_methods.FIXED`: integers in xz,
+HQQ and SINQ by their packages) have a row for each setting. Ways whose size can be chosen have a row for each of three targets:
 rounding with a step per row, entropy coded, and NNCodec with uniform and with dependent quantization (`make peers`). opq is run
 at the targets, and at the bytes of each other file between half of the smallest target and 1.5 times the largest, unless it was
 run at no more bytes and at least 99% of them already.

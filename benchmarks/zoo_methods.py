@@ -41,7 +41,7 @@ _FINEST, _COARSEST, _FIRST = -100, 0, -22
 
 @dataclass(frozen=True)
 class Saved:
-    """A file, the state dict that it was read back to, the seconds that it took to make it, and the bytes that were asked for."""
+    """A file, the state dict that it was read back to, the seconds that it took, and the bytes that were asked for."""
 
     data: bytes
     state: Mapping[str, Tensor]
