@@ -22,10 +22,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from harness import Row, keep_row, kept_rows, print_rows
+from harness import Row, keep_row, kept_rows
+from zoo_comparison import compare, is_compared, is_target
+from zoo_formats import WeightFormat
 from zoo_methods import FIXED, SEARCHED, Saved, Tensors, fixed_file, opq_file, searched_ways
 from zoo_networks import NETWORKS, Network
 
@@ -48,8 +51,8 @@ TARGETS = {
 
 WAYS = ("opq", *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
 
-_ENOUGH, _LEAST = 0.99, 0.98
-"""Shares of another file's bytes: that opq is asked for at least, and that its file must have to be compared."""
+_ENOUGH = 0.99
+"""Share of another file's bytes that opq is asked for at least."""
 
 
 def main() -> int:
@@ -137,18 +140,18 @@ def _complete(case: Case, ways: Sequence[str]) -> None:
     """Make all rows of a network that are missing."""
     for (method, setting), weight_format in FIXED.items():
         if method in ways:
-            case.add(method, setting, lambda weight_format=weight_format: fixed_file(case.tensors, weight_format))
+            case.add(method, setting, partial(_fixed, case, weight_format))
     with searched_ways(lambda: case.tensors) as run:
         for method in SEARCHED:
             for target in TARGETS[case.name]:
                 if method in ways:
-                    case.add(method, target, lambda way=method, target=target: run(way, bytes_of(target, case.tensors)))
+                    case.add(method, target, partial(_searched, case, run, method, target))
     if "opq" not in ways:
         return
     for target in TARGETS[case.name]:
-        case.add("opq", target, lambda target=target: opq_file(case.tensors, bytes_of(target, case.tensors)))
+        case.add("opq", target, partial(_of_opq, case, target))
     rows = case.rows()
-    asked = [row["asked_bytes"] for row in rows if _is_target(row)]
+    asked = [row["asked_bytes"] for row in rows if is_target(row)]
     for row in sorted(rows, key=lambda row: row["file_bytes"]):
         size = row["file_bytes"]
         if row["method"] == "opq" or not is_compared(row, rows) or any(_ENOUGH * size <= other <= size for other in asked):
@@ -156,9 +159,21 @@ def _complete(case: Case, ways: Sequence[str]) -> None:
         asked.append(size)
         try:
             against = f"{row['method']}, {row['setting']}"
-            case.add("opq", f"{size:,} bytes", lambda size=size: opq_file(case.tensors, size), against)
+            case.add("opq", f"{size:,} bytes", partial(_of_opq, case, size), against)
         except opq.TargetError as error:
             print(f"{case.name}, {size:,} bytes: {error}", file=sys.stderr)
+
+
+def _fixed(case: Case, weight_format: WeightFormat) -> Saved:
+    return fixed_file(case.tensors, weight_format)
+
+
+def _searched(case: Case, run: Callable[[str, int], Saved], way: str, target: str) -> Saved:
+    return run(way, bytes_of(target, case.tensors))
+
+
+def _of_opq(case: Case, target: str | int) -> Saved:
+    return opq_file(case.tensors, target if isinstance(target, int) else bytes_of(target, case.tensors))
 
 
 def bytes_of(target: str, tensors: Tensors) -> int:
@@ -167,55 +182,6 @@ def bytes_of(target: str, tensors: Tensors) -> int:
         return int(tensors.dense_bytes / float(target[:-1]))
     number, unit = target.split()
     return int(float(number) * {"bits": tensors.count / 8.0, "kB": 1e3, "MB": 1e6}[unit])
-
-
-def is_compared(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a row of another way is compared with opq: its size is in the range of the targets, or it has eight bits."""
-    targets = [other["asked_bytes"] for other in rows if _is_target(other)]
-    if row["setting"] == "8 bits":
-        return row["network"] != "smollm2"
-    return 0.5 * min(targets) <= row["file_bytes"] <= 1.5 * max(targets)
-
-
-def _is_target(row: Row) -> bool:
-    """Whether a row is opq's at one of TARGETS."""
-    return row["method"] == "opq" and row["against"] is None
-
-
-def partner(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of opq that is compared with a row: the largest file of at most its bytes; None if all are much smaller."""
-    size = row["file_bytes"]
-    smaller = [other for other in rows if other["method"] == "opq" and _LEAST * size <= other["file_bytes"] <= size]
-    return max(smaller, key=lambda other: other["file_bytes"], default=None)
-
-
-def compare(rows: Sequence[Row]) -> int:
-    """Print the difference of opq from every other way at the same bytes; 1 if opq is behind anywhere, otherwise 0."""
-    table = []
-    for name in dict.fromkeys(row["network"] for row in rows):
-        own = [row for row in rows if row["network"] == name]
-        if not any(row["method"] == "opq" for row in own):
-            continue
-        table += [_compared(row, partner(row, own)) for row in own if row["method"] != "opq" and is_compared(row, own)]
-    if table:
-        print_rows(table)
-    return int(any(row["verdict"] == "behind" for row in table))
-
-
-def _compared(row: Row, own: Row | None) -> Row:
-    columns = ("network", "method", "setting", "bits", "value")
-    columns_of_row = {column: row[column] for column in columns}
-    if own is None:
-        return {**columns_of_row, "opq": None, "difference": None, "error": None, "verdict": "no file of opq"}
-    difference, error = difference_of(row, own)
-    verdict = "behind" if difference < -2.0 * error else "ahead" if difference > 2.0 * error else "equal"
-    return {**columns_of_row, "opq": own["value"], "difference": difference, "error": error, "verdict": verdict}
-
-
-def difference_of(row: Row, own: Row) -> tuple[float, float]:
-    """How much better opq's row is than another one, in the unit of the measure, and the standard error of this difference."""
-    sign = 1.0 if row["higher_is_better"] else -1.0
-    return sign * (own["value"] - row["value"]), (own["change_error"] ** 2 + row["change_error"] ** 2) ** 0.5
 
 
 def _place(row: Row) -> tuple[int, int, float]:

@@ -35,8 +35,9 @@ PRESET = 6
 class WeightFormat(Protocol):
     """A way to store a weight."""
 
-    preset: int
-    """The preset of xz for files of this format."""
+    @property
+    def preset(self) -> int:
+        """The preset of xz for files of this format."""
 
     def store(self, weight: NDArray[np.float32]) -> Arrays:
         """The arrays of a file that stand for a weight (outputs, ...)."""
@@ -113,7 +114,8 @@ class Integers:
 
     def _spread(self, scales: NDArray[np.float16], width: int) -> NDArray[np.float32]:
         """The scale of each weight."""
-        return scales.astype(np.float32).repeat(self.group or width, axis=1)[:, :width]
+        spread: NDArray[np.float32] = scales.astype(np.float32).repeat(self.group or width, axis=1)[:, :width]
+        return spread
 
 
 @dataclass(frozen=True)

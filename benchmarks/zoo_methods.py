@@ -114,12 +114,11 @@ def coded_rows(tensors: Tensors, target: int) -> Saved:
     """`CodedRows`, with a factor that gives the target's bytes or slightly more; the best of some tries."""
     begin = time.process_time()
     low, high, factor = 0.0, math.inf, 4.0
-    best: tuple[int, float, bytes] | None = None
+    tries: list[tuple[bool, int, float, bytes]] = []
     for _ in range(12):
         data = write_file(tensors.weights, tensors.others, CodedRows(factor))
         excess = len(data) - target
-        if best is None or (excess < 0, abs(excess)) < best[:2]:
-            best, chosen = (excess < 0, abs(excess), data), factor
+        tries.append((excess < 0, abs(excess), factor, data))
         if 0 <= excess <= (_CLOSE - 1.0) * target:
             break
         low, high = (low, factor) if excess > 0 else (factor, high)
@@ -127,7 +126,8 @@ def coded_rows(tensors: Tensors, target: int) -> Saved:
         if not low < factor < high:
             factor = math.sqrt(low * high) if low and high < math.inf else (2.0 * low or 0.5 * high)
     seconds = time.process_time() - begin
-    return Saved(best[2], tensors.state(read_file(best[2], tensors.weights, CodedRows(chosen))), seconds, target)
+    *_, factor, data = min(tries)
+    return Saved(data, tensors.state(read_file(data, tensors.weights, CodedRows(factor))), seconds, target)
 
 
 class NNCodec:
