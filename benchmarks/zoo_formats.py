@@ -110,7 +110,8 @@ class Integers:
     def read(self, stored: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
         """As `WeightFormat`."""
         codes = unpack(stored["codes"], self.bits, math.prod(shape)).reshape(shape[0], -1) - (2 ** (self.bits - 1) - 1)
-        return (codes * self._spread(stored["scales"], codes.shape[1])).reshape(shape).astype(np.float32)
+        weight: NDArray[np.float32] = (codes * self._spread(stored["scales"], codes.shape[1])).reshape(shape)
+        return weight
 
     def _spread(self, scales: NDArray[np.float16], width: int) -> NDArray[np.float32]:
         """The scale of each weight."""
