@@ -65,7 +65,6 @@ WAYS = {
 }
 """Methods of peers.json."""
 
-_VERDICTS = ("ahead", "equal", "behind")
 _MODES = {"joint": "joint", "paper": "two-stage"}
 _DATA = {"none": "none", "unlabelled": "unlabelled images", "labelled": "labelled images"}
 
@@ -479,10 +478,14 @@ def zoo_ways(rows: list[Row]) -> list[str]:
     return table(
         ("network", *ways),
         (
-            (NETWORKS[name], *(" / ".join(str(verdicts[name].count((way, verdict))) for verdict in _VERDICTS) for way in ways))
+            (NETWORKS[name], *(_counts([verdict for other, verdict in verdicts[name] if other == way]) for way in ways))
             for name in networks
         ),
     )
+
+
+def _counts(verdicts: list[str]) -> str:
+    return " / ".join(str(verdicts.count(verdict)) for verdict in ("ahead", "equal", "behind")) if verdicts else ""
 
 
 def example(rows: list[Row]) -> list[str]:
