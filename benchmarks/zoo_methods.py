@@ -142,7 +142,9 @@ class NNCodec:
 
     def __init__(self, tensors: Tensors, folder: Path) -> None:
         self._tensors, self._folder = tensors, folder
-        safetensors.numpy.save_file({**tensors.weights, **tensors.others}, folder / "dense.safetensors")
+        # In one dimension, they are not quantized as coarsely as weights.
+        others = {name: array.reshape(-1) for name, array in tensors.others.items()}
+        safetensors.numpy.save_file({**tensors.weights, **others}, folder / "dense.safetensors")
         self._peer = Peer("nncodec_network.py", str(folder / "dense.safetensors"), str(folder))
         self._sizes: dict[tuple[bool, int], int] = {}
         self._last: tuple[bool, int] | None = None
