@@ -24,9 +24,13 @@ def is_target(row: Row) -> bool:
 
 
 def partner(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of opq that is compared with a row: the largest file of at most its bytes; None if all are much smaller."""
-    size = row["file_bytes"]
-    smaller = [other for other in rows if other["method"] == "opq" and _LEAST * size <= other["file_bytes"] <= size]
+    """The row of opq that is compared with a row: the largest file of at most its bytes; None if all are much smaller.
+
+    Rows of opq at the bytes of files that were replaced since are left out.
+    """
+    size, sizes = row["file_bytes"], {other["file_bytes"] for other in rows if other["method"] != "opq"}
+    own = [other for other in rows if is_target(other) or (other["method"] == "opq" and other["asked_bytes"] in sizes)]
+    smaller = [other for other in own if _LEAST * size <= other["file_bytes"] <= size]
     return max(smaller, key=lambda other: other["file_bytes"], default=None)
 
 
