@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import zoo_comparison
+
 from opq.text_table import file_summary
 
 Row = dict[str, Any]
@@ -20,6 +22,14 @@ NETWORKS = {
     "resnet50": "ResNet-50",
     "lenet-300-100": "LeNet-300-100",
     "lenet-5": "LeNet-5",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "minilm": "MiniLM",
+    "wordllama": "WordLlama",
+    "silero_vad": "Silero VAD",
+    "fcpe": "FCPE",
+    "smollm2": "SmolLM2",
+    "gpt5m": "small GPT",
+    "lstm": "LSTM",
 }
 
 METHODS = {
@@ -430,6 +440,54 @@ def finetune_cost(rows: list[Row]) -> list[str]:
     )
 
 
+def zoo(rows: list[Row]) -> list[str]:
+    """Each target: the measure of opq's file, and how much better it is than files of the ways that were asked for it."""
+    ways = list(dict.fromkeys(row["method"] for row in rows if row["asked_bytes"] is not None and row["method"] != "opq"))
+    return table(
+        ("network", "measure", "dense", "target", "bits per weight", "opq", *(f"better than {way}" for way in ways)),
+        (
+            (
+                NETWORKS[row["network"]],
+                row["measure"],
+                f"{row['dense']:.4g}",
+                row["setting"],
+                f"{row['bits']:.2f}",
+                f"{row['value']:.4g}",
+                *(_better(way, row, rows) for way in ways),
+            )
+            for row in rows
+            if zoo_comparison.is_target(row)
+        ),
+    )
+
+
+def _better(way: str, target: Row, rows: list[Row]) -> str:
+    own = [row for row in rows if row["network"] == target["network"]]
+    for row in own:
+        if (row["method"], row["setting"]) == (way, target["setting"]) and (partner := zoo_comparison.partner(row, own)):
+            difference, error = zoo_comparison.difference_of(row, partner)
+            return f"{difference:+.2g} ± {error:.1g}"
+    return ""
+
+
+def zoo_ways(rows: list[Row]) -> list[str]:
+    """How many files of each way are worse than opq's at the same bytes, about equal, and better."""
+    ways = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "opq" and row["setting"] != "16 bits"))
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    verdicts = {name: zoo_comparison.verdicts([row for row in rows if row["network"] == name]) for name in networks}
+    return table(
+        ("network", *ways),
+        (
+            (NETWORKS[name], *(_counts([verdict for other, verdict in verdicts[name] if other == way]) for way in ways))
+            for name in networks
+        ),
+    )
+
+
+def _counts(verdicts: list[str]) -> str:
+    return " / ".join(str(verdicts.count(verdict)) for verdict in ("ahead", "equal", "behind")) if verdicts else ""
+
+
 def example(rows: list[Row]) -> list[str]:
     """The command that compresses ResNet-56 to ratio 10, and its output."""
     row = next(row for row in rows if row["network"] == "resnet56" and row["ratio"] == 10)
@@ -487,6 +545,7 @@ SECTIONS: dict[str, Section] = {
     "large": Section(("large",), large, lambda row: " " not in row["case"]),
     "finetune": Section(("finetune",), finetune, lambda row: row["network"] != "mobilenet"),
     "finetune_mobilenet": Section(("finetune",), finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
+    "zoo_ways": Section(("zoo",), zoo_ways, shows_origin=False),
     **{
         function.__name__: Section((function.__name__,), function)
         for function in (
@@ -501,6 +560,7 @@ SECTIONS: dict[str, Section] = {
             allocation,
             peers,
             finetune_cost,
+            zoo,
         )
     },
 }
