@@ -111,6 +111,15 @@ def test_optional_fields_have_defaults():
     assert plan.layers["a"].rounding == "deadzone"
 
 
+def test_whole_numbers_are_numbers():
+    """Other JSON writers write 1 for 1.0: the plan is the same."""
+    whole = {"step": 1, "threshold": 0, "rounding_offset": 1, "sparsity": 0, "bits": 2}
+    fractions = {key: float(value) for key, value in whole.items()}
+    plans = [Plan.from_json(json.dumps({**PLAN, "layers": {"a": {**LAYER, **values}}})) for values in (whole, fractions)]
+    assert plans[0].to_json() == plans[1].to_json()
+    assert all(type(getattr(plans[0].layers["a"], key)) is float for key in whole)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -76,6 +76,7 @@ class LayerPlan:
             value = getattr(self, key)
             if not is_number(value) or value < 0.0:
                 raise PlanError(f"{key} must be a finite number >= 0, got {value!r}")
+            object.__setattr__(self, key, float(value))  # JSON has no difference between 1 and 1.0
         if not 0.0 < self.step < 2.0**128 or float(np.float32(self.step)) != self.step:
             raise PlanError(f"step must be positive and a float32 number, got {self.step!r}")
         for key in ("rounding_offset", "sparsity"):
