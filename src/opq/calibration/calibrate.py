@@ -17,12 +17,13 @@ except ImportError:
 
 from opq.calibration.batch_norm_pairs import find_batch_norms, find_layers, find_pairs
 from opq.calibration.fisher import fisher_information
+from opq.calibration.held_out import HeldOut, split
 from opq.calibration.layer_reconstruction import reconstruct_layer
 from opq.calibration.paired_forward import run_paired
 from opq.calibration.synthetic_images import recompute_statistics, synthesize_images
 from opq.checkpoints import as_state
 from opq.compression.analysis import CheckpointAnalysis, analyze, choose_roles
-from opq.compression.compress import with_warnings
+from opq.compression.compress import compress, with_warnings
 from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, joint_plan
@@ -40,6 +41,9 @@ BATCH = 50
 SYNTHETIC_IMAGES = 128
 """Images that are generated if no inputs are given."""
 
+_NAMED = 3
+"""Weights that are not calibrated and are named in a warning."""
+
 _FIRST_INPUTS = 32
 _CLOSE_ENOUGH, _AIM, _MAX_ROUNDS = 0.995, 0.998, 12
 _FIRST_CLOSE_ENOUGH = 0.97
@@ -55,6 +59,7 @@ class Calibration:
         model: The dense network, a copy in evaluation mode.
         reference: The same network; with synthetic inputs a copy whose batch norms have their statistics.
         inputs: (samples, ...) calibration inputs, floating point, on the CPU.
+        held_out: (samples, ...) further inputs, on which calibrated files are compared; `inputs` if there are few.
         sensitivity: {weight: cost of a unit of squared error, mean over its elements, > 0}. Weights that the inputs do not
             reach have the smallest cost of the others. `opq.plan` accepts it as `LayerConfig.sensitivity`.
         output_sensitivity: {layer: float64 (channels,) cost of a unit of squared error of each output channel}.
@@ -64,6 +69,7 @@ class Calibration:
     model: nn.Module
     reference: nn.Module
     inputs: Tensor
+    held_out: Tensor
     sensitivity: Mapping[str, float]
     output_sensitivity: Mapping[str, Tensor]
     batch_norms: Mapping[str, str]
@@ -84,6 +90,10 @@ class Calibration:
 
         Weights outside of the calibrated layers are quantized as in `opq.compress`, with the same Lagrange multiplier. In the
         file the batch norms behind calibrated layers are folded (mean 0, variance 1) and hold the scales of the channels.
+
+        The file is then compared with that of `opq.compress` under the same settings. If the outputs of the latter are closer
+        on the held-out inputs, it is the result, after a warning. Another warning names weights that calibration does not
+        cover.
 
         Args:
             config: The settings, with a Ratio or a Size as target; None to take them from `options`.
@@ -107,8 +117,9 @@ class Calibration:
             raise ConfigError(
                 f"cost (={config.cost!r}) must be 'squared', because calibration measures what errors cost; remove cost"
             )
-        config = replace(config, cost="squared", scales="none" if config.scales == "auto" else config.scales)
         state = as_state(self.model, metadata)
+        alone = compress(state, config)
+        config = replace(config, cost="squared", scales="none" if config.scales == "auto" else config.scales)
         requested = config.layer_configs(choose_roles(state, config).weights)
         measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
         config = replace(config, layers=measured)
@@ -118,6 +129,7 @@ class Calibration:
         lmbda = _USUAL_SHARE * (guess_joint(size_model, config.target, budget)[1].lmbda or 1.0)
         with show_progress(progress) as report:
             reconstruction = _Reconstruction(self, analysis, size_model, config, report)
+            reconstruction.warn_of_others()
             first: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_FIRST_CLOSE_ENOUGH, aim=_AIM)
             few = self.inputs[:_FIRST_INPUTS]
             lmbda = first.run(lmbda, lambda at: reconstruction.encode(at, few), max_rounds=_MAX_ROUNDS, also_above=True)
@@ -125,7 +137,23 @@ class Calibration:
             search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
         if search.best is None:
             raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
-        return with_warnings(analysis, search.best)
+        return self._better(with_warnings(analysis, search.best), alone)
+
+    def _better(self, calibrated: CompressedModel, alone: CompressedModel) -> CompressedModel:
+        """The file whose outputs are closer on the held-out inputs."""
+        held_out = HeldOut(self.model, self.held_out)
+        error, error_alone = held_out.error(calibrated), held_out.error(alone)
+        logger.debug("relative error of the outputs: %.4g calibrated, %.4g from the weights alone", error, error_alone)
+        if error <= error_alone:
+            return calibrated
+        logger.warning(
+            "calibration does not help: on %d inputs the relative squared error of the outputs is %.3g, from the weights alone "
+            "it is %.3g, so the file is that of the weights alone",
+            len(self.held_out),
+            error,
+            error_alone,
+        )
+        return alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +165,21 @@ class _Reconstruction:
     size_model: SizeModel
     config: CompressionConfig
     report: Progress
+
+    def warn_of_others(self) -> None:
+        """Name the weights that are quantized from their values alone, although nothing fixes them."""
+        covered = {
+            f"{name}.weight" for name in find_layers(self.calibration.model) if name in self.calibration.output_sensitivity
+        }
+        others = [layer.name for layer in self.size_model.layers if layer.name not in covered and not layer.config.is_fixed]
+        if others:
+            names = ", ".join(map(repr, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+            logger.warning(
+                "%d of %d weights are quantized without the inputs, because calibration covers only Conv2d and Linear: %s",
+                len(others),
+                len(self.size_model.layers),
+                names,
+            )
 
     def encode(self, lmbda: float, inputs: Tensor) -> tuple[CompressedModel, int]:
         """The file at `lmbda`, calibrated on `inputs`, and its bytes."""
@@ -224,6 +267,7 @@ def calibrate(
         raise CalibrationError(f"inputs must hold at least one sample of floating-point numbers, got {got}")
     if not bool(samples.isfinite().all()):
         raise CalibrationError("inputs must be finite, got NaN or infinite values; check the preprocessing")
+    samples, held_out = split(samples)
     dense = copy.deepcopy(model).cpu().eval()
     reference = dense
     try:
@@ -236,7 +280,7 @@ def calibrate(
     weights = tensor_roles(as_state(dense)).weights
     smallest = min((cost for name in weights if (cost := costs.get(name, 0.0)) > 0.0), default=1.0)
     by_weight = {name: costs.get(name, 0.0) or smallest for name in weights}
-    return Calibration(dense, reference, samples, by_weight, sensitivity, batch_norms)
+    return Calibration(dense, reference, samples, held_out, by_weight, sensitivity, batch_norms)
 
 
 def _concatenate(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
