@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opq import torch as save_load
+from opq import dtypes
 from opq.calibration.batch_norm_pairs import outputs_of
 from opq.codec.file_reader import OpqFile
 from opq.compression.compressed_model import CompressedModel
@@ -50,10 +51,13 @@ class HeldOut:
             compressed: A file of this network.
         """
         network = copy.deepcopy(self.model)
-        with OpqFile(compressed.data) as file:
-            network.load_state_dict({name: save_load.to_tensor(file.array(name)) for name in file})
         error = energy = 0.0
         with torch.no_grad():
+            tensors = network.state_dict()  # it shares the memory of parameters and buffers
+            with OpqFile(compressed.data) as file:
+                for name in file:
+                    if dtypes.name_of((array := file.array(name)).dtype) in dtypes.COMPRESSIBLE:  # the others are exact
+                        tensors[name].copy_(torch.from_numpy(array.astype(np.float64)))
             for batch in torch.split(self.inputs, _BATCH):
                 wanted, got = (outputs_of(model, batch).double() for model in (self.model, network))
                 error += float((got - wanted).square().sum())
