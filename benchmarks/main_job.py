@@ -2,8 +2,8 @@
 
 Claim: for a pretrained network and a file ratio R, `opq compress` writes a file of at most dense/R bytes and at least
 0.995 dense/R, all overhead included. `opq expand` restores every tensor with its name, shape and dtype: vectors within the
-error of float16, weights bit-equal to `fake_quantize` under the plan. `opq verify` accepts the file. With a target of sparsity
-and bits the file has exactly the requested number of zeros.
+error of float16, integers bit for bit, weights bit-equal to `fake_quantize` under the plan. `opq verify` accepts the file. With
+a target of sparsity and bits the file has exactly the requested number of zeros.
 
     python benchmarks/main_job.py
 
@@ -136,11 +136,14 @@ def _wrong_tensors(source: Tensors, expanded: Tensors, plan: opq.Plan) -> Iterat
             yield f"{name}: {before.dtype} {before.shape} came back as {after.dtype} {after.shape}"
             continue
         layer = plan.layers.get(name)
-        if layer is None:
-            if not (np.abs(after - before) <= np.maximum(2.0**-11 * np.abs(before), 2.0**-25)).all():
-                yield f"{name}: not within the error of float16"
-        elif np.asarray(opq.functional.fake_quantize(before, layer)).tobytes() != after.tobytes():
-            yield f"{name}: not bit-equal to fake_quantize of the source"
+        if layer is not None:
+            if np.asarray(opq.functional.fake_quantize(before, layer)).tobytes() != after.tobytes():
+                yield f"{name}: not bit-equal to fake_quantize of the source"
+        elif before.dtype.kind != "f":
+            if before.tobytes() != after.tobytes():
+                yield f"{name}: not bit-equal to the source"
+        elif not (np.abs(after - before) <= np.maximum(2.0**-11 * np.abs(before), 2.0**-25)).all():
+            yield f"{name}: not within the error of float16"
 
 
 def _wrong_zeros(expanded: Tensors, inspection: Mapping[str, Any], target: Target) -> Iterator[str]:

@@ -13,9 +13,7 @@ _LEAST = 0.98
 def is_compared(row: Row, rows: Sequence[Row]) -> bool:
     """Whether a row of another way is compared with opq: its size is in the range of the targets, or it has eight bits."""
     targets = [other["asked_bytes"] for other in rows if is_target(other)]
-    if row["setting"] == "8 bits":
-        return bool(row["network"] != "smollm2")
-    return bool(0.5 * min(targets) <= row["file_bytes"] <= 1.5 * max(targets))
+    return bool(row["setting"] == "8 bits" or 0.5 * min(targets) <= row["file_bytes"] <= 1.5 * max(targets))
 
 
 def is_target(row: Row) -> bool:

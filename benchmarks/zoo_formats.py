@@ -153,7 +153,7 @@ class CodedRows:
 class HalfQuadratic:
     """HQQ (H. Badri and A. Shaji, 2023) by its package: groups with scale and zero in float16, and its default optimization.
 
-    Groups have 64 weights of the flattened weight, or as many as divide it.
+    Groups have 64 weights of the flattened weight, or the largest power of two that divides its size.
 
     Args:
         bits: Bits of an integer.
@@ -173,8 +173,7 @@ class HalfQuadratic:
 
     def read(self, stored: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
         """As `WeightFormat`."""
-        codes = unpack(stored["codes"], self.bits, math.prod(shape)).reshape(len(stored["scales"]), -1)
-        return _affine(codes, stored).reshape(shape)
+        return _from_groups(stored, self.bits, shape).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,7 @@ class Sinkhorn:
 
     def read(self, stored: Mapping[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
         """As `WeightFormat`."""
-        codes = unpack(stored["codes"], self.bits, math.prod(shape)).reshape(len(stored["scales"]), -1)
-        rows = _affine(codes, stored).reshape(shape[0], -1)
+        rows = _from_groups(stored, self.bits, shape).reshape(shape[0], -1)
         return (rows * stored["columns"].reshape(1, -1).astype(np.float32)).reshape(shape)
 
 
@@ -222,7 +220,9 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.float
     return np.packbits(columns, axis=1, bitorder="little").ravel().astype(np.float32)
 
 
-def _affine(codes: NDArray[np.float32], stored: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+def _from_groups(stored: Mapping[str, NDArray[Any]], bits: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Values of codes in groups with scales and zeros, (groups, weights of a group)."""
+    codes = unpack(stored["codes"], bits, math.prod(shape)).reshape(len(stored["scales"]), -1)
     return (codes - stored["zeros"].astype(np.float32)) * stored["scales"].astype(np.float32)
 
 

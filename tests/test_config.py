@@ -447,10 +447,10 @@ def test_layer_configs_add_up_and_the_last_one_counts():
         "fc*": LayerConfig(sensitivity=3),
     }
     found = CompressionConfig(target=TwoStage(0.5, 4), layers=layers).layer_configs(NAMES)
-    assert found["layer1.conv.weight"] == LayerConfig(sensitivity=2.0, sparsity=0.5, bits=6.0, scales="none")
-    assert found["layer2.conv.weight"] == LayerConfig(sensitivity=2.0, bits=4.0, scales="none")
-    assert found["fc.weight"] == LayerConfig(sensitivity=3.0, scales="none")
-    assert found["conv1.weight"] == LayerConfig(scales="none")
+    assert found["layer1.conv.weight"] == LayerConfig(sensitivity=2.0, sparsity=0.5, bits=6.0, scales="auto")
+    assert found["layer2.conv.weight"] == LayerConfig(sensitivity=2.0, bits=4.0, scales="auto")
+    assert found["fc.weight"] == LayerConfig(sensitivity=3.0, scales="auto")
+    assert found["conv1.weight"] == LayerConfig(scales="auto")
 
 
 def test_a_layer_config_keeps_fields_that_another_one_leaves_out():

@@ -360,3 +360,31 @@ def test_batch_norms_are_folded_by_default(training, inputs):
         back = opq.torch.load(calibration.compress(ratio=5, **options).data)
         assert bool(back["0.running_mean"].any()) != folded
     assert model.training == training
+
+
+@pytest.mark.slow
+def test_calibration_scales_no_rows_unasked(monkeypatch):
+    """A token embedding has one step in a calibrated file, and scales of its rows if they are requested."""
+
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs = nn.Linear(24, 12)
+            self.embedding = nn.Embedding(1000, 12)
+            self.head = nn.Linear(12, 10)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.inputs(x)) + self.embedding.weight[:10].mean(0))
+
+    torch.manual_seed(4)
+    model = Embedded()
+    model.embedding.weight.data *= torch.logspace(-1, 1, 1000).unsqueeze(1)
+    calibration = calibrate(model, torch.randn(64, 24))
+    monkeypatch.setattr(
+        "opq.calibration.calibrate.output_errors", lambda *_: [0.0, 1.0]
+    )  # the calibrated file is the better one
+    rows = {}
+    for scales in ("auto", "rows"):
+        with opq.OpqFile(calibration.compress(ratio=5, scales=scales).data) as file:
+            rows[scales] = hasattr(file["embedding.weight"].codebook, "rows")
+    assert rows == {"auto": False, "rows": True}

@@ -11,7 +11,8 @@ from torch import nn
 
 import opq
 import opq.torch
-from opq.calibration.held_out import FEWEST, HeldOut, split
+from opq.calibration.held_out import output_errors
+from opq.calibration.inputs import FEWEST, split
 
 
 class SamePadding(nn.Conv2d):
@@ -41,9 +42,9 @@ def test_the_better_of_two_files_is_given(seed, covered, ratio):
     """On the held-out inputs the result errs at most as much as the file from the weights alone, at the same target."""
     model = network(seed, covered)
     calibration = opq.calibrate(model, pictures(seed))
-    held_out = HeldOut(model, calibration.held_out)
     alone, result = opq.compress(model, ratio=ratio), calibration.compress(ratio=ratio)
-    assert held_out.error(result) <= held_out.error(alone)
+    error, error_alone = output_errors(model, [result, alone], calibration.held_out)
+    assert error <= error_alone
     assert result.file_bytes <= alone.file_bytes / 0.995
 
 
@@ -102,13 +103,26 @@ def test_the_last_inputs_are_held_out(count):
 def test_the_error_is_that_of_the_outputs():
     """It is 0 for a lossless file, and the squared error over the squared outputs for another."""
     model, inputs = network(0), pictures(0, 20)
-    held_out = HeldOut(model, inputs)
-    assert held_out.error(opq.compress(model, lossless=True)) == 0.0
     compressed = opq.compress(model, ratio=6)
+    lossless, error = output_errors(model, [opq.compress(model, lossless=True), compressed], inputs)
     with torch.no_grad():
         other = network(1)
         other.load_state_dict(opq.torch.load(compressed.data))
         wanted, got = model(inputs).double(), other(inputs).double()
-    expected = float((got - wanted).square().sum() / wanted.square().sum())
-    assert held_out.error(compressed) == pytest.approx(expected, rel=1e-6)
-    assert expected > 0.0
+    assert lossless == 0.0
+    assert error == pytest.approx(float((got - wanted).square().sum() / wanted.square().sum()), rel=1e-6)
+    assert error > 0.0
+
+
+def test_only_the_given_file_is_warned_of(caplog):
+    """A weight that is all zero in the other file only is not named."""
+    model = network(0, covered=True)
+    model[0].weight.data *= 2.0**-40
+    calibration = opq.calibrate(model, pictures(0))
+    with caplog.at_level(logging.WARNING, "opq"):
+        result = calibration.compress(ratio=7)
+    with opq.OpqFile(result.data) as file:
+        empty = [name for name, weight in file.weights() if not weight.num_kept]
+    assert [f"'{name}'" in caplog.text for name in ("0.weight", "2.weight", "4.weight")] == [
+        name in empty for name in ("0.weight", "2.weight", "4.weight")
+    ]

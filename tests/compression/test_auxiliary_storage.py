@@ -17,6 +17,7 @@ from opq.checkpoints import as_state
 from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.state import TensorState
 from opq.compression.auxiliary_storage import storages
+from opq.rate_distortion.plan import AuxiliaryPlan
 
 COARSENESS = {"exact": 0, "float16": 1, "linear8": 2, "relative8": 2, "uint8": 2}
 LIMITS = {"float16": 2.0**-9, "uint8": 2.0**-6}
@@ -119,12 +120,19 @@ def test_a_folded_batch_norm_keeps_its_function(norm, requested):
 
 
 def test_a_module_is_judged_by_its_own_eps():
-    """Where the eps is far above the variance an error of the mean hardly changes outputs; if it is tiny the mean is exact."""
+    """Where the eps is far above the variance an error of the mean hardly changes outputs; if it is tiny the mean is exact.
+    Without a module the eps is that of the settings.
+    """
     ramp = np.linspace(3.0, 4.0, 24, dtype=np.float32)
     norm = {"running_mean": ramp, "running_var": ramp * np.float32(2.0**-14), "weight": ramp / 4, "bias": constant(0.25)}
     state = {f"bn.{part}": values for part, values in norm.items()}
-    kept = {eps: storages(TensorState(state, epsilons={"bn": eps}), state, "uint8")["bn.running_mean"] for eps in (1e-12, 1.0)}
+    plan = AuxiliaryPlan("uint8")
+    kept = {eps: storages(TensorState(state, epsilons={"bn": eps}), state, plan)["bn.running_mean"] for eps in (1e-12, 1.0)}
     assert kept == {1e-12: "exact", 1.0: "uint8"}
+    given = {
+        eps: storages(TensorState(state), state, AuxiliaryPlan("uint8", eps=eps))["bn.running_mean"] for eps in (1e-12, 0.9)
+    }
+    assert given == {1e-12: "exact", 0.9: "uint8"}
 
 
 def test_usual_batch_norms_are_coarse():

@@ -74,6 +74,7 @@ def scaled(plan):
         ({"ratio": 8, "scales": "none"}, set()),
         ({"ratio": 8, "scales": "rows"}, set(network())),
         ({"ratio": 8, "rounding": "deadzone"}, set()),
+        ({"ratio": 8, "rounding": "deadzone", "layers": {"*": opq.LayerConfig(scales="auto")}}, set()),
         ({"sparsity": 0.5, "bits": 4}, set()),
         ({"sparsity": 0.5, "bits": 4, "scales": "none"}, set()),
         ({"ratio": 8, "layers": {"embed*": opq.LayerConfig(step=0.1)}}, {"lstm.weight_hh_l0"}),

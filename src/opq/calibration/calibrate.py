@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack, cast
+from functools import cached_property
+from typing import Unpack
 
 from opq.errors import CalibrationError, ConfigError, MissingExtraError, TargetError
 
@@ -17,13 +18,14 @@ except ImportError:
 
 from opq.calibration.batch_norm_pairs import find_batch_norms, find_layers, find_pairs
 from opq.calibration.fisher import fisher_information
-from opq.calibration.held_out import HeldOut, split
+from opq.calibration.held_out import output_errors
+from opq.calibration.inputs import concatenate, split
 from opq.calibration.layer_reconstruction import reconstruct_layer
 from opq.calibration.paired_forward import run_paired
 from opq.calibration.synthetic_images import recompute_statistics, synthesize_images
 from opq.checkpoints import as_state
 from opq.compression.analysis import CheckpointAnalysis, analyze, choose_roles
-from opq.compression.compress import compress, with_warnings
+from opq.compression.compress import fit, with_warnings
 from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, joint_plan
@@ -33,6 +35,7 @@ from opq.config import CompressionConfig, CompressionOptions, LayerConfig, Lossl
 from opq.progress import Progress, logger, show_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.quantization.quantizer import dequantize
+from opq.rate_distortion.layers import Layer as RateLayer
 from opq.rate_distortion.rate_control import BudgetSearch
 
 BATCH = 50
@@ -118,11 +121,9 @@ class Calibration:
                 f"cost (={config.cost!r}) must be 'squared', because calibration measures what errors cost; remove cost"
             )
         state = as_state(self.model, metadata)
-        alone = compress(state, config)
-        config = replace(config, cost="squared", scales="none" if config.scales == "auto" else config.scales)
         requested = config.layer_configs(choose_roles(state, config).weights)
-        measured = {name: LayerConfig(sensitivity=self.sensitivity[name]).updated(fixed) for name, fixed in requested.items()}
-        config = replace(config, layers=measured)
+        measured = {name: _with_sensitivity(fixed, self.sensitivity[name]) for name, fixed in requested.items()}
+        given, config = config, replace(config, cost="squared", layers=measured)
         analysis = analyze(state, config, estimated=True)
         budget = config.budget(analysis.dense_bytes) or 0
         size_model = SizeModel.of(analysis, config)
@@ -130,6 +131,7 @@ class Calibration:
         with show_progress(progress) as report:
             reconstruction = _Reconstruction(self, analysis, size_model, config, report)
             reconstruction.warn_of_others()
+            alone = fit(SizeModel.of(analyze(state, given), given), given, report)
             first: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_FIRST_CLOSE_ENOUGH, aim=_AIM)
             few = self.inputs[:_FIRST_INPUTS]
             lmbda = first.run(lmbda, lambda at: reconstruction.encode(at, few), max_rounds=_MAX_ROUNDS, also_above=True)
@@ -137,12 +139,11 @@ class Calibration:
             search.run(lmbda, lambda at: reconstruction.encode(at, self.inputs), max_rounds=_MAX_ROUNDS)
         if search.best is None:
             raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
-        return self._better(with_warnings(analysis, search.best), alone)
+        return with_warnings(analysis, self._better(search.best, alone))
 
     def _better(self, calibrated: CompressedModel, alone: CompressedModel) -> CompressedModel:
         """The file whose outputs are closer on the held-out inputs."""
-        held_out = HeldOut(self.model, self.held_out)
-        error, error_alone = held_out.error(calibrated), held_out.error(alone)
+        error, error_alone = output_errors(self.model, [calibrated, alone], self.held_out)
         logger.debug("relative error of the outputs: %.4g calibrated, %.4g from the weights alone", error, error_alone)
         if error <= error_alone:
             return calibrated
@@ -166,13 +167,21 @@ class _Reconstruction:
     config: CompressionConfig
     report: Progress
 
+    @cached_property
+    def free(self) -> Mapping[str, RateLayer]:
+        """{weight: its statistics and settings}, without those whose step, bits or sparsity is fixed."""
+        return {layer.name: layer for layer in self.size_model.layers if not layer.config.is_fixed}
+
+    @cached_property
+    def calibrated(self) -> list[str]:
+        """Names of the layers that are quantized against their outputs."""
+        layers = find_layers(self.calibration.model)
+        return [name for name in layers if f"{name}.weight" in self.free and name in self.calibration.output_sensitivity]
+
     def warn_of_others(self) -> None:
         """Name the weights that are quantized from their values alone, although nothing fixes them."""
-        covered = {
-            f"{name}.weight" for name in find_layers(self.calibration.model) if name in self.calibration.output_sensitivity
-        }
-        others = [layer.name for layer in self.size_model.layers if layer.name not in covered and not layer.config.is_fixed]
-        if others:
+        calibrated = {f"{name}.weight" for name in self.calibrated}
+        if others := [name for name in self.free if name not in calibrated]:
             names = ", ".join(map(repr, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
             logger.warning(
                 "%d of %d weights are quantized without the inputs, because calibration covers only Conv2d and Linear: %s",
@@ -194,12 +203,8 @@ class _Reconstruction:
         calibration = self.calibration
         model, quantized = copy.deepcopy(calibration.model), copy.deepcopy(calibration.reference)
         plans = joint_plan(self.size_model, self.config.target, lmbda).layers
-        free = {layer.name: layer for layer in self.size_model.layers if not layer.config.is_fixed}
-        layers = {
-            name: layer
-            for name, layer in find_layers(model).items()
-            if f"{name}.weight" in free and name in calibration.output_sensitivity
-        }
+        found = find_layers(model)
+        layers = {name: found[name] for name in self.calibrated}
         weights: dict[str, QuantizedWeight] = {
             name: PlannedWeight(self.analysis.state, name, plan) for name, plan in plans.items()
         }
@@ -215,7 +220,7 @@ class _Reconstruction:
             nonlocal finished
             norm = calibration.batch_norms.get(name)
             # A user gives sensitivities per weight; the measured ones are per output channel.
-            factor = free[f"{name}.weight"].sensitivity / calibration.sensitivity[f"{name}.weight"]
+            factor = self.free[f"{name}.weight"].sensitivity / calibration.sensitivity[f"{name}.weight"]
             costs = factor * calibration.output_sensitivity[name]
             rows = plans[f"{name}.weight"].rows
             reconstructed = reconstruct_layer(layers[name], norm is not None, dense_input, quantized_input, costs, lmbda, rows)
@@ -261,7 +266,7 @@ def calibrate(
     if shape is not None:
         samples = synthesize_images(SYNTHETIC_IMAGES, shape, seed=seed)
     else:
-        samples = (inputs if isinstance(inputs, Tensor) else _concatenate(() if inputs is None else inputs)).cpu()
+        samples = (inputs if isinstance(inputs, Tensor) else concatenate(() if inputs is None else inputs)).cpu()
     if not len(samples) or not samples.is_floating_point():
         got = f"{samples.dtype} of shape {tuple(samples.shape)}"
         raise CalibrationError(f"inputs must hold at least one sample of floating-point numbers, got {got}")
@@ -283,15 +288,7 @@ def calibrate(
     return Calibration(dense, reference, samples, held_out, by_weight, sensitivity, batch_norms)
 
 
-def _concatenate(batches: Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
-    """The inputs of all batches, (samples, ...); labels are dropped."""
-    if not isinstance(batches, Iterable):
-        raise CalibrationError(f"inputs must be a tensor or batches of tensors, got {type(batches).__name__}")
-    try:
-        inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-        if others := [item for item in inputs if not isinstance(item, Tensor)]:
-            got = f"{type(batches).__name__} of {type(others[0]).__name__}"
-            raise CalibrationError(f"batches must hold inputs as tensors, got {got}")
-        return torch.cat(cast(list[Tensor], inputs)) if inputs else torch.zeros(0)
-    except (RuntimeError, TypeError, LookupError) as error:
-        raise CalibrationError(f"batches must hold inputs of one shape: {error}") from None
+def _with_sensitivity(requested: LayerConfig, sensitivity: float) -> LayerConfig:
+    """The requested settings of a weight, with the measured sensitivity if they give none, and without automatic scales."""
+    found = LayerConfig(sensitivity=sensitivity).updated(requested)
+    return replace(found, scales="none") if found.scales == "auto" else found

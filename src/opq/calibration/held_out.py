@@ -1,9 +1,9 @@
-"""Inputs that calibration does not see, on which its file must be better than the file from the weights alone."""
+"""Errors of files on inputs that calibration does not use."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,52 +14,36 @@ from opq.calibration.batch_norm_pairs import outputs_of
 from opq.codec.file_reader import OpqFile
 from opq.compression.compressed_model import CompressedModel
 
-SHARE, MOST, FEWEST = 8, 64, 16
-"""One of SHARE inputs is held out, at most MOST; of fewer than FEWEST inputs none is, and all of them are compared on."""
-
 _BATCH = 16
 
 
-def split(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The inputs to calibrate on, and those to compare on: the last ones.
-
-    Args:
-        inputs: (samples, ...), at least one.
-    """
-    if len(inputs) < FEWEST:
-        return inputs, inputs
-    count = min(len(inputs) // SHARE, MOST)
-    return inputs[:-count], inputs[-count:]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """A network and inputs on which its files are compared.
+def output_errors(model: nn.Module, files: Sequence[CompressedModel], inputs: Tensor) -> list[float]:
+    """The squared error of the outputs over the squared outputs, both sums over all inputs and outputs, of each file; >= 0.
 
     Args:
         model: The dense network, in evaluation mode.
+        files: Files of this network.
         inputs: (samples, ...).
     """
+    networks = [_network_of(model, file) for file in files]
+    errors, energy = [0.0] * len(files), 0.0
+    with torch.no_grad():
+        for batch in torch.split(inputs, _BATCH):
+            wanted = outputs_of(model, batch).double()
+            energy += float(wanted.square().sum())
+            for number, network in enumerate(networks):
+                errors[number] += float((outputs_of(network, batch).double() - wanted).square().sum())
+    return [error / energy if energy > 0.0 else error for error in errors]
 
-    model: nn.Module
-    inputs: Tensor
 
-    def error(self, compressed: CompressedModel) -> float:
-        """The squared error of the outputs over the squared outputs, both sums over all inputs and outputs; >= 0.
-
-        Args:
-            compressed: A file of this network.
-        """
-        network = copy.deepcopy(self.model)
-        error = energy = 0.0
-        with torch.no_grad():
-            tensors = network.state_dict()  # it shares the memory of parameters and buffers
-            with OpqFile(compressed.data) as file:
-                for name in file:
-                    if dtypes.name_of((array := file.array(name)).dtype) in dtypes.COMPRESSIBLE:  # the others are exact
-                        tensors[name].copy_(torch.from_numpy(array.astype(np.float64)))
-            for batch in torch.split(self.inputs, _BATCH):
-                wanted, got = (outputs_of(model, batch).double() for model in (self.model, network))
-                error += float((got - wanted).square().sum())
-                energy += float(wanted.square().sum())
-        return error / energy if energy > 0.0 else error
+@torch.no_grad()
+def _network_of(model: nn.Module, compressed: CompressedModel) -> nn.Module:
+    """A copy of the network with the tensors of a file."""
+    network = copy.deepcopy(model)
+    tensors = network.state_dict()  # it shares the memory of parameters and buffers
+    with OpqFile(compressed.data) as file:
+        for name in file:
+            array = file.array(name)
+            if dtypes.name_of(array.dtype) in dtypes.COMPRESSIBLE:  # the others are exact
+                tensors[name].copy_(torch.from_numpy(array.astype(np.float64)))
+    return network

@@ -70,17 +70,28 @@ def fold_statistics(vectors: Mapping[str, NDArray[np.generic]], eps: float) -> V
     Returns:
         The same parts in the same dtypes; {} if the batch norm must stay unchanged.
     """
-    wide = {part: vector.astype(np.float64) for part, vector in vectors.items()}
-    mean, variance = wide["running_mean"], wide["running_var"]
-    ones, zeros = np.ones_like(mean), np.zeros_like(mean)
     with np.errstate(all="ignore"):
-        constant = np.full_like(mean, 1.0 - eps).astype(vectors["running_var"].dtype) if "weight" in wide else variance
-        before = BatchNormVectors(wide.get("weight", ones), wide.get("bias", zeros), mean, variance, eps)
-        after = before.with_statistics(zeros if "bias" in wide else mean, constant.astype(np.float64))
+        before = batch_norm_of(vectors, eps)
+        mean, variance = before.mean, before.variance
+        constant = np.full_like(mean, 1.0 - eps).astype(vectors["running_var"].dtype) if "weight" in vectors else variance
+        after = before.with_statistics(np.zeros_like(mean) if "bias" in vectors else mean, constant.astype(np.float64))
         changed = {"weight": after.weight, "bias": after.bias, "running_mean": after.mean, "running_var": after.variance}
         rounded: Vectors = {part: changed[part].astype(vectors[part].dtype) for part in vectors}
-    finite = all(np.isfinite(vector).all() for vector in (*wide.values(), *rounded.values()))
+    finite = all(np.isfinite(vector).all() for vector in (*vectors.values(), *rounded.values()))
     return rounded if finite and (variance + eps > 0.0).all() else {}
+
+
+def batch_norm_of(vectors: Mapping[str, NDArray[np.generic]], eps: float) -> BatchNormVectors:
+    """The batch norm of these vectors in float64.
+
+    Args:
+        vectors: {part, as in opq.batch_norm.PARTS: (channels,)}; without a weight it is 1, without a bias 0.
+        eps: Its eps.
+    """
+    wide = {part: vector.astype(np.float64) for part, vector in vectors.items()}
+    mean = wide["running_mean"]
+    weight, bias = wide.get("weight", np.ones_like(mean)), wide.get("bias", np.zeros_like(mean))
+    return BatchNormVectors(weight, bias, mean, wide["running_var"], eps)
 
 
 def _is_batch_norm(vectors: Mapping[str, NDArray[np.generic]]) -> bool:

@@ -48,9 +48,10 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
         state.metadata = state.metadata or metadata or {}
         return state
     epsilons = parameters = None
-    in_evaluation = not getattr(source, "training", True)
+    in_evaluation = False
     if hasattr(source, "state_dict") and not isinstance(source, type):
         epsilons, parameters = epsilons_of(source), parameters_of(source)
+        in_evaluation = not getattr(source, "training", True)
         source = source.state_dict()
     if not isinstance(source, Mapping):
         got = f"the class {source.__name__}" if isinstance(source, type) else type(source).__name__

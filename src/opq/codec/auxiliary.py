@@ -110,6 +110,12 @@ def restore(stored: NDArray[np.generic], entry: Entry) -> NDArray[np.generic]:
         return stored.astype(dtypes.NUMPY[entry.dtype])
 
 
+def rounded(array: NDArray[np.generic], requested: str) -> NDArray[np.generic]:
+    """The values that a file gives back for an auxiliary tensor: `store`, then `restore`."""
+    storage, bounds, stored = store(array, requested)
+    return restore(stored, Entry("", array.shape, dtypes.name_of(array.dtype), storage, 0, bounds=bounds))
+
+
 def stored_dtype(storage: str, dtype: str) -> np.dtype[np.generic]:
     """The dtype in which a section holds a tensor with this storage and dtype name."""
     if storage in EIGHT_BITS:

@@ -100,7 +100,8 @@ class CheckpointAnalysis:
             logger.warning(
                 "weights %r and %r are equal but have different settings, so both are stored", self.repeats[name], name
             )
-        statistics = {name: self._statistics_under(configs[name], name) for name in names}
+        powers = self._row_powers(config, configs)
+        statistics = {name: found.by_rows(powers[name]) if powers[name] else found for name, found in self.statistics.items()}
         costs = self._balanced_costs(statistics) if config.resolved_cost == "balanced" else {}
         return [Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0)) for name in names]
 
@@ -111,18 +112,20 @@ class CheckpointAnalysis:
         factor = max(HEAD_SHARE * len(distinct), 1.0)
         return {name: (factor if name in heads else 1.0) * costs[self.repeats.get(name, name)] for name in statistics}
 
-    def _statistics_under(self, config: LayerConfig, name: str) -> LayerStatistics:
-        statistics = self.statistics[name]
-        if config.scales == "auto":
-            power = 0.0 if config.is_fixed else max(row_power(tied, statistics.shape) for tied in self._tied_to(name))
-        else:
-            power = 1.0 if config.scales == "rows" and len(statistics.shape) > 1 else 0.0
-        return statistics.by_rows(power) if power else statistics
-
-    def _tied_to(self, name: str) -> list[str]:
-        """The weight's name and those of all weights with the same values."""
-        first = self.repeats.get(name, name)
-        return [first, *(other for other, earlier in self.repeats.items() if earlier == first)]
+    def _row_powers(self, config: CompressionConfig, configs: Mapping[str, LayerConfig]) -> dict[str, float]:
+        """{weight: the power of its rows' magnitudes that its steps follow}, 0 for one step. Equal weights have the same."""
+        automatic: dict[str, float] = {}
+        for name, measured in self.statistics.items():
+            first = self.repeats.get(name, name)
+            automatic[first] = max(automatic.get(first, 0.0), row_power(name, measured.shape))
+        found = {}
+        for name, own in configs.items():
+            if own.scales == "auto":
+                is_free = config.resolved_rounding == "compensated" and not own.is_fixed
+                found[name] = automatic[self.repeats.get(name, name)] if is_free else 0.0
+            else:
+                found[name] = 1.0 if own.scales == "rows" and len(self.statistics[name].shape) > 1 else 0.0
+        return found
 
 
 def analyze(state: State, config: CompressionConfig, *, estimated: bool = False) -> CheckpointAnalysis:
@@ -281,7 +284,7 @@ def pack_rest(
     """
     rest = [name for name in in_order(state) if name not in weights]
     tensors = ((name, state[name]) for name in rest)
-    return pack_auxiliary(tensors, storages(state, rest, auxiliary.storage), estimated=estimated)
+    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:

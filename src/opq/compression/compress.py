@@ -74,11 +74,23 @@ def _compress(state: State, request: CompressionConfig | Plan, report: Progress)
     size_model = SizeModel.of(analysis, request)
     if isinstance(request.target, TwoStage):
         return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, request.target)[1], report))
-    return with_warnings(analysis, _fit(size_model, request, report))
+    return with_warnings(analysis, fit(size_model, request, report))
 
 
-def _fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> CompressedModel:
-    """Encode with different lambdas until a file is just within the budget; return the largest file within it."""
+def fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> CompressedModel:
+    """Encode with different lambdas until a file is just within the budget.
+
+    Args:
+        size_model: That of the checkpoint under `config`, before any excerpt was encoded.
+        config: The settings, with a Ratio or a Size as target.
+        report: Called after each tensor.
+
+    Returns:
+        The largest file within the budget.
+
+    Raises:
+        TargetError: The target cannot be reached.
+    """
     analysis, target = size_model.analysis, config.target
     budget = config.budget(analysis.dense_bytes) or 0
     size_model, plan = guess_joint(size_model, target, budget)

@@ -1,6 +1,7 @@
 """Which weights get steps of their own for each row, if nothing is said about it.
 
-Measured on many networks (docs/log.md), row scales help where rows have jobs of their own, and hurt convolutions:
+Measured on many networks (docs/log.md), scales of rows help where the rows of a weight are used separately, and hurt
+convolutions:
 
 * in a token embedding each row is a token, and frequent tokens have other magnitudes than rare ones. Steps follow the mean
   magnitude of the rows;

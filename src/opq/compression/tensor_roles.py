@@ -100,10 +100,12 @@ def lossless_roles(state: State) -> TensorRoles:
     return TensorRoles(tuple(weights), exact)
 
 
-def has_weight_shape(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of floating point of this shape can be a weight."""
+def shape_without_weight(shape: tuple[int, ...]) -> str | None:
+    """Why a tensor of floating point of this shape is not a weight; None if it can be one."""
     size = math.prod(shape)
-    return size >= SMALLEST_WEIGHT and (sum(side > 1 for side in shape) > 1 or (len(shape) >= 2 and size >= LARGE_VECTOR))
+    if sum(side > 1 for side in shape) < 2 and not (len(shape) >= 2 and size >= LARGE_VECTOR):
+        return "fewer than two dimensions larger than 1"
+    return f"fewer than {SMALLEST_WEIGHT} elements" if size < SMALLEST_WEIGHT else None
 
 
 def scales_of_codes(state: State) -> frozenset[str]:
@@ -119,10 +121,8 @@ def _why_exact(state: State, name: str, quantized: _QuantizedWeights) -> str | N
         return f"{kind} is not quantized"
     if quantized.own(name):
         return "scales of an integer or float8 weight"
-    if sum(size > 1 for size in shape) < 2 and not (len(shape) >= 2 and math.prod(shape) >= LARGE_VECTOR):
-        return "fewer than two dimensions larger than 1"
-    if math.prod(shape) < SMALLEST_WEIGHT:
-        return f"fewer than {SMALLEST_WEIGHT} elements"
+    if (reason := shape_without_weight(shape)) is not None:
+        return reason
     if state.is_parameter(name) is False:
         return "a buffer of the module"
     if name.endswith("_mask") and pruning_mask_of(state, name.removesuffix("_mask") + "_orig") == name:

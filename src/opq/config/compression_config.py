@@ -55,17 +55,18 @@ class CompressionConfig:
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
             relative errors of rows count alike. "auto": with compensated rounding, token embeddings as with "rows", recurrent
-            weights with the root of the magnitudes, others none (`opq.compression.row_scales`); otherwise none. With a TwoStage
-            target only "auto" and "none" are valid.
+            weights with the root of the magnitudes, others none (`opq.compression.row_scales`); with dead zones and in
+            calibration none. With a TwoStage target only "auto" and "none" are valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
-        auxiliary: How tensors that are not weights are stored. "exact": bit for bit. "float16": parameters of one
-            dimension and batch-norm statistics as float16, if every value keeps a relative error of at most 2^-11 and batch
-            norms change their outputs by at most 2^-9. "uint8": on a grid of 8 bits, if batch norms change their outputs by at
-            most 2^-6, and other vectors by at most 2^-8 of their median magnitude, or 2^-9 of each value if none is negative;
-            the others as with "float16". Buffers and excluded weights are always exact. "auto": float16, or exact with a
-            Lossless target. `opq.inspect` gives the error of each tensor.
+        auxiliary: How tensors that are not weights are stored. "exact": bit for bit. "float16": parameters that are not
+            weights, and batch-norm statistics, as float16, if values keep a relative error of at most 2^-11 (in a tensor with
+            negative values: or an error of 2^-16 of its root mean square) and batch norms change their outputs by at most 2^-9.
+            "uint8": on a grid of 8 bits, if batch norms change their outputs by at most 2^-6, and other vectors by at most 2^-8
+            of their median magnitude, or 2^-9 of each value if none is negative; the others as with "float16". Buffers and
+            excluded weights are always exact. "auto": float16, or exact with a Lossless target. `opq.inspect` gives the error
+            of each tensor.
         batch_norm: "keep", or "folded": running means become 0 and running variances a constant, which take almost no bytes;
             weights and biases compensate for it. In evaluation the network is the same up to float32 rounding; in training it
             differs. "auto": folded if the source is a module in evaluation mode, or calibrated, and batch norms have one eps,
@@ -186,8 +187,7 @@ class CompressionConfig:
             SelectionError: A glob of `layers` matches none of them.
             ConfigError: A value is out of range for the target.
         """
-        scales: ScalesName = "none" if self.scales == "auto" and self.resolved_rounding == "deadzone" else self.scales
-        found = {name: LayerConfig(scales=scales) for name in names}
+        found = {name: LayerConfig(scales=self.scales) for name in names}
         for glob, given in self.layers.items():
             for name in match_glob("layers", glob, names):
                 found[name] = found[name].updated(given)
