@@ -40,10 +40,7 @@ def convolutions(inplace):
 def test_activations_in_place_make_no_difference(inputs):
     """An activation that overwrites its input gives the same file as one that does not."""
     plain, inplace = (opq.calibrate(convolutions(inplace), inputs) for inplace in (False, True))
-    assert plain.batch_norms == inplace.batch_norms == {}
     assert plain.sensitivity == inplace.sensitivity
-    for name, output_sensitivity in plain.output_sensitivity.items():
-        assert torch.equal(output_sensitivity, inplace.output_sensitivity[name])
     assert plain.compress(ratio=5).data == inplace.compress(ratio=5).data
 
 
@@ -89,7 +86,7 @@ def test_unused_weights_have_the_smallest_sensitivity():
     assert calibration.sensitivity["spare.weight"] == min(calibration.sensitivity.values())
     with opq.OpqFile(calibration.compress(ratio=6).data) as file:
         steps = {name: file[name].codebook.step for name in calibration.sensitivity}
-    assert steps["spare.weight"] >= min(step for name, step in steps.items() if name != "spare.weight")
+    assert max(steps.values()) < 32.0 * min(steps.values())
 
 
 class Wrapped(nn.Module):
@@ -130,20 +127,22 @@ def test_layers_without_gradients_are_calibrated(inputs):
     opq.verify(calibration.compress(ratio=5).data)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (lambda x: [x[:2], x[2:, :, :4]], "batches must hold inputs of one shape"),
-        (lambda x: [{"pixels": x}], "batches must hold"),
-    ],
-)
-def test_batches_of_unequal_shapes_are_refused(inputs, given, message):
-    """Inputs of several shapes, and batches whose inputs cannot be found, each raise an error."""
-    with pytest.raises(opq.CalibrationError, match=message):
-        opq.calibrate(convolutions(False), given(inputs))
+def test_batches_of_several_lengths_are_accepted():
+    """Batches may differ in shape, as those of texts and of sounds do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(24, 10))
+    calibration = opq.calibrate(model, [torch.randn(4, 4, length) for length in (6, 9, 14, 20, 25)])
+    assert set(calibration.curvatures) == {"0.weight", "4.weight"}
+    opq.verify(calibration.compress(ratio=3).data)
 
 
-def test_a_network_without_logits_is_refused(inputs):
-    """A network that returns a tuple is refused, since it is unknown which output to compare."""
-    with pytest.raises(opq.CalibrationError, match="the network must return a tensor"):
-        opq.calibrate(Wrapped(convolutions(False), lambda x: (x, x)), inputs)
+def test_a_network_without_outputs_of_floating_point_is_refused(inputs):
+    """A network that returns class numbers has nothing to compare."""
+    with pytest.raises(opq.CalibrationError, match="must return tensors of floating point, got Tensor"):
+        opq.calibrate(Wrapped(convolutions(False), lambda x: x.argmax(1)), inputs)
+
+
+def test_a_network_without_gradients_is_refused(inputs):
+    """If no output depends on a weight by a gradient, an error says so."""
+    with pytest.raises(opq.CalibrationError, match="depend on no weight"):
+        opq.calibrate(Wrapped(convolutions(False), lambda x: x.detach()), inputs)

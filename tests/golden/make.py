@@ -104,7 +104,9 @@ def tables() -> bytes:
         "x.linear64": uniform("linear64", 50, -1e5, 1.5).astype(np.float64),
         "x.relative": uniform("relative", 64, 0.01, 2.0),
         "x.relative64": uniform("relative64", 20, 1e3, 1e4).astype(np.float64) * (hashed("zeros", 20) % 4 > 0),
-        "x.wide": np.ldexp(uniform("wide", 40, 1.0, 2.0).astype(np.float64), hashed("exponents", 40).astype(np.int64) % 200 - 100),
+        "x.wide": np.ldexp(
+            uniform("wide", 40, 1.0, 2.0).astype(np.float64), hashed("exponents", 40).astype(np.int64) % 200 - 100
+        ),
         "x.few": uniform("few", 10, 0.5, 1.5),
         "x.equal": np.full(32, 0.99999, dtype=np.float32),
         "x.counter": np.arange(40),

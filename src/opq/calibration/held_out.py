@@ -7,33 +7,38 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opq import dtypes
-from opq.calibration.batch_norm_pairs import outputs_of
+from opq.calibration.inputs import Batch
+from opq.calibration.outputs import errors, is_next_token, outputs_of
 from opq.codec.file_reader import OpqFile
 from opq.compression.compressed_model import CompressedModel
 
-_BATCH = 16
 
-
-def output_errors(model: nn.Module, files: Sequence[CompressedModel], inputs: Tensor) -> list[float]:
-    """The squared error of the outputs over the squared outputs, both sums over all inputs and outputs, of each file; >= 0.
+def output_errors(model: nn.Module, files: Sequence[CompressedModel], batches: Sequence[Batch]) -> list[float]:
+    """The error of the outputs of each file, >= 0.
 
     Args:
-        model: The dense network, in evaluation mode.
+        model: The dense network, in evaluation mode and float32.
         files: Files of this network.
-        inputs: (samples, ...).
+        batches: Inputs, few at a time.
+
+    Returns:
+        For each file, the mean Kullback-Leibler divergence of next-token distributions in nats; of other outputs the squared
+        error over their mean square.
     """
     networks = [_network_of(model, file) for file in files]
-    errors, energy = [0.0] * len(files), 0.0
+    totals, counts = [0.0] * len(files), 0.0
     with torch.no_grad():
-        for batch in torch.split(inputs, _BATCH):
-            wanted = outputs_of(model, batch).double()
-            energy += float(wanted.square().sum())
+        for batch in batches:
+            wanted = outputs_of(model, batch)
+            distributions = is_next_token(batch, wanted)
             for number, network in enumerate(networks):
-                errors[number] += float((outputs_of(network, batch).double() - wanted).square().sum())
-    return [error / energy if energy > 0.0 else error for error in errors]
+                error, count = errors(wanted, outputs_of(network, batch), distributions=distributions)
+                totals[number] += error
+            counts += count
+    return [total / counts for total in totals]
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opq.calibration.batch_norm_pairs import BATCH_NORMS
-from opq.errors import CalibrationError
+from opq.calibration.batch_norm_statistics import BATCH_NORMS
+from opq.calibration.inputs import Batch
+from opq.calibration.outputs import outputs_of
 
 _SHAPES = 120
 _SMALLEST, _LARGEST = 0.03, 0.5
@@ -32,42 +33,33 @@ def synthesize_images(count: int, shape: Sequence[int], *, seed: int) -> Tensor:
 
     Returns:
         float32 (count, channels, height, width), of mean 0 and variance 1 over all values.
-
-    Raises:
-        CalibrationError: The shape is not that of an image.
     """
-    if not isinstance(shape, Sequence) or len(shape) != 3 or min(shape) < 1:
-        raise CalibrationError(
-            f"shape must be (channels, height, width), because only images can be generated, got {shape!r}; else give inputs"
-        )
     generator = np.random.default_rng(seed)
     images = torch.from_numpy(np.stack([_generate(tuple(shape), generator) for _ in range(count)])).float()
     return (images - images.mean()) / images.std().clamp(min=1e-6)
 
 
-def recompute_statistics(model: nn.Module, inputs: Tensor) -> nn.Module:
+def recompute_statistics(model: nn.Module, batch: Batch) -> None:
     """Set the statistics of every batch norm to the mean and variance of its input.
 
     One forward pass suffices: each batch norm sees the output of those before it, with their new statistics.
 
     Args:
         model: The network, in evaluation mode; it is changed in place.
-        inputs: (samples, ...).
-
-    Returns:
-        `model`.
+        batch: Inputs.
     """
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
         norm.train()
+    if not norms:
+        return
     with torch.no_grad():
-        model(inputs)
+        outputs_of(model, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-    return model
 
 
 def _generate(shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
