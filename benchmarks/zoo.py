@@ -4,8 +4,9 @@ Checks the claim that at equal bytes no way of this list gives a better network 
 
     python benchmarks/zoo.py [NETWORK ...] [--way NAME]... [--anew [WAY]]
 
-The networks are those of `zoo_networks` (`make zoo-packages`). No way uses data. Tensors that opq quantizes are those that all
-ways quantize, and equal ones are stored once. Ways whose settings determine their size (`zoo_methods.FIXED`: integers in xz,
+The networks are those of `zoo_networks` (`make zoo-packages`). Two ways of opq use inputs: "opq, calibrated" those of
+`zoo_networks.calibration_inputs`, and "opq, synthetic" those that `opq.calibrate` makes. No other way uses data. Tensors that
+opq quantizes are those that all ways quantize, and equal ones are stored once. Ways whose settings determine their size (`zoo_methods.FIXED`: integers in xz,
 HQQ and SINQ by their packages) have a row for each setting. Ways whose size can be chosen have a row for each of three targets:
 rounding with a step per row, entropy coded, and NNCodec with uniform and with dependent quantization (`make peers`). opq is run
 at the targets, and at the bytes of each other file between half of the smallest target and 1.5 times the largest, unless it was
@@ -29,8 +30,9 @@ import torch
 from harness import Row, keep_row, kept_rows
 from zoo_comparison import compare, is_compared, is_target
 from zoo_formats import WeightFormat
-from zoo_methods import FIXED, SEARCHED, Saved, Tensors, fixed_file, opq_file, searched_ways
+from zoo_methods import FIXED, SEARCHED, Saved, Tensors, calibrated_file, fixed_file, opq_file, searched_ways
 from zoo_networks import NETWORKS, Network
+from zoo_networks.calibration_inputs import SHAPES, calibration_inputs
 
 import opq
 
@@ -49,7 +51,17 @@ TARGETS = {
 }
 """{network: three sizes of a file, the largest first}: times smaller than the source, bits per weight, or bytes."""
 
-WAYS = ("opq", *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
+CALIBRATED_TARGETS = {
+    "efficientnet_lite0": ("8x", "10x", "12x"),
+    "minilm": ("4 bits", "3 bits", "2 bits"),
+    "smollm2": ("4 bits", "3 bits", "2.5 bits"),
+}
+"""As TARGETS, of the ways with inputs, for networks with other targets than in TARGETS; opq is run at these too."""
+
+WITH_INPUTS = {"opq, calibrated": "inputs", "opq, synthetic": "synthetic"}
+"""{way of opq: data that it uses}"""
+
+WAYS = ("opq", *WITH_INPUTS, *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
 
 _ENOUGH = 0.99
 """Share of another file's bytes that opq is asked for at least."""
@@ -85,6 +97,7 @@ class Case:
         self.name, self._anew, self._made = name, anew, made
         self._network: Network | None = None
         self._tensors: Tensors | None = None
+        self._calibrations: dict[str, opq.Calibration] = {}
 
     @property
     def network(self) -> Network:
@@ -97,6 +110,15 @@ class Case:
         """Its tensors."""
         self._tensors = self._tensors or Tensors.of(self.network)
         return self._tensors
+
+    def calibration(self, method: str) -> opq.Calibration:
+        """The calibration of one of WITH_INPUTS."""
+        if method not in self._calibrations:
+            print(f"{self.name}: {method}", file=sys.stderr)
+            inputs = calibration_inputs(self.name) if WITH_INPUTS[method] == "inputs" else None
+            shape = SHAPES.get(self.name) if inputs is None else None
+            self._calibrations[method] = opq.calibrate(self.network.module, inputs, shape=shape)
+        return self._calibrations[method]
 
     def rows(self) -> list[Row]:
         """Its rows so far, without those that are to be made again."""
@@ -117,7 +139,7 @@ class Case:
             "method": method,
             "setting": setting,
             "against": against,
-            "data": "none",
+            "data": WITH_INPUTS.get(method, "none"),
             "asked_bytes": saved.asked,
             "bits": 8.0 * len(saved.data) / self.tensors.count,
             "file_bytes": len(saved.data),
@@ -146,15 +168,24 @@ def _complete(case: Case, ways: Sequence[str]) -> None:
             for target in TARGETS[case.name]:
                 if method in ways:
                     case.add(method, target, partial(_searched, case, run, method, target))
+    calibrated_targets = CALIBRATED_TARGETS.get(case.name, TARGETS[case.name])
+    for method in WITH_INPUTS:
+        for target in calibrated_targets:
+            if method in ways:
+                case.add(method, target, partial(_calibrated, case, method, target))
     if "opq" not in ways:
         return
-    for target in TARGETS[case.name]:
+    for target in dict.fromkeys((*TARGETS[case.name], *calibrated_targets)):
         case.add("opq", target, partial(_of_opq, case, target))
     rows = case.rows()
     asked = [row["asked_bytes"] for row in rows if is_target(row)]
     for row in sorted(rows, key=lambda row: row["file_bytes"]):
         size = row["file_bytes"]
-        if row["method"] == "opq" or not is_compared(row, rows) or any(_ENOUGH * size <= other <= size for other in asked):
+        if (
+            row["method"].startswith("opq")
+            or not is_compared(row, rows)
+            or any(_ENOUGH * size <= other <= size for other in asked)
+        ):
             continue
         asked.append(size)
         try:
@@ -174,6 +205,10 @@ def _searched(case: Case, run: Callable[[str, int], Saved], way: str, target: st
 
 def _of_opq(case: Case, target: str | int) -> Saved:
     return opq_file(case.tensors, target if isinstance(target, int) else bytes_of(target, case.tensors))
+
+
+def _calibrated(case: Case, method: str, target: str) -> Saved:
+    return calibrated_file(case.calibration(method), bytes_of(target, case.tensors))
 
 
 def bytes_of(target: str, tensors: Tensors) -> int:

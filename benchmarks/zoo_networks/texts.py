@@ -60,9 +60,9 @@ def paragraphs(part: str) -> list[str]:
     return found
 
 
-def sentences(count: int) -> list[str]:
-    """Different sentences of 40 to 160 letters, evenly from the whole held-out text."""
-    found = [sentence for text in paragraphs("test") for sentence in re.split(r"(?<=[.!?]) ", text)]
+def sentences(count: int, part: str = "test") -> list[str]:
+    """Different sentences of 40 to 160 letters, evenly from a whole part of the text."""
+    found = [sentence for text in paragraphs(part) for sentence in re.split(r"(?<=[.!?]) ", text)]
     plain = [sentence for sentence in dict.fromkeys(found) if re.fullmatch(r"[A-Z][a-z][A-Za-z ,'-]{38,158}[.!?]", sentence)]
     return [plain[number * len(plain) // count] for number in range(count)]
 

@@ -2,7 +2,7 @@
 
 In evaluation a batch norm computes y = weight (x - mean) / sqrt(variance + eps) + bias: one scale and one shift per channel,
 spread over four vectors. So its statistics can be replaced by any others if weight and bias compensate for that, and a scale
-and a shift of its input can be absorbed. All arithmetic is in the dtype of the given vectors, float64 by convention.
+All arithmetic is in the dtype of the given vectors, float64 by convention.
 """
 
 from __future__ import annotations
@@ -55,15 +55,6 @@ class BatchNormVectors:
             mean=mean,
             variance=variance,
         )
-
-    def absorb(self, scales: Vector, shift: Vector) -> BatchNormVectors:
-        """A batch norm with the same statistics that computes for x what this one computes for scales * x + shift.
-
-        Args:
-            scales: (channels,).
-            shift: (channels,).
-        """
-        return replace(self, weight=self.weight * scales, bias=self.bias + self.slope * (shift + (scales - 1.0) * self.mean))
 
 
 def is_folded(mean: Vector, variance: Vector) -> bool:

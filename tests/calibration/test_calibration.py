@@ -241,3 +241,30 @@ def test_batch_norms_are_folded_by_default(training, inputs):
         back = opq.torch.load(calibration.compress(ratio=5, **options).data)
         assert bool(back["0.running_mean"].any()) != folded
     assert model.training == training
+
+
+def test_recomputed_statistics_are_those_of_the_inputs():
+    """After each batch norm, channels have its bias as mean and the magnitude of its weight as standard deviation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6, momentum=None), nn.ReLU()
+    ).eval()
+    norms = batch_norm_statistics.batch_norms_of(model)
+    for norm in norms.values():
+        nn.init.uniform_(norm.weight, -1.5, 1.5)
+        nn.init.normal_(norm.bias)
+        nn.init.constant_(norm.running_mean, 7.0)
+    momenta = [norm.momentum for norm in norms.values()]
+    inputs = 3.0 * torch.randn(64, 3, 10, 10) + 1.0
+    synthetic_images.recompute_statistics(model, ((inputs,), {}))
+    assert [norm.momentum for norm in norms.values()] == momenta
+    assert not any(norm.training for norm in norms.values())
+    found = {}
+    for name, norm in norms.items():
+        norm.register_forward_hook(lambda _, __, output, name=name: found.update({name: output.clone()}))
+    with torch.no_grad():
+        model(inputs)
+    for name, norm in norms.items():
+        values = found[name].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(values.mean(1), norm.bias.detach(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values.std(1), norm.weight.detach().abs(), rtol=1e-3, atol=1e-3)

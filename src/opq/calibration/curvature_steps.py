@@ -30,7 +30,7 @@ from opq.rate_distortion.scales import LARGEST_SCALE
 ROW_SHARE = 0.5
 """Power of the measured curvature of rows."""
 
-RELATIVE_SHARE = 0.25
+RELATIVE_SHARE = 0.375
 """Power of the cost of a relative error in the step of a whole weight; the measured curvature has the rest."""
 
 UNSEEN = 0.05
