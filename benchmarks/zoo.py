@@ -6,16 +6,17 @@ Checks the claim that at equal bytes no way of this list gives a better network 
 
 The networks are those of `zoo_networks` (`make zoo-packages`). Two ways of opq use inputs: "opq, calibrated" those of
 `zoo_networks.calibration_inputs`, and "opq, synthetic" those that `opq.calibrate` makes. No other way uses data. Tensors that
-opq quantizes are those that all ways quantize, and equal ones are stored once. Ways whose settings determine their size (`zoo_methods.FIXED`: integers in xz,
-HQQ and SINQ by their packages) have a row for each setting. Ways whose size can be chosen have a row for each of three targets:
-rounding with a step per row, entropy coded, and NNCodec with uniform and with dependent quantization (`make peers`). opq is run
-at the targets, and at the bytes of each other file between half of the smallest target and 1.5 times the largest, unless it was
-run at no more bytes and at least 99% of them already.
+opq quantizes are those that all ways quantize, and equal ones are stored once. Ways whose settings determine their size
+(`zoo_methods.FIXED`: integers in xz, HQQ and SINQ by their packages) have a row for each setting. Ways whose size can be chosen
+have a row for each of three targets: rounding with a step per row, entropy coded, and NNCodec with uniform and with dependent
+quantization (`make peers`). opq is run at the targets, and at the bytes of each other file between half of the smallest target
+and 1.5 times the largest, unless it was run at no more bytes and at least 99% of them already.
 
 Every measure is that of the network read from the file. Rows that are in benchmarks/results/zoo.json are kept; with `--anew`
 they are made again, all of them or those of one way. With `--way` only this way is run. In the end each file is compared with
-opq's at its bytes; the exit status is 1 if opq is worse by more than two standard errors anywhere. The error of a difference is
-the root of the sum of both squared errors, each that of the change from the dense network.
+opq's at its bytes, and each with inputs with that without; the exit status is 1 if opq, or opq with inputs, is worse by more
+than two standard errors anywhere. The error of a difference is the root of the sum of both squared errors, each that of the
+change from the dense network.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_curvature_is_that_of_the_squared_error(model):
     """
     torch.manual_seed(0)
     inputs = normal(8, 3, 7)
-    found = measure_curvature(model.eval(), [((inputs,), {})] * 600)
+    found = measure_curvature(model.eval(), [[((half,), {}) for half in inputs.split(4)]] * 600)
     scale = float(model(inputs).detach().square().mean())
     for name, curvature in found.items():
         weight = model.get_parameter(name).detach()
@@ -62,7 +62,7 @@ def test_measuring_changes_nothing():
     model.forward = lambda x: model[1](model[0](x))
     model[0].weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert set(measure_curvature(model, [((normal(5, 4),), {})])) == {"0.weight", "1.weight"}
+    assert set(measure_curvature(model, [[((normal(5, 4),), {})]])) == {"0.weight", "1.weight"}
     assert not model[0].weight.requires_grad
     assert model[1].weight.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -12,7 +12,7 @@ from torch import nn
 import opq
 import opq.torch
 from opq.calibration.held_out import output_errors
-from opq.calibration.inputs import FEWEST, joined, portions, split
+from opq.calibration.inputs import FEWEST, groups_of, joined, portions, split
 
 
 class SamePadding(nn.Conv2d):
@@ -113,6 +113,13 @@ def test_the_last_inputs_are_held_out(sizes):
     whole = portions(used, 7)
     assert torch.equal(torch.cat([batch[0][0] for batch in whole]), torch.cat([batch[0][0] for batch in used]))
     assert all(len(batch[0][0]) <= 7 and len(batch[1]["shared"]) == 3 * sum(sizes) for batch in whole)
+    groups = groups_of(used, 5)
+    assert torch.equal(
+        torch.cat([batch[0][0] for group in groups for batch in group]), torch.cat([batch[0][0] for batch in used])
+    )
+    share = -(-sum(len(batch[0][0]) for batch in used) // 5)
+    assert all(sum(len(batch[0][0]) for batch in group) <= share for group in groups)
+    assert len(groups) <= 10
     assert torch.equal(joined(used, 20)[0][0], torch.cat([batch[0][0] for batch in used])[:20])
 
 

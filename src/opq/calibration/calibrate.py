@@ -20,7 +20,7 @@ from opq.calibration.batch_norm_statistics import input_statistics
 from opq.calibration.compensation import Factor
 from opq.calibration.curvature import Curvature, measure_curvature, total
 from opq.calibration.held_out import output_errors
-from opq.calibration.inputs import Batch, batches_of, describe, joined, portions, size_of, split
+from opq.calibration.inputs import Batch, batches_of, describe, groups_of, joined, portions, size_of, split
 from opq.calibration.network_rounding import Corrections, NetworkRounding
 from opq.calibration.synthetic import synthesize
 from opq.calibration.synthetic_images import recompute_statistics
@@ -37,7 +37,7 @@ from opq.progress import Progress, logger, show_progress
 from opq.rate_distortion.rate_control import BudgetSearch
 
 GRADIENTS = 48
-"""About how many gradients are measured: inputs are divided into so many batches, or each is one."""
+"""The largest number of gradients that are measured; each is that of several inputs, if there are more."""
 
 _CORRECTED_ON = 64
 _HELD_OUT_BATCH = 16
@@ -220,9 +220,7 @@ def calibrate(
         try:
             if inputs is None:
                 recompute_statistics(reference, joined(used, 2 * _CORRECTED_ON))
-            curvatures = measure_curvature(
-                reference, portions(used, -(-sum(map(size_of, used)) // GRADIENTS)), seed=seed, report=report
-            )
+            curvatures = measure_curvature(reference, groups_of(used, GRADIENTS), seed=seed, report=report)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, CalibrationError):
                 raise

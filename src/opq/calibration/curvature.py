@@ -57,15 +57,15 @@ def matrix_of(weight: Tensor, transposed: bool) -> Tensor:
 
 
 def measure_curvature(
-    model: nn.Module, batches: Sequence[Batch], *, seed: int = 0, report: Progress | None = None
+    model: nn.Module, groups: Sequence[Sequence[Batch]], *, seed: int = 0, report: Progress | None = None
 ) -> dict[str, Curvature]:
     """Measure the curvature of every parameter with at least two dimensions that has a gradient.
 
     Args:
         model: The network, in evaluation mode and float32. Its values and `requires_grad` flags are the same afterwards.
-        batches: Inputs; each gives one gradient.
+        groups: Groups of batches; each group gives one gradient.
         seed: Of the random directions, >= 0.
-        report: Called after each batch.
+        report: Called after each group.
 
     Returns:
         {parameter: its curvature}. A parameter under several names has it under the first one.
@@ -81,27 +81,32 @@ def measure_curvature(
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        for number, batch in enumerate(batches, 1):
-            # A kernel of cuDNN does not run backward in evaluation mode, and the fast path of attention has no gradients.
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-                outputs = outputs_of(model, batch)
-                outputs = [output for output in outputs if output.requires_grad] or outputs
-                distributions = is_next_token(batch, outputs)
-                directions = random_directions([output.detach() for output in outputs], generator, distributions=distributions)
-                model.zero_grad(set_to_none=True)
-                if outputs[0].requires_grad:
-                    torch.autograd.backward(outputs[: len(directions)], directions)
+        for number, group in enumerate(groups, 1):
+            model.zero_grad(set_to_none=True)
+            for batch in group:
+                _add_gradient(model, batch, generator)
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     found = _of_gradient(parameter.grad, name in swapped)
                     sums[name] = sums[name].plus(found) if name in sums else found
             if report is not None:
-                report("measuring curvature", number, len(batches))
+                report("measuring curvature", number, len(groups))
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(requires_grad[name])
             parameter.grad = None
     return {name: found for name, found in sums.items() if float(found.rows.sum()) > 0.0}
+
+
+def _add_gradient(model: nn.Module, batch: Batch, generator: torch.Generator) -> None:
+    # A kernel of cuDNN does not run backward in evaluation mode, and the fast path of attention has no gradients.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        outputs = outputs_of(model, batch)
+        distributions = is_next_token(batch, outputs)
+        directions = random_directions([output.detach() for output in outputs], generator, distributions=distributions)
+        reached = [pair for pair in zip(outputs, directions, strict=False) if pair[0].requires_grad]
+        if reached:
+            torch.autograd.backward([output for output, _ in reached], [direction for _, direction in reached])
 
 
 def _of_gradient(gradient: Tensor, transposed: bool) -> Curvature:

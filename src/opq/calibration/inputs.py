@@ -92,6 +92,25 @@ def portions(batches: Iterable[Batch], size: int) -> list[Batch]:
     ]
 
 
+def groups_of(batches: Sequence[Batch], most: int) -> list[list[Batch]]:
+    """Groups with about equally many samples, in order; large batches are divided, small ones share a group.
+
+    Args:
+        batches: At least one sample in all.
+        most: A group has at most the number of samples over this, rounded up; so there are fewer than twice as many groups.
+    """
+    share = -(-sum(map(size_of, batches)) // most)
+    groups: list[list[Batch]] = []
+    room = 0
+    for batch in portions(batches, share):
+        if room < size_of(batch):
+            groups.append([])
+            room = share
+        groups[-1].append(batch)
+        room -= size_of(batch)
+    return groups
+
+
 def joined(batches: Sequence[Batch], count: int) -> Batch:
     """About `count` samples as one batch: as many of the first batches as have the first one's shapes."""
     first = tensors_of(batches[0])

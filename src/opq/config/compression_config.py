@@ -55,8 +55,9 @@ class CompressionConfig:
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
             relative errors of rows count alike. "auto": with compensated rounding, token embeddings as with "rows", recurrent
-            weights with the root of the magnitudes, others none (`opq.compression.row_scales`); with dead zones and in
-            calibration none. With a TwoStage target only "auto" and "none" are valid.
+            weights with the root of the magnitudes, others none (`opq.compression.row_scales`); with dead zones none; in
+            calibration rows and columns by the curvature (`opq.calibration.curvature_steps`). With a TwoStage target only
+            "auto" and "none" are valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
         exclude: Globs. Weights whose names match one are stored as auxiliary tensors.
         layers: {glob or name: LayerConfig}. If several fix the same field of a weight, the last one counts.
