@@ -23,6 +23,7 @@ from opq.compression.packed_layouts import refuse_packed
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.tied_head import tied_heads
+from opq.compression.trellis_weights import may_follow_trellis
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.progress import logger
@@ -103,7 +104,11 @@ class CheckpointAnalysis:
         powers = self._row_powers(config, configs)
         statistics = {name: found.by_rows(powers[name]) if powers[name] else found for name, found in self.statistics.items()}
         costs = self._balanced_costs(statistics) if config.resolved_cost == "balanced" else {}
-        return [Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0)) for name in names]
+        trellises = self._trellises(configs) if config.resolved_rounding == "trellis" else set()
+        return [
+            Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0), name in trellises)
+            for name in names
+        ]
 
     def _balanced_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
         distinct = {name: found for name, found in statistics.items() if name not in self.repeats}
@@ -111,6 +116,17 @@ class CheckpointAnalysis:
         heads = tied_heads({name: found.shape for name, found in statistics.items()}, self.repeats, frozenset(self.state))
         factor = max(HEAD_SHARE * len(distinct), 1.0)
         return {name: (factor if name in heads else 1.0) * costs[self.repeats.get(name, name)] for name in statistics}
+
+    def _trellises(self, configs: Mapping[str, LayerConfig]) -> set[str]:
+        """The weights that may follow a trellis. Of equal weights all or none do, so that they are stored once."""
+        without = {
+            self.repeats.get(name, name)
+            for name, measured in self.statistics.items()
+            if configs[name].is_fixed
+            or self.state.nonzero_over(name) is not None
+            or not may_follow_trellis(measured, self.state.describe(name)[0])
+        }
+        return {name for name in self.statistics if self.repeats.get(name, name) not in without}
 
     def _row_powers(self, config: CompressionConfig, configs: Mapping[str, LayerConfig]) -> dict[str, float]:
         """{weight: the power of its rows' magnitudes that its steps follow}, 0 for one step. Equal weights have the same."""
@@ -121,7 +137,7 @@ class CheckpointAnalysis:
         found = {}
         for name, own in configs.items():
             if own.scales == "auto":
-                is_free = config.resolved_rounding == "compensated" and not own.is_fixed
+                is_free = config.resolved_rounding != "deadzone" and not own.is_fixed
                 found[name] = automatic[self.repeats.get(name, name)] if is_free else 0.0
             else:
                 found[name] = 1.0 if own.scales == "rows" and len(self.statistics[name].shape) > 1 else 0.0
