@@ -23,7 +23,7 @@ from opq.compression.packed_layouts import refuse_packed
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.tied_head import tied_heads
-from opq.compression.trellis_weights import may_follow_trellis
+from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.progress import logger
@@ -38,7 +38,6 @@ _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
-
 
 HEAD_SHARE = 0.5
 """The error of a head that is also the embedding counts as much as that of this share of all weights together."""
@@ -92,23 +91,18 @@ class CheckpointAnalysis:
         names = list(self.statistics)
         configs = config.layer_configs(names)
         if not names:
-            raise TargetError(
-                f"there is no weight to compress: {'; '.join(sorted(set(self.exact.values()))) or 'there is no tensor'}; "
-                "change include and exclude, or use lossless"
-            )
+            reasons = "; ".join(sorted(set(self.exact.values()))) or "there is no tensor"
+            raise TargetError(f"there is no weight to compress: {reasons}; change include and exclude, or use lossless")
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
         for name in sorted(self.repeats.keys() - repeats.keys()):
-            logger.warning(
-                "weights %r and %r are equal but have different settings, so both are stored", self.repeats[name], name
-            )
+            message = "weights %r and %r are equal but have different settings, so both are stored"
+            logger.warning(message, self.repeats[name], name)
         powers = self._row_powers(config, configs)
         statistics = {name: found.by_rows(powers[name]) if powers[name] else found for name, found in self.statistics.items()}
         costs = self._balanced_costs(statistics) if config.resolved_cost == "balanced" else {}
-        trellises = self._trellises(configs) if config.resolved_rounding == "trellis" else set()
-        return [
-            Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0), name in trellises)
-            for name in names
-        ]
+        free = [name for name in names if config.resolved_rounding == "trellis" and not configs[name].is_fixed]
+        trellis = trellis_weights(self.state, self.statistics, free, self.repeats)
+        return [Layer(n, statistics[n], configs[n], repeats.get(n), costs.get(n, 1.0), n in trellis) for n in names]
 
     def _balanced_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
         distinct = {name: found for name, found in statistics.items() if name not in self.repeats}
@@ -116,17 +110,6 @@ class CheckpointAnalysis:
         heads = tied_heads({name: found.shape for name, found in statistics.items()}, self.repeats, frozenset(self.state))
         factor = max(HEAD_SHARE * len(distinct), 1.0)
         return {name: (factor if name in heads else 1.0) * costs[self.repeats.get(name, name)] for name in statistics}
-
-    def _trellises(self, configs: Mapping[str, LayerConfig]) -> set[str]:
-        """The weights that may follow a trellis. Of equal weights all or none do, so that they are stored once."""
-        without = {
-            self.repeats.get(name, name)
-            for name, measured in self.statistics.items()
-            if configs[name].is_fixed
-            or self.state.nonzero_over(name) is not None
-            or not may_follow_trellis(measured, self.state.describe(name)[0])
-        }
-        return {name for name in self.statistics if self.repeats.get(name, name) not in without}
 
     def _row_powers(self, config: CompressionConfig, configs: Mapping[str, LayerConfig]) -> dict[str, float]:
         """{weight: the power of its rows' magnitudes that its steps follow}, 0 for one step. Equal weights have the same."""
@@ -184,7 +167,9 @@ def analyze_planned(state: State, plan: Plan) -> CheckpointAnalysis:
             raise PlanError(
                 f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}; make a plan for this one"
             )
-    return _analyze(state, plan.layers, plan.auxiliary, False, plan.exact)
+    analysis = _analyze(state, plan.layers, plan.auxiliary, False, plan.exact)
+    refuse_trellis_directions(analysis.state, plan.layers)
+    return analysis
 
 
 def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:

@@ -161,10 +161,7 @@ def _layer_plan(
         threshold = pruned_magnitude = LARGEST_STEP
         step, offset = 1.0, 0.5
     step = float(np.float32(step))
-    if num_kept is not None:
-        sparsity = 1.0 - num_kept / statistics.count
-    else:
-        sparsity = _share_up_to(statistics, threshold)
+    sparsity = _share_up_to(statistics, threshold) if num_kept is None else 1.0 - num_kept / statistics.count
     return LayerPlan(
         shape=statistics.shape,
         step=step,

@@ -158,7 +158,7 @@ class SizeModel:
             group = [layer for layer in self.layers if (_kernel_size(layer) > 1) == has_kernel]
             chosen = _representatives(group)
             # The gain with a trellis is that without, and the algorithm is slow on the few rows of an excerpt.
-            used = {layer.name: plans[layer.name].alone if plans[layer.name].is_trellis else plans[layer.name] for layer in chosen}
+            used = {layer.name: plans[layer.name].without_trellis for layer in chosen}
             codes = [_excerpt_codes(layer, used[layer.name]) for layer in chosen]
             context = context_gain(codes)
             gain = context.gain * (1.0 if ROUNDINGS[self.rounding].is_elementwise else _rounding_cost(codes, chosen, used))
@@ -196,9 +196,9 @@ def _representatives(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _trellis_bits(statistics: LayerStatistics, uniform_step: float) -> float:
-    """Contextless bits of a weight that follows a trellis in place of uniform rounding: the mean of both quantizers, corrected."""
+    """Contextless bits of a weight that follows a trellis in place of uniform rounding: the mean of both quantizers."""
     half = trellis.codebook_step(uniform_step, statistics.laplace_scale)
-    # Quantizer 0 has the borders 1, 3, 5, ... halves, quantizer 1 has 1/2, 2, 4, ...
+    # In codebook steps, quantizer 0 has borders at 1, 3, 5, ..., quantizer 1 at 1/2, 2, 4, ...
     first = contextless_bits(statistics, half, 2.0 * half, 0.5)
     second = contextless_bits(statistics, 0.5 * half, 2.0 * half, 1.0)
     return 0.5 * (first + second) * (1.0 + trellis.SPREAD * (half / statistics.laplace_scale) ** 2)
@@ -210,7 +210,7 @@ def _kernel_size(layer: Layer) -> int:
 
 def _rounding_cost(codes: Sequence[NDArray[np.int32]], layers: Sequence[Layer], plans: Mapping[str, LayerPlan]) -> float:
     """Contextless bits of these codes of excerpts over those with each weight rounded alone."""
-    alone = [_excerpt_codes(layer, plans[layer.name].alone) for layer in layers]
+    alone = [_excerpt_codes(layer, replace(plans[layer.name], rounding="deadzone")) for layer in layers]
     bits, bits_alone = (sum(float(contextless_code_bits(codes).sum()) for codes in some) for some in (codes, alone))
     return bits / bits_alone if bits > 0.0 and bits_alone > 0.0 else 1.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.errors import WeightError
 from opq.quantization.arrays import Array
-from opq.quantization.codebook import Codebook, LevelTable, codebook_of
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, UniformCodebook, codebook_of
 from opq.quantization.quantizer import quantize
 from opq.rate_distortion.layer_plan import LayerPlan
 
@@ -93,6 +93,14 @@ class CompressedTensor:
         """The weight's rows from `start` to `stop`; it has at least one dimension."""
         return CompressedTensor(self.codes[start:stop], self.codebook.channels(start, stop), self.dtype, self.trellis)
 
+    @property
+    def without_trellis(self) -> CompressedTensor:
+        """The weight without a trellis: each value at the nearest multiple of two steps, the even one of two as near."""
+        if not self.trellis or not isinstance(self.codebook, UniformCodebook | ScaledCodebook):
+            return self
+        codes = np.rint(0.5 * self.codes).astype(np.int32)
+        return CompressedTensor(codes, replace(self.codebook, step=2.0 * self.codebook.step), self.dtype)
+
     def read_codes(self) -> CodeReader:
         """A reader of the codes."""
         flat = np.require(self.codes, np.int32, ["C", "A"]).reshape(-1)
@@ -104,10 +112,14 @@ class CompressedTensor:
         return int(np.count_nonzero(self.codes))
 
     @property
+    def indices(self) -> NDArray[np.int32]:
+        """What is coded, int32: with a trellis the codes k of its quantizers, otherwise the codes."""
+        return np.sign(self.codes) * ((np.abs(self.codes) + 1) // 2) if self.trellis else self.codes
+
+    @property
     def nominal_bits(self) -> float:
-        """Total bits of the nonzero codes if each is stored with a fixed width in whole bits; the codes k of a trellis."""
-        codes = (np.abs(self.codes) + 1) // 2 if self.trellis else self.codes
-        return self.codebook.nominal_bits(codes) if self.num_kept else 0.0
+        """Total bits of the nonzero indices if each is stored with a fixed width in whole bits."""
+        return self.codebook.nominal_bits(self.indices) if self.num_kept else 0.0
 
 
 def compress_tensor(weight: Array, plan: LayerPlan) -> CompressedTensor:

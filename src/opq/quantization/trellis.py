@@ -31,8 +31,8 @@ _COLUMNS = 16
 """The number of columns whose errors are computed together, and after which costs are counted from the least."""
 
 _BRANCHES = (0, 2, 3, 1, 2, 0, 1, 3)
-"""Of the |n| that lead from state i < 4 to state 2 i + b the smallest one, at index 2 i + b; the others follow at distances of 4.
-Those that lead from state i + 4 to state 2 i + b are at (2 i + b + 4) mod 8. 3 has 0 before it: in quantizer 1, 0 is an even k."""
+"""Of the |n| that lead from state i < 4 to state 2 i + b the smallest one, at index 2 i + b; others follow at distances of 4.
+Those that lead from state i + 4 to state 2 i + b are at (2 i + b + 4) mod 8. Before 3 there is 0, whose k is even too."""
 
 
 def trellis_codes(scaled: Any, max_codes: Any, xp: Any) -> Any:
@@ -43,7 +43,8 @@ def trellis_codes(scaled: Any, max_codes: Any, xp: Any) -> Any:
 
     Args:
         scaled: (rows, columns): weights over their steps, float32 or float64, with at least one element.
-        max_codes: Largest codes, at least SMALLEST_LIMIT, shaped to broadcast with `scaled`. Magnitudes count as two less at most.
+        max_codes: Largest codes, at least SMALLEST_LIMIT, shaped to broadcast with `scaled`. Larger magnitudes than two less
+            count as two less.
         xp: The array API functions for `scaled`.
 
     Returns:
@@ -69,8 +70,8 @@ def _survivors(magnitudes: Any, xp: Any) -> tuple[list[Any], Any]:
         xp: The array API functions for `magnitudes`.
 
     Returns:
-        For each column whether the best path to state 2 i + b comes from state i + 4 rather than i, bool (4, 2, rows) by i and b;
-        and the state in which the best of all paths ends, int64 (rows,).
+        For each column whether the best path to state 2 i + b comes from state i + 4 and not from i, bool (4, 2, rows) by i and
+        b; and the state in which the best of all paths ends, int64 (rows,).
     """
     columns, rows = magnitudes.shape
     costs = xp.stack([magnitudes[0, :] * 0.0] + [magnitudes[0, :] * 0.0 + math.inf] * 8)[:8, :]

@@ -66,10 +66,10 @@ class LayerPlan:
         return self.rounding == "trellis"
 
     @property
-    def alone(self) -> LayerPlan:
-        """The plan with each weight rounded alone. In place of a trellis: to multiples of two steps, which takes as many bits."""
+    def without_trellis(self) -> LayerPlan:
+        """The plan without a trellis: each weight rounded alone to multiples of two steps, which take about as many bits."""
         if not self.is_trellis:
-            return replace(self, rounding="deadzone")
+            return self
         return replace(self, rounding="deadzone", step=2.0 * self.step, threshold=self.step, rounding_offset=0.5)
 
     @property

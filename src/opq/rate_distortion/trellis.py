@@ -1,11 +1,13 @@
 """Trellis-coded weights in planning: the step, the bits and the zeros that a trellis gives in place of uniform rounding.
 
-All are fits to Gaussian and Laplace weights (docs/log.md), in units of their mean magnitude s. A trellis replaces uniform rounding
-with step d by a codebook step of d/2 (HIGH_RATE + LOW_RATE d/s). Its squared error is then the same, and so is the slope of error
-over bits, so one lambda serves weights of both kinds.
+All are fits to Gaussian and Laplace weights (docs/log.md), in units of their mean magnitude s. Uniform rounding with step d has
+the squared error of a trellis with codebook step d/2 (HIGH_RATE + LOW_RATE d/s). The slope of error over bits is then the same
+too, so one lambda serves weights of both kinds.
 """
 
 from __future__ import annotations
+
+import math
 
 FINEST_STEP, COARSEST_STEP = 2.0**-12, 2.5
 """Uniform steps that a trellis replaces, in mean magnitudes. With finer ones codes could become too large. With coarser ones,
@@ -33,4 +35,4 @@ def codebook_step(step: float, scale: float) -> float:
 def uniform_step(codebook_step: float, scale: float) -> float:
     """Inverse of `codebook_step`."""
     ratio = 2.0 * codebook_step / scale
-    return 2.0 * ratio * scale / (HIGH_RATE + (HIGH_RATE**2 + 4.0 * LOW_RATE * ratio) ** 0.5)
+    return 2.0 * ratio * scale / (HIGH_RATE + math.sqrt(HIGH_RATE**2 + 4.0 * LOW_RATE * ratio))

@@ -86,6 +86,20 @@ typedef struct {
     int breaks_trellis; /* a code to encode is not one of its state's quantizer */
 } BandState;
 
+/* Sets the values in the first byte of a section, s + 32 h in docs/format.md, "Sections of codes". Returns whether codes of
+ * this many bytes can have this shape. */
+static int complete_shape(Shape *shape, int first, int64_t bytes) {
+    if (first < 0 || first > 255) return 0;
+    shape->raw_bits = first & 31, shape->initial_mean = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
+    shape->trellis = shape->raw_bits > MAX_RAW_BITS;
+    if (shape->trellis) shape->raw_bits -= MAX_RAW_BITS + 1;
+    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > MAX_POSITIONS) return 0;
+    if (shape->width < 1 || shape->positions % shape->width || (shape->trellis && shape->positions > 1)) return 0;
+    const int64_t count = bytes / 4;
+    return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
+           count / shape->positions / shape->inputs == shape->outputs;
+}
+
 static void init_positions(PositionContext *contexts, const Shape *shape) {
     for (int64_t p = 0; p < shape->positions; p++) {
         int64_t y = p / shape->width, x = p % shape->width;
