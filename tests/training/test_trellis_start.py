@@ -47,7 +47,7 @@ def test_a_file_with_a_trellis_starts_near_its_values():
 
 
 def test_calibration_has_no_trellis():
-    """Calibrated weights are rounded by their curvature, and the others are compensated, whatever the file of the weights is."""
+    """Calibrated weights are rounded by their curvature; the file of the weights alone, if it is better, has a trellis."""
     torch.manual_seed(1)
     calibration = opq.calibrate(network(), torch.randn(64, 64))
     data = calibration.compress(ratio=8).data
