@@ -74,7 +74,8 @@ def _survivors(magnitudes: Any, xp: Any) -> tuple[list[Any], Any]:
         b; and the state in which the best of all paths ends, int64 (rows,).
     """
     columns, rows = magnitudes.shape
-    costs = xp.stack([magnitudes[0, :] * 0.0] + [magnitudes[0, :] * 0.0 + math.inf] * 8)[:8, :]
+    start_cost = magnitudes[0, :] * 0.0
+    costs = xp.stack([start_cost] + [start_cost + math.inf] * 7)
     took_second = []  # whether the best path to each state comes from the second of its two states, for each column
     for start in range(0, columns, _COLUMNS):
         errors = _branch_errors(magnitudes[start : start + _COLUMNS, :], xp)

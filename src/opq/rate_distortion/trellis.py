@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
-FINEST_STEP, COARSEST_STEP = 2.0**-12, 2.5
+FINEST_STEP, COARSEST_STEP = 2.0**-12, 3.0
 """Uniform steps that a trellis replaces, in mean magnitudes. With finer ones codes could become too large. With coarser ones,
-below about one bit per weight, it gains nothing."""
+below about one bit per weight, weights of a few thousand elements lose."""
 
 HIGH_RATE, LOW_RATE = 1.125, 0.18
 
