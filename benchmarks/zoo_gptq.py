@@ -1,4 +1,4 @@
-"""GPTQ (E. Frantar et al., 2022), a page of our own: integers in groups of 128; columns make up for errors of those before them.
+"""GPTQ (E. Frantar et al., 2022), a page of our own: integers in groups of 128, with errors moved to the columns behind.
 
 Linear layers are quantized with the second moments of their inputs in the dense network, damped by 1% of their mean, and
 columns in order of their power ("act-order"). All other weights, such as embeddings, are rounded to nearest in the same groups.
