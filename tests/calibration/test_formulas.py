@@ -125,16 +125,29 @@ def test_every_curvature_has_a_factor(scale, rank):
 def test_compensation_never_loses(size, seed, step):
     """At equal steps the codes cost at most slightly more than rounding to nearest, and with correlated columns far less."""
     weight, moments = normal(16, size, seed=seed + 1), correlated(size, seed)
-    row_steps, column_steps = torch.full((16,), step), torch.ones(size)
+    row_steps, column_steps = torch.full((16,), step), torch.exp2(0.5 * normal(size, seed=seed + 2))
     codes = round_columns(weight, row_steps, column_steps, Factor.of(moments))
     damped = moments / moments.diagonal().mean() + DAMPING * torch.eye(size, dtype=torch.float64)
 
     def cost(found):
-        left = (weight - step * found).double()
+        left = (weight - step * column_steps * found).double()
         return float((left @ damped * left).sum())
 
-    assert cost(codes) < (1.05 if size < 20 else 0.8) * cost(torch.round(weight / step))
+    assert cost(codes) < (1.05 if size < 20 else 0.8) * cost(torch.round(weight / (step * column_steps)))
     assert codes.dtype == torch.int32
+
+
+@given(seeds, st.floats(-0.9, 0.9), st.floats(0.1, 2.0), st.floats(0.1, 2.0))
+@settings(max_examples=30)
+def test_the_last_column_makes_up_for_the_first(seed, correlation, first, second):
+    """Of two columns, the second is rounded at the place that minimises the error, given what the first has become."""
+    weight = normal(20, 2, seed=seed)
+    moments = torch.tensor([[2.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+    codes = round_columns(weight, torch.ones(20), torch.tensor([first, second]), Factor.of(moments))
+    assert torch.equal(codes[:, 0], torch.round(weight[:, 0] / first).int())
+    damped = moments / 1.5 + DAMPING * torch.eye(2, dtype=torch.float64)
+    best = weight[:, 1] + damped[0, 1] / damped[1, 1] * (weight[:, 0] - first * codes[:, 0])
+    assert float((best / second - codes[:, 1]).abs().max()) < 0.5 + 1e-3
 
 
 @given(seeds, st.integers(-3, 3), st.integers(-3, 3))
