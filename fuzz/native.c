@@ -129,7 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     enum { HEAD = 6 };
     if (size < HEAD) return 0;
     const uint8_t *kernel = kernels[data[3] % (sizeof kernels / sizeof *kernels)];
-    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], (data[4] & 31) % 24 | (data[4] & 224), 0, ALONE};
+    Geometry g = {data[1] % 12, data[2] % 12, kernel[0], kernel[1], data[4] == 255 ? 256 : data[4], 0, ALONE};
     if (g.positions > 9 && g.outputs > 2) g.outputs = 1 + g.outputs % 2;
     g.count = (size_t)(g.outputs * g.inputs * g.positions) + (data[5] == 255);
     int kind = data[0] % 4;

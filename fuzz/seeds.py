@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from codec_strategies import encode_file, leveled_as, scaled_as, small_file, stepped
+from codec_strategies import encode_file, leveled_as, scaled_as, small_file, stepped, trellised_as
 
 _CODES = np.array([[1, -2, 0, 9], [0, 3, -300, 1]], dtype=np.int32)
 _WEIGHT = stepped(_CODES, 0.5)
 _KERNELS = stepped(np.tile(_CODES.reshape(2, 1, 2, 2), (2, 3, 1, 1)), 0.25, "bfloat16")
 _WIDE = stepped(np.array([2**24 - 1, -(2**20), 7, 0], dtype=np.int32), 1.0, "float64")
 _LEVELS = leveled_as(np.array([[1, -2, 0, 1], [0, 3, -1, 1]], dtype=np.int32), np.array([-2, -0.5, 0.1, 1, 7], "f2"))
+_TRELLIS = trellised_as(_CODES, 0.5)
 _SCALED = scaled_as(_CODES, 0.5, rows=[8, -3])
 _BOTH = scaled_as(_CODES.reshape(2, 1, 2, 2), 0.25, "float64", rows=[-127, 0], columns=[1, 0, 127, -8])
 _AUXILIARY = {
@@ -33,6 +34,7 @@ SEEDS = {
     "scaled": encode_file({"a": _SCALED, "b": replace(_SCALED, dtype="float16")}),
     "both": encode_file({"w": _BOTH}),
     "levels": encode_file({"w": _LEVELS}),
+    "trellis": encode_file({"a": _TRELLIS, "b": replace(_TRELLIS, dtype="float64")}),
     "grids": encode_file({"a": np.linspace(0.5, 0.9, 16, dtype=np.float32), "b": np.linspace(-1.0, 1.0, 17)}, "uint8"),
     "pack": encode_file(_AUXILIARY, "float16", {"key": "value"}),
 }

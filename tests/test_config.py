@@ -57,7 +57,7 @@ def configs(draw):
             "batch_norm_eps": draw(st.floats(0.0, 1.0, exclude_max=True)),
         }
     if isinstance(target, Ratio | Size):
-        fields["rounding"] = draw(st.sampled_from(["auto", "compensated", "deadzone"]))
+        fields["rounding"] = draw(st.sampled_from(["auto", "trellis", "compensated", "deadzone"]))
         fields["scales"] = draw(st.sampled_from(["none", "rows"]))
         fields["cost"] = draw(st.sampled_from(["auto", "balanced", "squared"]))
     return CompressionConfig(target=target, **fields)
@@ -128,7 +128,7 @@ def test_a_config_keeps_no_reference_to_its_arguments():
         ({"target": {"ratio": 4, "size": 3}}, "target must be an object with"),
         ({"target": None}, "target must be an object with"),
         ({"target": 4}, "target must be an object with"),
-        ({"rounding": "shaped"}, "rounding must be one of 'auto', 'compensated', 'deadzone', got 'shaped'"),
+        ({"rounding": "shaped"}, "rounding must be one of 'auto', 'trellis', 'compensated', 'deadzone', got 'shaped'"),
         ({"rounding": ["auto"]}, "rounding must be one of"),
         ({"auxiliary": "half"}, "auxiliary must be one of 'auto', 'exact', 'float16', 'uint8', got 'half'"),
         ({"batch_norm": "canonical"}, "batch_norm must be one of 'auto', 'keep', 'folded', got 'canonical'"),
@@ -368,16 +368,16 @@ def test_lossless_accepts_a_selection_only(field, value):
 @pytest.mark.parametrize(
     ("target", "fields", "expected"),
     [
-        (Ratio(4), {}, ("compensated", "balanced", "float16")),
+        (Ratio(4), {}, ("trellis", "balanced", "float16")),
         (Size(9), {"rounding": "compensated"}, ("compensated", "balanced", "float16")),
         (Ratio(4), {"rounding": "deadzone", "auxiliary": "uint8"}, ("deadzone", "squared", "uint8")),
         (Ratio(4), {"rounding": "deadzone", "cost": "balanced"}, ("deadzone", "balanced", "float16")),
-        (Ratio(4), {"cost": "squared", "auxiliary": "exact"}, ("compensated", "squared", "exact")),
+        (Ratio(4), {"cost": "squared", "auxiliary": "exact"}, ("trellis", "squared", "exact")),
         (TwoStage(0.5, 4), {"cost": "squared"}, ("deadzone", "squared", "float16")),
     ],
 )
 def test_what_auto_means(target, fields, expected):
-    """Costs are balanced with compensated rounding, squared with dead zones; float16 is the storage; a given setting counts."""
+    """Rounding is trellis; costs are balanced, but squared with dead zones; float16 is the storage; a given setting counts."""
     config = CompressionConfig(target=target, **fields)
     assert (config.resolved_rounding, config.resolved_cost, config.resolved_auxiliary) == expected
 

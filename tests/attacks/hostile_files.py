@@ -11,10 +11,24 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from codec_strategies import deflate, encode_file, inflate, scaled_as, sections_of, small_file, stepped, with_sections, wrap
+from codec_strategies import (
+    deflate,
+    encode_file,
+    inflate,
+    leveled_as,
+    scaled_as,
+    sections_of,
+    small_file,
+    stepped,
+    trellised_as,
+    with_sections,
+    wrap,
+)
 
+from opq.codec import _native
 from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
+from opq.codec.code_stream import encode_codes
 from opq.codec.entry import Entry
 from opq.codec.file_writer import MAGIC
 from opq.codec.header import Header, decode_header, header_columns
@@ -274,6 +288,40 @@ def scales_for_thousands() -> bytes:
     many = multiply(header, 2000)
     entries = [replace(entry, step=1.0 + number) for number, entry in enumerate(many.entries)]
     return with_header(scaled_file(), lambda _: replace(many, entries=entries))
+
+
+@attack
+def kernels_that_follow_a_trellis() -> bytes:
+    """The first byte of a section says that codes follow a trellis, but the weight has kernels."""
+    original = encode_file({"w": stepped(np.arange(-9, 9, dtype=np.int32).reshape(1, 2, 3, 3))})
+    return with_sections(original, [bytes([21 | 32]) + sections_of(original)[0][1:]])
+
+
+@attack
+def levels_that_follow_a_trellis() -> bytes:
+    """The codes of a table of levels begin as those of a trellis; as such they would be even and odd in turn."""
+    levels = np.arange(1, 5, dtype=np.float32)
+    original = encode_file({"w": leveled_as(np.array([[1, 2, 3, 4]], dtype=np.int32), levels)})
+    codes = encode_codes(trellised_as(np.array([[1, 1, 1, 1]], dtype=np.int32)).codes, trellis=True)
+    section = sections_of(original)[0]
+    table = section[: 3 + section[2]]
+    return with_sections(original, [table + codes])
+
+
+@attack
+def a_trellis_beyond_24_bits() -> bytes:
+    """Codes that a trellis would double beyond 2^24, the largest integers that float32 holds."""
+    original = encode_file({"w": stepped(np.array([[2**24 - 1, 1 - 2**24, 2**23, 3]], dtype=np.int32))})
+    section = sections_of(original)[0]
+    native = _native.encode_codes(np.full(4, 2**24 - 1, dtype=np.int32).data, 1, 4, 1, 1, 10)
+    return with_sections(original, [bytes([31 | section[0] & 224]) + native])
+
+
+@attack
+def a_trellis_without_end() -> bytes:
+    """64 MiB of float16 weights that follow a trellis, from a few bytes of data."""
+    original = encode_file({"w": trellised_as(np.array([[1, -2, 0, 3, 40]], dtype=np.int32), dtype="float16")})
+    return with_entries(original, lambda e: replace(e, shape=(2**12, 2**13)))
 
 
 @attack

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.codec.code_stream import Geometry
 from opq.codec.file_writer import write
 from opq.codec.header import Header, decode_header, encode_header
 from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, UniformCodebook, codebook_of
@@ -83,12 +84,44 @@ def scaled(draw, codes=SMALL_CODES) -> CompressedTensor:
     return CompressedTensor(array, codebook, draw(st.sampled_from(sorted(dtypes.COMPRESSIBLE))))
 
 
-WEIGHTS = STEPPED | leveled() | scaled()
+def on_trellis(indices: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The codes n of docs/format.md, "Trellis", that these k give, row by row; the weight has no kernels."""
+    rows = indices.reshape(Geometry.of(indices.shape).outputs, -1)
+    codes = np.zeros_like(rows)
+    for row, found in zip(rows.tolist(), codes, strict=True):
+        s2 = s1 = s0 = 0
+        for place, k in enumerate(row):
+            found[place] = 0 if k == 0 else (2 * abs(k) - s0) * (1 if k > 0 else -1)
+            s2, s1, s0 = s1, s0, (abs(k) ^ s1 ^ s2) & 1
+    return codes.reshape(indices.shape)
+
+
+FLAT_SHAPES = SHAPES.filter(lambda shape: Geometry.of(shape).positions == 1)
+INDICES = arrays.arrays(
+    np.int32, FLAT_SHAPES, elements=st.integers(-3, 3) | st.integers(-20, 20) | st.integers(1 - 2**23, 2**23 - 1)
+)
+
+
+@st.composite
+def trellised(draw) -> CompressedTensor:
+    """A weight whose codes follow the trellis, with or without scales of rows."""
+    codes = on_trellis(draw(INDICES))
+    rows = draw(arrays.arrays(np.int8, len(codes), elements=st.integers(-8, 4))) if codes.ndim and draw(st.booleans()) else None
+    kind = draw(st.sampled_from(["float32", "float64"]))
+    return CompressedTensor(codes, codebook_of(draw(STEPS), rows, None), kind, trellis=True)
+
+
+WEIGHTS = STEPPED | leveled() | scaled() | trellised()
 
 
 def stepped(codes: NDArray[np.int32], step: float = 1.0, dtype: str = "float32") -> CompressedTensor:
     """A weight of these codes, with the float32 number nearest to `step`."""
     return CompressedTensor(codes, UniformCodebook(float(np.float32(step))), dtype)
+
+
+def trellised_as(indices: NDArray[np.int32], step: float = 1.0, dtype: str = "float32") -> CompressedTensor:
+    """A weight whose codes follow the trellis, from its k, with the float32 number nearest to `step`."""
+    return CompressedTensor(on_trellis(indices), UniformCodebook(float(np.float32(step))), dtype, trellis=True)
 
 
 def scaled_as(
@@ -123,8 +156,8 @@ def files(draw, storages=("exact", "float16", "uint8")) -> bytes:
     tensors = draw(st.dictionaries(NAMES, WEIGHTS | AUXILIARY | HALVABLE | VECTORS, max_size=6))
     for name, tensor in list(tensors.items()):
         if isinstance(tensor, CompressedTensor) and draw(st.booleans()):
-            is_scaled = isinstance(tensor.codebook, ScaledCodebook)
-            tied = {"dtype": "float32"} if is_scaled else {"codes": tensor.codes.reshape(-1)}
+            has_rows = tensor.trellis or isinstance(tensor.codebook, ScaledCodebook)
+            tied = {"dtype": "float32"} if has_rows else {"codes": tensor.codes.reshape(-1)}
             tensors[name + "+"] = replace(tensor, **tied)
     metadata = draw(st.dictionaries(TEXTS, TEXTS, max_size=3))
     return encode_file(tensors, draw(st.sampled_from(storages)), metadata)
@@ -138,6 +171,7 @@ def small_file() -> bytes:
         "features.3.weight": stepped(codes[::-1].copy().reshape(4, 6), 0.125, "float16"),
         "features.6.weight": scaled_as(codes.reshape(3, 2, 2, 2), 0.5, rows=[8, 0, -3], columns=[1] * 7 + [-9]),
         "head.weight": stepped(codes.reshape(4, 6), 0.25, "float64"),
+        "mixer.weight": trellised_as(codes.reshape(3, 8), 0.25),
         "scale": stepped(np.array(-5, dtype=np.int32), 0.1, "bfloat16"),
     }
     ramp = np.arange(40)

@@ -371,8 +371,9 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
 @pytest.mark.parametrize(
     ("section", "shape", "problem"),
     [
-        (b"\x15", (4,), "raw bits must be at most 20, got 21"),
-        (b"\xff\1", (4,), "raw bits must be at most 20, got 31"),
+        (b"\x15", (4, 1, 2), "with kernels cannot follow the trellis, got raw bits of 21"),
+        (b"\xff\1", (4, 3, 1, 7), "with kernels cannot follow the trellis, got raw bits of 31"),
+        (b"\x15", (4,), "do not end"),
         (b"\0", (4,), "do not end"),
         (b"\0\1\0", (4,), "do not end"),
         (b"\0\xff" + b"\1" * 40, (4,), "do not end"),
@@ -381,7 +382,18 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
         (b"\0" + b"\xff" * 10, (2, 2**22), "longer than 9"),
         (b"\0", (2, 2**22), "are left"),
     ],
-    ids=["shift", "wide shift", "no stream", "zero byte", "rest", "cut stream", "varint", "long varint", "no lengths"],
+    ids=[
+        "trellis",
+        "wide trellis",
+        "no trellis stream",
+        "no stream",
+        "zero byte",
+        "rest",
+        "cut stream",
+        "varint",
+        "long varint",
+        "no lengths",
+    ],
 )
 def test_each_rule_of_a_section(section, shape, problem):
     """A section that breaks a rule is a FormatError that names the rule."""
@@ -405,7 +417,9 @@ def test_each_rule_of_a_section(section, shape, problem):
         (6, 4 + 2**62, 1, 1, 0),
         (2**61, 8, 3, 3, 0),
         (6, 4, 1, 1, -1),
-        (6, 4, 1, 1, 21),
+        (6, 2, 2, 1, 21),
+        (1, 6, 4, 2, 31),
+        (6, 4, 1, 1, 256),
         (1, 1, 129, 1, 0),
     ],
     ids=str,

@@ -142,6 +142,10 @@ class LazyWeight:
     def codebook(self) -> Codebook:
         return self.tensor.codebook
 
+    @property
+    def trellis(self) -> bool:
+        return self.tensor.trellis
+
     def read_codes(self):
         return self.tensor.read_codes()
 

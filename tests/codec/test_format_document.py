@@ -170,7 +170,8 @@ def test_the_limits_are_right():
     assert code_stream.CHUNK == 2**22
     assert "max(1, floor(2^22 / (inputs * positions)))" in TEXT
     assert f"K > {code_stream._LARGEST_KERNEL}" in TEXT
-    assert f"s from 0 to {code_stream._LARGEST_SHIFT};" in TEXT
+    assert f"If t is at most {code_stream._LARGEST_SHIFT}, s = t" in TEXT
+    assert f"From {code_stream._TRELLIS} on s = t - {code_stream._TRELLIS}" in TEXT
     assert file_writer.LARGEST_PACK == 2**20
     assert "above 2^20 dense bytes" in TEXT
 

@@ -56,6 +56,7 @@ def test_sections_hold_any_weight(tensor):
     again = decode_weight(section, entry)
     assert same_bits(again.codes, tensor.codes)
     assert same_codebooks(again.codebook, tensor.codebook)
+    assert again.trellis == (tensor.trellis and nonzero > 0)
     assert same_bits(again.values(), tensor.values())
     pieces = [piece.values().reshape(-1) for piece in decode_pieces(section, entry)]
     assert np.concatenate(pieces).tobytes() == tensor.values().tobytes()

@@ -43,7 +43,7 @@ def test_steps_follow_scale_and_size(scales, sensitivity, ratio, by_default):
     state = network(scales)
     layers = {"b": opq.LayerConfig(sensitivity=sensitivity)}
     options = {} if by_default else {"cost": "balanced"}
-    plan = opq.plan(state, ratio=ratio, layers=layers, **options)
+    plan = opq.plan(state, ratio=ratio, layers=layers, rounding="compensated", **options)
     found = {name: plan.layers[name].step / unit for name, unit in unit_steps(state).items()}
     assert found["a"] == pytest.approx(found["c"], rel=1e-4)
     assert found["b"] * sensitivity**0.5 == pytest.approx(found["c"], rel=1e-4)
@@ -84,7 +84,7 @@ def test_weights_of_zeros_and_nearly_so_change_no_cost():
     """Weights that are zero, or below what float32 has steps for, leave the relative steps of the others as they are."""
     state = network([1.0, 2.0**6, 2.0**-3])
     tiny = np.random.default_rng(1).laplace(scale=1e-42, size=(30, 30)).astype(np.float32)
-    plan = opq.plan({**state, "tiny": tiny, "zero": np.zeros_like(tiny)}, ratio=6)
+    plan = opq.plan({**state, "tiny": tiny, "zero": np.zeros_like(tiny)}, ratio=6, rounding="compensated")
     found = [plan.layers[name].step / unit for name, unit in unit_steps(state).items()]
     assert found == pytest.approx([found[0]] * 3, rel=1e-4)
     assert plan.layers["tiny"].sparsity == 1.0
@@ -146,7 +146,7 @@ def test_a_tied_head_has_a_finer_step(layers, names, others, factor):
     state = {f"layers.{number}.weight": rng.normal(size=(64, 64)).astype(np.float32) for number in range(layers)}
     embedding = rng.normal(size=(1024, 64)).astype(np.float32)
     network = {**state, **dict.fromkeys(names, embedding), **{name: np.ones(7, np.float32) for name in others}}
-    plan = opq.plan(network, ratio=6, scales="none")
+    plan = opq.plan(network, ratio=6, scales="none", rounding="compensated")
     units = unit_steps({**state, names[0]: embedding})
     found = [plan.layers[name].step / units[name] for name in ("layers.0.weight", names[0])]
     assert (found[0] / found[1]) ** 2 == pytest.approx(factor, rel=1e-3)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.codec.code_stream import Geometry
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import write
 from opq.quantization.codebook import LevelTable, UniformCodebook, codebook_of
@@ -162,6 +163,38 @@ def scaled() -> bytes:
     return _file(weights, {"x": uniform("x", 5, -1.0, 1.0)}, "exact", {})
 
 
+def trellis() -> bytes:
+    """Weights whose codes follow a trellis: every dtype, shapes without kernels, scales, tied weights, raw bits, wide codes."""
+    wide = np.array([[0, 1, -1, 15, -16, 17, 100, -1000, 2**16, -(2**20) - 1, 2**22, 2**23 - 1, 1 - 2**23]], dtype=np.int32)
+    weights = {
+        "w.bfloat16": _following(codes("bfloat16", 6, 5, dense=3), 0.0123, "bfloat16"),
+        "w.float16": _following(codes("float16", 6, 5, dense=3), 0.0123, "float16"),
+        "w.float32": _following(codes("float32", 21, 33, dense=2), 0.0123, "float32"),
+        "w.tied": _following(codes("float32", 21, 33, dense=2), 0.5, "bfloat16"),
+        "w.float64": _following(codes("float64", 7, 30, dense=20), 0.0123, "float64"),
+        "w.raw": _following(codes("raw", 9, 20, dense=900), 1e-4, "float32"),
+        "w.wide": _following(wide, 1e-7, "float64"),
+        "w.line": _following(codes("line", 50, dense=2), 0.25, "float32"),
+        "w.ones": _following(codes("ones", 5, 9, 1, 1, dense=2), 0.25, "float32"),
+        "w.large": _following(codes("large kernel", 2, 3, 12, 11, dense=1), 0.25, "float32"),
+        "w.scaled": _following(codes("scaled", 6, 40, dense=4), 0.7, "float32", _scales("rows trellis", 6)),
+        "w.zeros": _following(np.zeros((9, 9), dtype=np.int32), 1.0, "float32"),
+    }
+    return _file(weights, {"x": uniform("x", 5, -1.0, 1.0)}, "exact", {})
+
+
+def _following(indices: NDArray[np.int32], step: float, dtype: str, rows: NDArray | None = None) -> CompressedTensor:
+    """A weight whose codes follow from these k (docs/format.md, "Trellis"), and the float32 number nearest to `step`."""
+    lines = indices.reshape(Geometry.of(indices.shape).outputs, -1)
+    found = np.zeros_like(lines)
+    for line, values in zip(lines.tolist(), found, strict=True):
+        state = [0, 0, 0]
+        for place, k in enumerate(line):
+            values[place] = (2 * abs(k) - state[2]) * np.sign(k)
+            state = [state[1], state[2], (abs(k) + state[1] + state[0]) % 2]
+    return CompressedTensor(found.reshape(indices.shape), codebook_of(float(np.float32(step)), rows, None), dtype, trellis=True)
+
+
 def _scales(seed: str, count: int) -> NDArray[np.int64]:
     """Scales that differ by up to three octaves."""
     return hashed(seed, count).astype(np.int64) % 24 - 12
@@ -181,6 +214,7 @@ FILES = {
     "scaled.opq": scaled,
     "storages.opq": storages,
     "tables.opq": tables,
+    "trellis.opq": trellis,
 }
 """{name: function that gives the bytes}"""
 

@@ -143,5 +143,5 @@ def test_num_kept_and_max_codes_are_refused():
     for fields in ({"num_kept": 3}, {"max_codes": (1, 1)}):
         with pytest.raises(PlanError, match="num_kept and max_codes must be null with compensated rounding"):
             plan_for((2, 4), 0.1, **fields)
-    with pytest.raises(PlanError, match="rounding must be one of 'compensated', 'deadzone', got 'nearest'"):
+    with pytest.raises(PlanError, match="rounding must be one of 'trellis', 'compensated', 'deadzone', got 'nearest'"):
         LayerPlan((2, 4), 1.0, 0.5, 0.5, 0.0, 0.0, rounding="nearest")

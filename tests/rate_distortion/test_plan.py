@@ -36,7 +36,9 @@ def layer_plans(draw):
         bits=draw(positive),
         num_kept=draw(st.integers(0, count)) if is_two_stage else None,
         max_codes=tuple(draw(st.lists(st.integers(1, 99), min_size=channels, max_size=channels))) if is_two_stage else None,
-        rounding="deadzone" if is_two_stage else draw(st.sampled_from(["compensated", "deadzone"])),
+        rounding="deadzone"
+        if is_two_stage
+        else draw(st.sampled_from(["compensated", "deadzone"] + ["trellis"] * (len(shape) == 2))),
         **scales,
     )
 
@@ -155,9 +157,11 @@ def test_whole_numbers_are_numbers():
         ({"lmbda": 0.0}, "lmbda must be positive"),
         ({"lmbda": "x"}, "lmbda must be positive"),
         ({"price": 0.1}, "unknown field 'price'"),
-        ({"layers": {"a": {**LAYER, "rounding": "shaped"}}}, "rounding must be one of 'compensated', 'deadzone'"),
+        ({"layers": {"a": {**LAYER, "rounding": "shaped"}}}, "rounding must be one of 'trellis', 'compensated', 'deadzone'"),
         ({"layers": {"a": {**LAYER, "rounding": ["deadzone"]}}}, "rounding must be one of"),
         ({"layers": {"a": {**LAYER, "rounding": "compensated", "num_kept": 3}}}, "num_kept and max_codes must be null"),
+        ({"layers": {"a": {**LAYER, "rounding": "trellis", "max_codes": [1, 1]}}}, "must be null with trellis rounding"),
+        ({"layers": {"a": {**LAYER, "rounding": "trellis", "shape": [2, 3, 1]}}}, r"for the shape \(2, 3, 1\), got 'trellis'"),
         ({"layers": {"a": {**LAYER, "laplace_bits": 1.0}}}, "unknown field 'laplace_bits'"),
         ({"layers": {"a": {**LAYER, "step": 1e39}}}, "step must be positive and a float32"),
         ({"layers": {"a": {**LAYER, "num_kept": False}}}, "num_kept must lie in"),

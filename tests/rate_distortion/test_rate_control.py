@@ -170,7 +170,9 @@ def test_both_roundings_meet_the_target(state):
 
 def test_an_unknown_rounding_is_refused(state):
     """An unknown rounding is refused. So is any but "auto" with a two-stage target, which rounds each weight to nearest."""
-    with pytest.raises(opq.ConfigError, match="rounding must be one of 'auto', 'compensated', 'deadzone', got 'best'"):
+    with pytest.raises(
+        opq.ConfigError, match="rounding must be one of 'auto', 'trellis', 'compensated', 'deadzone', got 'best'"
+    ):
         opq.plan(state, ratio=4, rounding="best")
     with pytest.raises(opq.ConfigError, match=r"rounding \(='deadzone'\) cannot be combined with sparsity and bits"):
         opq.plan(state, sparsity=0.5, bits=4, rounding="deadzone")

@@ -180,8 +180,9 @@ FIXED = {
         lambda model: opq.CompressionConfig(target=opq.TwoStage(0.5, 3.0)),
         "sparsity and bits fixes the masks",
     ),
-    "compensated plan": (lambda model: opq.plan(model, ratio=6.0), "compensated rounding"),
+    "compensated plan": (lambda model: opq.plan(model, ratio=6.0, rounding="compensated"), "compensated or trellis rounding"),
     "compensated config": (lambda model: to_ratio(6.0, rounding="compensated"), "compensated rounding"),
+    "trellis config": (lambda model: to_ratio(6.0, rounding="trellis"), "trellis rounding"),
     "counted plan": (
         lambda model: changed(opq.plan(model, ratio=6.0, rounding="deadzone"), num_kept=3),
         "how many weights of a layer are kept",

@@ -128,7 +128,8 @@ class Calibration:
         state = as_state(self.model, metadata)
         with show_progress(progress) as report:
             alone = fit(SizeModel.of(analyze(state, config), config), config, report)
-            config = replace(config, cost="squared")
+            rounding_of_others = "compensated" if config.resolved_rounding == "trellis" else config.rounding
+            config = replace(config, cost="squared", rounding=rounding_of_others)
             analysis = analyze(state, config, estimated=True)
             rounding = NetworkRounding(self.model, self.curvatures, self._factors, self._corrections, analysis, config, report)
             rounding.warn_of_others()

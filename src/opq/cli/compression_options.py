@@ -48,8 +48,9 @@ _OTHER_OPTIONS = (
     click.option(
         "--rounding",
         type=click.Choice(get_args(RoundingName)),
-        help="compensated: rounding errors within an output row compensate each other. deadzone: each weight is rounded alone, "
-        "with the dead zone of the least squared error. auto (default): compensated, except in finetune.",
+        help="compensated: rounding errors within an output row compensate each other. trellis: the same, but larger matrices "
+        "are trellis coded. deadzone: each weight is rounded alone, with the dead zone of the least squared error. auto "
+        "(default): trellis, except in finetune.",
     ),
     click.option(
         "--cost",

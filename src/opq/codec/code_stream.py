@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from opq.codec import _native
 from opq.codec.byte_reader import ByteReader, varint
-from opq.errors import FormatError
+from opq.errors import FormatError, WeightError
 from opq.thread_map import run_on_all_cores, thread_map
 
 CHUNK = 2**22
@@ -28,6 +28,8 @@ _WORTH_A_THREAD = 2**14
 
 _LARGEST_KERNEL = 128
 _LARGEST_SHIFT = 20
+_TRELLIS = 21
+"""Summand of the shift in the first byte of a section whose codes follow the trellis; the shift is then at most 10."""
 _WHERE = "codes"
 _NO_END = "the data do not end with the last weight"
 
@@ -79,22 +81,34 @@ class Geometry:
         return [(start, min(start + size, end)) for start in range(0, end, size)]
 
 
-def encode_codes(codes: NDArray[np.int32], *, extra_raw_bits: int = 0) -> bytes:
+def encode_codes(codes: NDArray[np.int32], *, extra_raw_bits: int = 0, trellis: bool = False) -> bytes:
     """Encode codes.
 
     Args:
         codes: int32, any shape with at least one element, magnitudes below 2^24.
         extra_raw_bits: Low bits of a magnitude that are stored raw, in addition to those that the mean magnitude suggests.
+        trellis: Whether the codes are those of `opq.quantization.trellis`.
 
     Returns:
         The section's bytes; empty if all codes are 0.
+
+    Raises:
+        WeightError: With `trellis`: the codes do not follow the trellis, or the weight has kernels.
     """
     flat = np.require(codes, np.int32, ["C", "A"]).reshape(-1)
-    return encode_pieces(codes.shape, lambda start, stop: flat[start:stop], extra_raw_bits=extra_raw_bits)[0]
+
+    def piece(start: int, stop: int) -> NDArray[np.int32]:
+        return flat[start:stop]
+
+    return encode_pieces(codes.shape, piece, extra_raw_bits=extra_raw_bits, trellis=trellis)[0]
 
 
 def encode_pieces(
-    shape: tuple[int, ...], piece: Callable[[int, int], NDArray[np.int32]], *, extra_raw_bits: int = 0
+    shape: tuple[int, ...],
+    piece: Callable[[int, int], NDArray[np.int32]],
+    *,
+    extra_raw_bits: int = 0,
+    trellis: bool = False,
 ) -> tuple[bytes, int]:
     """As `encode_codes`, for codes that are read in pieces, so that memory holds about one chunk per core.
 
@@ -103,32 +117,46 @@ def encode_pieces(
         piece: piece(start, stop) returns the codes from one position in row-major order to another, in one dimension. It is
             called twice for each of `chunk_spans(shape)`, from several threads.
         extra_raw_bits: As in `encode_codes`.
+        trellis: As in `encode_codes`.
 
     Returns:
         The section's bytes, and the number of nonzero codes.
+
+    Raises:
+        WeightError: As `encode_codes`.
     """
     geometry = Geometry.of(shape)
+    if trellis and geometry.positions > 1:
+        raise WeightError("weight", shape, "codes of a weight with kernels cannot follow the trellis; round it otherwise")
     spans = geometry.spans()
-    sums = list(thread_map(lambda span: _sum_and_nonzero(piece(*span)), spans))
+    sums = list(thread_map(lambda span: _sum_and_nonzero(piece(*span), trellis), spans))
     total, nonzero = (sum(part) for part in zip(*sums, strict=True))
     if not total:
         return b"", 0
     count = math.prod(shape)
     # The low bits of large magnitudes are mostly noise, so they are stored raw.
-    shift = min(max((total // count).bit_length() - 3, 0) + extra_raw_bits, _LARGEST_SHIFT)
-    first = shift | _halvings(total, count << shift) << 5
+    largest = 31 - _TRELLIS if trellis else _LARGEST_SHIFT
+    shift = min(max((total // count).bit_length() - 3, 0) + extra_raw_bits, largest)
+    first = shift + _TRELLIS * trellis | _halvings(total, count << shift) << 5
     line = (geometry.inputs, geometry.positions, geometry.width, first)
     row = geometry.inputs * geometry.positions
 
     def encode(span: tuple[int, int]) -> bytes:
         return _native.encode_codes(piece(*span).data, (span[1] - span[0]) // row, *line)
 
-    streams = list(thread_map(encode, spans))
+    try:
+        streams = list(thread_map(encode, spans))
+    except ValueError as error:
+        raise WeightError("weight", shape, f"{error}; give it codes of opq.quantization.trellis") from None
     return b"".join([bytes([first]), *(varint(len(stream)) for stream in streams[:-1]), *streams]), nonzero
 
 
-def _sum_and_nonzero(codes: NDArray[np.int32]) -> tuple[int, int]:
-    return int(np.abs(codes).sum(dtype=np.int64)), int(np.count_nonzero(codes))
+def _sum_and_nonzero(codes: NDArray[np.int32], trellis: bool) -> tuple[int, int]:
+    """The sum of the magnitudes that are coded, and the number of codes that are not 0."""
+    total = int(np.abs(codes).sum(dtype=np.int64))
+    if trellis:  # an odd n is coded as (|n| + 1) / 2, an even one as |n| / 2
+        total = (total + int(np.count_nonzero(codes & 1))) // 2
+    return total, int(np.count_nonzero(codes))
 
 
 def _halvings(total: int, count: int) -> int:
@@ -140,6 +168,11 @@ def _halvings(total: int, count: int) -> int:
 def chunk_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(start, stop) of each chunk of a weight, in row-major order."""
     return Geometry.of(shape).spans()
+
+
+def is_trellis(section: bytes | memoryview) -> bool:
+    """Whether the codes of a section follow the trellis. A section without bytes, whose codes are 0, does not say so."""
+    return len(section) > 0 and section[0] & 31 >= _TRELLIS
 
 
 def decode_codes(section: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.int32]:
@@ -224,8 +257,8 @@ def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tupl
     spans = geometry.spans()
     reader = ByteReader(section, _WHERE)
     first = reader.take(1)[0]
-    if first & 31 > _LARGEST_SHIFT:
-        raise FormatError(_WHERE, f"raw bits must be at most {_LARGEST_SHIFT}, got {first & 31}")
+    if first & 31 >= _TRELLIS and geometry.positions > 1:
+        raise FormatError(_WHERE, f"codes of a weight with kernels cannot follow the trellis, got raw bits of {first & 31}")
     lengths = [reader.varint() for _ in spans[:-1]]
     line = (geometry.inputs, geometry.positions, geometry.width, first)
     for (start, stop), length in zip(spans, [*lengths, None], strict=True):

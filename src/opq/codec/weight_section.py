@@ -20,7 +20,7 @@ from opq import dtypes
 from opq.codec import code_stream
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.code_stream import CHUNK, Geometry, StreamError, decode_batch, encode_pieces
+from opq.codec.code_stream import CHUNK, Geometry, StreamError, decode_batch, encode_pieces, is_trellis
 from opq.codec.entry import Entry
 from opq.errors import FormatError, WeightError
 from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, ScaledCodebook, UniformCodebook
@@ -58,14 +58,14 @@ def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
         The section's bytes, and the number of nonzero codes.
 
     Raises:
-        WeightError: The table has more levels than the weight has elements.
+        WeightError: The table has more levels than the weight has elements, or codes do not follow the weight's trellis.
     """
     codes = weight.read_codes()
     if isinstance(weight.codebook, ScaledCodebook):
-        section, nonzero = encode_pieces(weight.shape, codes)
+        section, nonzero = encode_pieces(weight.shape, codes, trellis=weight.trellis)
         return encode_scales(weight.codebook) + section, nonzero
     if not isinstance(weight.codebook, LevelTable):
-        return encode_pieces(weight.shape, codes)
+        return encode_pieces(weight.shape, codes, trellis=weight.trellis)
     levels = weight.codebook.levels
     if len(levels) > math.prod(weight.shape):
         problem = f"it has {len(levels):,} levels, more levels than elements; remove those that no code uses"
@@ -87,7 +87,7 @@ def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
         FormatError: The section does not hold exactly this weight.
     """
     codebook, codes = split(section, entry)
-    return _join(code_stream.decode_codes(codes, entry.shape), codebook, entry)
+    return _join(code_stream.decode_codes(codes, entry.shape), codebook, is_trellis(codes), entry)
 
 
 def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[CompressedTensor]:
@@ -122,7 +122,8 @@ def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
         whole = (key, entry.shape, entry.dtype, entry.step)
         if whole not in joined:
             with naming(entry):
-                joined[whole] = _join(codes[key].reshape(entry.shape), parts[entry.section][0], entry)
+                codebook, section = parts[entry.section]
+                joined[whole] = _join(codes[key].reshape(entry.shape), codebook, is_trellis(section), entry)
     return [joined[key, entry.shape, entry.dtype, entry.step] for key, entry in zip(keys, entries, strict=True)]
 
 
@@ -133,7 +134,7 @@ def have_same_codes(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
 
 def with_codes_of(weight: CompressedTensor, entry: Entry) -> CompressedTensor:
     """A weight of the same section with a copy of the same codes."""
-    return _join(weight.codes.reshape(entry.shape).copy(), weight.codebook, entry)
+    return _join(weight.codes.reshape(entry.shape).copy(), weight.codebook, weight.trellis, entry)
 
 
 def with_step_of(codebook: Codebook, entry: Entry) -> Codebook:
@@ -154,7 +155,7 @@ def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
         end, size = len(codes) // width * width, max(CHUNK // width, 1) * width
         for start in range(0, end, size):
             piece = codes[start : min(start + size, end)].reshape(-1, *entry.shape[1:])
-            yield _join(piece, codebook.channels(first, first + len(piece)), entry)
+            yield _join(piece, codebook.channels(first, first + len(piece)), is_trellis(rest), entry)
             first += len(piece)
         incomplete = codes[end:]
 
@@ -182,9 +183,9 @@ def split(section: bytes, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
         return codebook, reader.rest()
 
 
-def _join(codes: NDArray[np.int32], codebook: Codebook, entry: Entry) -> CompressedTensor:
+def _join(codes: NDArray[np.int32], codebook: Codebook, trellis: bool, entry: Entry) -> CompressedTensor:
     with _as_format_error():
-        return CompressedTensor(codes, with_step_of(codebook, entry), entry.dtype)
+        return CompressedTensor(codes, with_step_of(codebook, entry), entry.dtype, trellis)
 
 
 @contextmanager

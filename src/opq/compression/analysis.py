@@ -23,6 +23,7 @@ from opq.compression.packed_layouts import refuse_packed
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.tied_head import tied_heads
+from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.progress import logger
@@ -37,7 +38,6 @@ _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
-
 
 HEAD_SHARE = 0.5
 """The error of a head that is also the embedding counts as much as that of this share of all weights together."""
@@ -91,19 +91,18 @@ class CheckpointAnalysis:
         names = list(self.statistics)
         configs = config.layer_configs(names)
         if not names:
-            raise TargetError(
-                f"there is no weight to compress: {'; '.join(sorted(set(self.exact.values()))) or 'there is no tensor'}; "
-                "change include and exclude, or use lossless"
-            )
+            reasons = "; ".join(sorted(set(self.exact.values()))) or "there is no tensor"
+            raise TargetError(f"there is no weight to compress: {reasons}; change include and exclude, or use lossless")
         repeats = {name: first for name, first in self.repeats.items() if configs[name] == configs[first]}
         for name in sorted(self.repeats.keys() - repeats.keys()):
-            logger.warning(
-                "weights %r and %r are equal but have different settings, so both are stored", self.repeats[name], name
-            )
+            message = "weights %r and %r are equal but have different settings, so both are stored"
+            logger.warning(message, self.repeats[name], name)
         powers = self._row_powers(config, configs)
         statistics = {name: found.by_rows(powers[name]) if powers[name] else found for name, found in self.statistics.items()}
         costs = self._balanced_costs(statistics) if config.resolved_cost == "balanced" else {}
-        return [Layer(name, statistics[name], configs[name], repeats.get(name), costs.get(name, 1.0)) for name in names]
+        free = [name for name in names if config.resolved_rounding == "trellis" and not configs[name].is_fixed]
+        trellis = trellis_weights(self.state, self.statistics, free, self.repeats)
+        return [Layer(n, statistics[n], configs[n], repeats.get(n), costs.get(n, 1.0), n in trellis) for n in names]
 
     def _balanced_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
         distinct = {name: found for name, found in statistics.items() if name not in self.repeats}
@@ -121,7 +120,7 @@ class CheckpointAnalysis:
         found = {}
         for name, own in configs.items():
             if own.scales == "auto":
-                is_free = config.resolved_rounding == "compensated" and not own.is_fixed
+                is_free = config.resolved_rounding != "deadzone" and not own.is_fixed
                 found[name] = automatic[self.repeats.get(name, name)] if is_free else 0.0
             else:
                 found[name] = 1.0 if own.scales == "rows" and len(self.statistics[name].shape) > 1 else 0.0
@@ -168,7 +167,9 @@ def analyze_planned(state: State, plan: Plan) -> CheckpointAnalysis:
             raise PlanError(
                 f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}; make a plan for this one"
             )
-    return _analyze(state, plan.layers, plan.auxiliary, False, plan.exact)
+    analysis = _analyze(state, plan.layers, plan.auxiliary, False, plan.exact)
+    refuse_trellis_directions(analysis.state, plan.layers)
+    return analysis
 
 
 def auxiliary_plan(state: State, config: CompressionConfig) -> AuxiliaryPlan:

@@ -46,6 +46,11 @@ class PlannedWeight:
         """Multiples of the plan's steps."""
         return codebook_of(self.plan.step, self.plan.rows, self.plan.columns)
 
+    @property
+    def trellis(self) -> bool:
+        """Whether the codes follow the trellis of `opq.quantization.trellis`."""
+        return self.plan.is_trellis
+
     def read_codes(self) -> CodeReader:
         """A reader of the codes."""
         if (axes := self.state.nonzero_over(self.name)) is not None:

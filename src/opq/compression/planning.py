@@ -13,7 +13,7 @@ from opq.compression.analysis import analyze
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Lossless, Target, TwoStage, as_config
 from opq.errors import TargetError, WeightError
-from opq.rate_distortion import joint, two_stage
+from opq.rate_distortion import joint, trellis, two_stage
 from opq.rate_distortion.layer_plan import LayerPlan
 from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.plan import Plan
@@ -134,7 +134,10 @@ def joint_plan(size_model: SizeModel, target: Target, lmbda: float) -> Plan:
     for layer, point in zip(size_model.layers, joint.points_at(size_model.layers, lmbda, size_model.family), strict=True):
         rounding_offset = 1.0 - point.threshold / point.step
         layer_plan = _layer_plan(size_model, layer, point.threshold, point.step, rounding_offset, point.threshold)
-        plans[layer.name] = replace(layer_plan, rounding=size_model.rounding)
+        if size_model.follows_trellis(layer, point.step):
+            plans[layer.name] = _trellis_plan(layer.statistics, layer_plan)
+        else:
+            plans[layer.name] = replace(layer_plan, rounding=size_model.rounding_without_trellis)
     return _finish("joint", size_model, target, lmbda, plans)
 
 
@@ -158,11 +161,7 @@ def _layer_plan(
         threshold = pruned_magnitude = LARGEST_STEP
         step, offset = 1.0, 0.5
     step = float(np.float32(step))
-    if num_kept is not None:
-        sparsity = 1.0 - num_kept / statistics.count
-    else:
-        magnitudes = statistics.magnitudes
-        sparsity = float(np.searchsorted(magnitudes, magnitudes.dtype.type(threshold), side="right")) / len(magnitudes)
+    sparsity = _share_up_to(statistics, threshold) if num_kept is None else 1.0 - num_kept / statistics.count
     return LayerPlan(
         shape=statistics.shape,
         step=step,
@@ -174,6 +173,19 @@ def _layer_plan(
         max_codes=max_codes,
         rows=rows,
     )
+
+
+def _trellis_plan(statistics: LayerStatistics, uniform: LayerPlan) -> LayerPlan:
+    """The plan with a trellis in place of the uniform rounding of a plan."""
+    step = float(np.float32(trellis.codebook_step(uniform.step, statistics.laplace_scale)))
+    sparsity = _share_up_to(statistics, trellis.ZERO * step)
+    return replace(uniform, step=step, threshold=0.0, rounding_offset=0.5, sparsity=sparsity, rounding="trellis")
+
+
+def _share_up_to(statistics: LayerStatistics, magnitude: float) -> float:
+    """The fraction of a weight's magnitudes that are at most this one."""
+    magnitudes = statistics.magnitudes
+    return float(np.searchsorted(magnitudes, magnitudes.dtype.type(magnitude), side="right")) / len(magnitudes)
 
 
 def _pruned_magnitude(statistics: LayerStatistics, num_kept: int) -> float:

@@ -16,7 +16,7 @@ from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Ratio, without_target
 from opq.errors import TargetError
 from opq.quantization.rounding import ROUNDINGS, magnitude_levels
-from opq.rate_distortion import joint
+from opq.rate_distortion import joint, trellis
 from opq.rate_distortion.layers import Layer
 from opq.rate_distortion.plan import Plan
 
@@ -111,13 +111,17 @@ def _distortion(layers: Sequence[Layer], plan: Plan) -> float:
     for layer in layers:
         statistics, layer_plan = layer.statistics, plan.layers[layer.name]
         sample = statistics.magnitudes[:: max(len(statistics.magnitudes) // _SAMPLE, 1)].astype(np.float64)
+        step, threshold = layer_plan.step, layer_plan.threshold
+        if layer_plan.is_trellis:
+            step = trellis.uniform_step(step, statistics.laplace_scale)
+            threshold = 0.5 * step
         levels = np.where(
-            sample > layer_plan.threshold,
-            np.maximum(magnitude_levels(sample, np.float64(layer_plan.step), np.float64(layer_plan.rounding_offset)), 1.0),
+            sample > threshold,
+            np.maximum(magnitude_levels(sample, np.float64(step), np.float64(layer_plan.rounding_offset)), 1.0),
             0.0,
         )
         weight = layer.sensitivity * statistics.count / len(sample)
         factor = ROUNDINGS[layer_plan.rounding].squared_error_factor(statistics.shape)
-        error += weight * factor * float(np.square(sample - layer_plan.step * levels).sum())
+        error += weight * factor * float(np.square(sample - step * levels).sum())
         energy += weight * float(np.square(sample).sum())
     return min(error / energy, 1.0) if energy > 0.0 else 0.0

@@ -21,10 +21,10 @@ from opq.quantization.codebook import ScaledCodebook, codebook_of
 from opq.quantization.quantizer import quantize
 from opq.quantization.rounding import ROUNDINGS
 from opq.quantization.statistics import EXCERPT
-from opq.rate_distortion import joint
+from opq.rate_distortion import joint, trellis
 from opq.rate_distortion.family import Family
 from opq.rate_distortion.layer_plan import LayerPlan
-from opq.rate_distortion.layers import Layer
+from opq.rate_distortion.layers import Layer, LayerStatistics
 
 _EXCERPTS = 4
 """The number of weights whose excerpts are encoded."""
@@ -74,6 +74,11 @@ class SizeModel:
         """The family of quantizers of the rounding method."""
         return ROUNDINGS[self.rounding].family
 
+    @property
+    def rounding_without_trellis(self) -> str:
+        """The rounding method of weights that do not follow a trellis."""
+        return "compensated" if self.rounding == "trellis" else self.rounding
+
     @cached_property
     def fixed_bytes(self) -> int:
         """Estimated bytes of the file other than codes: those of the analysis, and scales."""
@@ -86,7 +91,7 @@ class SizeModel:
         Args:
             layer: The weight.
             threshold: Pruning threshold in weight units.
-            step: Quantization step in weight units.
+            step: Quantization step in weight units; of a weight that follows a trellis, that of uniform rounding in its place.
             offset: Rounding offset, 0..1; None: 1 - threshold / step.
 
         Returns:
@@ -95,10 +100,17 @@ class SizeModel:
         if offset is None:
             offset = 1.0 - threshold / step
         contextless = contextless_bits(layer.statistics, threshold, step, offset)
+        if contextless > 0.0 and self.follows_trellis(layer, step):
+            contextless = _trellis_bits(layer.statistics, step)
         if contextless == 0.0:  # all codes are 0
             return 0.0
         context = self.gains.get(layer.name, _NO_GAIN)
         return context.gain * contextless + context.start
+
+    def follows_trellis(self, layer: Layer, step: float) -> bool:
+        """Whether a weight follows a trellis in place of uniform rounding with this step, in weight units."""
+        scale = layer.statistics.laplace_scale
+        return layer.trellis and trellis.FINEST_STEP * scale <= step <= trellis.COARSEST_STEP * scale
 
     def rough_lambda(self, file_bytes: float) -> float:
         """As `lambda_for`, from the Laplace density only: less exact, and much faster."""
@@ -138,16 +150,18 @@ class SizeModel:
         """The size model with gains measured on excerpts of a few weights.
 
         Args:
-            plans: {weight name: its plan}, under which excerpts are encoded. Weights with kernels and matrices have separate
-                gains.
+            plans: {weight name: its plan}, under which excerpts are encoded, without a trellis. Weights with kernels and
+                matrices have separate gains.
         """
         gains: dict[str, ContextGain] = {}
         for has_kernel in (True, False):
             group = [layer for layer in self.layers if (_kernel_size(layer) > 1) == has_kernel]
             chosen = _representatives(group)
-            codes = [_excerpt_codes(layer, plans[layer.name]) for layer in chosen]
+            # The gain with a trellis is that without, and the algorithm is slow on the few rows of an excerpt.
+            used = {layer.name: plans[layer.name].without_trellis for layer in chosen}
+            codes = [_excerpt_codes(layer, used[layer.name]) for layer in chosen]
             context = context_gain(codes)
-            gain = context.gain * (1.0 if ROUNDINGS[self.rounding].is_elementwise else _rounding_cost(codes, chosen, plans))
+            gain = context.gain * (1.0 if ROUNDINGS[self.rounding].is_elementwise else _rounding_cost(codes, chosen, used))
             for layer in group:
                 # The models learn fewer contexts from a small weight.
                 share = min(layer.statistics.count / EXCERPT, 1.0) ** 0.5
@@ -179,6 +193,15 @@ def _representatives(layers: Sequence[Layer]) -> list[Layer]:
     cumulative = np.cumsum([layer.statistics.count for layer in usable])
     quantiles = (np.arange(_EXCERPTS) + 0.5) / _EXCERPTS * cumulative[-1]
     return [usable[index] for index in sorted(set(cumulative.searchsorted(quantiles).tolist()))]
+
+
+def _trellis_bits(statistics: LayerStatistics, uniform_step: float) -> float:
+    """Contextless bits of a weight that follows a trellis in place of uniform rounding: the mean of both quantizers."""
+    half = trellis.codebook_step(uniform_step, statistics.laplace_scale)
+    # In codebook steps, quantizer 0 has borders at 1, 3, 5, ..., quantizer 1 at 1/2, 2, 4, ...
+    first = contextless_bits(statistics, half, 2.0 * half, 0.5)
+    second = contextless_bits(statistics, 0.5 * half, 2.0 * half, 1.0)
+    return 0.5 * (first + second) * (1.0 + trellis.SPREAD * (half / statistics.laplace_scale) ** 2)
 
 
 def _kernel_size(layer: Layer) -> int:

@@ -12,7 +12,7 @@ from opq.config.layer_config import LayerConfig, ScalesName
 from opq.config.targets import Lossless, Target, TwoStage, target_from_dict, target_to_dict
 from opq.errors import ConfigError, TargetError
 
-RoundingName = Literal["auto", "compensated", "deadzone"]
+RoundingName = Literal["auto", "trellis", "compensated", "deadzone"]
 CostName = Literal["auto", "balanced", "squared"]
 AuxiliaryStorage = Literal["auto", "exact", "float16", "uint8"]
 BatchNormForm = Literal["auto", "keep", "folded"]
@@ -44,18 +44,21 @@ class CompressionConfig:
     Args:
         target: Ratio, Size, TwoStage or Lossless. With Lossless only `include` and `exclude` may differ from their defaults.
         rounding: How a byte target is met. "compensated": one step for the network; rounding errors within an output row
-            compensate each other (`opq.quantization.error_feedback`). "deadzone": each weight alone, with the steps and dead
-            zones of the Laplace rate-distortion curve, which give the least squared error of the weights. "auto":
-            compensated, but deadzone in `opq.finetune`. A TwoStage target rounds each weight to nearest: only "auto" is valid.
-        cost: What a byte target minimizes. "squared": the sum of squared errors, so that with compensated rounding all weights
-            of one sensitivity share a step. "balanced": the sum of the relative squared errors of all weights, corrected for
+            compensate each other (`opq.quantization.error_feedback`). "trellis": the same, but the codes of larger matrices
+            follow a trellis (`opq.quantization.trellis`), which takes less bits for the same squared error
+            (`opq.compression.trellis_weights` says which). "deadzone": each weight alone, with the steps and dead zones of the
+            Laplace rate-distortion curve, which give the least squared error that rounding alone can. "auto": trellis, but
+            deadzone in `opq.finetune`. Calibration rounds by what it measured. A TwoStage target rounds each weight to nearest:
+            only "auto" is valid.
+        cost: What a byte target minimizes. "squared": the sum of squared errors, so that without dead zones all weights of
+            one sensitivity share a step. "balanced": the sum of the relative squared errors of all weights, corrected for
             their scales (`opq.rate_distortion.costs`); a token embedding that is also the head of a language model counts more.
-            "auto": balanced with compensated rounding, squared with dead zones, in calibration and with a TwoStage target,
-            where only "auto" and "squared" are valid.
+            "auto": squared with dead zones, in calibration and with a TwoStage target, where only "auto" and "squared" are
+            valid; otherwise balanced.
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
-            relative errors of rows count alike. "auto": with compensated rounding, token embeddings as with "rows", recurrent
-            weights with the root of the magnitudes, others none (`opq.compression.row_scales`); with dead zones none; in
+            relative errors of rows count alike. "auto": token embeddings as with "rows", recurrent weights with the root of the
+            magnitudes, others none (`opq.compression.row_scales`); with dead zones none; in
             calibration rows and columns by the curvature (`opq.calibration.curvature_steps`). With a TwoStage target only
             "auto" and "none" are valid.
         include: Globs. Only weights whose names match one are compressed; the rest are stored as auxiliary tensors.
@@ -126,16 +129,16 @@ class CompressionConfig:
 
     @property
     def resolved_rounding(self) -> str:
-        """The rounding method, as in LayerPlan.rounding."""
+        """The rounding method, as in LayerPlan.rounding; with "trellis", weights that have none are compensated."""
         if isinstance(self.target, TwoStage):
             return "deadzone"
-        return "compensated" if self.rounding == "auto" else self.rounding
+        return "trellis" if self.rounding == "auto" else self.rounding
 
     @property
     def resolved_cost(self) -> str:
         """What is minimized: "balanced" or "squared"."""
         if self.cost == "auto":
-            return "balanced" if self.resolved_rounding == "compensated" else "squared"
+            return "squared" if self.resolved_rounding == "deadzone" else "balanced"
         return self.cost
 
     @property

@@ -29,8 +29,8 @@ def mask(weight: Array, plan: LayerPlan) -> Array:
     Args:
         weight: Array of the plan's shape.
         plan: If it has `num_kept`, exactly that many weights are kept: the largest magnitudes, and of equal ones the first.
-            With compensated rounding, the weights whose codes are not 0 are kept. Otherwise, magnitudes above `threshold` are
-            kept.
+            With compensated rounding or a trellis, the weights whose codes are not 0 are kept. Otherwise, magnitudes above
+            `threshold` are kept.
 
     Returns:
         bool, shaped as `weight`, True if kept.

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from opq.errors import WeightError
 from opq.quantization.arrays import Array, array_like, namespace
 from opq.quantization.error_feedback import compensated_codes, squared_error_factor
+from opq.quantization.trellis import SMALLEST_LIMIT, trellis_codes
 from opq.rate_distortion import deadzone, uniform
 from opq.rate_distortion.family import Family
 from opq.rate_distortion.layer_plan import LayerPlan
@@ -86,7 +88,33 @@ class CompensatedRounding(Rounding):
         return squared_error_factor(shape)
 
 
-ROUNDINGS: Final[dict[str, Rounding]] = {"compensated": CompensatedRounding(), "deadzone": DeadzoneRounding()}
+class TrellisRounding(Rounding):
+    """The codes of each row follow a trellis, with the least squared error; see opq.quantization.trellis."""
+
+    family: ClassVar[Family] = uniform
+    is_elementwise: ClassVar[bool] = False
+
+    def codes(self, work: Array, plan: LayerPlan, max_codes: Array, xp: Any) -> Array:
+        """As Rounding.codes; weights that are zero stay zero.
+
+        Raises:
+            WeightError: The dtype cannot hold SMALLEST_LIMIT steps.
+        """
+        if float(xp.min(max_codes)) < SMALLEST_LIMIT:
+            problem = f"step (={np.max(plan.steps):g}) is too large for a trellis in its dtype; choose another rounding"
+            raise WeightError("weight", plan.shape, problem)
+        return trellis_codes(work / array_like(plan.steps, work, xp), max_codes, xp)
+
+    def squared_error_factor(self, shape: tuple[int, ...]) -> float:
+        """1.0: a plan's step is chosen so that the squared error is that of uniform rounding."""
+        return 1.0
+
+
+ROUNDINGS: Final[dict[str, Rounding]] = {
+    "compensated": CompensatedRounding(),
+    "deadzone": DeadzoneRounding(),
+    "trellis": TrellisRounding(),
+}
 """{name, as in LayerPlan.rounding: method}"""
 
 

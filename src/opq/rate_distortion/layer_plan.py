@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -21,18 +21,21 @@ _ROUNDINGS = [name for name in get_args(RoundingName) if name != "auto"]
 class LayerPlan:
     """How one weight is pruned and quantized: code = sign(w) max(1, floor(|w|/step + rounding_offset)) if kept, 0 if pruned.
 
+    With "compensated" rounding w is first moved; with "trellis" codes are those of `opq.quantization.trellis`.
+
     With scales (`opq.rate_distortion.scales`), step and threshold of each element are the plan's times its factor.
 
     Args:
         shape: The weight's shape; axis 0 is the channel axis.
         step: Distance of neighbouring codebook values, in weight units, > 0, representable in float32.
-        threshold: Magnitudes up to it are pruned, in weight units, >= 0.
-        rounding_offset: 0..1: 1/2, or 1 - threshold/step with a dead zone.
+        threshold: Magnitudes up to it are pruned, in weight units, >= 0. With a trellis it has no effect, and plans have 0.
+        rounding_offset: 0..1: 1/2, or 1 - threshold/step with a dead zone. With a trellis it has no effect.
         sparsity: Predicted fraction of zeros, 0..1.
         bits: Predicted bits per weight of the encoded codes.
         num_kept: Number of kept weights, which are the largest ones; it replaces `threshold`. None: `threshold` decides.
         max_codes: Largest code per channel, >= 1; None for no clipping.
-        rounding: "deadzone": each weight is rounded alone. "compensated": `num_kept` and `max_codes` must be None.
+        rounding: "deadzone": each weight is rounded alone. "compensated": `num_kept` and `max_codes` must be None. "trellis":
+            so must they, and the weight must have two dimensions.
         rows: Scale of each row (axis 0), -127..127; None if all are 0. `num_kept` and `max_codes` must be None with scales.
         columns: Scale of each column (position in a row), likewise.
 
@@ -56,6 +59,18 @@ class LayerPlan:
     def count(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+    @property
+    def is_trellis(self) -> bool:
+        """Whether codes follow the trellis of `opq.quantization.trellis`."""
+        return self.rounding == "trellis"
+
+    @property
+    def without_trellis(self) -> LayerPlan:
+        """The plan without a trellis: each weight rounded alone to multiples of two steps, which take about as many bits."""
+        if not self.is_trellis:
+            return self
+        return replace(self, rounding="deadzone", step=2.0 * self.step, threshold=self.step, rounding_offset=0.5)
 
     @property
     def scaled_axes(self) -> tuple[str, ...]:
@@ -91,8 +106,10 @@ class LayerPlan:
             raise PlanError(f"max_codes must be {channels} integers >= 1, one per channel")
         if self.rounding not in _ROUNDINGS:
             raise PlanError(f"rounding must be one of {', '.join(map(repr, _ROUNDINGS))}, got {self.rounding!r}")
-        if self.rounding == "compensated" and (self.num_kept is not None or max_codes is not None):
-            raise PlanError("num_kept and max_codes must be null with compensated rounding")
+        if self.rounding != "deadzone" and (self.num_kept is not None or max_codes is not None):
+            raise PlanError(f"num_kept and max_codes must be null with {self.rounding} rounding")
+        if self.is_trellis and len(shape) != 2:
+            raise PlanError(f"rounding must be 'compensated' or 'deadzone' for the shape {shape}, got 'trellis'")
         for key in self.scaled_axes:
             values = getattr(self, key)
             if not isinstance(values, tuple) or set(map(type, values)) != {int}:

@@ -85,6 +85,7 @@ class Layer:
         config: Its settings.
         repeats: Name of an earlier weight with the same values; this one then takes no bytes. None if there is none.
         cost: Factor of the sensitivity: 1 with squared costs; see `opq.rate_distortion.costs`.
+        trellis: Whether its codes follow a trellis at steps for which `opq.rate_distortion.trellis` is made.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Layer:
     config: LayerConfig = field(default_factory=LayerConfig)
     repeats: str | None = None
     cost: float = 1.0
+    trellis: bool = False
 
     @property
     def sensitivity(self) -> float:

@@ -126,8 +126,8 @@ def _zstd() -> Callable[[bytes], bytes] | None:
 
 
 def _measure(weight: CompressedTensor) -> tuple[bytes, float]:
-    """The codes in the smallest integer type that holds them, and their zero-order entropy in bits."""
-    return _narrowed(weight.codes).tobytes(), zero_order_entropy(np.unique(weight.codes, return_counts=True)[1])
+    """What is coded in the smallest integer type that holds it, and its zero-order entropy in bits."""
+    return _narrowed(weight.indices).tobytes(), zero_order_entropy(np.unique(weight.indices, return_counts=True)[1])
 
 
 def _narrowed(codes: NDArray[np.int32]) -> NDArray[np.signedinteger[Any]]:

@@ -41,6 +41,7 @@ class TensorReport:
         sparsity: Fraction of zeros, 0..1. None for auxiliary tensors, as are step, levels and bits.
         step: Quantization step in weight units, where scales are 0. None for a weight with a table of levels.
         scaled_axes: Which of "rows" and "columns" have scales.
+        trellis: Whether the codes follow a trellis (docs/format.md).
         levels: Number of levels without zero. None for a weight with a step.
         bits: Nominal bits per kept code, the mean over kept weights. 0 if none is kept.
         absolute_error: Largest absolute error per value of an auxiliary tensor, in its own units. 0 if it is exact; None for
@@ -59,6 +60,7 @@ class TensorReport:
     sparsity: float | None
     step: float | None
     scaled_axes: tuple[str, ...]
+    trellis: bool
     levels: int | None
     bits: float | None
     absolute_error: float | None
@@ -153,7 +155,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _codebook(tensor: TensorReport) -> str:
     if tensor.levels is not None:
         return f"{tensor.levels:,} levels"
-    return "" if tensor.step is None else step_text(tensor.step, tensor.scaled_axes)
+    return "" if tensor.step is None else step_text(tensor.step, tensor.scaled_axes) + (", trellis" if tensor.trellis else "")
 
 
 def _error(tensor: TensorReport) -> str:
@@ -179,12 +181,11 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         sizes = dict(_bytes_by_tensor(file))
         codebooks = _codebooks(file)
         norms = set(prefixes(file))
-        tensors, weights, kept, code_bits = [], 0, 0, 0.0
-        counts = list(_count_all(file))
-        nonzero = {entry.name: stays for entry, (stays, _) in zip(file.entries, counts, strict=True) if entry.is_weight}
+        tensors, weights, kept, code_bits, counts = [], 0, 0, 0.0, list(_count_all(file))
+        nonzero = {entry.name: stays for entry, (stays, _, _) in zip(file.entries, counts, strict=True) if entry.is_weight}
         repeats = repeated_weights(file.entries, nonzero)
         dense = dense_bytes(file.entries, repeats)
-        for entry, (stays, width) in zip(file.entries, counts, strict=True):
+        for entry, (stays, width, trellis) in zip(file.entries, counts, strict=True):
             if entry.is_weight and entry.name not in repeats:
                 weights, kept, code_bits = weights + entry.count, kept + stays, code_bits + width
             codebook, _ = codebooks.get(entry.section, (None, 0))
@@ -199,6 +200,7 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
                     sparsity=1.0 - stays / entry.count if entry.is_weight else None,
                     step=entry.step,
                     scaled_axes=codebook.axes if isinstance(codebook, ScaledCodebook) else (),
+                    trellis=trellis,
                     levels=len(codebook.levels) if isinstance(codebook, LevelTable) else None,
                     bits=width / max(stays, 1) if entry.is_weight else None,
                     absolute_error=absolute,
@@ -224,8 +226,8 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         )
 
 
-def _count_all(file: OpqFile) -> Iterator[tuple[int, float]]:
-    """Number of kept weights and their nominal bits, for each tensor in order; once for weights that differ only in values."""
+def _count_all(file: OpqFile) -> Iterator[tuple[int, float, bool]]:
+    """As `_count`, for each tensor in order; once for weights that differ only in values."""
     keys = [(entry.section, Geometry.of(entry.shape), entry.shape[:1]) if entry.is_weight else None for entry in file.entries]
     first: dict[object, Entry] = {}
     for key, entry in zip(keys, file.entries, strict=True):
@@ -234,11 +236,12 @@ def _count_all(file: OpqFile) -> Iterator[tuple[int, float]]:
     return (found[key] for key in keys)
 
 
-def _count(file: OpqFile, entry: Entry) -> tuple[int, float]:
-    kept, bits = 0, 0.0
+def _count(file: OpqFile, entry: Entry) -> tuple[int, float, bool]:
+    """Number of kept weights, their nominal bits, and whether codes follow a trellis."""
+    kept, bits, trellis = 0, 0.0, False
     for piece in file.pieces(entry.name) if entry.is_weight else ():
-        kept, bits = kept + piece.num_kept, bits + piece.nominal_bits
-    return kept, bits
+        kept, bits, trellis = kept + piece.num_kept, bits + piece.nominal_bits, piece.trellis
+    return kept, bits, trellis
 
 
 def _codebooks(file: OpqFile) -> _Codebooks:
@@ -265,13 +268,10 @@ def _bytes_by_kind(tensors: list[TensorReport], codebooks: _Codebooks, header: i
 def _byte_kind(entry: Entry, norms: set[str]) -> str:
     if entry.is_weight:
         return "codes"
-    if entry.name[: len(entry.name) - len(_last(entry.name))] in norms:
+    prefix, dot, last = entry.name.rpartition(".")
+    if prefix + dot in norms:
         return "batch-norm"
-    return "biases" if _last(entry.name) == "bias" else "other auxiliary"
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+    return "biases" if last == "bias" else "other auxiliary"
 
 
 def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:

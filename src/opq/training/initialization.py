@@ -117,8 +117,8 @@ def _why_masks_are_fixed(
         return "the masks of a file or a calibration are kept"
     if isinstance(start.target, TwoStage):
         return "a two-stage target of sparsity and bits fixes the masks"
-    if start.rounding == "compensated":
-        return "compensated rounding leaves no weights between codes"
+    if start.rounding in ("compensated", "trellis"):
+        return f"{start.rounding} rounding leaves no weights between codes"
     if any(layer.sparsity is not None or layer.bits is not None for layer in start.layers.values()):
         return "a layer config fixes how many weights are pruned"
     return None
@@ -128,7 +128,7 @@ def _why_plan_fixes_masks(plan: Plan, budget: int | None) -> str | None:
     if plan.mode == "two_stage":
         return "a two-stage target of sparsity and bits fixes the masks"
     if any(not ROUNDINGS[layer.rounding].is_elementwise for layer in plan.layers.values()):
-        return "the plan's compensated rounding leaves no weights between codes"
+        return "the plan's compensated or trellis rounding leaves no weights between codes"
     if any(layer.num_kept is not None for layer in plan.layers.values()):
         return "the plan fixes how many weights of a layer are kept"
     return "the plan has no byte target; give a budget" if (budget or plan.budget) is None else None

@@ -77,7 +77,8 @@ class CodebookParametrization(nn.Module):
         """Make the parametrization of a weight under a plan.
 
         Under compensated rounding, `initialize` sets the weight to its quantized values, since element-wise rounding of the
-        original ones would give other codes.
+        original ones would give other codes. In place of a trellis each weight is rounded alone, to multiples of two steps,
+        which takes about as many bits.
 
         Args:
             name: Name of the weight, for errors.
@@ -88,6 +89,7 @@ class CodebookParametrization(nn.Module):
         Raises:
             WeightError: The weight cannot be quantized under the plan.
         """
+        plan = plan.without_trellis
         try:
             codes = cast(Tensor, quantize(weight, plan))
             if nonzero_over is not None:
@@ -107,7 +109,7 @@ class CodebookParametrization(nn.Module):
 
         Args:
             weight: Tensor that already holds the values of the file.
-            tensor: The weight in the file; codes of 0 are pruned.
+            tensor: The weight in the file, without a trellis; codes of 0 are pruned.
             codebook: Its codebook.
         """
         mask = torch.from_numpy(tensor.codes != 0).to(weight.device)

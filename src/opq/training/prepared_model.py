@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from opq import torch as save_load
@@ -188,7 +190,7 @@ def _carry_out(model: nn.Module, names: Collection[str]) -> ReparametrizedState:
 
 def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Mapping[str, str]) -> PreparedModel:
     """Load the tensors of a file into `model`, and attach its masks and steps."""
-    contents = {name: file[name] for name in file}
+    contents = {name: _without_trellis(file[name]) for name in file}
     state = model.state_dict()
     for name in [*state, *contents]:
         if name not in state or name not in contents:
@@ -210,8 +212,18 @@ def _from_file(model: nn.Module, file: OpqFile, budget: int | None, metadata: Ma
                     "it has a table of levels, but training needs a step; compress the network to a size first",
                 )
             makers[name] = partial(CodebookParametrization.from_file, tensor=content, codebook=content.codebook)
-    model.load_state_dict({name: save_load.to_tensor(file.array(name)) for name in file})
+    model.load_state_dict(
+        {
+            name: save_load.to_tensor(content.values() if isinstance(content, CompressedTensor) else content)
+            for name, content in contents.items()
+        }
+    )
     attach(model, makers)
     form = "folded" if any(has_folded_statistics(module) for module in model.modules()) else "keep"
     auxiliary = AuxiliaryPlan(requested_storage(file.entries), form, shared_eps(epsilons_of(model)))
     return PreparedModel(model, None, auxiliary, file.file_bytes if budget is None else budget, {**file.metadata, **metadata})
+
+
+def _without_trellis(content: CompressedTensor | NDArray[np.generic]) -> CompressedTensor | NDArray[np.generic]:
+    """A tensor of a file for training, which rounds each weight alone."""
+    return content.without_trellis if isinstance(content, CompressedTensor) else content

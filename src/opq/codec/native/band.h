@@ -30,11 +30,13 @@ enum {
     MAX_POSITIONS = 128,                   /* codes of a kernel; larger kernels are coded as rows of a matrix */
     FRAME_CELLS = 3 * (MAX_POSITIONS + 2), /* cells of a padded kernel; kernels of one line of 128 need the most */
     MAX_MAGNITUDE_BITS = 24,               /* bits of the largest magnitude of a code */
+    MAX_RAW_BITS = 20,                     /* without a trellis; with one, at most 10 */
 };
 
 typedef struct {
     int64_t outputs, inputs, positions, width; /* positions <= MAX_POSITIONS */
     int raw_bits;                              /* low bits of a magnitude that are raw: s in docs/format.md */
+    int trellis;                               /* whether codes follow the trellis; then positions = 1 */
     uint32_t initial_mean;                     /* in 4096ths */
 } Shape;
 
@@ -70,6 +72,7 @@ typedef struct {
 typedef struct {
     RangeCoder coder;
     CodeModel *model;
+    uint32_t second_set; /* trellis: byte offset, from set A, of its contexts for quantizer 1 */
     const Shape *shape;
     const PositionContext *contexts; /* of each position */
     PaddedKernels *padded;
@@ -78,9 +81,24 @@ typedef struct {
     Vec4 row_means;                      /* r */
     int32_t *codes;                      /* of the current column in the first row of the band */
     int64_t row, column;
-    int rows;         /* of this band; 0 or less after the last */
-    int out_of_range; /* a decoded magnitude was too large: the data are damaged */
+    int rows;           /* of this band; 0 or less after the last */
+    int out_of_range;   /* a decoded magnitude was too large: the data are damaged */
+    int breaks_trellis; /* a code to encode is not one of its state's quantizer */
 } BandState;
+
+/* Sets the values in the first byte of a section, s + 32 h in docs/format.md, "Sections of codes". Returns whether codes of
+ * this many bytes can have this shape. */
+static int complete_shape(Shape *shape, int first, int64_t bytes) {
+    if (first < 0 || first > 255) return 0;
+    shape->raw_bits = first & 31, shape->initial_mean = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
+    shape->trellis = shape->raw_bits > MAX_RAW_BITS;
+    if (shape->trellis) shape->raw_bits -= MAX_RAW_BITS + 1;
+    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > MAX_POSITIONS) return 0;
+    if (shape->width < 1 || shape->positions % shape->width || (shape->trellis && shape->positions > 1)) return 0;
+    const int64_t count = bytes / 4;
+    return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
+           count / shape->positions / shape->inputs == shape->outputs;
+}
 
 static void init_positions(PositionContext *contexts, const Shape *shape) {
     for (int64_t p = 0; p < shape->positions; p++) {

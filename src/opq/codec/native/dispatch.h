@@ -8,46 +8,65 @@
 #include <cpuid.h>
 #endif
 
-/* A band of a weight without kernels, positions = 1. docs/format.md, "Sections of codes". Signs are raw bits. */
-ALWAYS_INLINE void code_matrix_band(BandState *band, Direction direction, InstructionSet isa, const int rows) {
+/* The state that follows `state` after a code of this parity. docs/format.md, "Trellis": s2 s1 s0 -> s1 s0 b. */
+ALWAYS_INLINE uint32_t next_state(uint32_t state, uint32_t code) {
+    return (state << 1 & 6) | ((code ^ state >> 1 ^ state >> 2) & 1);
+}
+
+/* A band of a weight without kernels, positions = 1. docs/format.md, "Sections of codes". Signs are raw bits. With a trellis, codes
+ * in memory are the n of docs/format.md, "Trellis", and `magnitude` is that of the k that is coded in their place. */
+ALWAYS_INLINE void code_matrix_band(BandState *band, Direction direction, InstructionSet isa, const int trellis, const int rows) {
     const int64_t inputs = band->shape->inputs;
     const int raw_bits = band->shape->raw_bits;
     RangeCoder *const coder = &band->coder;
     uint16_t bounds[24] = {0};
-    uint32_t row_means[BAND_ROWS];
+    uint32_t row_means[BAND_ROWS], states[BAND_ROWS] = {0}, all = 0;
     for (int j = 0; j < rows; j++) row_means[j] = vec4_get(band->row_means, j);
     for (band->column = 0; band->column < inputs; band->column++) {
         const uint32_t mean_of_column = column_mean(band), level = level_offset(mean_of_column) / NUM_LEVELS;
         uint32_t sum = 0;
-        if (direction == DECODE && UNLIKELY(is_exhausted(coder))) return; /* a row can be the whole weight */
+        if (direction == DECODE && UNLIKELY(is_exhausted(coder))) break; /* a row can be the whole weight */
         refill_raw_bits(coder, direction); /* for the signs of all rows */
         UNROLLED
         for (int j = 0; j < rows; j++) {
             int32_t *code = &band->codes[j * inputs + band->column];
-            Distribution *d = distribution_at(band->model, level_offset(row_means[j]) + level);
+            const uint32_t quantizer = trellis ? states[j] & 1 : 0;
+            const uint32_t set = trellis ? band->second_set & (0u - quantizer) : 0;
+            Distribution *d = distribution_at(band->model, set + level_offset(row_means[j]) + level);
             int32_t given = direction == DECODE ? 0 : *code, found = 0;
-            uint32_t mean = 0, raw = 0;
+            uint32_t mean = 0, raw = 0, magnitude = 0;
+            if (trellis && direction == ENCODE) {
+                const uint32_t n = given < 0 ? 0u - (uint32_t)given : (uint32_t)given;
+                const int32_t k = (int32_t)((n + quantizer) / 2);
+                all |= ((n ^ quantizer) & (n != 0)) | n >> MAX_MAGNITUDE_BITS;
+                given = given < 0 ? -k : k;
+            }
             if (j % 2 == 0) refill_if_low(coder, direction);
             uint32_t high = code_magnitude(band, direction, isa, 1, bounds, d, level, given, &raw);
             if (high) {
                 int32_t negative = -(int32_t)code_raw_bits(coder, direction, given < 0, 1); /* all ones, or 0 */
-                found = ((int32_t)(((high - 1) << raw_bits | raw) + 1) ^ negative) - negative;
+                magnitude = ((high - 1) << raw_bits | raw) + 1;
+                if (trellis && direction == DECODE) all |= 2 * magnitude - quantizer;
+                found = ((int32_t)(trellis ? 2 * magnitude - quantizer : magnitude) ^ negative) - negative;
                 mean = (high < CONTEXT_MAX ? high : CONTEXT_MAX) * MEAN_ONE;
             }
             if (direction == DECODE) *code = found;
+            if (trellis) states[j] = next_state(states[j], magnitude);
             row_means[j] += (uint32_t)((int32_t)(mean - row_means[j]) >> 4);
             sum += mean;
         }
         update_column_mean(band, mean_of_column, sum, 4, 8);
     }
+    if (trellis && direction == DECODE) band->out_of_range |= all >> MAX_MAGNITUDE_BITS != 0;
+    if (trellis && direction == ENCODE) band->breaks_trellis |= all != 0;
 }
 
 /* All remaining bands of a weight without kernels. */
-ALWAYS_INLINE void code_matrix(BandState *caller, Direction direction, InstructionSet isa) {
+ALWAYS_INLINE void code_matrix(BandState *caller, Direction direction, InstructionSet isa, const int trellis) {
     BandState band = *caller; /* its address does not leave this function: it stays in registers */
     do {
-        if (band.rows == BAND_ROWS) code_matrix_band(&band, direction, isa, BAND_ROWS);
-        else code_matrix_band(&band, direction, isa, band.rows);
+        if (band.rows == BAND_ROWS) code_matrix_band(&band, direction, isa, trellis, BAND_ROWS);
+        else code_matrix_band(&band, direction, isa, trellis, band.rows);
         band.column = band.shape->inputs - 1, band.codes += band.column;
     } while (advance(&band));
     *caller = band;
@@ -75,9 +94,11 @@ ALWAYS_INLINE void decode_interleaved(BandState *one, BandState *two, Instructio
 }
 
 /* Each loop is compiled as a separate function, so that registers are allocated for this loop only. */
-NOINLINE void encode_matrix(BandState *band) { code_matrix(band, ENCODE, BASELINE); }
+NOINLINE void encode_matrix(BandState *band) { code_matrix(band, ENCODE, BASELINE, 0); }
+NOINLINE void encode_trellis(BandState *band) { code_matrix(band, ENCODE, BASELINE, 1); }
 NOINLINE void encode_kernels(BandState *band) { code_weight(band, ENCODE, BASELINE); }
-NOINLINE void decode_matrix_baseline(BandState *band) { code_matrix(band, DECODE, BASELINE); }
+NOINLINE void decode_matrix_baseline(BandState *band) { code_matrix(band, DECODE, BASELINE, 0); }
+NOINLINE void decode_trellis_baseline(BandState *band) { code_matrix(band, DECODE, BASELINE, 1); }
 NOINLINE void decode_kernels_baseline(BandState *band) { code_weight(band, DECODE, BASELINE); }
 NOINLINE void decode_pair_baseline(BandState *one, BandState *two) { decode_interleaved(one, two, BASELINE); }
 
@@ -85,7 +106,8 @@ NOINLINE void decode_pair_baseline(BandState *one, BandState *two) { decode_inte
 /* With instructions that nearly every x86-64 of the last ten years has. `flatten` inlines the functions of vec8_u16.h that need
  * them. */
 #define FOR_AVX2 __attribute__((flatten)) TARGET_AVX2 NOINLINE
-FOR_AVX2 void decode_matrix_avx2(BandState *band) { code_matrix(band, DECODE, AVX2); }
+FOR_AVX2 void decode_matrix_avx2(BandState *band) { code_matrix(band, DECODE, AVX2, 0); }
+FOR_AVX2 void decode_trellis_avx2(BandState *band) { code_matrix(band, DECODE, AVX2, 1); }
 FOR_AVX2 void decode_kernels_avx2(BandState *band) { code_weight(band, DECODE, AVX2); }
 FOR_AVX2 void decode_pair_avx2(BandState *one, BandState *two) { decode_interleaved(one, two, AVX2); }
 
@@ -108,6 +130,7 @@ static void detect_avx2(void) {}
 /* All remaining bands of a weight. */
 static void encode_bands(BandState *band) {
     if (has_kernels(band->shape)) encode_kernels(band);
+    else if (band->shape->trellis) encode_trellis(band);
     else encode_matrix(band);
 }
 
@@ -115,11 +138,13 @@ static void decode_bands(BandState *band) {
 #if defined(OPQ_AVX2)
     if (can_use_avx2(band)) {
         if (has_kernels(band->shape)) decode_kernels_avx2(band);
+        else if (band->shape->trellis) decode_trellis_avx2(band);
         else decode_matrix_avx2(band);
         return;
     }
 #endif
     if (has_kernels(band->shape)) decode_kernels_baseline(band);
+    else if (band->shape->trellis) decode_trellis_baseline(band);
     else decode_matrix_baseline(band);
 }
 

@@ -25,7 +25,7 @@ typedef struct {
     KernelColumn kernels;
     ByteBuffer output, raw_output; /* encoder */
     BandState band;
-    uint32_t column_means[];
+    Distribution second_set[]; /* with a trellis, set A for quantizer 1; then the means of columns */
 } Workspace;
 
 typedef struct {
@@ -35,7 +35,8 @@ typedef struct {
 
 /* A workspace at the first band of a weight, without a coder; NULL if out of memory. */
 static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
-    Workspace *work = (Workspace *)malloc(sizeof *work + sizeof(uint32_t) * (size_t)shape->inputs);
+    const size_t second = shape->trellis ? SET_B : 0, means = sizeof(uint32_t) * (size_t)shape->inputs;
+    Workspace *work = (Workspace *)malloc(sizeof *work + sizeof(Distribution) * second + means);
     if (!work) return NULL;
     work->model = tables.initial;
     memset(&work->padded, 0, sizeof work->padded);
@@ -44,21 +45,11 @@ static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
     memset(band, 0, sizeof *band);
     band->model = &work->model, band->shape = shape, band->contexts = work->contexts, band->padded = &work->padded;
     band->kernels = &work->kernels;
-    band->column_means = work->column_means, band->global_mean = shape->initial_mean, band->codes = codes;
+    band->column_means = (uint32_t *)(work->second_set + second), band->global_mean = shape->initial_mean, band->codes = codes;
+    band->second_set = (uint32_t)(offsetof(Workspace, second_set) - offsetof(Workspace, model.distributions));
+    memcpy(work->second_set, tables.initial.distributions, sizeof(Distribution) * second);
     start_band(band);
     return work;
-}
-
-/* Sets the values in the first byte of a section, s + 32 h in docs/format.md, "Sections of codes". Returns whether codes of
- * this many bytes can have this shape. */
-static int complete_shape(Shape *shape, int first, Py_ssize_t bytes) {
-    if (first < 0 || first > 255) return 0;
-    shape->raw_bits = first & 31, shape->initial_mean = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
-    if (shape->outputs < 1 || shape->inputs < 1 || shape->positions < 1 || shape->positions > MAX_POSITIONS) return 0;
-    if (shape->width < 1 || shape->positions % shape->width || shape->raw_bits > 20) return 0;
-    int64_t count = (int64_t)bytes / 4;
-    return bytes % 4 == 0 && count % shape->positions == 0 && count / shape->positions % shape->inputs == 0 &&
-           count / shape->positions / shape->inputs == shape->outputs;
 }
 
 /* As `complete_shape`, for the buffer that holds the codes; raises an exception if they do not fit. */
@@ -108,6 +99,10 @@ static PyObject *encode_codes(PyObject *self, PyObject *arguments) {
     PyBuffer_Release(&codes);
     if (!work) return PyErr_NoMemory();
     PyObject *result = take_bytes(&work->output, &work->raw_output);
+    if (work->band.breaks_trellis) {
+        Py_CLEAR(result);
+        PyErr_SetString(PyExc_ValueError, "the codes do not follow the trellis");
+    }
     free(work);
     return result;
 }
