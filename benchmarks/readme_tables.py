@@ -442,6 +442,7 @@ def finetune_cost(rows: list[Row]) -> list[str]:
 
 def zoo(rows: list[Row]) -> list[str]:
     """Each target: the measure of opq's file, and how much better it is than files of the ways that were asked for it."""
+    rows = [row for row in rows if row["data"] == "none"]
     ways = list(dict.fromkeys(row["method"] for row in rows if row["asked_bytes"] is not None and row["method"] != "opq"))
     return table(
         ("network", "measure", "dense", "target", "bits per weight", "opq", *(f"better than {way}" for way in ways)),
@@ -456,9 +457,43 @@ def zoo(rows: list[Row]) -> list[str]:
                 *(_better(way, row, rows) for way in ways),
             )
             for row in rows
-            if zoo_comparison.is_target(row)
+            if zoo_comparison.is_target(row) and any(_better(way, row, rows) for way in ways)
         ),
     )
+
+
+def zoo_inputs(rows: list[Row]) -> list[str]:
+    """Each target of the ways with inputs: the measure of opq's file from the weights alone, calibrated, and synthetic."""
+    ways = ("opq, calibrated", "opq, synthetic")
+    by_key = {(row["network"], row["setting"], row["method"]): row for row in rows if row["against"] is None}
+    targets = dict.fromkeys(
+        (row["network"], row["setting"]) for row in rows if row["method"] in ways and row["against"] is None
+    )
+    return table(
+        ("network", "measure", "dense", "target", "weights alone", "calibrated", "better by", "synthetic", "better by"),
+        (
+            (
+                NETWORKS[network],
+                next(row["measure"] for row in rows if row["network"] == network),
+                f"{next(row['dense'] for row in rows if row['network'] == network):.4g}",
+                setting,
+                _value(alone := by_key.get((network, setting, "opq"))),
+                *(column for way in ways for column in _value_and_gain(by_key.get((network, setting, way)), alone)),
+            )
+            for network, setting in targets
+        ),
+    )
+
+
+def _value(row: Row | None) -> str:
+    return "" if row is None else f"{row['value']:.4g}"
+
+
+def _value_and_gain(row: Row | None, alone: Row | None) -> tuple[str, str]:
+    if row is None or alone is None:
+        return _value(row), ""
+    difference, error = zoo_comparison.difference_of(alone, row)
+    return _value(row), f"{difference:+.2g} ± {error:.1g}"
 
 
 def _better(way: str, target: Row, rows: list[Row]) -> str:
@@ -472,6 +507,7 @@ def _better(way: str, target: Row, rows: list[Row]) -> str:
 
 def zoo_ways(rows: list[Row]) -> list[str]:
     """How many files of each way are worse than opq's at the same bytes, about equal, and better."""
+    rows = [row for row in rows if row["data"] == "none"]
     ways = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "opq" and row["setting"] != "16 bits"))
     networks = list(dict.fromkeys(row["network"] for row in rows))
     verdicts = {name: zoo_comparison.verdicts([row for row in rows if row["network"] == name]) for name in networks}
@@ -546,6 +582,7 @@ SECTIONS: dict[str, Section] = {
     "finetune": Section(("finetune",), finetune, lambda row: row["network"] != "mobilenet"),
     "finetune_mobilenet": Section(("finetune",), finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
     "zoo_ways": Section(("zoo",), zoo_ways, shows_origin=False),
+    "zoo_inputs": Section(("zoo",), zoo_inputs, shows_origin=False),
     **{
         function.__name__: Section((function.__name__,), function)
         for function in (

@@ -5,7 +5,7 @@ Checks the claim that at equal bytes no way of this list gives a better network 
     python benchmarks/zoo.py [NETWORK ...] [--way NAME]... [--anew [WAY]]
 
 The networks are those of `zoo_networks` (`make zoo-packages`). Two ways of opq use inputs: "opq, calibrated" those of
-`zoo_networks.calibration_inputs`, and "opq, synthetic" those that `opq.calibrate` makes. No other way uses data. Tensors that
+`zoo_networks.calibration_inputs`, which GPTQ uses too, and "opq, synthetic" those that `opq.calibrate` makes. Tensors that
 opq quantizes are those that all ways quantize, and equal ones are stored once. Ways whose settings determine their size
 (`zoo_methods.FIXED`: integers in xz, HQQ and SINQ by their packages) have a row for each setting. Ways whose size can be chosen
 have a row for each of three targets: rounding with a step per row, entropy coded, and NNCodec with uniform and with dependent
@@ -31,6 +31,7 @@ import torch
 from harness import Row, keep_row, kept_rows
 from zoo_comparison import compare, is_compared, is_target
 from zoo_formats import WeightFormat
+from zoo_gptq import Compensated, input_moments
 from zoo_methods import FIXED, SEARCHED, Saved, Tensors, calibrated_file, fixed_file, opq_file, searched_ways
 from zoo_networks import NETWORKS, Network
 from zoo_networks.calibration_inputs import SHAPES, calibration_inputs
@@ -62,7 +63,13 @@ CALIBRATED_TARGETS = {
 WITH_INPUTS = {"opq, calibrated": "inputs", "opq, synthetic": "synthetic"}
 """{way of opq: data that it uses}"""
 
-WAYS = ("opq", *WITH_INPUTS, *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
+GPTQ = {f"{bits} bits{coded}": (bits, bool(coded)) for bits in (4, 3) for coded in ("", ", coded")}
+"""{setting of GPTQ, on the inputs of "opq, calibrated": bits of a code, and whether codes are entropy coded}"""
+
+BY_GPTQ = ("minilm", "smollm2", "gpt5m")
+"""Networks of linear layers."""
+
+WAYS = ("opq", *WITH_INPUTS, "gptq", *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
 
 _ENOUGH = 0.99
 """Share of another file's bytes that opq is asked for at least."""
@@ -140,7 +147,7 @@ class Case:
             "method": method,
             "setting": setting,
             "against": against,
-            "data": WITH_INPUTS.get(method, "none"),
+            "data": WITH_INPUTS.get(method, "inputs" if method == "gptq" else "none"),
             "asked_bytes": saved.asked,
             "bits": 8.0 * len(saved.data) / self.tensors.count,
             "file_bytes": len(saved.data),
@@ -174,6 +181,8 @@ def _complete(case: Case, ways: Sequence[str]) -> None:
         for target in calibrated_targets:
             if method in ways:
                 case.add(method, target, partial(_calibrated, case, method, target))
+    if "gptq" in ways and case.name in BY_GPTQ:
+        _complete_gptq(case)
     if "opq" not in ways:
         return
     for target in dict.fromkeys((*TARGETS[case.name], *calibrated_targets)):
@@ -196,6 +205,23 @@ def _complete(case: Case, ways: Sequence[str]) -> None:
             print(f"{case.name}, {size:,} bytes: {error}", file=sys.stderr)
 
 
+def _complete_gptq(case: Case) -> None:
+    """GPTQ's rows, and those of opq with the same inputs at their bytes."""
+    for setting, (bits, coded) in GPTQ.items():
+        case.add("gptq", setting, partial(_of_gptq, case, bits, coded))
+    for row in case.rows():
+        if row["method"] == "gptq":
+            size, against = row["file_bytes"], f"gptq, {row['setting']}"
+            case.add("opq, calibrated", f"{size:,} bytes", partial(_calibrated, case, "opq, calibrated", size), against)
+
+
+def _of_gptq(case: Case, bits: int, coded: bool) -> Saved:
+    calibration = case.calibration("opq, calibrated")
+    moments = input_moments(calibration.reference, calibration.inputs)
+    names = {weight.ctypes.data: name for name, weight in case.tensors.weights.items()}
+    return fixed_file(case.tensors, Compensated(bits, coded, moments, names))
+
+
 def _fixed(case: Case, weight_format: WeightFormat) -> Saved:
     return fixed_file(case.tensors, weight_format)
 
@@ -208,8 +234,9 @@ def _of_opq(case: Case, target: str | int) -> Saved:
     return opq_file(case.tensors, target if isinstance(target, int) else bytes_of(target, case.tensors))
 
 
-def _calibrated(case: Case, method: str, target: str) -> Saved:
-    return calibrated_file(case.calibration(method), bytes_of(target, case.tensors))
+def _calibrated(case: Case, method: str, target: str | int) -> Saved:
+    size = target if isinstance(target, int) else bytes_of(target, case.tensors)
+    return calibrated_file(case.calibration(method), size)
 
 
 def bytes_of(target: str, tensors: Tensors) -> int:

@@ -62,9 +62,12 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _pairs_with_inputs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The files of opq that used inputs, each with that from the weights alone at the same target."""
+    """The files of opq that used inputs, each with that from the weights alone at the same target, or with GPTQ's."""
+    own = [row for row in rows if row["method"].startswith("opq, ")]
     alone = {row["setting"]: row for row in rows if row["method"] == "opq"}
-    return [(row, alone[row["setting"]]) for row in rows if row["data"] != "none" and row["setting"] in alone]
+    pairs = [(row, alone[row["setting"]]) for row in own if row["setting"] in alone]
+    others = {f"{row['method']}, {row['setting']}": row for row in rows if row["method"] == "gptq"}
+    return pairs + [(row, others[row["against"]]) for row in own if row["against"] in others]
 
 
 def _columns(row: Row, own: Row) -> Row:

@@ -12,8 +12,12 @@ from networks import mobilenet_v1, resnet_cifar
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from zoo_networks import efficientnet_lite0, fcpe, silero_vad, smollm2
+from zoo_networks.efficientnet_lite0 import preprocess
+from zoo_networks.fcpe import SECONDS as FCPE_SECONDS
+from zoo_networks.fcpe import log_mel
 from zoo_networks.network import package_file
+from zoo_networks.silero_vad import SECONDS as SILERO_SECONDS
+from zoo_networks.smollm2 import read_fields, tokenizer_of
 from zoo_networks.speech import conversations, songs
 from zoo_networks.texts import paragraphs, sentences
 from zoo_networks.train_small import ids_of
@@ -36,8 +40,8 @@ def _cifar() -> Tensor:
     return resnet_cifar.preprocess(pixels[chosen])
 
 
-def _of_imagenet(preprocess: Callable[[Tensor], Tensor]) -> Tensor:
-    return preprocess(imagenet.calibration()[:IMAGES])
+def _of_imagenet(prepared: Callable[[Tensor], Tensor]) -> Tensor:
+    return prepared(imagenet.calibration()[:IMAGES])
 
 
 def _masked_sentences() -> list[tuple[Tensor, Tensor]]:
@@ -62,7 +66,7 @@ def _texts(encode: Callable[[str], Tensor]) -> Tensor:
 
 
 def _of_smollm2() -> Tensor:
-    tokenizer = smollm2.tokenizer_of(smollm2.read_fields())
+    tokenizer = tokenizer_of(read_fields())
     return _texts(lambda text: torch.tensor(tokenizer.encode(text).ids))
 
 
@@ -70,11 +74,11 @@ _INPUTS: Mapping[str, Callable[[], Any]] = {
     "resnet20": _cifar,
     "resnet56": _cifar,
     "mobilenet": lambda: _of_imagenet(mobilenet_v1.preprocess),
-    "efficientnet_lite0": lambda: _of_imagenet(efficientnet_lite0.preprocess),
+    "efficientnet_lite0": lambda: _of_imagenet(preprocess),
     "minilm": _masked_sentences,
     "wordllama": _plain_sentences,
-    "silero_vad": lambda: conversations(CLIPS, silero_vad.SECONDS, first=1000),
-    "fcpe": lambda: fcpe.log_mel(torch.cat([voices(CLIPS, fcpe.SECONDS, first=1000) for voices in (conversations, songs)])),
+    "silero_vad": lambda: conversations(CLIPS, SILERO_SECONDS, first=1000),
+    "fcpe": lambda: log_mel(torch.cat([voices(CLIPS, FCPE_SECONDS, first=1000) for voices in (conversations, songs)])),
     "smollm2": _of_smollm2,
     "gpt5m": lambda: _texts(lambda text: ids_of("gpt5m", text))[:, :256],
     "lstm": lambda: _texts(lambda text: ids_of("lstm", text)),

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
 
+from opq.training.device import autocast
 from zoo_networks.small_models import GPT, LSTM, VOCABULARY
 from zoo_networks.texts import paragraphs
 
@@ -85,7 +86,7 @@ def train(name: str) -> None:
             group["lr"] = recipe.rate * _schedule(step, recipe.steps)
         starts = torch.randint(len(ids) - recipe.length, (recipe.size, 1), generator=torch.Generator().manual_seed(step))
         batch = ids[starts + torch.arange(recipe.length + 1)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu")):
             logits = model(batch[:, :-1])
         loss = functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()

@@ -268,3 +268,22 @@ def test_recomputed_statistics_are_those_of_the_inputs():
         values = found[name].transpose(0, 1).flatten(1)
         torch.testing.assert_close(values.mean(1), norm.bias.detach(), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(values.std(1), norm.weight.detach().abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_corrected_network_keeps_its_buffers(inputs):
+    """With batch norms too, a calibrated file tells buffers, which are exact, from parameters, whatever their names."""
+
+    class Shifted(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.Flatten(), nn.Linear(24 * 36, 40))
+            self.register_buffer("scale", torch.rand(40, generator=torch.Generator().manual_seed(1)))
+            self.shift = nn.Parameter(torch.rand(40, generator=torch.Generator().manual_seed(2)))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale + self.shift
+
+    torch.manual_seed(0)
+    model = Shifted()
+    data = calibrate(model, inputs[:16]).compress(ratio=4).data
+    assert torch.equal(opq.torch.load(data)["scale"], model.scale)
+    assert not torch.equal(opq.torch.load(data)["shift"], model.shift)

@@ -12,7 +12,7 @@ from opq.calibration.batch_norm_statistics import correct, input_statistics
 from opq.calibration.compensation import DAMPING, Factor, round_columns
 from opq.calibration.curvature import Curvature, matrix_of, measure_curvature, total
 from opq.calibration.curvature_steps import RELATIVE_SHARE, ROW_SHARE, Pattern, balanced_levels, pattern_of
-from opq.calibration.outputs import random_directions
+from opq.calibration.outputs import magnitudes_of, random_directions
 
 seeds = st.integers(0, 2**16)
 
@@ -35,12 +35,12 @@ def correlated(size, seed=0):
 )
 def test_curvature_is_that_of_the_squared_error(model):
     """The sums over rows and over columns of the curvature are those of the squared derivatives of all outputs, over the mean
-    square of the outputs.
+    square of the first batch's.
     """
     torch.manual_seed(0)
     inputs = normal(8, 3, 7)
     found = measure_curvature(model.eval(), [[((half,), {}) for half in inputs.split(4)]] * 600)
-    scale = float(model(inputs).detach().square().mean())
+    scale = float(model(inputs[:4]).detach().square().mean())
     for name, curvature in found.items():
         weight = model.get_parameter(name).detach()
 
@@ -81,7 +81,7 @@ def test_equal_weights_have_the_sum_of_their_curvatures():
 def test_directions_of_distributions_have_the_covariance_of_the_fisher_information():
     """It is diag(p) - p p^T for each distribution."""
     logits = normal(1, 1, 5).expand(40000, 1, 5)
-    (found,) = random_directions([logits], torch.Generator().manual_seed(0), distributions=True)
+    (found,) = random_directions([logits], [1.0], torch.Generator().manual_seed(0), distributions=True)
     p = logits[0, 0].softmax(0)
     covariance = found[:, 0].T @ found[:, 0] / len(found)
     assert torch.allclose(covariance, p.diag() - p[:, None] * p, atol=0.01)
@@ -90,7 +90,8 @@ def test_directions_of_distributions_have_the_covariance_of_the_fisher_informati
 def test_directions_of_other_outputs_have_one_over_their_power():
     """Outputs of any magnitude count alike."""
     outputs = [1000.0 * normal(4000, 3), 0.001 * normal(4000, 2)]
-    for output, found in zip(outputs, random_directions(outputs, torch.Generator(), distributions=False), strict=True):
+    directions = random_directions(outputs, magnitudes_of(outputs), torch.Generator(), distributions=False)
+    for output, found in zip(outputs, directions, strict=True):
         assert float((found.square().mean() * output.square().mean()).sqrt()) == pytest.approx(1.0, rel=0.05)
 
 
@@ -124,16 +125,29 @@ def test_every_curvature_has_a_factor(scale, rank):
 def test_compensation_never_loses(size, seed, step):
     """At equal steps the codes cost at most slightly more than rounding to nearest, and with correlated columns far less."""
     weight, moments = normal(16, size, seed=seed + 1), correlated(size, seed)
-    row_steps, column_steps = torch.full((16,), step), torch.ones(size)
+    row_steps, column_steps = torch.full((16,), step), torch.exp2(0.5 * normal(size, seed=seed + 2))
     codes = round_columns(weight, row_steps, column_steps, Factor.of(moments))
     damped = moments / moments.diagonal().mean() + DAMPING * torch.eye(size, dtype=torch.float64)
 
     def cost(found):
-        left = (weight - step * found).double()
+        left = (weight - step * column_steps * found).double()
         return float((left @ damped * left).sum())
 
-    assert cost(codes) < (1.05 if size < 20 else 0.8) * cost(torch.round(weight / step))
+    assert cost(codes) < (1.05 if size < 20 else 0.8) * cost(torch.round(weight / (step * column_steps)))
     assert codes.dtype == torch.int32
+
+
+@given(seeds, st.floats(-0.9, 0.9), st.floats(0.1, 2.0), st.floats(0.1, 2.0))
+@settings(max_examples=30)
+def test_the_last_column_makes_up_for_the_first(seed, correlation, first, second):
+    """Of two columns, the second is rounded at the place that minimises the error, given what the first has become."""
+    weight = normal(20, 2, seed=seed)
+    moments = torch.tensor([[2.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+    codes = round_columns(weight, torch.ones(20), torch.tensor([first, second]), Factor.of(moments))
+    assert torch.equal(codes[:, 0], torch.round(weight[:, 0] / first).int())
+    damped = moments / 1.5 + DAMPING * torch.eye(2, dtype=torch.float64)
+    best = weight[:, 1] + damped[0, 1] / damped[1, 1] * (weight[:, 0] - first * codes[:, 0])
+    assert float((best / second - codes[:, 1]).abs().max()) < 0.5 + 1e-3
 
 
 @given(seeds, st.integers(-3, 3), st.integers(-3, 3))

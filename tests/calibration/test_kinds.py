@@ -208,7 +208,7 @@ def test_texts_are_tokenized():
 @pytest.mark.parametrize(
     ("kind", "shape", "message"),
     [
-        ("tied language model", None, "of int64 (1, 256)"),
+        ("tied language model", None, "of int64 (1, 24)"),
         ("embedding", None, "256 of int64 (256, 32)"),
         ("convolution 1d", (4, 12), "128 of float32 (128, 4, 12)"),
         ("convolution 2d", (3, 8, 8), "128 of float32 (128, 3, 8, 8)"),
@@ -217,6 +217,7 @@ def test_texts_are_tokenized():
 def test_synthetic_inputs_are_of_the_kind_that_the_network_takes(kind, shape, message, caplog, monkeypatch):
     """A causal language model draws texts, other networks of tokens get random ones, and others noise or images of a shape."""
     monkeypatch.setattr("opq.calibration.synthetic_tokens.TEXTS", 2)
+    monkeypatch.setattr("opq.calibration.synthetic_tokens.LENGTH", 24)
     torch.manual_seed(0)
     with caplog.at_level(logging.INFO, "opq"):
         calibration = opq.calibrate(KINDS[kind][0](), shape=shape)
@@ -236,8 +237,9 @@ def test_texts_come_from_the_distribution_of_the_network(monkeypatch):
         def forward(self, ids):
             return 100.0 * self.embedding(ids).roll(1, -1)
 
+    monkeypatch.setattr("opq.calibration.synthetic_tokens.LENGTH", 90)
     model = Cycle()
     found = opq.calibrate(model)
-    assert all(torch.equal(batch[0][0], (torch.arange(256) % 70)[None]) for batch in found.inputs)
+    assert all(torch.equal(batch[0][0], (torch.arange(90) % 70)[None]) for batch in found.inputs)
     model.generate = lambda ids, **options: ids.repeat(1, options["max_new_tokens"] + 1)
     assert not any(batch[0][0].any() for batch in opq.calibrate(model).inputs)

@@ -1,6 +1,8 @@
 """A calibrated file is never worse than the file from the weights alone, and what calibration leaves out is named."""
 
 import logging
+import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -149,3 +151,14 @@ def test_only_the_given_file_is_warned_of(caplog):
     assert [f"'{name}'" in caplog.text for name in ("0.weight", "2.weight", "4.weight")] == [
         name in empty for name in ("0.weight", "2.weight", "4.weight")
     ]
+
+
+def test_if_all_weights_are_fixed_nothing_is_calibrated():
+    """The file is that of the weights alone."""
+    model = network(0)
+    fixed = {"*weight": opq.LayerConfig(step=0.02)}
+    with pytest.raises(opq.TargetError) as raised:
+        opq.compress(model, ratio=1.5, layers=fixed)
+    size = math.ceil(int(re.search(r"to ([\d,]+) bytes", str(raised.value))[1].replace(",", "")) * 1.05)
+    calibrated = opq.calibrate(model, pictures(0)).compress(size=size, layers=fixed)
+    assert calibrated.data == opq.compress(model, size=size, layers=fixed).data

@@ -133,6 +133,8 @@ class Calibration:
             analysis = analyze(state, config, estimated=True)
             rounding = NetworkRounding(self.model, self.curvatures, self._factors, self._corrections, analysis, config, report)
             rounding.warn_of_others()
+            if not rounding.curved:
+                return with_warnings(analysis, alone)
             budget = config.budget(analysis.dense_bytes) or 0
             first: BudgetSearch[CompressedModel] = BudgetSearch(budget, close=_CLOSE, aim=_AIM, bounds=rounding.bounds)
             rough = rounding.rough_lambda(budget - analysis.fixed_bytes)

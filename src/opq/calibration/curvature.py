@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opq.calibration.inputs import Batch
-from opq.calibration.outputs import is_next_token, outputs_of, random_directions
+from opq.calibration.outputs import is_next_token, magnitudes_of, outputs_of, random_directions
 from opq.progress import Progress
 
 WIDEST = 2048
@@ -78,13 +78,15 @@ def measure_curvature(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2}
     requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     sums: dict[str, Curvature] = {}
+    with torch.no_grad():
+        magnitudes = magnitudes_of(outputs_of(model, groups[0][0]))
     try:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         for number, group in enumerate(groups, 1):
             model.zero_grad(set_to_none=True)
             for batch in group:
-                _add_gradient(model, batch, generator)
+                _add_gradient(model, batch, magnitudes, generator)
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     found = _of_gradient(parameter.grad, name in swapped)
@@ -98,12 +100,13 @@ def measure_curvature(
     return {name: found for name, found in sums.items() if float(found.rows.sum()) > 0.0}
 
 
-def _add_gradient(model: nn.Module, batch: Batch, generator: torch.Generator) -> None:
+def _add_gradient(model: nn.Module, batch: Batch, magnitudes: list[float], generator: torch.Generator) -> None:
     # A kernel of cuDNN does not run backward in evaluation mode, and the fast path of attention has no gradients.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         outputs = outputs_of(model, batch)
         distributions = is_next_token(batch, outputs)
-        directions = random_directions([output.detach() for output in outputs], generator, distributions=distributions)
+        detached = [output.detach() for output in outputs]
+        directions = random_directions(detached, magnitudes, generator, distributions=distributions)
         reached = [pair for pair in zip(outputs, directions, strict=False) if pair[0].requires_grad]
         if reached:
             torch.autograd.backward([output for output, _ in reached], [direction for _, direction in reached])

@@ -71,22 +71,30 @@ def errors(wanted: list[Tensor], found: list[Tensor], *, distributions: bool) ->
     return error, float(sum(one.numel() for one, _ in pairs))
 
 
-def random_directions(outputs: list[Tensor], generator: torch.Generator, *, distributions: bool) -> list[Tensor]:
+def magnitudes_of(outputs: list[Tensor]) -> list[float]:
+    """The root mean square of each output, > 0."""
+    return [max(float(output.detach().double().square().mean()), 1e-60) ** 0.5 for output in outputs]
+
+
+def random_directions(
+    outputs: list[Tensor], magnitudes: list[float], generator: torch.Generator, *, distributions: bool
+) -> list[Tensor]:
     """A random vector for each output: the squared gradient of their scalar product estimates what errors of weights cost.
 
-    For a squared error, the vectors are standard normal, over the output's root mean square. For the divergence of
+    For a squared error, the vectors are standard normal, over the output's magnitude. For the divergence of
     distributions p of logits, they have the covariance diag(p) - p p^T of the Fisher information: with v standard normal,
     sqrt(p) v - p sum(sqrt(p) v). That of a confident classifier nearly vanishes, so logits of few classes count as other
     outputs do.
 
     Args:
         outputs: Detached outputs.
+        magnitudes: Of each output; all batches have the same, so that all samples count alike.
         generator: Of the CPU.
         distributions: Whether outputs are logits of distributions.
     """
     noise = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
     if not distributions:
-        return [normal / output.square().mean().sqrt().clamp(min=1e-15) for normal, output in zip(noise, outputs, strict=True)]
+        return [normal / magnitude for normal, magnitude in zip(noise, magnitudes, strict=True)]
     root = torch.softmax(outputs[0], -1).sqrt()
     pulled = root * noise[0]
     return [pulled - root.square() * pulled.sum(-1, keepdim=True)]

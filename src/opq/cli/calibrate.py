@@ -1,4 +1,4 @@
-"""opq calibrate MODEL --images DIR -o FILE"""
+"""opq calibrate MODEL --images DIR -o FILE, or --texts FILE"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from opq.cli.calibration_options import calibrate, images_options
+from opq.cli.calibration_options import calibrate, inputs_options
 from opq.cli.compression_options import byte_target_options, read_config
 from opq.cli.model_options import make_network, model_options
 from opq.cli.output import check_output, output_options, save_and_print
@@ -15,17 +15,17 @@ from opq.cli.output import check_output, output_options, save_and_print
 @click.command()
 @click.argument("model")
 @model_options
-@images_options
+@inputs_options
 @byte_target_options
 @output_options
 def command(model: str, **given: Any) -> None:
-    """Compress MODEL to a .opq file, calibrated on unlabelled or synthetic images.
+    """Compress MODEL to a .opq file, calibrated on unlabelled images or texts, or on synthetic ones.
 
-    Each layer is quantized to minimize the error of its outputs on the images (GPTQ-style). The target is --ratio or --size.
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory.
+    Steps follow what errors in each weight cost on the inputs. The target is --ratio or --size. MODEL is torchvision:NAME,
+    timm:NAME, transformers:FOLDER, package.module:factory or file.py:factory.
     """
     config = read_config(given)
     check_output(given, [given["weights"]])
     named = make_network(model, given, "cpu")
-    compressed = calibrate(named, given).compress(config, progress=True)
+    compressed = calibrate(named, model, given).compress(config, progress=True)
     save_and_print(compressed, given)

@@ -72,7 +72,7 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
 
     named = make_network(model, given, "cpu")
     loader = open_images(given["data"], named.preprocessing, training=True, batch=given["batch"], workers=given["workers"])
-    calibration = calibrate(named, given) if given["calibrate"] is not None else None
+    calibration = calibrate(named, model, given) if given["calibrate"] is not None else None
     place(named, given["device"])
     accelerator = _accelerator()
     finetuned = opq.finetune(

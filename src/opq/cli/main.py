@@ -16,7 +16,7 @@ from opq.version import __version__
 
 _COMMANDS = {
     "compress": "Compress a checkpoint or a network to a .opq file, using the weights alone.",
-    "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic images.",
+    "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic inputs.",
     "finetune": "Train a network with quantized and pruned weights, and write a .opq file.",
     "search": "Find the smallest .opq file whose accuracy falls by at most a given amount.",
     "plan": "Print zeros, step and predicted bytes of each weight without compressing.",

@@ -41,7 +41,7 @@ def command(model: str, max_drop: float, **given: Any) -> None:
     from opq.zoo.image_data import open_images
 
     named = make_network(model, given, "cpu")
-    calibration = calibrate(named, given) if given["calibrate"] is not None else None
+    calibration = calibrate(named, model, given) if given["calibrate"] is not None else None
     loader = open_images(given["data"], named.preprocessing, training=False, batch=given["batch"], workers=given["workers"])
     place(named, given["device"])
     found = opq.compress_to_accuracy(

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, timm's, and those of the user's own code.
+"""Networks by name: torchvision's, timm's, folders of transformers, and those of the user's own code.
 
 A .opq file holds tensors only. The code of a network comes from the user or an installed library.
 """
@@ -23,6 +23,7 @@ from opq import torch as save_load
 from opq.checkpoints import as_state
 from opq.errors import ModelError
 from opq.zoo.preprocessing import MEAN, STD, Preprocessing, load_library, of_timm, of_torchvision, plain
+from opq.zoo.transformers_folder import open_folder
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def open_network(name: str, weights: str | None = None, *, seed: int | None = No
     """Make a network and load its weights.
 
     Args:
-        name: torchvision:NAME, timm:NAME, package.module:factory or path/file.py:factory. A factory takes no arguments and
-            returns a module.
+        name: torchvision:NAME, timm:NAME, transformers:FOLDER, package.module:factory or path/file.py:factory. A factory takes
+            no arguments and returns a module.
         weights: A checkpoint as for `opq.compress`, or a .opq file. For torchvision and timm also the name of published
             weights, which the library downloads: DEFAULT, IMAGENET1K_V2 and so on for torchvision; "pretrained" or a tag for
             timm. None: the initial weights.
@@ -105,6 +106,8 @@ def open_network(name: str, weights: str | None = None, *, seed: int | None = No
         network = _of_torchvision(name, attribute, published)
     elif library == "timm":
         network = _of_timm(name, attribute, published)
+    elif library == "transformers" and published is None:
+        network = open_folder(name, attribute)
     elif published is not None:
         raise ModelError(name, f"weights must be an existing file, got {published!r}")
     else:
@@ -163,7 +166,9 @@ def _split(name: str) -> tuple[str, str]:
     """The library, module or file of a network, and its name there."""
     library, _, attribute = name.rpartition(":")
     if not library or not attribute:
-        raise ModelError(name, "MODEL must be torchvision:NAME, timm:NAME, package.module:factory or file.py:factory")
+        raise ModelError(
+            name, "MODEL must be torchvision:NAME, timm:NAME, transformers:FOLDER, package.module:factory or file.py:factory"
+        )
     return library, attribute
 
 
