@@ -97,7 +97,7 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def generate(self, ids: Tensor, *, max_new_tokens: int, **_options: object) -> Tensor:
-        """Tokens (n, length) followed by `max_new_tokens` that are drawn one by one, as `do_sample=True` does in transformers."""
+        """Tokens (n, length) followed by `max_new_tokens` that are drawn one by one, as with transformers' `do_sample`."""
         past: list[Past] = [[] for _ in self.model["layers"]]
         latest = ids
         for _ in range(max_new_tokens):
