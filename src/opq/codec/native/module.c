@@ -1,4 +1,4 @@
-/* The module opq.codec._native: four functions over buffers, which encode and decode streams of docs/format.md. They check what
+/* The module opq.codec._native: functions over buffers, which encode and decode streams of docs/format.md. They check what
  * memory safety depends on; their callers in Python check the rest. All integers of a model are bounded whatever the data are.
  *
  *     compiler.h      attributes; what is assumed of the compiler
@@ -10,6 +10,7 @@
  *     kernel_codes.h  weights with kernels                                    "Sections of codes"
  *     dispatch.h      weights without kernels; choice of instruction set      "Sections of codes"
  *     byte_model.h    byte planes                                             "Packs of auxiliary tensors"
+ *     fast_coder.h    interleaved rANS; fast_functions.h for Python           "Fast sections"
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,6 +19,7 @@
 
 #include "byte_model.h"
 #include "dispatch.h"
+#include "fast_functions.h"
 
 /* The memory for coding one weight. */
 typedef struct {
@@ -278,6 +280,9 @@ static PyMethodDef methods[] = {
      "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...], next) -> int"},
     {"encode_plane", encode_plane, METH_VARARGS, "encode_plane(plane, above) -> bytes"},
     {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
+    {"fast_count", py_fast_count, METH_VARARGS, "fast_count(*matrix, symbols, counts)"},
+    {"fast_encode", py_fast_encode, METH_VARARGS, "fast_encode(*matrix, symbols, shares) -> bytes"},
+    {"fast_decode", py_fast_decode, METH_VARARGS, "fast_decode(*matrix, stream, tables, values, output) -> bool"},
     {NULL, NULL, 0, NULL},
 };
 
