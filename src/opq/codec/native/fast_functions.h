@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "fast_coder.h"
+#include "fast_decoder.h"
 
 /* The arguments that all functions begin with: rows, columns, row classes, column classes, contexts, base, trellis, lowest. */
 #define FAST_MATRIX "LLy*y*iiii"
