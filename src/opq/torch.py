@@ -220,5 +220,7 @@ def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:
         kind, shape, array = "float4_e2m1fn_x2", (*shape[:-1], shape[-1] // 2), packed_floats.pack(array)
     if not hasattr(torch, kind):
         raise SourceError(f"a tensor of shape {shape}", f"torch {torch.__version__} has no {kind}; opq.numpy can load it")
-    raw: Any = np.array(array, order="C").reshape(-1).view(np.uint8)  # torch does not accept ml_dtypes
+    if array.base is not None or not array.flags.carray:  # torch needs memory that is not shared and may be written
+        array = np.array(array, order="C")
+    raw: Any = array.reshape(-1).view(np.uint8)  # torch does not accept ml_dtypes
     return torch.from_numpy(raw).view(getattr(torch, kind)).reshape(shape)

@@ -313,8 +313,8 @@ def a_trellis_beyond_24_bits() -> bytes:
     """Codes that a trellis would double beyond 2^24, the largest integers that float32 holds."""
     original = encode_file({"w": stepped(np.array([[2**24 - 1, 1 - 2**24, 2**23, 3]], dtype=np.int32))})
     section = sections_of(original)[0]
-    native = _native.encode_codes(np.full(4, 2**24 - 1, dtype=np.int32).data, 1, 4, 1, 1, 10)
-    return with_sections(original, [bytes([31 | section[0] & 224]) + native])
+    native = _native.encode_codes(np.full(4, 2**24 - 1, dtype=np.int32).data, 1, 4, 1, 1, 9)
+    return with_sections(original, [bytes([30 | section[0] & 224]) + native])
 
 
 @attack

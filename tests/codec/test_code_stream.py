@@ -372,7 +372,8 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
     ("section", "shape", "problem"),
     [
         (b"\x15", (4, 1, 2), "with kernels cannot follow the trellis, got raw bits of 21"),
-        (b"\xff\1", (4, 3, 1, 7), "with kernels cannot follow the trellis, got raw bits of 31"),
+        (b"\xfe\1", (4, 3, 1, 7), "with kernels cannot follow the trellis, got raw bits of 30"),
+        (b"\x1f\1", (4,), "expected an adaptive section"),
         (b"\x15", (4,), "do not end"),
         (b"\0", (4,), "do not end"),
         (b"\0\1\0", (4,), "do not end"),
@@ -385,6 +386,7 @@ def test_bytes_behind_a_section_are_an_error(codes, tail):
     ids=[
         "trellis",
         "wide trellis",
+        "fast",
         "no trellis stream",
         "no stream",
         "zero byte",

@@ -32,7 +32,7 @@ def comparable(data: bytes) -> tuple[bytes, list[bytes]]:
 def test_the_manifest_names_the_files():
     """Each golden file is in the manifest, and each is small."""
     assert sorted(path.name for path in GOLDEN.glob("*.opq")) == sorted(MANIFEST)
-    assert all(0 < path.stat().st_size < 6000 for path in GOLDEN.glob("*.opq"))
+    assert all(0 < path.stat().st_size < 8000 for path in GOLDEN.glob("*.opq"))
 
 
 @each_file
@@ -64,7 +64,7 @@ def test_the_writer_gives_the_same_bytes(name):
     for members in packs.values():
         entries, arrays = zip(*members, strict=True)
         again.append(AuxiliaryPack(entries, encode_pack(arrays)))
-    layout = write(weights, packs=again, metadata=metadata)
+    layout = write(weights, packs=again, metadata=metadata, speed="fast" if name == "fast.opq" else "small")
     assert comparable(b"".join(layout.pieces())) == comparable(data)
     assert layout.nonzero == {name: weight.num_kept for name, weight in weights.items()}
 

@@ -52,7 +52,7 @@ def test_codes_that_break_the_trellis_are_refused(indices, data):
 def test_codes_of_more_than_24_bits_are_refused(code):
     """A code of magnitude 2^24 or more cannot be encoded."""
     with pytest.raises(ValueError, match="do not follow the trellis"):
-        _native.encode_codes(np.array([code, 0], dtype=np.int32).data, 1, 2, 1, 1, 31)
+        _native.encode_codes(np.array([code, 0], dtype=np.int32).data, 1, 2, 1, 1, 30)
 
 
 @pytest.mark.parametrize("index", [2**23 - 1, 1 - 2**23])
@@ -60,9 +60,9 @@ def test_decoded_codes_have_at_most_24_bits(index):
     """The largest code is read; if its state were another one, it would be too large, and is refused."""
     codes = on_trellis(np.array([index, index], dtype=np.int32))
     assert np.array_equal(decode_codes(encode_codes(codes, trellis=True), (2,)), codes)
-    plain = _native.encode_codes(np.array([2**23, 0], dtype=np.int32).data, 1, 2, 1, 1, 10)
+    plain = _native.encode_codes(np.array([2**23, 0], dtype=np.int32).data, 1, 2, 1, 1, 9)
     with pytest.raises(FormatError):
-        decode_codes(bytes([31]) + plain, (2,))
+        decode_codes(bytes([30]) + plain, (2,))
 
 
 def test_kernels_have_no_trellis():

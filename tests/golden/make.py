@@ -17,6 +17,7 @@ from opq import dtypes
 from opq.codec.code_stream import Geometry
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import write
+from opq.config import Speed
 from opq.quantization.codebook import LevelTable, UniformCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
 
@@ -195,6 +196,35 @@ def _following(indices: NDArray[np.int32], step: float, dtype: str, rows: NDArra
     return CompressedTensor(found.reshape(indices.shape), codebook_of(float(np.float32(step)), rows, None), dtype, trellis=True)
 
 
+def fast() -> bytes:
+    """Weights of fast sections: every dtype, with and without a trellis, kernels, levels, scales, patches, several streams."""
+    rows = np.repeat(np.array([0, 1, 3], dtype=np.int32), [500, 40, 20])
+    ragged = codes("ragged", 560, 60) * rows[:, None]
+    far = _thin("far", 70, 64)
+    far.reshape(-1)[[0, 137, 4479]] = 1000, -(2**24) + 1, 128
+    weights = {
+        "w.bfloat16": _stepped(_thin("bfloat16", 64, 70), 0.0123, "bfloat16"),
+        "w.contexts": _stepped(ragged, 0.0123, "float32"),
+        "w.far": _stepped(far, 0.0123, "float64"),
+        "w.few": _stepped(_thin("few", 2, 2100), 0.0123, "float16"),
+        "w.kernels": _stepped(_thin("kernels", 40, 12, 3, 3), 0.0123, "float32"),
+        "w.levels": _with_levels(_thin("levels", 65, 70), np.array([-3, -1.5, -1, 0.25, 2, 7], dtype=np.float32)),
+        "w.line": _stepped(_thin("line", 4099), 0.0123, "float32"),
+        "w.scaled": _scaled(_thin("scaled", 64, 70), 0.7, "float32", _scales("fast rows", 64)),
+        "w.streams": _stepped(_thin("streams", 70, 8192, share=4096), 0.0123, "float32"),
+        "w.trellis": _following(ragged, 0.0123, "float32"),
+        "w.trellis far": _following(far // 4, 0.0123, "float64"),
+        "w.zeros": _stepped(np.zeros((64, 70), dtype=np.int32), 0.0123, "float32"),
+    }
+    return _file(weights, {}, "exact", {}, speed="fast")
+
+
+def _thin(seed: str, *shape: int, dense: int = 1, share: int = 32) -> NDArray[np.int32]:
+    """Codes of which about one in `share` is not 0."""
+    kept = hashed(f"kept {seed}", int(np.prod(shape))).reshape(shape) % share == 0
+    return np.where(kept, codes(f"thin {seed}", *shape, dense=dense) + dense, 0).astype(np.int32)
+
+
 def _scales(seed: str, count: int) -> NDArray[np.int64]:
     """Scales that differ by up to three octaves."""
     return hashed(seed, count).astype(np.int64) % 24 - 12
@@ -209,6 +239,7 @@ def _scaled(
 
 FILES = {
     "dtypes.opq": later_dtypes,
+    "fast.opq": fast,
     "network.opq": network,
     "packed.opq": packed_dtypes,
     "scaled.opq": scaled,
@@ -231,8 +262,14 @@ def describe(data: bytes) -> dict[str, object]:
         }
 
 
-def _file(weights: dict[str, CompressedTensor], auxiliary: dict[str, NDArray], storage: str, metadata: dict[str, str]) -> bytes:
-    return b"".join(write({**weights, **auxiliary}, storage=storage, metadata=metadata).pieces())
+def _file(
+    weights: dict[str, CompressedTensor],
+    auxiliary: dict[str, NDArray],
+    storage: str,
+    metadata: dict[str, str],
+    speed: Speed = "small",
+) -> bytes:
+    return b"".join(write({**weights, **auxiliary}, storage=storage, metadata=metadata, speed=speed).pieces())
 
 
 if __name__ == "__main__":

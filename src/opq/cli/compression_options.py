@@ -17,6 +17,7 @@ from opq.config import (
     LayerConfig,
     RoundingName,
     ScalesName,
+    Speed,
     as_config,
 )
 from opq.errors import ConfigError, PlanError
@@ -24,7 +25,7 @@ from opq.rate_distortion.plan import Plan
 
 _FIELDS = ("sensitivity", "sparsity", "bits", "step", "scales")
 _TARGETS = ({"ratio"}, {"size"}, {"sparsity", "bits"}, {"lossless"})
-_CHOICES = ("rounding", "cost", "scales", "auxiliary", "batch_norm", "batch_norm_eps")
+_CHOICES = ("rounding", "cost", "scales", "auxiliary", "batch_norm", "batch_norm_eps", "speed")
 _LISTS = ("include", "exclude", "layers")
 
 _TARGET_OPTIONS = (
@@ -81,6 +82,12 @@ _OTHER_OPTIONS = (
         type=float,
         metavar="E",
         help="The eps of the checkpoint's batch norms. Default: 1e-5, as in PyTorch; Keras uses 1e-3.",
+    ),
+    click.option(
+        "--speed",
+        type=click.Choice(get_args(Speed)),
+        help="Which weights are coded for fast decoding. small: those that do not take more bytes. balanced (default): those "
+        "that take at most 0.5% more. fast: all that can be.",
     ),
 )
 

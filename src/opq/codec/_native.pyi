@@ -4,3 +4,44 @@ def encode_codes(codes: Buffer, outputs: int, inputs: int, positions: int, width
 def decode_codes(jobs: list[tuple[bytes | memoryview, memoryview, int, int, int, int, int]], taken: Buffer, /) -> int: ...
 def encode_plane(plane: Buffer, above: Buffer, /) -> bytes: ...
 def decode_plane(data: Buffer, above: Buffer, plane: Buffer, /) -> bool: ...
+def fast_count(
+    rows: int,
+    columns: int,
+    row_classes: Buffer,
+    column_classes: Buffer,
+    contexts: int,
+    base: int,
+    trellis: int,
+    lowest: int,
+    symbols: Buffer,
+    counts: Buffer,
+    /,
+) -> None: ...
+def fast_encode(
+    rows: int,
+    columns: int,
+    row_classes: Buffer,
+    column_classes: Buffer,
+    contexts: int,
+    base: int,
+    trellis: int,
+    lowest: int,
+    symbols: Buffer,
+    shares: Buffer,
+    /,
+) -> bytes: ...
+def fast_decode(
+    rows: int,
+    columns: int,
+    row_classes: Buffer,
+    column_classes: Buffer,
+    contexts: int,
+    base: int,
+    trellis: int,
+    lowest: int,
+    stream: Buffer,
+    tables: Buffer,
+    values: Buffer,
+    output: Buffer,
+    /,
+) -> bool: ...

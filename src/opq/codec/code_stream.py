@@ -29,7 +29,8 @@ _WORTH_A_THREAD = 2**14
 _LARGEST_KERNEL = 128
 _LARGEST_SHIFT = 20
 _TRELLIS = 21
-"""Summand of the shift in the first byte of a section whose codes follow the trellis; the shift is then at most 10."""
+"""Summand of the shift in the first byte of a section whose codes follow the trellis."""
+_LARGEST_TRELLIS_SHIFT = 9
 _WHERE = "codes"
 _NO_END = "the data do not end with the last weight"
 
@@ -135,7 +136,7 @@ def encode_pieces(
         return b"", 0
     count = math.prod(shape)
     # The low bits of large magnitudes are mostly noise, so they are stored raw.
-    largest = 31 - _TRELLIS if trellis else _LARGEST_SHIFT
+    largest = _LARGEST_TRELLIS_SHIFT if trellis else _LARGEST_SHIFT
     shift = min(max((total // count).bit_length() - 3, 0) + extra_raw_bits, largest)
     first = shift + _TRELLIS * trellis | _halvings(total, count << shift) << 5
     line = (geometry.inputs, geometry.positions, geometry.width, first)
@@ -172,7 +173,7 @@ def chunk_spans(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def is_trellis(section: bytes | memoryview) -> bool:
     """Whether the codes of a section follow the trellis. A section without bytes, whose codes are 0, does not say so."""
-    return len(section) > 0 and section[0] & 31 >= _TRELLIS
+    return len(section) > 0 and _TRELLIS <= section[0] & 31 <= _TRELLIS + _LARGEST_TRELLIS_SHIFT
 
 
 def decode_codes(section: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.int32]:
@@ -257,6 +258,8 @@ def _parts(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterator[tupl
     spans = geometry.spans()
     reader = ByteReader(section, _WHERE)
     first = reader.take(1)[0]
+    if first & 31 > _TRELLIS + _LARGEST_TRELLIS_SHIFT:
+        raise FormatError(_WHERE, "expected an adaptive section, got a fast one")
     if first & 31 >= _TRELLIS and geometry.positions > 1:
         raise FormatError(_WHERE, f"codes of a weight with kernels cannot follow the trellis, got raw bits of {first & 31}")
     lengths = [reader.varint() for _ in spans[:-1]]

@@ -5,6 +5,7 @@ docs/format.md, "Fast sections", is the normative text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,9 +78,9 @@ def encode_fast(
         trellis: Whether the codes follow the trellis; they must.
 
     Returns:
-        The section's bytes; None if they are all 0, or too many of them are not within 256 neighbouring numbers.
+        The section's bytes; None if there are fewer than SHARES codes, they are all 0, or too many of them are beyond a byte.
     """
-    found = _symbols(shape, piece, trellis)
+    found = _symbols(shape, piece, trellis) if largest_contexts(math.prod(shape)) else None
     if found is None:
         return None
     limit = largest_contexts(found.symbols.size)
@@ -91,9 +92,9 @@ def encode_fast(
 
     def encode(top: int) -> bytes:
         block = found.symbols[top : top + height]
-        classes = best.rows[top : top + height]
-        matrix = (*block.shape, classes.data, best.columns.data, best.count, best.base, found.trellis, found.lowest)
-        return _native.fast_encode(*matrix, block.reshape(-1).data, best.shares.reshape(-1).data)
+        classes, shares = best.rows[top : top + height].data, best.shares.reshape(-1).data
+        numbers = best.count, best.base, trellis, found.lowest
+        return _native.fast_encode(len(block), columns, classes, best.columns.data, *numbers, block.reshape(-1).data, shares)
 
     streams = list(thread_map(encode, range(0, rows, height)))
     start = bytes([FAST | TRELLIS * trellis, -found.lowest, found.size - 1])

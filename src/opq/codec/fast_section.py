@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from opq.codec import _native
 from opq.codec.byte_planes import decode_pack
 from opq.codec.byte_reader import ByteReader
-from opq.codec.fast_tables import MAX_CONTEXTS, SHARES, SYMBOLS, decoding_tables, shares_of
 from opq.codec.code_stream import Geometry
+from opq.codec.fast_tables import MAX_CONTEXTS, SHARES, SYMBOLS, decoding_tables, shares_of
 from opq.errors import FormatError
 
 FAST = 31
@@ -45,8 +45,8 @@ def block_rows(columns: int) -> int:
 
 
 def largest_contexts(count: int) -> int:
-    """The largest number of contexts of a weight with so many elements."""
-    return min(max(count // SHARES, 1), MAX_CONTEXTS)
+    """The largest number of contexts of a weight with so many elements; 0 if it is too small for a fast section."""
+    return min(count // SHARES, MAX_CONTEXTS)
 
 
 def most_patches(count: int) -> int:
@@ -97,17 +97,18 @@ class FastSection:
         self.trellis = first == FAST + TRELLIS
         if self.trellis and geometry.positions > 1:
             raise FormatError(_WHERE, "codes of a weight with kernels cannot follow the trellis")
-        if not 1 <= last or below > 128 or last - below > 127:
+        if last < 1 or below > 128 or last - below > 127:
             problem = f"the range of symbols must be 2 or more numbers from -128 to 127, got {-below} to {last - below}"
             raise FormatError(_WHERE, problem)
-        self._lowest, self._size, self._contexts = -below, last + 1, more + 1
+        self._lowest, self._contexts = -below, more + 1
         if self._contexts > largest_contexts(count):
-            raise FormatError(_WHERE, f"there must be at most {largest_contexts(count)} contexts, got {self._contexts}")
+            problem = f"there must be at most {largest_contexts(count)} contexts of {count:,} elements, got {self._contexts}"
+            raise FormatError(_WHERE, problem)
         self._base = reader.take(1)[0] if more else 0
         self._classes = [np.zeros(size, dtype=np.uint8) for size in (self.rows, self.columns)]
         if more:
             self._classes = _bytes_of(reader, [(self.rows,), (self.columns,)])
-        (self._table_bytes,) = _bytes_of(reader, [(self._size, self._contexts * (1 + self.trellis))])
+        (tables,) = _bytes_of(reader, [(last + 1, self._contexts * (1 + self.trellis))])
         self._positions, self._patches = _decode_patches(reader, count)
         height = block_rows(self.columns)
         tops = range(0, self.rows, height)
@@ -119,16 +120,23 @@ class FastSection:
                 raise FormatError(_WHERE, f"a stream must end within the section's {len(rest):,} bytes, got {end:,}")
             self.blocks.append(Block(top, min(height, self.rows - top), rest[at:end]))
             at = end
-        self._tables = decoding_tables(shares_of(np.ascontiguousarray(self._table_bytes.T)))
+        shares = shares_of(np.ascontiguousarray(tables.T))
+        self._used = shares.any(axis=0)
+        self._tables = decoding_tables(shares)
 
     @cached_property
     def symbol_codes(self) -> NDArray[np.int32]:
         """The code of each of 256 symbols; with a trellis (512,), for quantizer 0 and then for quantizer 1."""
         numbers = np.arange(SYMBOLS, dtype=np.int32) + np.int32(self._lowest)
-        numbers[self._size :] = 0  # no table has them
+        numbers[~self._used] = 0
         if not self.trellis:
             return numbers
         return np.concatenate([2 * numbers, 2 * numbers - np.sign(numbers)])
+
+    @property
+    def patched_codes(self) -> list[NDArray[np.int32]]:
+        """The codes of all patches, in one array; no array if there are none."""
+        return [self._patches] if len(self._patches) else []
 
     def decode(self, block: Block, values: NDArray[np.generic], output: NDArray[np.generic]) -> None:
         """Decode a block without its patches.

@@ -1,6 +1,7 @@
 """Tables of probabilities and classes of rows and columns, for fast sections.
 
-All arithmetic is on integers, so that every machine gives the same tables. docs/format.md, "Fast sections", is the normative text.
+All arithmetic is on integers, so that every machine gives the same tables. docs/format.md, "Fast sections", is the normative
+text.
 """
 
 from __future__ import annotations
@@ -32,28 +33,29 @@ def magnitude_classes(sums: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         count: Number of elements in each.
 
     Returns:
-        For each, with x = max(1, floor(64 sum / count)) and e = floor(log2 x): 4 e + floor(4 x / 2^e) - 4.
+        For each, with x = max(1, floor(64 sum / count)) and e = floor(log2 x): 4 e + floor(4 x / 2^e).
     """
     x = np.maximum((sums << 6) // count, 1)
     exponents = np.frexp(x.astype(np.float64))[1].astype(np.int64) - 1
-    return 4 * exponents + ((x << 2) >> exponents) - 4
+    return np.asarray(4 * exponents + ((x << 2) >> exponents), dtype=np.int64)
 
 
 def table_bytes(counts: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """The bytes of tables whose shares are nearly proportional to counts.
 
     Args:
-        counts: (tables, symbols) uint32. A table without counts gets the bytes of the one before, or of the first that has some.
+        counts: (tables, symbols) uint32, not all 0. A table without counts gets the bytes of the one before, or of the first
+            that has some.
 
     Returns:
         (tables, symbols) uint8; at least 1 where the count is not 0.
     """
-    counts = _without_empty_rows(counts.astype(np.int64))
-    totals = counts.sum(axis=1, keepdims=True)
-    sixteenths = (counts * 16 * SHARES + totals // 2) // totals
+    used = _without_empty_rows(counts.astype(np.int64))
+    totals = used.sum(axis=1, keepdims=True)
+    sixteenths = (used * 16 * SHARES + totals // 2) // totals
     middles = 8 * (_WEIGHTS[1:] + _WEIGHTS[:-1])
     codes = middles.searchsorted(sixteenths, side="right")
-    return np.maximum(codes, counts > 0).astype(np.uint8)
+    return np.asarray(np.maximum(codes, used > 0), dtype=np.uint8)
 
 
 def _without_empty_rows(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,7 +7,8 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import numpy as np
@@ -17,6 +18,7 @@ from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
 from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_stream import CHUNK
+from opq.codec.direct_values import DirectWeight, direct_weights, weight_values
 from opq.codec.entry import Entry
 from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
@@ -24,7 +26,6 @@ from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
 from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
-from opq.thread_map import thread_map_batched
 
 Content = CompressedTensor | NDArray[np.generic]
 
@@ -169,12 +170,10 @@ class OpqFile(Mapping[str, Content]):
         if not entry.is_weight:
             return restore(self.stored(name), entry)
         last = self._last  # the weight of a shared section that was read last: another one may have the same codes
-        try:
+        with self._naming(name):
             if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
                 return with_codes_of(last[1], entry)
             (weight,) = decode_weights({entry.section: self.section(entry.section)}, [entry])
-        except FormatError as error:
-            raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
         if len(self._members[entry.section]) > 1:
             self._last = entry.section, weight
             return with_codes_of(weight, entry)
@@ -190,10 +189,8 @@ class OpqFile(Mapping[str, Content]):
         entry = self._entries[name]
         if not entry.is_weight:
             raise KeyError(f"{name!r} is not a weight")
-        try:
+        with self._naming(name):
             yield from decode_pieces(self.section(entry.section), entry)
-        except FormatError as error:
-            raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
     def stored(self, name: str) -> NDArray[np.generic]:
         """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""
@@ -201,35 +198,49 @@ class OpqFile(Mapping[str, Content]):
 
     def array(self, name: str) -> NDArray[np.generic]:
         """Decode a tensor to an array in its own dtype."""
+        entry = self._entries[name]
+        if entry.is_weight and len(self._members[entry.section]) == 1:
+            with self._naming(name):
+                return weight_values({entry.section: self.section(entry.section)}, [entry])[name]
         content = self[name]
         return content.values() if isinstance(content, CompressedTensor) else content
+
+    def direct(self, name: str) -> DirectWeight | None:
+        """A weight whose rows can be decoded to values without the other rows; None for any other tensor.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            FormatError: Its section is damaged.
+        """
+        entry = self._entries[name]
+        if not entry.is_weight:
+            return None
+        with self._naming(name):
+            return next(iter(direct_weights({entry.section: self.section(entry.section)}, [entry])), None)
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Context whose FormatErrors name a tensor, and the file."""
+        try:
+            yield
+        except FormatError as error:
+            raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Decode all tensors to arrays in their own dtypes, on all cores."""
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in self._groups():
-            decoded = self._decode_together(entries)
-            sizes = [math.prod(entry.shape) for entry in entries]
-
-            def values(batch: list[Entry], decoded: dict[str, CompressedTensor] = decoded) -> list[NDArray[np.generic]]:
-                found: dict[CompressedTensor, NDArray[np.generic]] = {}  # equal weights are one object
-                return [self._values(entry, decoded.get(entry.name), found) for entry in batch]
-
-            found = thread_map_batched(values, entries, sizes, CHUNK)
-            arrays.update(zip((entry.name for entry in entries), found, strict=True))
+            weights = [entry for entry in entries if entry.is_weight]
+            values = weight_values({number: self.section(number) for number in {entry.section for entry in weights}}, weights)
+            arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
         return arrays
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
         """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
         for entries in self._groups():
-            yield from self._decode_together(entries).items()
-
-    def _values(
-        self, entry: Entry, weight: CompressedTensor | None, found: dict[CompressedTensor, NDArray[np.generic]]
-    ) -> NDArray[np.generic]:
-        if weight is None:
-            return self.array(entry.name)
-        return found[weight].copy() if weight in found else found.setdefault(weight, weight.values())
+            weights = [entry for entry in entries if entry.is_weight]
+            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+            yield from zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -259,11 +270,6 @@ class OpqFile(Mapping[str, Content]):
             group.append(entry)
         if group:
             yield group
-
-    def _decode_together(self, entries: Sequence[Entry]) -> dict[str, CompressedTensor]:
-        weights = [entry for entry in entries if entry.is_weight]
-        sections = {number: self.section(number) for number in {entry.section for entry in weights}}
-        return dict(zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True))
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)

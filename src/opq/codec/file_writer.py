@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.auxiliary import store
 from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
+from opq.codec.code_section import GROWTH
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
 from opq.codec.weight_section import encode_weight, entry_of
+from opq.config.compression_config import Speed
 from opq.errors import SourceError, TargetError, WeightError
 from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
@@ -145,6 +148,7 @@ def write(
     storage: str = "exact",
     packs: Sequence[AuxiliaryPack] = (),
     metadata: Mapping[str, str] | None = None,
+    speed: Speed = "balanced",
     report: Progress | None = None,
 ) -> Layout:
     """Encode tensors to a file: weights as codes, arrays as auxiliary tensors.
@@ -157,6 +161,8 @@ def write(
         storage: How arrays are stored: "exact", "float16" or "uint8".
         packs: Further auxiliary tensors, which are encoded already.
         metadata: {text: text} to keep in the file.
+        speed: Which weights of at least 4,096 elements are coded for fast decoding: "small": those whose section does not grow;
+            "balanced": those whose section grows by at most 0.5%; "fast": all that can be.
         report: Called after each weight.
 
     Raises:
@@ -171,7 +177,7 @@ def write(
         check_text(text)
     encoded: list[tuple[Entry, bytes]] = []
     nonzero: dict[str, int] = {}
-    for name, (section, count) in zip(weights, thread_map(_encode, weights.items()), strict=True):
+    for name, (section, count) in zip(weights, thread_map(partial(_encode, speed), weights.items()), strict=True):
         encoded.append((entry_of(name, weights[name]), section))
         nonzero[name] = count
         if report is not None:
@@ -193,10 +199,10 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def _encode(item: tuple[str, QuantizedWeight]) -> tuple[bytes, int]:
+def _encode(speed: Speed, item: tuple[str, QuantizedWeight]) -> tuple[bytes, int]:
     name, weight = item
     try:
-        return encode_weight(weight)
+        return encode_weight(weight, growth=GROWTH[speed])
     except WeightError as error:
         raise WeightError(name, weight.shape, error.problem) from None
 

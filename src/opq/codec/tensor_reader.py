@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.codec.direct_values import DirectWeight
 from opq.codec.file_reader import OpqFile
 
 Tensor = TypeVar("Tensor")
@@ -65,7 +67,10 @@ class TensorReader(Generic[Tensor]):
 
 
 class TensorSlice(Generic[Tensor]):
-    """One tensor of an open file. Each index decodes the whole tensor, and returns a part of it.
+    """One tensor of an open file. Each index decodes the tensor, and returns a part of it.
+
+    Of a weight that is coded for fast decoding, only the blocks of rows that the index needs are decoded. Its bytes are read
+    and checked once, and kept.
 
     Args:
         file: The open file.
@@ -87,7 +92,31 @@ class TensorSlice(Generic[Tensor]):
 
     def __getitem__(self, index: Any) -> Tensor:
         """Read the part at `index`, with the indexing of NumPy."""
-        return self._convert(np.ascontiguousarray(self._file.array(self._name)[index]))
+        return self._convert(np.asarray(self._part(index), order="C"))
+
+    def _part(self, index: Any) -> NDArray[np.generic]:
+        first, *others = index if isinstance(index, tuple) else (index,)
+        span = _rows(first, self._entry.shape)
+        if span is not None and self._direct is not None:
+            rows, inner = span
+            if len(rows):
+                return np.asarray(self._direct.rows(min(rows), max(rows) + 1)[(inner, *others)])
+        return np.asarray(self._file.array(self._name)[index])
+
+    @cached_property
+    def _direct(self) -> DirectWeight | None:
+        return self._file.direct(self._name)
+
+
+def _rows(first: Any, shape: Sequence[int]) -> tuple[range, Any] | None:
+    """The rows that an index of axis 0 selects, and this index counted from the lowest of them; None if it is not simple."""
+    if isinstance(first, int) and not isinstance(first, bool) and shape and -shape[0] <= first < shape[0]:
+        row = first % shape[0]
+        return range(row, row + 1), 0
+    if isinstance(first, slice) and shape:
+        rows = range(shape[0])[first]
+        return rows, slice(None, None, rows.step)
+    return None
 
 
 def check_framework(caller: str, framework: str, known: Sequence[str]) -> None:

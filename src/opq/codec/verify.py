@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy as np
 from opq.codec.byte_planes import encode_pack
 from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry
+from opq.codec.fast_section import is_fast
 from opq.codec.file_reader import OpqFile
-from opq.codec.weight_section import encode_weight, naming, with_step_of
+from opq.codec.weight_section import encode_weight, naming, split, with_step_of
 from opq.errors import FormatError
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -66,7 +68,9 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
                 by_geometry.setdefault(Geometry.of(entry.shape), []).append(entry)
             for entries in by_geometry.values():  # memory holds only one weight
                 weight = cast(CompressedTensor, file[entries[0].name])
-                _check_same(entries[0].name, encode_weight(weight)[0], file.section(number))
+                section = file.section(number)
+                growth = math.inf if is_fast(split(section, entries[0])[1]) else None
+                _check_same(entries[0].name, encode_weight(weight, growth=growth)[0], section)
                 _check_codebooks(entries, weight)
         if not file.has_canonical_header():
             raise FormatError("header", _OTHER_BYTES)

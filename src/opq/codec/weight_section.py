@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec import code_stream
+from opq.codec import code_section
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.code_stream import CHUNK, Geometry, StreamError, decode_batch, encode_pieces, is_trellis
+from opq.codec.code_section import choose_section, decode_batch, is_trellis
+from opq.codec.code_stream import CHUNK, Geometry, StreamError, encode_pieces
 from opq.codec.entry import Entry
 from opq.errors import FormatError, WeightError
 from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, ScaledCodebook, UniformCodebook
@@ -48,11 +49,12 @@ def entry_of(name: str, weight: QuantizedWeight, section: int = 0) -> Entry:
     return Entry(name, weight.shape, weight.dtype, "levels", section)
 
 
-def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
+def encode_weight(weight: QuantizedWeight, *, growth: float | None = None) -> tuple[bytes, int]:
     """Encode a weight.
 
     Args:
         weight: The weight. Its codes are read in pieces, from several threads.
+        growth: How much larger than an adaptive section of codes a fast one may be, as a fraction; None: there is no fast one.
 
     Returns:
         The section's bytes, and the number of nonzero codes.
@@ -61,11 +63,10 @@ def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
         WeightError: The table has more levels than the weight has elements, or codes do not follow the weight's trellis.
     """
     codes = weight.read_codes()
-    if isinstance(weight.codebook, ScaledCodebook):
-        section, nonzero = encode_pieces(weight.shape, codes, trellis=weight.trellis)
-        return encode_scales(weight.codebook) + section, nonzero
     if not isinstance(weight.codebook, LevelTable):
-        return encode_pieces(weight.shape, codes, trellis=weight.trellis)
+        section, nonzero = encode_pieces(weight.shape, codes, trellis=weight.trellis)
+        section = choose_section(section, growth, weight.shape, codes, trellis=weight.trellis)
+        return (encode_scales(weight.codebook) if isinstance(weight.codebook, ScaledCodebook) else b"") + section, nonzero
     levels = weight.codebook.levels
     if len(levels) > math.prod(weight.shape):
         problem = f"it has {len(levels):,} levels, more levels than elements; remove those that no code uses"
@@ -73,7 +74,7 @@ def encode_weight(weight: QuantizedWeight) -> tuple[bytes, int]:
     # The mean code does not determine the frequencies of levels, so several numbers of raw bits are tried.
     tried = [encode_pieces(weight.shape, codes, extra_raw_bits=bits) for bits in _EXTRA_RAW_BITS]
     section, nonzero = min(tried, key=lambda encoded: len(encoded[0]))
-    return _encode_table(levels) + section, nonzero
+    return _encode_table(levels) + choose_section(section, growth, weight.shape, codes), nonzero
 
 
 def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
@@ -87,7 +88,7 @@ def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
         FormatError: The section does not hold exactly this weight.
     """
     codebook, codes = split(section, entry)
-    return _join(code_stream.decode_codes(codes, entry.shape), codebook, is_trellis(codes), entry)
+    return _join(code_section.decode_codes(codes, entry.shape), codebook, is_trellis(codes), entry)
 
 
 def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[CompressedTensor]:
@@ -150,7 +151,7 @@ def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
     codebook, rest = split(section, entry)
     width, first = math.prod(entry.shape[1:]), 0
     incomplete = np.zeros(0, dtype=np.int32)
-    for chunk in code_stream.decode_pieces(rest, entry.shape):
+    for chunk in code_section.decode_pieces(rest, entry.shape):
         codes = np.concatenate([incomplete, chunk]) if len(incomplete) else chunk
         end, size = len(codes) // width * width, max(CHUNK // width, 1) * width
         for start in range(0, end, size):

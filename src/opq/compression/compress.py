@@ -35,8 +35,8 @@ def compress(
 ) -> CompressedModel:
     """Compress a network to a file in memory.
 
-    Large weights are read some rows at a time: memory is bounded by about 100 MB per core, the auxiliary tensors, and twice the
-    size of the file.
+    Large weights are read some rows at a time: memory is bounded by about 100 MB per core, a byte for each element of the
+    weights that are encoded at the same time, the auxiliary tensors, and twice the size of the file.
 
     Args:
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
@@ -127,5 +127,5 @@ def with_warnings(analysis: CheckpointAnalysis, compressed: CompressedModel) -> 
 
 def _encode(analysis: CheckpointAnalysis, plan: Plan, report: Progress) -> CompressedModel:
     weights = {name: PlannedWeight(analysis.state, name, layer) for name, layer in plan.layers.items()}
-    layout = write(weights, packs=analysis.packs, metadata=analysis.state.metadata, report=report)
+    layout = write(weights, packs=analysis.packs, metadata=analysis.state.metadata, speed=plan.speed, report=report)
     return CompressedModel(plan, layout)

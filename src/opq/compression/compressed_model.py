@@ -12,6 +12,7 @@ from opq.checkpoints import State
 from opq.codec.entry import dense_bytes, repeated_weights
 from opq.codec.file_writer import Layout, write
 from opq.compression.analysis import fold_if_requested, pack_rest
+from opq.config import Speed
 from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
@@ -100,6 +101,7 @@ def encode_state(
     auxiliary: AuxiliaryPlan,
     *,
     plan: Plan | None = None,
+    speed: Speed = "small",
     report: Progress | None = None,
 ) -> CompressedModel:
     """Encode a checkpoint whose weights are given as codes.
@@ -109,6 +111,7 @@ def encode_state(
         weights: {name: weight}. Every other tensor is auxiliary.
         auxiliary: How auxiliary tensors are stored.
         plan: The plan of the codes, if there is one.
+        speed: As in CompressionConfig.
         report: Called after each weight.
 
     Returns:
@@ -119,5 +122,5 @@ def encode_state(
     """
     folded = fold_if_requested(state, auxiliary)
     packs = pack_rest(folded, weights.keys(), auxiliary)
-    layout = write(weights, packs=packs, metadata=state.metadata, report=report)
+    layout = write(weights, packs=packs, metadata=state.metadata, speed=speed, report=report)
     return CompressedModel(plan, layout)

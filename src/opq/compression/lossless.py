@@ -43,7 +43,7 @@ def compress_losslessly(state: State, config: CompressionConfig, report: Progres
     names = choose_roles(state, config).weights
     candidates = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
     weights = {name: tensor for name, tensor in candidates if tensor is not None}
-    return encode_state(state, weights, AuxiliaryPlan(), report=report)
+    return encode_state(state, weights, AuxiliaryPlan(), speed=config.speed, report=report)
 
 
 def _as_codes(state: State, name: str) -> CompressedTensor | None:

@@ -200,4 +200,5 @@ def _finish(mode: str, size_model: SizeModel, target: Target, lmbda: float | Non
     distinct = [layer for name, layer in plans.items() if name not in repeats or layer != plans[repeats[name]]]
     codes = sum(layer.bits * layer.count for layer in distinct) / 8.0
     predicted = round(size_model.fixed_bytes + codes)
-    return Plan(mode, target, analysis.auxiliary, lmbda, analysis.dense_bytes, predicted, plans, analysis.exact)
+    dense, exact = analysis.dense_bytes, analysis.exact
+    return Plan(mode, target, analysis.auxiliary, lmbda, dense, predicted, plans, exact, size_model.speed)

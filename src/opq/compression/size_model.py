@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opq.codec.code_length import ContextGain, context_gain, contextless_bits, contextless_code_bits
 from opq.codec.weight_section import encode_scales
 from opq.compression.analysis import CheckpointAnalysis
-from opq.config import CompressionConfig
+from opq.config import CompressionConfig, Speed
 from opq.errors import TargetError
 from opq.quantization.codebook import ScaledCodebook, codebook_of
 from opq.quantization.quantizer import quantize
@@ -40,6 +40,7 @@ class SizeModel:
         analysis: The checkpoint.
         layers: Its weights.
         rounding: Name of the rounding method, as in LayerPlan.rounding.
+        speed: As in CompressionConfig. It does not change predictions.
         scale_bytes: {weight name: bytes of its scales}, for the weights that have some.
         gains: {weight name: effect of the coder's contexts}; none for missing weights.
     """
@@ -47,6 +48,7 @@ class SizeModel:
     analysis: CheckpointAnalysis
     layers: Sequence[Layer]
     rounding: str
+    speed: Speed
     scale_bytes: Mapping[str, int] = field(default_factory=dict)
     gains: Mapping[str, ContextGain] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class SizeModel:
 
         Args:
             analysis: The checkpoint.
-            config: The rounding method, and the settings of layers.
+            config: The rounding method, the settings of layers, and the speed.
 
         Raises:
             TargetError, SelectionError, ConfigError: See `CheckpointAnalysis.layers`.
@@ -67,7 +69,7 @@ class SizeModel:
         codebooks = {layer.name: codebook_of(1.0, layer.statistics.rows, None) for layer in layers}
         scaled = {name: codebook for name, codebook in codebooks.items() if isinstance(codebook, ScaledCodebook)}
         scale_bytes = {name: len(encode_scales(codebook)) for name, codebook in scaled.items()}
-        return cls(analysis, layers, rounding, scale_bytes)
+        return cls(analysis, layers, rounding, config.speed, scale_bytes)
 
     @property
     def family(self) -> Family:

@@ -6,7 +6,7 @@ Every function that compresses takes such a config, or the same settings as keyw
 `as_config` converts to one. The rest of the library sees configs only, and parses nothing again.
 """
 
-from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, CostName, RoundingName
+from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, CostName, RoundingName, Speed
 from opq.config.keywords import CompressionOptions, as_config, refuse_unknown, without_target
 from opq.config.layer_config import LayerConfig, ScalesName
 from opq.config.targets import Lossless, Ratio, Size, Target, TwoStage, parse_size, target_from_dict, target_to_dict
@@ -23,6 +23,7 @@ __all__ = [
     "RoundingName",
     "ScalesName",
     "Size",
+    "Speed",
     "Target",
     "TwoStage",
     "as_config",

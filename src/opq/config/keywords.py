@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, CostName, RoundingName
+from opq.config.compression_config import AuxiliaryStorage, BatchNormForm, CompressionConfig, CostName, RoundingName, Speed
 from opq.config.layer_config import LayerConfig, ScalesName
 from opq.config.targets import Lossless, Ratio, Size, Target, TwoStage
 from opq.errors import TargetError
@@ -29,6 +29,7 @@ class CompressionOptions(TypedDict, total=False):
     auxiliary: AuxiliaryStorage
     batch_norm: BatchNormForm
     batch_norm_eps: float
+    speed: Speed
 
 
 _TARGET_OPTIONS = ("ratio", "size", "sparsity", "bits", "lossless")

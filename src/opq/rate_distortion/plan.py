@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from opq.config import Target, target_from_dict, target_to_dict
+from opq.config import Speed, Target, target_from_dict, target_to_dict
 from opq.config.checks import read_json
 from opq.errors import ConfigError, PlanError, TargetError
 from opq.rate_distortion.layer_plan import LayerPlan, is_count, is_number
@@ -60,6 +60,7 @@ class Plan:
         predicted_bytes: Predicted bytes of the file.
         layers: {weight name: LayerPlan}.
         exact: {name of any other tensor: why it is not a weight}.
+        speed: Which weights are coded for fast decoding; see CompressionConfig.speed.
 
     Raises:
         PlanError: A field has the wrong type or is out of range.
@@ -73,6 +74,7 @@ class Plan:
     predicted_bytes: int
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     exact: Mapping[str, str] = field(default_factory=dict)
+    speed: Speed = "balanced"
 
     @property
     def budget(self) -> int | None:
@@ -172,6 +174,8 @@ class Plan:
         for key in ("dense_bytes", "predicted_bytes"):
             if not is_count(getattr(self, key)):
                 raise PlanError(f"{key} must be a positive integer, got {getattr(self, key)!r}")
+        if self.speed not in get_args(Speed):
+            raise PlanError(f"speed must be one of {', '.join(map(repr, get_args(Speed)))}, got {self.speed!r}")
         if not isinstance(self.target, Target):
             raise PlanError(f"target must be a Ratio, Size, TwoStage or Lossless, got {self.target!r}")
         if self.lmbda is not None and not (is_number(self.lmbda) and self.lmbda > 0.0):

@@ -86,10 +86,12 @@ typedef struct {
     int breaks_trellis; /* a code to encode is not one of its state's quantizer */
 } BandState;
 
+#define FAST_SECTION 31 /* the lowest five bits of a section that fast_coder.h describes */
+
 /* Sets the values in the first byte of a section, s + 32 h in docs/format.md, "Sections of codes". Returns whether codes of
  * this many bytes can have this shape. */
 static int complete_shape(Shape *shape, int first, int64_t bytes) {
-    if (first < 0 || first > 255) return 0;
+    if (first < 0 || first > 255 || (first & 31) == FAST_SECTION) return 0;
     shape->raw_bits = first & 31, shape->initial_mean = (uint32_t)(2 * MEAN_ONE) >> (first >> 5);
     shape->trellis = shape->raw_bits > MAX_RAW_BITS;
     if (shape->trellis) shape->raw_bits -= MAX_RAW_BITS + 1;

@@ -10,10 +10,7 @@
  *     kernel_codes.h  weights with kernels                                    "Sections of codes"
  *     dispatch.h      weights without kernels; choice of instruction set      "Sections of codes"
  *     byte_model.h    byte planes                                             "Packs of auxiliary tensors"
- *     fast_coder.h    interleaved rANS: matrices, and the encoder             "Fast sections"
- *     fast_tile.h     inner loop of the decoder; fast_avx2.h for AVX2         "Fast sections"
- *     fast_decoder.h  streams of fast sections -> values                      "Fast sections"
- *     fast_functions.h  Python functions for these
+ *     fast_*.h        interleaved rANS; fast_functions.h for Python           "Fast sections"
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

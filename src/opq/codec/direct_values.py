@@ -1,0 +1,136 @@
+"""Decode fast sections to the values of a weight, without codes in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opq import dtypes
+from opq.codec.code_section import run
+from opq.codec.code_stream import CHUNK, Geometry
+from opq.codec.entry import Entry
+from opq.codec.fast_section import FastSection, is_fast
+from opq.codec.weight_section import decode_weights, naming, split, with_step_of
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook
+from opq.quantization.compressed_tensor import CompressedTensor
+from opq.thread_map import thread_map_batched
+
+
+@dataclass(frozen=True)
+class DirectWeight:
+    """A weight whose rows can be decoded to values, one block of rows without the others.
+
+    Args:
+        entry: Its entry.
+        section: Its section, parsed.
+        codebook: The values of its codes, the same for all rows.
+    """
+
+    entry: Entry
+    section: FastSection
+    codebook: Codebook
+
+    def jobs(self, output: NDArray[np.generic]) -> list[Callable[[], None]]:
+        """Functions that together fill `output`, the weight's values; they may run in any order and in several threads."""
+        return self.section.jobs(self._values, output.reshape(-1))
+
+    def rows(self, start: int, stop: int) -> NDArray[np.generic]:
+        """weight[start:stop], 0 <= start < stop <= the size of axis 0. Only streams with these rows are decoded."""
+        shape, columns = self.entry.shape, self.section.columns
+        size = math.prod(shape[1:])
+        blocks = [
+            block
+            for block in self.section.blocks
+            if block.top * columns < stop * size and (block.top + block.rows) * columns > start * size
+        ]
+        first = blocks[0].top * columns
+        output = np.empty(sum(block.rows for block in blocks) * columns, dtype=dtypes.NUMPY[self.entry.dtype])
+        with naming(self.entry):
+            run(self.section.jobs(self._values, output, blocks))
+        return output[start * size - first : stop * size - first].reshape(stop - start, *shape[1:])
+
+    def _values(self, codes: NDArray[np.int32]) -> NDArray[np.generic]:
+        return self.codebook.values(codes, self.entry.dtype)
+
+
+def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[DirectWeight]:
+    """The weights that can be decoded to values: those of fast sections, with one step or with levels.
+
+    Args:
+        sections: {number of a section: its bytes, untrusted}.
+        entries: Weights.
+
+    Raises:
+        FormatError: A fast section does not belong to its weight; the error names it.
+    """
+    parsed: dict[tuple[int, Geometry], tuple[Codebook, FastSection] | None] = {}
+    found = []
+    for entry in entries:
+        key = entry.section, Geometry.of(entry.shape)
+        with naming(entry):
+            if key not in parsed:
+                parsed[key] = _parse(sections[entry.section], entry)
+            if (parts := parsed[key]) is not None:
+                found.append(DirectWeight(entry, parts[1], with_step_of(parts[0], entry)))
+    return found
+
+
+def _parse(section: bytes, entry: Entry) -> tuple[Codebook, FastSection] | None:
+    codebook, codes = split(section, entry)
+    if isinstance(codebook, ScaledCodebook) or not is_fast(codes):
+        return None
+    parsed = FastSection(codes, entry.shape)
+    if isinstance(codebook, LevelTable):
+        lowest, highest = -codebook.negatives, len(codebook.levels) - codebook.negatives
+        if not all(lowest <= part.min() and part.max() <= highest for part in (parsed.symbol_codes, *parsed.patched_codes)):
+            return None  # the codes are checked one by one
+    return codebook, parsed
+
+
+def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.generic]]:
+    """{name: the weight's values}, decoded on all cores; FormatError, which names the weight, if a stream is damaged."""
+    arrays = {weight.entry.name: np.empty(weight.entry.shape, dtype=dtypes.NUMPY[weight.entry.dtype]) for weight in weights}
+    jobs = [(weight, job) for weight in weights for job in weight.jobs(arrays[weight.entry.name])]
+
+    def named(weight: DirectWeight, job: Callable[[], None]) -> Callable[[], None]:
+        def run_named() -> None:
+            with naming(weight.entry):
+                job()
+
+        return run_named
+
+    run(named(*pair) for pair in jobs)
+    return arrays
+
+
+def weight_values(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
+    """The values of weights of any kind, decoded on all cores.
+
+    Args:
+        sections: {number of a section: its bytes, untrusted}.
+        entries: The weights' entries.
+
+    Returns:
+        {name: values}; no two share memory.
+
+    Raises:
+        FormatError: A section does not hold exactly a weight; the error names it.
+    """
+    arrays = decode_values(direct_weights(sections, entries))
+    others = [entry for entry in entries if entry.name not in arrays]
+    decoded = decode_weights(sections, others)
+    first = {id(weight): weight for weight in decoded}  # equal weights are one object
+    sizes = [math.prod(weight.shape) for weight in first.values()]
+
+    def values(batch: list[CompressedTensor]) -> list[NDArray[np.generic]]:
+        return [weight.values() for weight in batch]
+
+    found = dict(zip(first, thread_map_batched(values, list(first.values()), sizes, CHUNK), strict=True))
+    for entry, weight in zip(others, decoded, strict=True):
+        is_first = first.pop(id(weight), None) is not None
+        arrays[entry.name] = found[id(weight)] if is_first else found[id(weight)].copy()
+    return arrays
