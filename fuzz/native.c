@@ -124,6 +124,91 @@ static void check_plane(uint8_t *plane, size_t count, uint8_t *above, size_t abo
     Py_DECREF(stream);
 }
 
+enum { SYMBOLS = 256, SHARES = 4096 };
+
+/* A matrix, its classes, and as many tables as it has contexts, with a trellis twice as many. */
+typedef struct {
+    long long rows, columns;
+    int contexts, base, trellis, lowest, tables;
+    size_t count;
+    uint8_t *row_classes, *column_classes;
+    uint16_t *shares;
+    uint32_t *entries;
+} Matrix;
+
+/* Equal shares of up to eight symbols, which the bytes choose; the last one has the rest. */
+static void make_table(uint16_t *shares, uint32_t *entries, const uint8_t *bytes) {
+    const int used = 1 + bytes[0] % 8;
+    memset(shares, 0, sizeof *shares * SYMBOLS);
+    for (int k = 0; k < used; k++) shares[bytes[1 + k]] += (uint16_t)(k < used - 1 ? 1 + bytes[0] : SHARES - (used - 1) * (1 + bytes[0]));
+    for (uint32_t symbol = 0; symbol < SYMBOLS; symbol++)
+        for (uint32_t place = 0; place < shares[symbol]; place++) *entries++ = (shares[symbol] - 1u) | place << 12 | symbol << 24;
+}
+
+static Matrix make_matrix(const uint8_t *head, const uint8_t *data, size_t size) {
+    Matrix m = {1 + head[1] % 70, 1 + head[2] % 40, head[4] % 2 ? 1 + head[3] % 16 : 1, head[5], head[4] >> 1 & 1, -(head[4] >> 1), 0, 0, 0, 0, 0, 0};
+    m.tables = m.contexts * (1 + m.trellis), m.count = (size_t)(m.rows * m.columns);
+    m.row_classes = allocate((size_t)m.rows), m.column_classes = allocate((size_t)m.columns);
+    for (int k = 0; k < m.rows; k++) m.row_classes[k] = size ? data[(size_t)k % size] : 0;
+    for (int k = 0; k < m.columns; k++) m.column_classes[k] = size ? data[(size_t)k * 3 % size] : 255;
+    m.shares = allocate(sizeof *m.shares * SYMBOLS * (size_t)m.tables), m.entries = allocate(4 * SHARES * (size_t)m.tables);
+    for (int k = 0; k < m.tables; k++) {
+        uint8_t bytes[9];
+        for (int j = 0; j < 9; j++) bytes[j] = size ? data[(size_t)(k * 5 + j * (k % 3 + 1)) % size] : (uint8_t)j;
+        make_table(m.shares + k * SYMBOLS, m.entries + k * SHARES, bytes);
+    }
+    return m;
+}
+
+static PyObject *call_fast(const char *name, const Matrix *m, PyObject *rest) {
+    PyObject *rows = view(m->row_classes, (size_t)m->rows, PyBUF_READ), *columns = view(m->column_classes, (size_t)m->columns, PyBUF_READ);
+    PyObject *start = Py_BuildValue("(LLOOiiii)", m->rows, m->columns, rows, columns, m->contexts, m->base, m->trellis, m->lowest);
+    PyObject *all = PySequence_Concat(start, rest), *function = PyObject_GetAttrString(module, name);
+    PyObject *result = PyObject_CallObject(function, all);
+    Py_DECREF(function), Py_DECREF(all), Py_DECREF(start), Py_DECREF(rest), Py_DECREF(columns), Py_DECREF(rows);
+    return result;
+}
+
+/* Decodes to symbols: values of one byte. */
+static int decode_fast(const Matrix *m, const uint8_t *data, size_t size, uint8_t *symbols) {
+    uint8_t *input = copy(data, size), *values = allocate(2 * SYMBOLS);
+    for (int k = 0; k < 2 * SYMBOLS; k++) values[k] = (uint8_t)k;
+    PyObject *stream = view(input, size, PyBUF_READ), *tables = view(m->entries, 4 * SHARES * (size_t)m->tables, PyBUF_READ);
+    PyObject *found = view(values, (size_t)SYMBOLS * (1 + m->trellis), PyBUF_READ), *out = view(symbols, m->count, PyBUF_WRITE);
+    int valid = outcome(call_fast("fast_decode", m, Py_BuildValue("(NNNN)", stream, tables, found, out)));
+    free(values);
+    free(input);
+    return valid;
+}
+
+static PyObject *encode_fast(const Matrix *m, uint8_t *symbols) {
+    PyObject *in = view(symbols, m->count, PyBUF_READ), *shares = view(m->shares, 2 * SYMBOLS * (size_t)m->tables, PyBUF_READ);
+    return call_fast("fast_encode", m, Py_BuildValue("(NN)", in, shares));
+}
+
+/* A stream that is valid is the one that its symbols give; symbols that can be encoded come back. */
+static void check_fast(const uint8_t *head, const uint8_t *data, size_t size) {
+    Matrix m = make_matrix(head, data, size);
+    uint8_t *symbols = allocate(m.count), *decoded = allocate(m.count);
+    int valid = 0;
+    if (head[0] % 2) {
+        for (size_t k = 0; k < m.count; k++) symbols[k] = size ? data[k % size] : 0;
+    } else {
+        valid = decode_fast(&m, data, size, symbols) == 1;
+    }
+    if (valid || head[0] % 2) {
+        PyObject *stream = encode_fast(&m, symbols);
+        if (!stream && (valid || outcome(NULL) != -1)) abort();
+        if (stream) {
+            uint8_t *bytes = (uint8_t *)PyBytes_AsString(stream);
+            if (valid && ((size_t)PyBytes_Size(stream) != size || memcmp(bytes, data, size))) abort();
+            if (decode_fast(&m, bytes, (size_t)PyBytes_Size(stream), decoded) != 1 || memcmp(symbols, decoded, m.count)) abort();
+            Py_DECREF(stream);
+        }
+    }
+    free(symbols), free(decoded), free(m.row_classes), free(m.column_classes), free(m.shares), free(m.entries);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const uint8_t kernels[][2] = {{1, 1}, {1, 1}, {9, 3}, {4, 2}, {25, 5}, {49, 7}, {128, 128}, {7, 1}, {27, 3}, {0, 1}, {129, 1}, {9, 2}};
     enum { HEAD = 6 };
@@ -133,6 +218,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (g.positions > 9 && g.outputs > 2) g.outputs = 1 + g.outputs % 2;
     g.count = (size_t)(g.outputs * g.inputs * g.positions) + (data[5] == 255);
     int kind = data[0] % 4;
+    if (data[0] >= 240) {
+        check_fast(data, data + HEAD, size - HEAD);
+        return 0;
+    }
     if (kind == 0 && data[5] > 252) g.list = data[5] == 253 ? WITH_A_WRONG_ONE : TWICE;
     data += HEAD, size -= HEAD;
     if (kind == 0) {

@@ -17,6 +17,9 @@ _LEVELS = leveled_as(np.array([[1, -2, 0, 1], [0, 3, -1, 1]], dtype=np.int32), n
 _TRELLIS = trellised_as(_CODES, 0.5)
 _SCALED = scaled_as(_CODES, 0.5, rows=[8, -3])
 _BOTH = scaled_as(_CODES.reshape(2, 1, 2, 2), 0.25, "float64", rows=[-127, 0], columns=[1, 0, 127, -8])
+_THIN = np.tile(np.array([0, 0, 0, 0, 0, 0, 0, 1] * 8, dtype=np.int32), (65, 1))
+_THIN[40, :5] = 1000, -3, 2, 1, -1
+_FAST = stepped(_THIN, 0.5)
 _AUXILIARY = {
     "bias": np.arange(30, dtype=np.float32) / 7,
     "flags": np.array([True, False]),
@@ -35,6 +38,9 @@ SEEDS = {
     "both": encode_file({"w": _BOTH}),
     "levels": encode_file({"w": _LEVELS}),
     "trellis": encode_file({"a": _TRELLIS, "b": replace(_TRELLIS, dtype="float64")}),
+    "fast": encode_file({"w": _FAST}, speed="fast"),
+    "fast trellis": encode_file({"w": trellised_as(_THIN, 0.5)}, speed="fast"),
+    "fast levels": encode_file({"w": leveled_as(np.sign(_THIN), np.array([-2, 3], dtype=np.float16))}, speed="fast"),
     "grids": encode_file({"a": np.linspace(0.5, 0.9, 16, dtype=np.float32), "b": np.linspace(-1.0, 1.0, 17)}, "uint8"),
     "pack": encode_file(_AUXILIARY, "float16", {"key": "value"}),
 }

@@ -317,6 +317,90 @@ def a_trellis_beyond_24_bits() -> bytes:
     return with_sections(original, [bytes([30 | section[0] & 224]) + native])
 
 
+def fast_file(shape: tuple[int, ...] = (32, 128), *, trellis: bool = False) -> bytes:
+    """A weight of a fast section, most of whose codes are 0."""
+    numbers = np.zeros(math.prod(shape), dtype=np.int32)
+    numbers[::9], numbers[77] = 1, 1000
+    weight = (trellised_as if trellis else stepped)(numbers.reshape(shape))
+    return encode_file({"w": weight}, speed="fast")
+
+
+def with_section(data: bytes, change: Callable[[bytearray], object]) -> bytes:
+    """A file whose only section is changed."""
+    section = bytearray(sections_of(data)[0])
+    change(section)
+    return with_sections(data, [bytes(section)])
+
+
+@attack
+def a_fast_section_that_ends_early() -> bytes:
+    """64 MiB of float32 weights from one stream of a few hundred bytes, which ends after the first columns."""
+    return with_entries(fast_file(), lambda e: replace(e, shape=(32, 2**19)))
+
+
+@attack
+def a_fast_section_of_nothing() -> bytes:
+    """64 MiB of equal weights: their symbol has the whole table, so that no stream needs data beyond its states."""
+    start = bytes([31, 0, 1, 0])
+    table = encode_pack([np.array([0, 1], dtype=np.uint8)])
+    states = (2**16).to_bytes(4, "little") * 32
+    return with_entries(
+        with_sections(fast_file(), [start + varint(len(table)) + table + b"\0" + states]),
+        lambda e: replace(e, shape=(32, 2**19)),
+    )
+
+
+@attack
+def a_fast_section_of_thousands() -> bytes:
+    """Weights of two shapes in turn that share a fast section of 4,096 elements: 8,000 of them, and 64 MiB."""
+    return with_header(
+        fast_file(),
+        lambda h: replace(
+            h,
+            entries=[
+                replace(h.entries[0], name=f"w{number:05}", shape=((32, 128), (64, 64))[number % 2], dtype="float16")
+                for number in range(8000)
+            ],
+        ),
+    )
+
+
+@attack
+def a_fast_section_of_kernels_that_follow_a_trellis() -> bytes:
+    """The first byte of a fast section says that codes follow a trellis, but the weight has kernels."""
+    return with_section(fast_file((32, 16, 3, 3)), lambda section: section.__setitem__(0, 63))
+
+
+@attack
+def a_fast_section_of_a_small_weight() -> bytes:
+    """A fast section of a weight with one element too few for its tables."""
+    return with_entries(fast_file((4096,)), lambda e: replace(e, shape=(4095,)))
+
+
+@attack
+def a_fast_section_with_many_contexts() -> bytes:
+    """Sixteen contexts in a weight that is large enough for one: tables would take more memory than the weight."""
+    return with_section(fast_file(), lambda section: section.__setitem__(3, 15))
+
+
+@attack
+def a_fast_section_with_low_states() -> bytes:
+    """The states of a stream begin at 0, from where one word would not lift them to 2^16."""
+    start = bytes([31, 0, 1, 0])
+    table = encode_pack([np.array([1, 1], dtype=np.uint8)])
+    return with_sections(fast_file(), [start + varint(len(table)) + table + b"\0" + bytes(4 * 32 + 2 * 4096)])
+
+
+@attack
+def a_fast_section_with_a_patch_beyond_the_weight() -> bytes:
+    """A patch whose place is 2^32 - 1 elements behind the start."""
+    start = bytes([31, 0, 1, 0])
+    table = encode_pack([np.array([0, 1], dtype=np.uint8)])
+    patch = encode_pack([np.array([2**32 - 1], dtype=np.uint32), np.array([5], dtype=np.uint32)])
+    states = (2**16).to_bytes(4, "little") * 32
+    return with_sections(fast_file(), [start + varint(len(table)) + table + b"\1" + varint(len(patch)) + patch + states])
+
+
 @attack
 def a_trellis_without_end() -> bytes:
     """64 MiB of float16 weights that follow a trellis, from a few bytes of data."""

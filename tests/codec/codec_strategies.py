@@ -16,6 +16,7 @@ from opq import dtypes
 from opq.codec.code_stream import Geometry
 from opq.codec.file_writer import write
 from opq.codec.header import Header, decode_header, encode_header
+from opq.config import Speed
 from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, UniformCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.quantization.float_order import from_ordinals, to_ordinals
@@ -145,9 +146,10 @@ def encode_file(
     tensors: Mapping[str, CompressedTensor | NDArray[np.generic]],
     storage: str = "exact",
     metadata: Mapping[str, str] | None = None,
+    speed: Speed = "small",
 ) -> bytes:
     """A file of these tensors."""
-    return b"".join(write(tensors, storage=storage, metadata=metadata).pieces())
+    return b"".join(write(tensors, storage=storage, metadata=metadata, speed=speed).pieces())
 
 
 @st.composite
