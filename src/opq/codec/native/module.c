@@ -9,52 +9,21 @@
  *     band.h          position in a weight, running means; a picture          "Sections of codes"
  *     kernel_codes.h  weights with kernels                                    "Sections of codes"
  *     dispatch.h      weights without kernels; choice of instruction set      "Sections of codes"
+ *     workspace.h     the memory for these
  *     byte_model.h    byte planes                                             "Packs of auxiliary tensors"
  *     fast_*.h        interleaved rANS; fast_functions.h for Python           "Fast sections"
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <stddef.h>
-
 #include "byte_model.h"
-#include "dispatch.h"
 #include "fast_functions.h"
-
-/* The memory for coding one weight. */
-typedef struct {
-    CodeModel model;
-    PaddedKernels padded;
-    PositionContext contexts[MAX_POSITIONS];
-    KernelColumn kernels;
-    ByteBuffer output, raw_output; /* encoder */
-    BandState band;
-    Distribution second_set[]; /* with a trellis, set A for quantizer 1; then the means of columns */
-} Workspace;
+#include "workspace.h"
 
 typedef struct {
     ByteModel model;
     ByteBuffer output, raw_output; /* encoder */
 } PlaneWorkspace;
-
-/* A workspace at the first band of a weight, without a coder; NULL if out of memory. */
-static Workspace *new_workspace(const Shape *shape, int32_t *codes) {
-    const size_t second = shape->trellis ? SET_B : 0, means = sizeof(uint32_t) * (size_t)shape->inputs;
-    Workspace *work = (Workspace *)malloc(sizeof *work + sizeof(Distribution) * second + means);
-    if (!work) return NULL;
-    work->model = tables.initial;
-    memset(&work->padded, 0, sizeof work->padded);
-    init_positions(work->contexts, shape);
-    BandState *band = &work->band;
-    memset(band, 0, sizeof *band);
-    band->model = &work->model, band->shape = shape, band->contexts = work->contexts, band->padded = &work->padded;
-    band->kernels = &work->kernels;
-    band->column_means = (uint32_t *)(work->second_set + second), band->global_mean = shape->initial_mean, band->codes = codes;
-    band->second_set = (uint32_t)(offsetof(Workspace, second_set) - offsetof(Workspace, model.distributions));
-    memcpy(work->second_set, tables.initial.distributions, sizeof(Distribution) * second);
-    start_band(band);
-    return work;
-}
 
 /* As `complete_shape`, for the buffer that holds the codes; raises an exception if they do not fit. */
 static int check_codes(Shape *shape, int first, const Py_buffer *codes) {

@@ -1,0 +1,162 @@
+"""One list of files for every reader: golden, hostile, kept by the fuzzer, and changed at random; and what Python reads from each.
+
+A reader prints a line of JSON for each file (see dump.c): {"error"} if it refuses it, else {"metadata", "tensors"}, with text and
+data in hexadecimal. `differences` compares it with what the Python reader gives.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from opq import dtypes
+from opq.codec.file_reader import OpqFile
+from opq.errors import FormatError
+from opq.quantization.compressed_tensor import CompressedTensor
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+for folder in (TESTS / "codec", TESTS / "attacks", ROOT / "fuzz"):
+    sys.path.insert(0, str(folder))
+
+from hostile_files import ATTACKS  # noqa: E402 - needs the path
+from mutator import Mutator  # noqa: E402
+from seeds import SEEDS  # noqa: E402
+
+_REAL = [*dtypes.NUMPY][: dtypes.CODE["float64"] + 1]
+
+
+COSTLY = re.compile("maximum_size|_thousands|_of_nothing")
+"""Hostile files that cost their reader seconds or much memory."""
+
+
+def costly() -> dict[str, bytes]:
+    """{name: bytes} of such files."""
+    return {f"hostile {name}": make() for name, make in ATTACKS.items() if COSTLY.search(name)}
+
+
+def vectors(changed: int) -> dict[str, bytes]:
+    """{name: bytes} of all others.
+
+    Args:
+        changed: How many files are changed at random, nearly all with correct checksums.
+    """
+    golden = {f"golden {path.name}": path.read_bytes() for path in sorted((TESTS / "golden").glob("*.opq"))}
+    hostile = {f"hostile {name}": make() for name, make in ATTACKS.items() if not COSTLY.search(name)}
+    corpus = {f"corpus {path.name}": path.read_bytes() for path in sorted((ROOT / "fuzz" / "corpus" / "reader").iterdir())}
+    seeds = {f"seed {name}": data for name, data in SEEDS.items()}
+    return {
+        **golden,
+        **hostile,
+        **corpus,
+        **seeds,
+        **_damaged(golden),
+        **_changed([*golden.values(), *SEEDS.values()], changed),
+    }
+
+
+def _damaged(golden: dict[str, bytes]) -> dict[str, bytes]:
+    """Golden files that are cut off, or have another byte, without correct checksums."""
+    chance = random.Random(0)
+    damaged = {}
+    for name, data in golden.items():
+        for at in chance.sample(range(len(data)), 4):
+            damaged[f"{name}, cut off at {at}"] = data[:at]
+            damaged[f"{name}, byte {at}"] = data[:at] + bytes([data[at] ^ chance.randrange(1, 256)]) + data[at + 1 :]
+    return damaged
+
+
+def _changed(files: Sequence[bytes], count: int) -> dict[str, bytes]:
+    chance = random.Random(1)
+
+    def mutate(data: bytes, size: int) -> bytes:
+        at = chance.randrange(len(data) + 1)
+        middle = chance.randbytes(chance.randrange(3)) if chance.random() < 0.5 else data[at : at + chance.randrange(1, 9)]
+        return (data[:at] + middle + data[at + chance.randrange(3) :])[:size]
+
+    mutator = Mutator(mutate)
+    changed, data = {}, b""
+    for number in range(count):
+        data = mutator(data if chance.random() < 0.3 else chance.choice(files), 8000, number)
+        changed[f"changed {number}"] = data
+    return changed
+
+
+def run_reader(command: Sequence[str | Path], files: dict[str, bytes], folder: Path) -> list[dict]:
+    """What a reader prints for each file; an error if it does not end well, with what it wrote."""
+    path = folder / "vectors.bin"
+    path.write_bytes(b"".join(len(data).to_bytes(4, "little") + data for data in files.values()))
+    done = subprocess.run([*map(str, command), str(path)], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, f"after {len(lines)} files ({[*files][len(lines) :][:1]}): {done.stderr[-4000:]}"
+    assert len(lines) == len(files)
+    return [json.loads(line) for line in lines]
+
+
+def differences(data: bytes, found: dict) -> list[str]:
+    """What a reader gives otherwise than Python does; empty if they agree."""
+    try:
+        file = OpqFile(data)
+    except FormatError as error:
+        place = f"not a valid .opq file: {error.where}: "
+        message = bytes.fromhex(found.get("error", "")).decode()
+        return [] if message.startswith(place) else [f"Python refuses it ({error}), the reader: {message or 'gives tensors'}"]
+    with file:
+        if "error" in found:
+            return [f"Python reads it, the reader: {bytes.fromhex(found['error']).decode()}"]
+        metadata = {bytes.fromhex(pair["key"]).decode(): bytes.fromhex(pair["value"]).decode() for pair in found["metadata"]}
+        names = [bytes.fromhex(tensor["name"]).decode() for tensor in found["tensors"]]
+        if metadata != file.metadata or names != list(file):
+            return [f"metadata or names are {metadata}, {names}"]
+        return [line for tensor in found["tensors"] for line in _tensor_differences(file, tensor)]
+
+
+def _tensor_differences(file: OpqFile, found: dict) -> list[str]:
+    name = bytes.fromhex(found["name"]).decode()
+    entry = file.entry(name)
+    told = (found["dtype"], tuple(found["shape"]), found["step"])
+    if told != (entry.dtype, entry.shape, float(f"{entry.step or 0.0:.9g}")):
+        return [f"{name!r} is {told}"]
+    try:
+        array = file.array(name)
+        content = file[name] if entry.is_weight else None
+    except FormatError as error:
+        read = [key for key in ("bytes", "float32", "codes") if isinstance(found[key], str)]
+        return [f"{name!r}: Python refuses it ({error.problem}), the reader gives {key}" for key in read]
+    expected = {"bytes": array, "float32": None, "codes": None}
+    if entry.dtype in _REAL:
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected["float32"] = array.astype(np.float32)
+    if isinstance(content, CompressedTensor):
+        expected["codes"] = content.codes
+    return [
+        f"{name!r}: other {key}: {str(found[key])[:200]}"
+        for key, value in expected.items()
+        if not _equal(value, found[key], exact=key != "float32" and entry.storage == "exact")
+    ]
+
+
+def _equal(expected: np.ndarray | None, found: object, *, exact: bool) -> bool:
+    """Whether the data are those of an array; NaNs of converted tensors may have other bits."""
+    if expected is None or not isinstance(found, str):
+        return found is None and expected is None
+    data = bytes.fromhex(found)
+    if exact or data == expected.tobytes():
+        return data == expected.tobytes()
+    array = np.frombuffer(data, dtype=expected.dtype).reshape(expected.shape)
+    signs = np.signbit(array) == np.signbit(expected)
+    return bool((((array == expected) & signs) | (np.isnan(array) & np.isnan(expected))).all())
+
+
+def all_differences(files: dict[str, bytes], found: Sequence[dict]) -> str:
+    """Lines that say which files a reader reads otherwise."""
+    return "\n".join(
+        f"{name}: {line}" for (name, data), of in zip(files.items(), found, strict=True) for line in differences(data, of)
+    )
