@@ -13,9 +13,9 @@ import pytest
 from vectors import ROOT, TESTS, all_differences, costly, run_reader, vectors
 
 sys.path.insert(0, str(ROOT / "c"))
-from amalgamate import amalgamate  # noqa: E402 - needs the path
+from amalgamate import amalgamate
 
-import opq.numpy  # noqa: E402
+import opq.numpy
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")

@@ -1,7 +1,7 @@
-"""One list of files for every reader: golden, hostile, kept by the fuzzer, and changed at random; and what Python reads from each.
+"""One list of files for every reader, golden, hostile, kept by the fuzzer and changed at random; and what Python reads from each.
 
-A reader prints a line of JSON for each file (see dump.c): {"error"} if it refuses it, else {"metadata", "tensors"}, with text and
-data in hexadecimal. `differences` compares it with what the Python reader gives.
+A reader prints a line of JSON for each file (see dump.c): {"error"} if it refuses it, else {"metadata", "tensors"}, with text
+and data in hexadecimal. `differences` compares it with what the Python reader gives.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def vectors(changed: int) -> dict[str, bytes]:
 
 def _damaged(golden: dict[str, bytes]) -> dict[str, bytes]:
     """Golden files that are cut off, or have another byte, without correct checksums."""
-    chance = random.Random(0)
+    chance = random.Random(0)  # noqa: S311 - places, not secrets
     damaged = {}
     for name, data in golden.items():
         for at in chance.sample(range(len(data)), 4):
@@ -74,7 +74,7 @@ def _damaged(golden: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _changed(files: Sequence[bytes], count: int) -> dict[str, bytes]:
-    chance = random.Random(1)
+    chance = random.Random(1)  # noqa: S311 - bytes, not secrets
 
     def mutate(data: bytes, size: int) -> bytes:
         at = chance.randrange(len(data) + 1)
