@@ -156,14 +156,14 @@ class Mutator:
             return encode_pack([self._stored(member) for member in members])
         codes = (self._integers(np.dtype("i4"), entry.count) >> self._chance.randrange(8, 32)).reshape(entry.shape)
         if entry.storage == "codes":
-            return encode_weight(CompressedTensor(codes, UniformCodebook(1.0), "float32"))[0]
+            return encode_weight(CompressedTensor(codes, UniformCodebook(1.0), "float32")).adaptive
         if entry.storage == "scaled":
-            return encode_weight(CompressedTensor(codes, self._scaled(codes.shape), "float32"))[0]
+            return encode_weight(CompressedTensor(codes, self._scaled(codes.shape), "float32")).adaptive
         kind = dtypes.NUMPY[entry.dtype]
         ordinals = np.unique(self._integers(np.dtype(f"i{kind.itemsize}"), self._chance.randint(1, 9)) >> 2)[: entry.count]
         ordinals = ordinals[ordinals != 0]
         codes = codes.clip(-np.count_nonzero(ordinals < 0), np.count_nonzero(ordinals > 0))
-        return encode_weight(CompressedTensor(codes, LevelTable(from_ordinals(ordinals, kind)), entry.dtype))[0]
+        return encode_weight(CompressedTensor(codes, LevelTable(from_ordinals(ordinals, kind)), entry.dtype)).adaptive
 
     def _scaled(self, shape: tuple[int, ...]) -> Codebook:
         rows, columns = (self._integers(np.dtype("i1"), math.prod(sizes)).clip(-127) for sizes in (shape[:1], shape[1:]))

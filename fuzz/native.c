@@ -175,7 +175,11 @@ static int decode_fast(const Matrix *m, const uint8_t *data, size_t size, uint8_
     for (int k = 0; k < 2 * SYMBOLS; k++) values[k] = (uint8_t)k;
     PyObject *stream = view(input, size, PyBUF_READ), *tables = view(m->entries, 4 * SHARES * (size_t)m->tables, PyBUF_READ);
     PyObject *found = view(values, (size_t)SYMBOLS * (1 + m->trellis), PyBUF_READ), *out = view(symbols, m->count, PyBUF_WRITE);
-    int valid = outcome(call_fast("fast_decode", m, Py_BuildValue("(NNNN)", stream, tables, found, out)));
+    uint8_t *sets = allocate((size_t)m->rows);
+    memset(sets, 0, (size_t)m->rows);
+    PyObject *of_rows = view(sets, (size_t)m->rows, PyBUF_READ);
+    int valid = outcome(call_fast("fast_decode", m, Py_BuildValue("(NNNiNN)", stream, tables, found, 1, of_rows, out)));
+    free(sets);
     free(values);
     free(input);
     return valid;

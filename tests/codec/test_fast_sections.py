@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opq.numpy
-from opq.codec import _native, code_section, fast_tables
+from opq.codec import _native, fast_tables, section_choice
 from opq.codec.code_section import decode_batch, decode_codes, decode_pieces
 from opq.codec.code_stream import StreamError, encode_codes
 from opq.codec.fast_encoder import encode_fast
 from opq.codec.fast_section import FastSection, is_fast
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import write
+from opq.codec.section_choice import EncodedWeight, choose_sections
 from opq.codec.verify import verify
 from opq.codec.weight_section import split
 from opq.errors import FormatError
@@ -115,7 +116,8 @@ def test_a_slice_decodes_only_its_streams(monkeypatch):
 KINDS = {
     "codes": lambda codes: stepped(codes, 0.3),
     "levels": lambda codes: leveled_as(np.sign(codes), np.array([-2, 3], dtype=np.float16)),
-    "scaled": lambda codes: scaled_as(codes, 0.5, rows=[3] * len(codes)),
+    "rows": lambda codes: scaled_as(codes, 0.5, rows=[row % 40 - 20 for row in range(len(codes))]),
+    "columns": lambda codes: scaled_as(codes, 0.5, rows=[3] * len(codes), columns=[-2] * codes[0].size),
     "trellis": lambda codes: trellised_as(codes, 0.5),
 }
 
@@ -124,7 +126,8 @@ KINDS = {
 @pytest.mark.parametrize("speed", ["small", "balanced", "fast"])
 def test_files_of_every_speed_have_the_same_values(kind, speed):
     """The speed changes no value; files are verified, and "fast" gives fast sections."""
-    weight = KINDS[kind](ragged((120, 70), 1.5, 0.3, 7))
+    codes = ragged((120, 70), 1.5, 0.3, 7)
+    weight = KINDS[kind](codes)
     data = b"".join(write({"w": weight, "tied": weight, "x": np.arange(3.0)}, speed=speed).pieces())
     values = opq.numpy.load(data)
     assert values["w"].tobytes() == values["tied"].tobytes() == weight.values().tobytes()
@@ -141,17 +144,40 @@ def test_files_of_every_speed_have_the_same_values(kind, speed):
 
 
 def test_speeds_bound_the_growth():
-    """A small section never grows, a balanced one by at most 0.5%; kernels that predict each other stay adaptive."""
+    """Small sections never grow, balanced ones by at most 0.5%; kernels that predict each other stay adaptive."""
     smooth = np.cumsum(ragged((80, 30, 3, 3), 0.7, 0.0, 3), axis=-1, dtype=np.int32) // 2
     matrix = ragged((400, 500), 2.0, 0.0, 3)
     for codes in (smooth, matrix):
-        sizes = {speed: sum(map(len, write({"w": stepped(codes)}, speed=speed).sections)) for speed in code_section.GROWTH}
+        sizes = {speed: sum(map(len, write({"w": stepped(codes)}, speed=speed).sections)) for speed in section_choice.GROWTH}
         adaptive = len(encode_codes(codes))
         assert sizes["small"] <= adaptive
         assert sizes["balanced"] <= 1.005 * adaptive
         assert sizes["fast"] == len(encode(codes))
     assert is_fast(write({"w": stepped(matrix)}).sections[0])
     assert not is_fast(write({"w": stepped(smooth)}).sections[0])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 400), st.none() | st.integers(1, 500)), min_size=1, max_size=8),
+    st.sampled_from(list(section_choice.GROWTH)),
+    st.randoms(),
+)
+def test_sections_grow_within_the_bound_of_all(sizes, speed, random):
+    """All chosen sections together, equal ones once, grow by at most the bound; the order of the weights changes nothing."""
+    weights = [
+        EncodedWeight(bytes([len(str(small))]) * small, None if fast is None else b"f" * fast, 0)
+        for small, fast in dict(sizes).items()
+    ]
+    chosen = choose_sections(weights, [0] * len(weights), speed)
+    assert sum(map(len, chosen)) <= (1 + section_choice.GROWTH[speed][1]) * sum(len(weight.adaptive) for weight in weights)
+    shuffled = random.sample(range(len(weights)), len(weights))
+    again = choose_sections([weights[k] for k in shuffled], [0] * len(weights), speed)
+    assert again == [chosen[k] for k in shuffled]
+    assert choose_sections(weights * 2, [0] * (2 * len(weights)), speed) == chosen * 2
+    if speed == "small":
+        assert all(len(part) <= len(weight.adaptive) for part, weight in zip(chosen, weights, strict=True))
+    if speed == "fast":
+        assert chosen == [weight.adaptive if weight.fast is None else weight.fast for weight in weights]
 
 
 def test_contexts_follow_rows_and_columns():
@@ -271,11 +297,11 @@ def test_the_native_module_checks_its_arguments(changed):
     tables = fast_tables.decoding_tables(shares)
     stream = _native.fast_encode(*matrix_arguments(), symbols, shares.data)
     values, output = np.arange(256, dtype=np.int32), np.empty(120, dtype=np.int32)
-    assert _native.fast_decode(*matrix_arguments(), stream, tables.data, values.data, output.data)
+    assert _native.fast_decode(*matrix_arguments(), stream, tables.data, values.data, 4, bytes(40), output.data)
     with pytest.raises(ValueError, match="fit"):
         _native.fast_encode(*matrix, symbols, shares.data)
     with pytest.raises(ValueError, match="fit"):
-        _native.fast_decode(*matrix, stream, tables.data, values.data, output.data)
+        _native.fast_decode(*matrix, stream, tables.data, values.data, 4, bytes(40), output.data)
     with pytest.raises(ValueError, match="fit"):
         _native.fast_count(*matrix, symbols, np.zeros(256, dtype=np.uint32).data)
 
@@ -288,12 +314,33 @@ def test_values_of_every_size_are_written(kind, shape):
     shares = np.full((1, 256), 16, dtype=np.uint16)
     matrix = (*shape, bytes(shape[0]), bytes(shape[1]), 1, 0, 0, 0)
     stream = _native.fast_encode(*matrix, symbols.reshape(-1).data, shares.data)
-    values, output = (np.arange(256) - 77).astype(kind), np.empty(symbols.size, dtype=kind)
-    tables = fast_tables.decoding_tables(shares)
-    assert _native.fast_decode(*matrix, stream, tables.data, values.view(f"u{kind().itemsize}").data, output.data)
-    assert np.array_equal(output, values[symbols.reshape(-1)])
-    with pytest.raises(ValueError, match="fit the output"):
-        _native.fast_decode(*matrix, stream, tables.data, bytes(256 * 3), bytearray(3 * symbols.size))
+    values, output = (np.arange(512) - 77).astype(kind), np.empty(symbols.size, dtype=kind)
+    raw, size, sets = values.view(np.uint8).data, values.itemsize, np.arange(shape[0]).astype(np.uint8) % 2
+    tables = fast_tables.decoding_tables(shares).data
+    assert _native.fast_decode(*matrix, stream, tables, raw, size, sets.data, output.view(np.uint8).data)
+    assert np.array_equal(output.reshape(shape), values.reshape(2, 256)[sets[:, None], symbols])
+    for wrong in (
+        (raw, size, bytes(shape[0] + 1)),
+        (raw, size, bytes([2] * shape[0])),
+        (raw, 3, sets.data),
+        (raw[1:], size, sets.data),
+    ):
+        with pytest.raises(ValueError, match="fit the output"):
+            _native.fast_decode(*matrix, stream, tables, *wrong, output.view(np.uint8).data)
+
+
+def test_tables_are_those_of_their_shares():
+    """An entry has its share, its place in it, and its symbol; shares that do not sum to 4096 are a ValueError."""
+    shares = np.zeros((2, 256), dtype=np.uint16)
+    shares[0, [3, 200]], shares[1, 7] = (1000, 3096), 4096
+    tables = fast_tables.decoding_tables(shares).reshape(2, 4096)
+    assert tables[0, 999] == 999 | 999 << 12 | 3 << 24
+    assert tables[0, 1000] == 3095 | 0 << 12 | 200 << 24
+    assert tables[1, 4095] == 4095 | 4095 << 12 | 7 << 24
+    for wrong in (4095, 4097):
+        shares[1, 7] = wrong
+        with pytest.raises(ValueError, match="do not fit"):
+            fast_tables.decoding_tables(shares)
 
 
 def test_a_symbol_without_a_share_is_refused():

@@ -78,7 +78,7 @@ def test_kernels_have_no_trellis():
 def test_levels_have_no_trellis():
     """A section of levels whose codes follow a trellis is refused."""
     levels = leveled_as(np.array([[1, 2, 3, 4]], dtype=np.int32), np.arange(1, 5, dtype=np.float32))
-    section, _ = encode_weight(levels)
+    section = encode_weight(levels).adaptive
     table = section[: 3 + section[2]]
     codes = encode_codes(on_trellis(np.ones((1, 4), dtype=np.int32)), trellis=True)
     with pytest.raises(FormatError, match="levels cannot follow the trellis"):
@@ -109,7 +109,7 @@ def test_tied_weights_share_a_section():
     with OpqFile(data) as file:
         assert all(file[name].trellis for name in tensors)
         assert all(piece.trellis for piece in file.pieces("b"))
-    section, _ = encode_weight(tensors["b"])
+    section = encode_weight(tensors["b"]).adaptive
     assert decode_weight(section, entry_of("b", tensors["b"])).trellis
     assert np.array_equal(opq.numpy.load(data)["b"], tensors["b"].values())
     assert [tensor.trellis for tensor in opq.inspect(data).tensors] == [True] * 3

@@ -24,6 +24,7 @@ from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
 from opq.codec.code_stream import encode_codes
 from opq.codec.entry import Entry
+from opq.codec.section_choice import EncodedWeight
 from opq.codec.weight_section import decode_pieces, decode_weight, encode_weight, entry_of, split
 from opq.errors import FormatError, WeightError
 from opq.quantization.codebook import LevelTable, ScaledCodebook, UniformCodebook
@@ -36,7 +37,7 @@ FOUR = np.ones((2, 2), dtype=np.int32)
 @given(leveled(CODES))
 def test_levels_and_codes_come_back(tensor):
     """Levels come back bit for bit, used or not, and so do codes, for any dtype."""
-    section, _ = encode_weight(tensor)
+    section = encode_weight(tensor).adaptive
     again = decode_weight(section, entry_of("w", tensor))
     assert same_bits(again.codebook.levels, tensor.codebook.levels)
     assert same_bits(again.codes, tensor.codes)
@@ -47,7 +48,8 @@ def test_levels_and_codes_come_back(tensor):
 @given(WEIGHTS)
 def test_sections_hold_any_weight(tensor):
     """A weight comes back from its section, in one piece or in several, and the number of nonzero codes is right."""
-    section, nonzero = encode_weight(tensor)
+    encoded = encode_weight(tensor)
+    section, nonzero = encoded.adaptive, encoded.nonzero
     entry = entry_of("w", tensor, 7)
     assert (entry.name, entry.shape, entry.dtype, entry.section) == ("w", tensor.shape, tensor.dtype, 7)
     storage = {LevelTable: "levels", UniformCodebook: "codes", ScaledCodebook: "scaled"}[type(tensor.codebook)]
@@ -67,7 +69,7 @@ def test_a_table_is_not_larger_than_its_levels(values):
     """A table takes at most the bytes of its levels, and a few for each of four planes and the counts."""
     levels = np.sort(np.array(values, dtype=np.float32))
     tensor = leveled_as(np.zeros(len(levels), dtype=np.int32), levels)
-    assert len(encode_weight(tensor)[0]) <= levels.nbytes + 4 * 2 + 6
+    assert len(encode_weight(tensor).adaptive) <= levels.nbytes + 4 * 2 + 6
 
 
 def table(positives: int, negatives: int, gaps: list[int], kind: str = "uint32") -> bytes:
@@ -140,10 +142,10 @@ def test_sections_of_scaled_codes_are_those_of_the_format():
     for flags, rows, columns in ((1, [8, -3], None), (2, None, [0, 1, 127]), (3, [-127, 0], [5, 6, 7])):
         values = [scale + 128 for axis in (rows, columns) for scale in axis or ()]
         tensor = scaled_as(codes, 0.5, rows=rows, columns=columns)
-        assert encode_weight(tensor) == (scales(flags, values) + encode_codes(codes), 4)
+        assert encode_weight(tensor) == EncodedWeight(scales(flags, values) + encode_codes(codes), None, 4)
         assert same_bits(decode_scaled(scales(flags, values) + encode_codes(codes)).values(), tensor.values())
     zeros = scaled_as(0 * codes, 0.5, rows=[1, 1])
-    assert encode_weight(zeros) == (scales(1, [129, 129]), 0)
+    assert encode_weight(zeros) == EncodedWeight(scales(1, [129, 129]), None, 0)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_steps_stay_normal(step, values, valid):
 @given(leveled() | scaled(), st.data())
 def test_a_changed_section_is_an_error_or_a_weight(tensor, data):
     """Any change of the bytes gives a FormatError or a weight of the given shape, with levels a finite one."""
-    section = bytearray(encode_weight(tensor)[0])
+    section = bytearray(encode_weight(tensor).adaptive)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(section)))
         section[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))

@@ -86,8 +86,8 @@ _OTHER_OPTIONS = (
     click.option(
         "--speed",
         type=click.Choice(get_args(Speed)),
-        help="Which weights are coded for fast decoding. small: those that do not take more bytes. balanced (default): those "
-        "that take at most 0.5% more. fast: all that can be.",
+        help="Which weights are coded for fast decoding. small: those that do not take more bytes. balanced (default): as many "
+        "as let the weights grow by at most 0.5%. fast: all that can be.",
     ),
 )
 

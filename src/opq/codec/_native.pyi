@@ -42,6 +42,9 @@ def fast_decode(
     stream: Buffer,
     tables: Buffer,
     values: Buffer,
+    size: int,
+    sets: Buffer,
     output: Buffer,
     /,
 ) -> bool: ...
+def fast_tables(shares: Buffer, tables: Buffer, /) -> None: ...

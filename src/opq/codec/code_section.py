@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -10,37 +9,9 @@ from numpy.typing import NDArray
 
 from opq.codec import code_stream
 from opq.codec.code_stream import StreamError
-from opq.codec.fast_encoder import encode_fast
 from opq.codec.fast_section import Block, FastSection, is_fast
-from opq.config.compression_config import Speed
 from opq.errors import FormatError
 from opq.thread_map import thread_map
-
-GROWTH: dict[Speed, float] = {"small": 0.0, "balanced": 0.005, "fast": math.inf}
-"""How much larger than an adaptive section a fast one may be, as a fraction."""
-
-
-def choose_section(
-    adaptive: bytes,
-    growth: float | None,
-    shape: tuple[int, ...],
-    piece: Callable[[int, int], NDArray[np.int32]],
-    *,
-    trellis: bool = False,
-) -> bytes:
-    """The section of a weight: a fast one, unless that grows too much.
-
-    Args:
-        adaptive: Its adaptive section.
-        growth: How much larger the fast section may be, as a fraction; None: there is no fast one.
-        shape: Shape of the weight.
-        piece: As in `opq.codec.code_stream.encode_pieces`.
-        trellis: Whether the codes follow the trellis.
-    """
-    if growth is None or not adaptive:
-        return adaptive
-    fast = encode_fast(shape, piece, trellis=trellis)
-    return adaptive if fast is None or 1000 * len(fast) > (1000 + 1000 * growth) * len(adaptive) else fast
 
 
 def is_trellis(section: bytes | memoryview) -> bool:
@@ -80,7 +51,7 @@ def decode_codes(section: bytes | memoryview, shape: tuple[int, ...]) -> NDArray
 def decode_fast(section: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.int32]:
     """The codes of a fast section."""
     codes = np.empty(shape, dtype=np.int32)
-    run(FastSection(section, shape).jobs(lambda found: found, codes.reshape(-1)))
+    run(FastSection(section, shape).jobs(lambda found, _: found, codes.reshape(-1)))
     return codes
 
 
@@ -92,7 +63,7 @@ def decode_pieces(section: bytes | memoryview, shape: tuple[int, ...]) -> Iterat
 
     def decode(block: Block) -> NDArray[np.int32]:
         piece = np.empty(block.rows * parsed.columns, dtype=np.int32)
-        run(parsed.jobs(lambda found: found, piece, [block]))
+        run(parsed.jobs(lambda found, _: found, piece, [block]))
         return piece
 
     return thread_map(decode, parsed.blocks)

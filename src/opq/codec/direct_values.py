@@ -15,7 +15,7 @@ from opq.codec.code_stream import CHUNK, Geometry
 from opq.codec.entry import Entry
 from opq.codec.fast_section import FastSection, is_fast
 from opq.codec.weight_section import decode_weights, naming, split, with_step_of
-from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.thread_map import thread_map_batched
 
@@ -27,16 +27,18 @@ class DirectWeight:
     Args:
         entry: Its entry.
         section: Its section, parsed.
-        codebook: The values of its codes, the same for all rows.
+        codebook: The values of its codes; columns have no scales.
+        sets: (rows of the section,) the scale of each row, less the smallest one.
     """
 
     entry: Entry
     section: FastSection
     codebook: Codebook
+    sets: NDArray[np.uint8]
 
     def jobs(self, output: NDArray[np.generic]) -> list[Callable[[], None]]:
         """Functions that together fill `output`, the weight's values; they may run in any order and in several threads."""
-        return self.section.jobs(self._values, output.reshape(-1))
+        return self.section.jobs(self._values, output.reshape(-1), sets=self.sets)
 
     def rows(self, start: int, stop: int) -> NDArray[np.generic]:
         """weight[start:stop], 0 <= start < stop <= the size of axis 0. Only streams with these rows are decoded."""
@@ -50,15 +52,18 @@ class DirectWeight:
         first = blocks[0].top * columns
         output = np.empty(sum(block.rows for block in blocks) * columns, dtype=dtypes.NUMPY[self.entry.dtype])
         with naming(self.entry):
-            run(self.section.jobs(self._values, output, blocks))
+            run(self.section.jobs(self._values, output, blocks, self.sets))
         return output[start * size - first : stop * size - first].reshape(stop - start, *shape[1:])
 
-    def _values(self, codes: NDArray[np.int32]) -> NDArray[np.generic]:
-        return self.codebook.values(codes, self.entry.dtype)
+    def _values(self, codes: NDArray[np.int32], number: int) -> NDArray[np.generic]:
+        if not isinstance(self.codebook, ScaledCodebook) or self.codebook.rows is None:
+            return self.codebook.values(codes, self.entry.dtype)
+        scale = int(self.codebook.rows.min()) + number
+        return np.asarray(codebook_of(self.codebook.step, np.array([scale]), None).values(codes[None], self.entry.dtype)[0])
 
 
 def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[DirectWeight]:
-    """The weights that can be decoded to values: those of fast sections, with one step or with levels.
+    """The weights that can be decoded to values: those of fast sections whose columns have no scales.
 
     Args:
         sections: {number of a section: its bytes, untrusted}.
@@ -67,7 +72,7 @@ def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
     Raises:
         FormatError: A fast section does not belong to its weight; the error names it.
     """
-    parsed: dict[tuple[int, Geometry], tuple[Codebook, FastSection] | None] = {}
+    parsed: dict[tuple[int, Geometry], tuple[Codebook, FastSection, NDArray[np.uint8]] | None] = {}
     found = []
     for entry in entries:
         key = entry.section, Geometry.of(entry.shape)
@@ -75,20 +80,25 @@ def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
             if key not in parsed:
                 parsed[key] = _parse(sections[entry.section], entry)
             if (parts := parsed[key]) is not None:
-                found.append(DirectWeight(entry, parts[1], with_step_of(parts[0], entry)))
+                found.append(DirectWeight(entry, parts[1], with_step_of(parts[0], entry), parts[2]))
     return found
 
 
-def _parse(section: bytes, entry: Entry) -> tuple[Codebook, FastSection] | None:
+def _parse(section: bytes, entry: Entry) -> tuple[Codebook, FastSection, NDArray[np.uint8]] | None:
     codebook, codes = split(section, entry)
-    if isinstance(codebook, ScaledCodebook) or not is_fast(codes):
+    scaled = codebook if isinstance(codebook, ScaledCodebook) else None
+    if not is_fast(codes) or (scaled is not None and (scaled.columns is not None or len(entry.shape) < 2)):
         return None
     parsed = FastSection(codes, entry.shape)
+    sets = np.zeros(parsed.rows, dtype=np.uint8)
+    if scaled is not None and scaled.rows is not None:
+        scales = scaled.rows.astype(np.int16)
+        sets = np.repeat((scales - scales.min()).astype(np.uint8), parsed.rows // entry.shape[0])
     if isinstance(codebook, LevelTable):
         lowest, highest = -codebook.negatives, len(codebook.levels) - codebook.negatives
         if not all(lowest <= part.min() and part.max() <= highest for part in (parsed.symbol_codes, *parsed.patched_codes)):
             return None  # the codes are checked one by one
-    return codebook, parsed
+    return codebook, parsed, sets
 
 
 def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.generic]]:

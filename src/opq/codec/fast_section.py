@@ -30,8 +30,8 @@ _BLOCK = 2**18
 _LARGEST_CODE = 2**24 - 1
 _WHERE = "codes"
 
-Values = Callable[[NDArray[np.int32]], NDArray[np.generic]]
-"""Gives the values of codes, in an array of the same shape."""
+Values = Callable[[NDArray[np.int32], int], NDArray[np.generic]]
+"""Gives the values of codes in rows of one set, in an array of the same shape."""
 
 
 def is_fast(section: bytes | memoryview) -> bool:
@@ -138,12 +138,13 @@ class FastSection:
         """The codes of all patches, in one array; no array if there are none."""
         return [self._patches] if len(self._patches) else []
 
-    def decode(self, block: Block, values: NDArray[np.generic], output: NDArray[np.generic]) -> None:
+    def decode(self, block: Block, values: NDArray[np.generic], sets: NDArray[np.uint8], output: NDArray[np.generic]) -> None:
         """Decode a block without its patches.
 
         Args:
             block: One of the blocks.
-            values: The value of each of `symbol_codes`.
+            values: The value of each of `symbol_codes`, in as many rows as there are sets of values.
+            sets: (rows,) the set of each row of the weight.
             output: Of the same dtype, in one dimension; receives the block's values, row-major.
 
         Raises:
@@ -152,8 +153,10 @@ class FastSection:
         classes = self._classes[0][block.top : block.top + block.rows]
         size = output.dtype.itemsize
         matrix = (block.rows, self.columns, classes.data, self._classes[1].data, self._contexts, self._base)
-        raw = (array.view(f"u{size}").data for array in (values, output))
-        if not _native.fast_decode(*matrix, self.trellis, self._lowest, block.stream, self._tables.data, *raw):
+        table, found = (array.reshape(-1).view(np.uint8).data for array in (values, output))
+        of_rows = sets[block.top : block.top + block.rows].data
+        more = block.stream, self._tables.data, table, size, of_rows, found
+        if not _native.fast_decode(*matrix, self.trellis, self._lowest, *more):
             raise FormatError(_WHERE, "the data do not end with the last weight")
 
     def patches(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -162,7 +165,11 @@ class FastSection:
         return self._positions[within] - start, self._patches[within]
 
     def jobs(
-        self, values: Values, output: NDArray[np.generic], blocks: Iterable[Block] | None = None
+        self,
+        values: Values,
+        output: NDArray[np.generic],
+        blocks: Iterable[Block] | None = None,
+        sets: NDArray[np.uint8] | None = None,
     ) -> list[Callable[[], None]]:
         """Functions that each decode a block, with its patches. They may be called in any order and from several threads.
 
@@ -170,17 +177,21 @@ class FastSection:
             values: Gives the values of codes.
             output: In one dimension; receives the values of the blocks, row-major and one after the other.
             blocks: Blocks that follow each other; None for all.
+            sets: (rows,) the set of values of each row; None: set 0.
         """
-        table = values(self.symbol_codes)
+        of_rows = np.zeros(self.rows, dtype=np.uint8) if sets is None else sets
+        table = np.stack([values(self.symbol_codes, number) for number in range(int(of_rows.max()) + 1)])
         chosen = self.blocks if blocks is None else list(blocks)
         start = chosen[0].top * self.columns if chosen else 0
 
         def job(block: Block) -> None:
             first, last = block.top * self.columns, (block.top + block.rows) * self.columns
             part = output[first - start : last - start]
-            self.decode(block, table, part)
+            self.decode(block, table, of_rows, part)
             at, codes = self.patches(first, last)
-            part[at] = values(codes)
+            numbers = of_rows[(first + at) // self.columns]
+            for number in np.unique(numbers):
+                part[at[numbers == number]] = values(codes[numbers == number], int(number))
 
         return [lambda block=block: job(block) for block in chosen]  # type: ignore[misc]
 

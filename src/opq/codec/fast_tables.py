@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from opq.codec import _native
 from opq.errors import FormatError
 
 SHARES = 4096
@@ -100,11 +101,9 @@ def decoding_tables(shares: NDArray[np.uint16]) -> NDArray[np.uint32]:
     Returns:
         (tables * SHARES,) uint32.
     """
-    flat = shares.reshape(-1).astype(np.int64)
-    starts = np.repeat(np.cumsum(flat) - flat, flat)
-    places = np.arange(len(starts)) - starts
-    symbols = np.repeat(np.tile(np.arange(SYMBOLS), len(shares)), flat)
-    return (np.repeat(flat - 1, flat) | places << 12 | symbols << 24).astype(np.uint32)
+    tables = np.empty(len(shares) * SHARES, dtype=np.uint32)
+    _native.fast_tables(np.ascontiguousarray(shares).reshape(-1).data, tables.data)
+    return tables
 
 
 def coded_bits(counts: NDArray[np.uint32], shares: NDArray[np.uint16]) -> int:

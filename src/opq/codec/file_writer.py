@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.codec.auxiliary import store
 from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
-from opq.codec.code_section import GROWTH
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
+from opq.codec.section_choice import GROWTH, EncodedWeight, choose_sections
 from opq.codec.weight_section import encode_weight, entry_of
-from opq.config.compression_config import Speed
+from opq.config import Speed
 from opq.errors import SourceError, TargetError, WeightError
 from opq.progress import Progress
 from opq.quantization.compressed_tensor import QuantizedWeight
@@ -161,8 +161,7 @@ def write(
         storage: How arrays are stored: "exact", "float16" or "uint8".
         packs: Further auxiliary tensors, which are encoded already.
         metadata: {text: text} to keep in the file.
-        speed: Which weights of at least 4,096 elements are coded for fast decoding: "small": those whose section does not grow;
-            "balanced": those whose section grows by at most 0.5%; "fast": all that can be.
+        speed: Which weights are coded for fast decoding, as in CompressionConfig.
         report: Called after each weight.
 
     Raises:
@@ -175,15 +174,16 @@ def write(
     arrays = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
     for text in [*tensors, *metadata, *metadata.values()]:
         check_text(text)
-    encoded: list[tuple[Entry, bytes]] = []
-    nonzero: dict[str, int] = {}
-    for name, (section, count) in zip(weights, thread_map(partial(_encode, speed), weights.items()), strict=True):
-        encoded.append((entry_of(name, weights[name]), section))
-        nonzero[name] = count
+    encoded: dict[str, EncodedWeight] = {}
+    for name, found in zip(weights, thread_map(partial(_encode, speed), weights.items()), strict=True):
+        encoded[name] = found
         if report is not None:
             report("encoding", len(encoded), len(weights))
+    opened = [entry_of(name, weight) for name, weight in weights.items()]
+    chosen = choose_sections(list(encoded.values()), list(map(contents_of, opened)), speed)
+    nonzero = {name: found.nonzero for name, found in encoded.items()}
     own_packs = pack_auxiliary(((name, arrays[name]) for name in in_order(arrays)), storage)
-    entries, sections = _number_sections(encoded, [*packs, *own_packs])
+    entries, sections = _number_sections(list(zip(opened, chosen, strict=True)), [*packs, *own_packs])
     layout = Layout(_prefixed_header(entries, sections, metadata), sections, entries, nonzero)
     decoded = sum(entry.decoded_bytes for entry in entries)
     if decoded > largest_content(layout.size):
@@ -199,10 +199,10 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def _encode(speed: Speed, item: tuple[str, QuantizedWeight]) -> tuple[bytes, int]:
+def _encode(speed: Speed, item: tuple[str, QuantizedWeight]) -> EncodedWeight:
     name, weight = item
     try:
-        return encode_weight(weight, growth=GROWTH[speed])
+        return encode_weight(weight, GROWTH[speed][0])
     except WeightError as error:
         raise WeightError(name, weight.shape, error.problem) from None
 

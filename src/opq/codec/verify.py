@@ -69,8 +69,10 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
             for entries in by_geometry.values():  # memory holds only one weight
                 weight = cast(CompressedTensor, file[entries[0].name])
                 section = file.section(number)
-                growth = math.inf if is_fast(split(section, entries[0])[1]) else None
-                _check_same(entries[0].name, encode_weight(weight, growth=growth)[0], section)
+                if is_fast(split(section, entries[0])[1]):
+                    _check_same(entries[0].name, encode_weight(weight, math.inf).fast, section)
+                else:
+                    _check_same(entries[0].name, encode_weight(weight).adaptive, section)
                 _check_codebooks(entries, weight)
         if not file.has_canonical_header():
             raise FormatError("header", _OTHER_BYTES)
@@ -90,6 +92,6 @@ def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None
                 raise FormatError("codes", problem)
 
 
-def _check_same(name: str, encoded: bytes, stored: bytes) -> None:
+def _check_same(name: str, encoded: bytes | None, stored: bytes) -> None:
     if encoded != stored:
         raise FormatError(f"tensor {name!r}", _OTHER_BYTES)

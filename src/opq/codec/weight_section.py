@@ -20,9 +20,11 @@ from opq import dtypes
 from opq.codec import code_section
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.code_section import choose_section, decode_batch, is_trellis
+from opq.codec.code_section import decode_batch, is_trellis
 from opq.codec.code_stream import CHUNK, Geometry, StreamError, encode_pieces
 from opq.codec.entry import Entry
+from opq.codec.fast_encoder import encode_fast
+from opq.codec.section_choice import EncodedWeight
 from opq.errors import FormatError, WeightError
 from opq.quantization.codebook import LARGEST_TABLE, Codebook, LevelTable, ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor, QuantizedWeight
@@ -49,32 +51,36 @@ def entry_of(name: str, weight: QuantizedWeight, section: int = 0) -> Entry:
     return Entry(name, weight.shape, weight.dtype, "levels", section)
 
 
-def encode_weight(weight: QuantizedWeight, *, growth: float | None = None) -> tuple[bytes, int]:
+def encode_weight(weight: QuantizedWeight, growth: float | None = None) -> EncodedWeight:
     """Encode a weight.
 
     Args:
         weight: The weight. Its codes are read in pieces, from several threads.
-        growth: How much larger than an adaptive section of codes a fast one may be, as a fraction; None: there is no fast one.
+        growth: How much larger than the adaptive section the fast one may be, as a fraction; None: there is no fast one.
 
     Returns:
-        The section's bytes, and the number of nonzero codes.
+        Its sections, and the number of nonzero codes.
 
     Raises:
         WeightError: The table has more levels than the weight has elements, or codes do not follow the weight's trellis.
     """
-    codes = weight.read_codes()
-    if not isinstance(weight.codebook, LevelTable):
-        section, nonzero = encode_pieces(weight.shape, codes, trellis=weight.trellis)
-        section = choose_section(section, growth, weight.shape, codes, trellis=weight.trellis)
-        return (encode_scales(weight.codebook) if isinstance(weight.codebook, ScaledCodebook) else b"") + section, nonzero
-    levels = weight.codebook.levels
-    if len(levels) > math.prod(weight.shape):
-        problem = f"it has {len(levels):,} levels, more levels than elements; remove those that no code uses"
-        raise WeightError("weight", weight.shape, problem)
-    # The mean code does not determine the frequencies of levels, so several numbers of raw bits are tried.
-    tried = [encode_pieces(weight.shape, codes, extra_raw_bits=bits) for bits in _EXTRA_RAW_BITS]
-    section, nonzero = min(tried, key=lambda encoded: len(encoded[0]))
-    return _encode_table(levels) + choose_section(section, growth, weight.shape, codes), nonzero
+    codes, start = weight.read_codes(), b""
+    if isinstance(weight.codebook, LevelTable):
+        levels = weight.codebook.levels
+        if len(levels) > math.prod(weight.shape):
+            problem = f"it has {len(levels):,} levels, more levels than elements; remove those that no code uses"
+            raise WeightError("weight", weight.shape, problem)
+        start = _encode_table(levels)
+        # The mean code does not determine the frequencies of levels, so several numbers of raw bits are tried.
+        tried = [encode_pieces(weight.shape, codes, extra_raw_bits=bits) for bits in _EXTRA_RAW_BITS]
+    else:
+        start = encode_scales(weight.codebook) if isinstance(weight.codebook, ScaledCodebook) else b""
+        tried = [encode_pieces(weight.shape, codes, trellis=weight.trellis)]
+    adaptive, nonzero = min(tried, key=lambda encoded: len(encoded[0]))
+    fast = encode_fast(weight.shape, codes, trellis=weight.trellis) if growth is not None and adaptive else None
+    if fast is not None and growth is not None and len(fast) > (1.0 + growth) * len(adaptive):
+        fast = None
+    return EncodedWeight(start + adaptive, None if fast is None else start + fast, nonzero)
 
 
 def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:

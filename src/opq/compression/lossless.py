@@ -53,7 +53,7 @@ def _as_codes(state: State, name: str) -> CompressedTensor | None:
         _check_codes(name, compressed)
         return compressed
     weight = state[name]
-    sizes = [(len(encode_weight(tensor)[0]), tensor) for tensor in find_levels(weight)]
+    sizes = [(len(encode_weight(tensor).adaptive), tensor) for tensor in find_levels(weight)]
     if not sizes:
         return None
     size, tensor = min(sizes, key=lambda pair: pair[0] + _STEP_BYTES * isinstance(pair[1].codebook, UniformCodebook))

@@ -114,17 +114,22 @@ TARGET_AVX2 ALWAYS_INLINE void fast_transpose(__m256i v[8]) {
 }
 
 /* Writes a tile of 32 rows and 32 columns as values of four bytes, rows `stride` values apart. */
-TARGET_AVX2 NOINLINE void fast_write_32_avx2(const uint16_t *tile, const uint32_t *values, uint32_t *output, int64_t stride) {
-    for (int lane = 0; lane < FAST_LANES; lane += 8)
+TARGET_AVX2 NOINLINE void fast_write_32_avx2(
+    const uint16_t *tile, const uint32_t *values, const uint8_t *sets, int set_size, uint32_t *output, int64_t stride) {
+    for (int lane = 0; lane < FAST_LANES; lane += 8) {
+        const __m256i set = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(sets + lane)));
+        const __m256i start = _mm256_mullo_epi32(set, _mm256_set1_epi32(set_size));
         for (int column = 0; column < FAST_TILE; column += 8) {
             __m256i v[8];
             for (int k = 0; k < 8; k++) {
                 const uint16_t *symbols = tile + (column + k) * FAST_LANES + lane;
-                v[k] = fast_gather(values, _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)symbols)));
+                const __m256i at = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)symbols));
+                v[k] = fast_gather(values, _mm256_add_epi32(start, at));
             }
             fast_transpose(v);
             for (int k = 0; k < 8; k++) _mm256_storeu_si256((__m256i *)(output + (lane + k) * stride + column), v[k]);
         }
+    }
 }
 
 #endif

@@ -27,15 +27,40 @@ static int fast_decode_few(
     return fast_decode_tile(d, row_classes, states, from, to, tile, lanes, d->matrix->contexts > 1, 0);
 }
 
-/* The values of a tile, row by row; `values` has the value of each symbol, and 256 more for quantizer 1. */
+/* Values of symbols: 256 of `size` bytes, 1, 2, 4 or 8, and with a trellis 256 more for quantizer 1. Each row has one of several
+ * such sets. */
+typedef struct {
+    const void *values;
+    const uint8_t *sets;
+    int size;
+} FastValues;
+
+/* Builds the entries of tables from their shares, which sum to 4096 in each table; whether they do. */
+static int fast_fill_tables(const uint16_t *shares, uint32_t *entries, Py_ssize_t tables) {
+    for (; tables > 0; tables--) {
+        uint32_t sum = 0;
+        for (uint32_t symbol = 0; symbol < FAST_SYMBOLS; symbol++, shares++) {
+            if (*shares > FAST_TABLE - sum) return 0;
+            for (uint32_t place = 0; place < *shares; place++)
+                *entries++ = (*shares - 1u) | place << FAST_TABLE_BITS | symbol << 24;
+            sum += *shares;
+        }
+        if (sum != FAST_TABLE) return 0;
+    }
+    return 1;
+}
+
+/* The values of a tile, row by row. */
 #define FAST_WRITE(type)                                                                                  \
     for (int lane = 0; lane < rows; lane++) {                                                             \
         type *const line = (type *)output + lane * m->columns + from;                                     \
-        for (int64_t k = 0; k < to - from; k++) line[k] = ((const type *)values)[tile[k * FAST_LANES + lane]]; \
+        const type *const values = (const type *)v->values + set_size * v->sets[top + lane];              \
+        for (int64_t k = 0; k < to - from; k++) line[k] = values[tile[k * FAST_LANES + lane]];            \
     }
 
-/* Decodes a stream to values of `size` bytes, 1, 2, 4 or 8; whether the stream is valid. */
-static int fast_decode(FastDecoder *d, const uint8_t *stream, size_t length, const void *values, int size, uint8_t *output) {
+/* Decodes a stream to values; whether the stream is valid. */
+static int fast_decode(FastDecoder *d, const uint8_t *stream, size_t length, const FastValues *v, uint8_t *output) {
+    const int size = v->size, set_size = d->matrix->trellis ? 2 * FAST_SYMBOLS : FAST_SYMBOLS;
     const FastMatrix *m = d->matrix;
     uint16_t tile[FAST_TILE * FAST_LANES];
     const int lanes = m->rows < FAST_LANES ? (int)m->rows : FAST_LANES;
@@ -52,7 +77,8 @@ static int fast_decode(FastDecoder *d, const uint8_t *stream, size_t length, con
                 return 0;
 #if defined(OPQ_AVX2)
             if (cpu_has_avx2 && size == 4 && rows == FAST_LANES && to - from == FAST_TILE) {
-                fast_write_32_avx2(tile, (const uint32_t *)values, (uint32_t *)output + from, m->columns);
+                const uint32_t *values = (const uint32_t *)v->values;
+                fast_write_32_avx2(tile, values, v->sets + top, set_size, (uint32_t *)output + from, m->columns);
                 continue;
             }
 #endif

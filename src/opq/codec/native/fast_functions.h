@@ -78,19 +78,44 @@ static PyObject *py_fast_encode(PyObject *self, PyObject *arguments) {
     return result;
 }
 
-/* fast_decode(..., stream, tables, values, output) -> bool; tables are 4096 uint32 for each context, values 256 of 1, 2, 4 or 8
- * bytes, with a trellis 512. Whether the stream is valid. */
+/* fast_tables(shares, tables): 256 uint16 to 4096 uint32 for each table. */
+static PyObject *py_fast_tables(PyObject *self, PyObject *arguments) {
+    Py_buffer shares, tables;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "y*w*", &shares, &tables)) return NULL;
+    const Py_ssize_t count = shares.len / (2 * FAST_SYMBOLS);
+    const int fits = shares.len == 2 * FAST_SYMBOLS * count && tables.len == 4 * FAST_TABLE * count
+                     && (uintptr_t)shares.buf % 2 == 0 && (uintptr_t)tables.buf % 4 == 0
+                     && fast_fill_tables((const uint16_t *)shares.buf, (uint32_t *)tables.buf, count);
+    PyBuffer_Release(&shares), PyBuffer_Release(&tables);
+    if (fits) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "the shares do not fit the tables");
+    return NULL;
+}
+
+/* Whether there is a set of values for each row. */
+static int has_sets(const Py_buffer *sets, Py_ssize_t count) {
+    int largest = 0;
+    for (Py_ssize_t row = 0; row < sets->len; row++)
+        if (((const uint8_t *)sets->buf)[row] > largest) largest = ((const uint8_t *)sets->buf)[row];
+    return largest < count;
+}
+
+/* fast_decode(..., stream, tables, values, size, sets, output) -> bool; tables are those of fast_tables, values as in FastValues, of
+ * `size` bytes, sets one byte for each row. Whether the stream is valid. */
 static PyObject *py_fast_decode(PyObject *self, PyObject *arguments) {
     FastMatrix m;
-    Py_buffer rows, columns, stream, tables, values, output;
+    Py_buffer rows, columns, stream, tables, values, sets, output;
+    int size;
     (void)self;
-    if (!PyArg_ParseTuple(arguments, FAST_MATRIX "y*y*y*w*", FAST_MATRIX_POINTERS(&m, rows, columns), &stream, &tables, &values,
-                          &output))
+    if (!PyArg_ParseTuple(arguments, FAST_MATRIX "y*y*y*iy*w*", FAST_MATRIX_POINTERS(&m, rows, columns), &stream, &tables, &values,
+                          &size, &sets, &output))
         return NULL;
-    const int count = m.trellis ? 2 : 1, size = (int)(values.len / (FAST_SYMBOLS * count));
-    int fits = values.len == (Py_ssize_t)FAST_SYMBOLS * count * size && (size == 1 || size == 2 || size == 4 || size == 8)
-               && output.len % size == 0 && (uintptr_t)values.buf % (uintptr_t)size == 0
-               && (uintptr_t)output.buf % (uintptr_t)size == 0 && (uintptr_t)tables.buf % 4 == 0;
+    const int count = m.trellis ? 2 : 1;
+    int fits = (size == 1 || size == 2 || size == 4 || size == 8) && output.len % size == 0
+               && values.len % (FAST_SYMBOLS * count * size) == 0 && (uintptr_t)values.buf % (uintptr_t)size == 0
+               && (uintptr_t)output.buf % (uintptr_t)size == 0 && (uintptr_t)tables.buf % 4 == 0 && sets.len == m.rows
+               && has_sets(&sets, values.len / (FAST_SYMBOLS * count * size));
     if (!fits) PyErr_SetString(PyExc_ValueError, "the values do not fit the output");
     else fits = check_fast_matrix(&m, &rows, &columns, output.len / size);
     if (fits && tables.len != (Py_ssize_t)4 * FAST_TABLE * m.contexts * count) {
@@ -100,13 +125,14 @@ static PyObject *py_fast_decode(PyObject *self, PyObject *arguments) {
     int valid = 0;
     if (fits) {
         FastDecoder decoder;
+        const FastValues found = {values.buf, (const uint8_t *)sets.buf, size};
         decoder.matrix = &m, decoder.tables = (const uint32_t *)tables.buf;
         Py_BEGIN_ALLOW_THREADS;
-        valid = fast_decode(&decoder, (const uint8_t *)stream.buf, (size_t)stream.len, values.buf, size, (uint8_t *)output.buf);
+        valid = fast_decode(&decoder, (const uint8_t *)stream.buf, (size_t)stream.len, &found, (uint8_t *)output.buf);
         Py_END_ALLOW_THREADS;
     }
     PyBuffer_Release(&rows), PyBuffer_Release(&columns), PyBuffer_Release(&stream), PyBuffer_Release(&tables);
-    PyBuffer_Release(&values), PyBuffer_Release(&output);
+    PyBuffer_Release(&values), PyBuffer_Release(&sets), PyBuffer_Release(&output);
     return fits ? PyBool_FromLong(valid) : NULL;
 }
 

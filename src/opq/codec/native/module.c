@@ -1,6 +1,5 @@
 /* The module opq.codec._native: functions over buffers, which encode and decode streams of docs/format.md. They check what
  * memory safety depends on; their callers in Python check the rest. All integers of a model are bounded whatever the data are.
- *
  *     compiler.h      attributes; what is assumed of the compiler
  *     vec8_u16.h      eight 16-bit numbers: the probabilities of a distribution
  *     vec4_u32.h      four 32-bit numbers: one for each row of a band
@@ -251,7 +250,8 @@ static PyMethodDef methods[] = {
     {"decode_plane", decode_plane, METH_VARARGS, "decode_plane(data, above, plane) -> bool"},
     {"fast_count", py_fast_count, METH_VARARGS, "fast_count(*matrix, symbols, counts)"},
     {"fast_encode", py_fast_encode, METH_VARARGS, "fast_encode(*matrix, symbols, shares) -> bytes"},
-    {"fast_decode", py_fast_decode, METH_VARARGS, "fast_decode(*matrix, stream, tables, values, output) -> bool"},
+    {"fast_tables", py_fast_tables, METH_VARARGS, "fast_tables(shares, tables)"},
+    {"fast_decode", py_fast_decode, METH_VARARGS, "fast_decode(*matrix, stream, tables, values, size, sets, output) -> bool"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,0 +1,49 @@
+"""Which weights of a file have fast sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from opq.config import Speed
+
+GROWTH: dict[Speed, tuple[float, float]] = {"small": (0.0, 0.0), "balanced": (0.01, 0.005), "fast": (math.inf, math.inf)}
+"""How much larger than an adaptive section a fast one may be, and than all adaptive sections all sections, as fractions."""
+
+
+@dataclass(frozen=True)
+class EncodedWeight:
+    """A weight as bytes.
+
+    Args:
+        adaptive: Its section with adaptive codes.
+        fast: Its section with fast codes; None if there is none, or it is too large.
+        nonzero: The number of nonzero codes.
+    """
+
+    adaptive: bytes
+    fast: bytes | None
+    nonzero: int
+
+
+def choose_sections(weights: Sequence[EncodedWeight], keys: Sequence[Hashable], speed: Speed) -> list[bytes]:
+    """The section of each weight. Fast ones are taken in order of their relative growth, while all sections may grow.
+
+    Args:
+        weights: The weights.
+        keys: Equal for weights that share a section if their adaptive sections are equal.
+        speed: As in CompressionConfig.
+    """
+    found = [(key, weight.adaptive) for key, weight in zip(keys, weights, strict=True)]
+    distinct = dict(zip(reversed(found), reversed(weights), strict=True))
+    left = GROWTH[speed][1] * sum(len(weight.adaptive) for weight in distinct.values())
+    # Every order of the weights must give the same file, so what is in the sections decides between equal growths.
+    candidates = [(len(w.fast) / len(w.adaptive), part[1], repr(part[0]), part) for part, w in distinct.items() if w.fast]
+    fast = set()
+    for *_, part in sorted(candidates, key=lambda candidate: candidate[:3]):
+        left -= len(distinct[part].fast or b"") - len(distinct[part].adaptive)
+        if left < 0:
+            break
+        fast.add(part)
+    return [distinct[part].fast or b"" if part in fast else part[1] for part in found]
