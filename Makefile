@@ -20,7 +20,7 @@ LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers zoo-packages fuzz corpus portable sanitize clean
+.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers zoo-packages fuzz corpus portable sanitize c js clean
 
 help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -87,8 +87,13 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(CODEC_TESTS) tests/attacks/test_corpus.py
 
+c: build/c/opq.c  ## The reader without Python as one header and one source, build/c/opq.h and build/c/opq.c
+
+js: .venv/ready js/opq.wasm  ## The reader for JavaScript: build it, and test it in Node and in Chromium; needs clang and lld
+	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_demo.py
+
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base .venv-peers .venv-fuzz .zoo-packages build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-peers .venv-fuzz .zoo-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -128,3 +133,9 @@ build/fuzz/native: fuzz/native.c $(NATIVE)
 			-fno-sanitize-coverage=trace-cmp -I$(INCLUDE) -c $$part -o build/fuzz/$$(basename $$part .c).o || exit 1; done
 	clang -fsanitize=fuzzer,address,undefined build/fuzz/native.o build/fuzz/module.o \
 		-L$(LIBRARY) -lpython$(PYTHON_VERSION) -Wl,-rpath,$(LIBRARY) -o $@
+
+build/c/opq.c: c/amalgamate.py include/opq.h $(wildcard c/*) $(NATIVE)
+	$(PYTHON) c/amalgamate.py build/c
+
+js/opq.wasm: include/opq.h $(wildcard c/*) $(wildcard js/wasm/* js/wasm/libc/*) $(NATIVE)
+	js/wasm/build.sh $@

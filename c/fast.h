@@ -13,6 +13,7 @@
 typedef struct {
     FastMatrix matrix;
     uint8_t *classes;  /* of rows, then of columns */
+    uint8_t *sets;     /* of each row of a stream: 0, as all rows have the same codes */
     uint32_t *tables;
     uint8_t *patches;  /* words of 32 bits: gaps, then folded codes */
     uint64_t num_patches;
@@ -21,11 +22,12 @@ typedef struct {
     Streams streams;
 } FastSection;
 
-static void free_fast(FastSection *fast) { free(fast->classes), free(fast->tables), free(fast->patches); }
+static void free_fast(FastSection *fast) { free(fast->classes), free(fast->sets), free(fast->tables), free(fast->patches); }
 
 /* The entries of a table, from the bytes of its symbols, `stride` apart. */
 static Problem fill_table(const uint8_t *marks, int stride, int last, uint32_t *entries) {
     uint32_t weights[FAST_SYMBOLS], total = 0, left = FAST_TABLE;
+    uint16_t shares[FAST_SYMBOLS] = {0};
     int largest = 0;
     for (int symbol = 0; symbol <= last; symbol++, marks += stride) {
         const uint32_t mark = *marks;
@@ -35,17 +37,14 @@ static Problem fill_table(const uint8_t *marks, int stride, int last, uint32_t *
     }
     if (!total) return "a table has no symbols";
     for (int symbol = 0; symbol <= last; symbol++) {
-        uint32_t share = weights[symbol] * FAST_TABLE / total;
-        if (!share && weights[symbol]) share = 1;
-        weights[symbol] = share;
-        left -= share; /* below 0 it wraps */
+        const uint32_t share = weights[symbol] * FAST_TABLE / total;
+        shares[symbol] = (uint16_t)(!share && weights[symbol] ? 1 : share);
+        left -= shares[symbol]; /* below 0 it wraps */
     }
-    weights[largest] += left;
-    if ((int32_t)weights[largest] < 1) return "a table has no share left for its most frequent symbol";
-    for (int symbol = 0; symbol <= last; symbol++)
-        for (uint32_t place = 0; place < weights[symbol]; place++)
-            *entries++ = (weights[symbol] - 1) | place << FAST_TABLE_BITS | (uint32_t)symbol << 24;
-    return NULL;
+    left += shares[largest];
+    if ((int32_t)left < 1) return "a table has no share left for its most frequent symbol";
+    shares[largest] = (uint16_t)left;
+    return fast_fill_tables(shares, entries, 1) ? NULL : NO_END;
 }
 
 static Problem parse_tables(Bytes *in, FastSection *fast) {
@@ -147,12 +146,13 @@ static Problem decode_blocks(FastSection *fast, int64_t height, int32_t *codes, 
     uint64_t next = 0, place = 0;
     FastDecoder decoder;
     decoder.matrix = m, decoder.tables = fast->tables;
+    const FastValues values = {fast->codes, fast->sets, sizeof *codes};
     for (int64_t top = 0; top < rows; top += height) {
         m->rows = rows - top < height ? rows - top : height;
         m->row_classes = fast->classes + top;
         const uint64_t start = (uint64_t)(top * m->columns), count = (uint64_t)(m->rows * m->columns);
         const Bytes stream = next_stream(&fast->streams, top + height >= rows);
-        if (!fast_decode(&decoder, stream.data, stream.size, fast->codes, 4, (uint8_t *)codes)) return NO_END;
+        if (!fast_decode(&decoder, stream.data, stream.size, &values, (uint8_t *)codes)) return NO_END;
         put_patches(fast, &next, &place, start, codes, count);
         const Problem problem = sink.take(sink.to, start, codes, (size_t)count);
         if (problem) return problem;
@@ -172,7 +172,11 @@ static Problem decode_fast(Bytes in, const Shape *shape, Sink sink) {
         fast.streams = take_streams(&in, count);
         problem = in.problem ? in.problem : check_streams(fast.streams, count);
     }
-    if (!problem && !(codes = (int32_t *)allocate((uint64_t)(most * columns), sizeof *codes))) problem = OUT_OF_MEMORY;
+    if (!problem) {
+        codes = (int32_t *)allocate((uint64_t)(most * columns), sizeof *codes);
+        fast.sets = (uint8_t *)allocate((uint64_t)most, 1);
+        if (!codes || !fast.sets) problem = OUT_OF_MEMORY;
+    }
     if (!problem) problem = decode_blocks(&fast, height, codes, sink);
     free(codes);
     free_fast(&fast);

@@ -96,16 +96,18 @@ static void inflate_codes(Inflater *in, const HuffmanCode *literals, const Huffm
             inflate_put(in, (uint8_t)symbol);
             continue;
         }
-        if (symbol > 285) in->problem = NOT_INFLATED;
-        const int group = (symbol - 257) / 4, place = inflate_symbol(in, distances);
-        if (in->problem) return;
         /* From the ninth length on, and the fifth distance, extra bits double with each group of four, or of two. */
-        uint32_t length = 258, distance = (uint32_t)place + 1;
-        if (symbol < 265) length = (uint32_t)symbol - 254;
+        const int group = (symbol - 257) / 4;
+        uint32_t length = 258;
+        if (symbol > 285) in->problem = NOT_INFLATED;
+        else if (symbol < 265) length = (uint32_t)symbol - 254;
         else if (symbol < 285)
             length = ((4u + (uint32_t)(symbol - 257) % 4) << (group - 1)) + 3 + inflate_bits(in, group - 1);
+        const int place = inflate_symbol(in, distances);
         if (place >= DISTANCES) in->problem = NOT_INFLATED;
-        else if (place > 3) distance = ((2u + (uint32_t)place % 2) << (place / 2 - 1)) + 1 + inflate_bits(in, place / 2 - 1);
+        if (in->problem) return;
+        uint32_t distance = (uint32_t)place + 1;
+        if (place > 3) distance = ((2u + (uint32_t)place % 2) << (place / 2 - 1)) + 1 + inflate_bits(in, place / 2 - 1);
         if (distance > in->length) in->problem = NOT_INFLATED;
         for (; length && !in->problem; length--) inflate_put(in, in->output[in->length - distance]);
     }

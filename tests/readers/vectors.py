@@ -1,4 +1,4 @@
-"""One list of files for every reader, golden, hostile, kept by the fuzzer and changed at random; and what Python reads from each.
+"""One list of files for every reader: golden, hostile, kept by the fuzzer, changed at random; and what Python reads from them.
 
 A reader prints a line of JSON for each file (see dump.c): {"error"} if it refuses it, else {"metadata", "tensors"}, with text
 and data in hexadecimal. `differences` compares it with what the Python reader gives.
@@ -11,7 +11,9 @@ import random
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,8 @@ ROOT = TESTS.parent
 for folder in (TESTS / "codec", TESTS / "attacks", ROOT / "fuzz"):
     sys.path.insert(0, str(folder))
 
-from hostile_files import ATTACKS  # noqa: E402 - needs the path
+from codec_strategies import inflate, sections_of, wrap  # noqa: E402 - needs the path
+from hostile_files import ATTACKS  # noqa: E402
 from mutator import Mutator  # noqa: E402
 from seeds import SEEDS  # noqa: E402
 
@@ -60,6 +63,19 @@ def vectors(changed: int) -> dict[str, bytes]:
         **_damaged(golden),
         **_changed([*golden.values(), *SEEDS.values()], changed),
     }
+
+
+def _deflated(data: bytes) -> dict[str, bytes]:
+    """A file with its header deflated in other ways: stored, with the fixed code, without matches, in several blocks."""
+    columns, sections = inflate(data), b"".join(sections_of(data))
+    files = {}
+    for level, strategy in product((0, 1, 9), (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)):
+        deflate = zlib.compressobj(level, zlib.DEFLATED, -15, 8, strategy)
+        half = deflate.compress(columns[: len(columns) // 2]) + deflate.flush(zlib.Z_FULL_FLUSH)
+        whole = half + deflate.compress(columns[len(columns) // 2 :]) + deflate.flush()
+        for suffix, packed in (("", whole), (" and a byte too many", whole + b"\0"), (" without its end", whole[:-1])):
+            files[f"deflated with level {level}, strategy {strategy}{suffix}"] = wrap(packed, sections)
+    return files
 
 
 def _damaged(golden: dict[str, bytes]) -> dict[str, bytes]:
@@ -121,7 +137,7 @@ def differences(data: bytes, found: dict) -> list[str]:
 def _tensor_differences(file: OpqFile, found: dict) -> list[str]:
     name = bytes.fromhex(found["name"]).decode()
     entry = file.entry(name)
-    told = (found["dtype"], tuple(found["shape"]), found["step"])
+    told = (found["dtype"], tuple(found["shape"]), float(found["step"]))
     if told != (entry.dtype, entry.shape, float(f"{entry.step or 0.0:.9g}")):
         return [f"{name!r} is {told}"]
     try:

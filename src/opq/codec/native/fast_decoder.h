@@ -36,7 +36,7 @@ typedef struct {
 } FastValues;
 
 /* Builds the entries of tables from their shares, which sum to 4096 in each table; whether they do. */
-static int fast_fill_tables(const uint16_t *shares, uint32_t *entries, Py_ssize_t tables) {
+static int fast_fill_tables(const uint16_t *shares, uint32_t *entries, int64_t tables) {
     for (; tables > 0; tables--) {
         uint32_t sum = 0;
         for (uint32_t symbol = 0; symbol < FAST_SYMBOLS; symbol++, shares++) {
