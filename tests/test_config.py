@@ -360,7 +360,7 @@ def test_layers_of_the_wrong_kind_are_refused(layers):
 )
 def test_lossless_accepts_a_selection_only(field, value):
     """With a lossless target, any other setting that does not say what it does anyway is refused by name."""
-    with pytest.raises(ConfigError, match=f"include and exclude only; remove {field}"):
+    with pytest.raises(ConfigError, match=f"include, exclude and speed only; remove {field}"):
         CompressionConfig(target=Lossless(), **{field: value})
     CompressionConfig(target=Lossless(), include=("a",), exclude=("b",), auxiliary="exact", batch_norm="keep")
 

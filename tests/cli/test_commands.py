@@ -95,9 +95,9 @@ def test_a_plan_is_a_dry_run(source, tmp_path, capsys):
 
 
 def test_options_reach_the_library(source, network, tmp_path, capsys):
-    """Selection, layer settings, rounding and auxiliary storage give the same file as the library's keywords."""
+    """Selection, layer settings, rounding, speed and auxiliary storage give the same file as the library's keywords."""
     arguments = ["--ratio", 8, "--exclude", "conv1*", "--layer", "fc.weight:step=0.05", "--auxiliary", "float16"]
-    arguments += ["--rounding", "deadzone"]
+    arguments += ["--rounding", "deadzone", "--speed", "fast"]
     status, out, _ = run(capsys, "compress", source, *arguments, "-o", tmp_path / "net.opq", "--json")
     assert status == 0
     config = opq.CompressionConfig(
@@ -106,6 +106,7 @@ def test_options_reach_the_library(source, network, tmp_path, capsys):
         layers={"fc.weight": opq.LayerConfig(step=0.05)},
         auxiliary="float16",
         rounding="deadzone",
+        speed="fast",
     )
     assert (tmp_path / "net.opq").read_bytes() == opq.compress(source, config).data
     assert json.loads(out)["file_bytes"] == (tmp_path / "net.opq").stat().st_size

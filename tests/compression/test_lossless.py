@@ -139,7 +139,7 @@ def test_include_and_exclude_select():
 )
 def test_lossless_accepts_a_selection_only(options):
     """A setting that would change a bit is a ConfigError that names it."""
-    with pytest.raises(ConfigError, match=f"include and exclude only; remove {min(options)}"):
+    with pytest.raises(ConfigError, match=f"include, exclude and speed only; remove {min(options)}"):
         opq.compress({"a": clustered(1)}, lossless=True, **options)
 
 
