@@ -90,13 +90,14 @@ def serving(folder: Path, files: Mapping[str, bytes] | None = None) -> Iterator[
         thread.join()
 
 
-def visit(server: Server, page: str, profile: Path, *options: str, seconds: float = 120.0) -> str:
-    """Open a page and return what it posts to /result."""
-    command = [chromium(), *OPTIONS, f"--user-data-dir={profile}", *options, f"{server.url}/{page}"]
-    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        assert server.arrived.wait(seconds), f"{page} gave no result in {seconds} s; it asked for {server.asked}"
-    finally:
-        browser.terminate()
-        browser.wait()
+def visit(server: Server, page: str, profile: Path, *, log: Path | None = None, seconds: float = 120.0) -> str:
+    """Open a page and return what it posts to /result. `log` receives what the page says to the console."""
+    command = [chromium(), *OPTIONS, f"--user-data-dir={profile}", "--enable-logging=stderr", f"{server.url}/{page}"]
+    with (log or profile.with_suffix(".log")).open("wb") as said:
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            assert server.arrived.wait(seconds), f"{page} gave no result in {seconds} s; it asked for {server.asked}"
+        finally:
+            browser.terminate()
+            browser.wait()
     return server.result or ""
