@@ -1,4 +1,4 @@
-"""The demo page, js/demo: it computes what PyTorch computes, writes nothing to the console, asks no other server, fits a phone."""
+"""js/demo: it computes what PyTorch computes, writes nothing to the console, asks no other server, fits phones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_the_page_computes_what_pytorch_computes(package, tmp_path, digit):  # n
     assert found["digit"] == digit
     assert found["cleared"] == ""
     assert found["scrollWidth"] <= 360
-    assert "CONSOLE" not in log.read_text(errors="replace")
+    said = [line for line in log.read_text(errors="replace").splitlines() if "CONSOLE" in line]
+    assert ["the harness speaks" in line for line in said] == [True], said
     page = {f"/demo/{name}" for name in ("index.html", "demo.css", "demo.js", "network.js", "digits.opq")}
     assert asked == {*page, "/opq.js", "/opq.wasm", "/test/demo.html", "/images.bin"}
 
