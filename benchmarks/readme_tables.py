@@ -210,6 +210,24 @@ def loading(rows: list[Row]) -> list[str]:
     )
 
 
+def browser(rows: list[Row]) -> list[str]:
+    """Bytes, decoding times in browsers, and the sums of download and decoding."""
+    rates = (10, 50, 300)
+    return table(
+        ("", "file bytes", "decode, s", "Chromium over C", "Node over C", *(f"at {rate} Mbit/s, s" for rate in rates)),
+        (
+            (
+                row["way"],
+                f"{row['bytes']:,}",
+                f"{row['decode_seconds']:.3f}",
+                *("" if row[key] is None else f"{row[key]:.2f}" for key in ("chromium_over_c", "node_over_c")),
+                *(f"{row[f'seconds_at_{rate}_mbit']:.2f}" for rate in rates),
+            )
+            for row in rows
+        ),
+    )
+
+
 def large(rows: list[Row]) -> list[str]:
     """Seconds and peak memory of each command."""
     return table(
@@ -591,6 +609,7 @@ SECTIONS: dict[str, Section] = {
             codec,
             squeezenet,
             loading,
+            browser,
             mnist,
             efficiency,
             ablations,
