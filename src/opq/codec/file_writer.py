@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from opq.codec.auxiliary import store
 from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
-from opq.codec.section_choice import GROWTH, EncodedWeight, choose_sections
+from opq.codec.section_choice import EncodedWeight, choose_sections
 from opq.codec.weight_section import encode_weight, entry_of
 from opq.config import Speed
 from opq.errors import SourceError, TargetError, WeightError
@@ -175,7 +174,7 @@ def write(
     for text in [*tensors, *metadata, *metadata.values()]:
         check_text(text)
     encoded: dict[str, EncodedWeight] = {}
-    for name, found in zip(weights, thread_map(partial(_encode, speed), weights.items()), strict=True):
+    for name, found in zip(weights, thread_map(_encode, weights.items()), strict=True):
         encoded[name] = found
         if report is not None:
             report("encoding", len(encoded), len(weights))
@@ -199,10 +198,10 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def _encode(speed: Speed, item: tuple[str, QuantizedWeight]) -> EncodedWeight:
+def _encode(item: tuple[str, QuantizedWeight]) -> EncodedWeight:
     name, weight = item
     try:
-        return encode_weight(weight, GROWTH[speed][0])
+        return encode_weight(weight, fast=True)
     except WeightError as error:
         raise WeightError(name, weight.shape, error.problem) from None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from opq.config import Speed
 
-GROWTH: dict[Speed, tuple[float, float]] = {"small": (0.0, 0.0), "balanced": (0.01, 0.005), "fast": (math.inf, math.inf)}
+GROWTH: dict[Speed, tuple[float, float]] = {"small": (0.0, 0.0), "balanced": (0.02, 0.005), "fast": (math.inf, math.inf)}
 """How much larger than an adaptive section a fast one may be, and than all adaptive sections all sections, as fractions."""
 
 
@@ -18,7 +18,7 @@ class EncodedWeight:
 
     Args:
         adaptive: Its section with adaptive codes.
-        fast: Its section with fast codes; None if there is none, or it is too large.
+        fast: Its section with fast codes; None if there is none.
         nonzero: The number of nonzero codes.
     """
 
@@ -37,9 +37,11 @@ def choose_sections(weights: Sequence[EncodedWeight], keys: Sequence[Hashable], 
     """
     found = [(key, weight.adaptive) for key, weight in zip(keys, weights, strict=True)]
     distinct = dict(zip(reversed(found), reversed(weights), strict=True))
-    left = GROWTH[speed][1] * sum(len(weight.adaptive) for weight in distinct.values())
+    growth, all_growth = GROWTH[speed]
+    left = all_growth * sum(len(weight.adaptive) for weight in distinct.values())
     # Every order of the weights must give the same file, so what is in the sections decides between equal growths.
-    candidates = [(len(w.fast) / len(w.adaptive), part[1], repr(part[0]), part) for part, w in distinct.items() if w.fast]
+    growths = {part: len(w.fast) / len(w.adaptive) - 1.0 for part, w in distinct.items() if w.fast and w.adaptive}
+    candidates = [(own, part[1], repr(part[0]), part) for part, own in growths.items() if own <= growth]
     fast = set()
     for *_, part in sorted(candidates, key=lambda candidate: candidate[:3]):
         left -= len(distinct[part].fast or b"") - len(distinct[part].adaptive)

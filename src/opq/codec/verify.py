@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
                 weight = cast(CompressedTensor, file[entries[0].name])
                 section = file.section(number)
                 if is_fast(split(section, entries[0])[1]):
-                    _check_same(entries[0].name, encode_weight(weight, math.inf).fast, section)
+                    _check_same(entries[0].name, encode_weight(weight, fast=True).fast, section)
                 else:
                     _check_same(entries[0].name, encode_weight(weight).adaptive, section)
                 _check_codebooks(entries, weight)

@@ -51,12 +51,12 @@ def entry_of(name: str, weight: QuantizedWeight, section: int = 0) -> Entry:
     return Entry(name, weight.shape, weight.dtype, "levels", section)
 
 
-def encode_weight(weight: QuantizedWeight, growth: float | None = None) -> EncodedWeight:
+def encode_weight(weight: QuantizedWeight, *, fast: bool = False) -> EncodedWeight:
     """Encode a weight.
 
     Args:
         weight: The weight. Its codes are read in pieces, from several threads.
-        growth: How much larger than the adaptive section the fast one may be, as a fraction; None: there is no fast one.
+        fast: Whether to make the fast section too.
 
     Returns:
         Its sections, and the number of nonzero codes.
@@ -77,10 +77,8 @@ def encode_weight(weight: QuantizedWeight, growth: float | None = None) -> Encod
         start = encode_scales(weight.codebook) if isinstance(weight.codebook, ScaledCodebook) else b""
         tried = [encode_pieces(weight.shape, codes, trellis=weight.trellis)]
     adaptive, nonzero = min(tried, key=lambda encoded: len(encoded[0]))
-    fast = encode_fast(weight.shape, codes, trellis=weight.trellis) if growth is not None and adaptive else None
-    if fast is not None and growth is not None and len(fast) > (1.0 + growth) * len(adaptive):
-        fast = None
-    return EncodedWeight(start + adaptive, None if fast is None else start + fast, nonzero)
+    other = encode_fast(weight.shape, codes, trellis=weight.trellis) if fast and adaptive else None
+    return EncodedWeight(start + adaptive, None if other is None else start + other, nonzero)
 
 
 def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:

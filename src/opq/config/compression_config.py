@@ -79,7 +79,7 @@ class CompressionConfig:
             differs. "auto": folded if the source is a module in evaluation mode, or calibrated, and batch norms have one eps,
             else "keep".
         speed: Which weights of at least 4,096 elements are coded for fast decoding, which is several times faster. "small":
-            those that do not take more bytes. "balanced": those that take at most 1% more, as long as all weights together take
+            those that do not take more bytes. "balanced": those that take at most 2% more, as long as all weights together take
             at most 0.5% more. "fast": all that can be.
             `opq.finetune` always takes "small", because it predicts the bytes of its file.
         batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
