@@ -36,7 +36,7 @@ from opq.config import Speed
 sys.path[:0] = [str(ROOT / "tests" / "readers"), str(ROOT / "c")]
 
 from amalgamate import amalgamate  # noqa: E402 - needs the path
-from browser import serving, visit  # noqa: E402
+from headless import serving, visit  # noqa: E402
 
 RATIO, REPEATS = 6.2, 5
 SPEEDS: tuple[Speed, ...] = ("small", "balanced", "fast")

@@ -197,7 +197,10 @@ async function partsOf(source, options) {
 }
 
 export async function open(source, options = {}) {
-  const { maxBytes = 0, wasm } = options;
+  const { maxBytes, wasm } = options;
+  if (maxBytes !== undefined && !(maxBytes >= 1 && maxBytes <= Number.MAX_SAFE_INTEGER)) {
+    throw new OpqError("misuse", `maxBytes must be a number of bytes, at least 1, got ${maxBytes}`);
+  }
   const [parts, module] = await Promise.all([partsOf(source, options), wasm === undefined ? compileOwn() : compile(wasm)]);
   const reader = new Reader((await WebAssembly.instantiate(module)).exports);
   const size = parts.reduce((sum, part) => sum + part.length, 0);
@@ -207,7 +210,7 @@ export async function open(source, options = {}) {
     reader.bytes(at, part.length).set(part);
     at += part.length;
   }
-  const file = reader.calls.open(data, size, maxBytes);
+  const file = reader.calls.open(data, size, maxBytes ?? 0);
   if (!file) throw reader.error();
   return new OpqFile(reader, file, data, size);
 }

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from browser import chromium, serving, visit
+from headless import chromium, serving, visit
 from test_js_reader import JS, package  # noqa: F401 - a fixture
 
 import opq

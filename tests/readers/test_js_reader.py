@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from browser import chromium, serving, visit
+from headless import chromium, serving, visit
 from vectors import ROOT, all_differences, run_reader, vectors
 
 import opq
@@ -100,6 +100,7 @@ def test_urls_are_fetched_with_progress(node, package, network):
             "invalid",
             "not a valid .opq file: header: the tensors have too many bytes; see max_bytes",
         ),
+        ("open(data, {maxBytes: 'x'})", "misuse", "maxBytes must be a number of bytes, at least 1, got x"),
         ("(await open(data)).read('none')", "misuse", 'the file has no tensor "none"'),
         ("(await open(data)).codes('fc.bias')", "misuse", "the tensor has no codes"),
         ("(() => {file.close(); return file.read('fc.bias')})()", "misuse", "the file is closed"),
