@@ -14,6 +14,8 @@ from vectors import ROOT, all_differences, run_reader, vectors
 import opq
 import opq.numpy
 
+pytestmark = pytest.mark.slow  # a compiler takes seconds
+
 JS = ROOT / "js"
 
 
@@ -53,7 +55,6 @@ def test_node_reads_and_refuses_what_python_does(node, package, tmp_path):
     assert not (wrong := all_differences(files, found)), wrong
 
 
-@pytest.mark.slow
 def test_chromium_reads_and_refuses_what_python_does(package, tmp_path):
     """The same in a browser."""
     if chromium() is None:

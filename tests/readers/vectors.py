@@ -41,7 +41,7 @@ COSTLY = re.compile("maximum_size|_thousands|_of_nothing")
 
 
 def costly() -> dict[str, bytes]:
-    """{name: bytes} of such files, but for those whose tensors take hundreds of megabytes when they are printed."""
+    """{name: bytes} of such files, but for those that take this test minutes, or hundreds of megabytes when printed."""
     return {
         f"hostile {name}": make() for name, make in ATTACKS.items() if COSTLY.search(name) and "fast_section_of" not in name
     }
