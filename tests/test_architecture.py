@@ -26,6 +26,7 @@ FLOORS = [
     {"compression"},
     {"reporting", "calibration"},
     {"numpy", "torch", "functional"},
+    {"resident"},
     {"training"},
     {"evaluation"},
     {"zoo"},

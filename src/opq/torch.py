@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -138,14 +138,20 @@ def load_model(
         RuntimeError: A shape differs; or a name is missing or unexpected, and `strict` is True.
     """
     missing, unexpected = load_tensors(model, load_file(filename, device, max_bytes=max_bytes))
-    if strict and (missing or unexpected):
-        lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
-        for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
-            if names:
-                quoted = ", ".join(f'"{name}"' for name in sorted(names))
-                lines.append(f"    {kind} key(s) in state_dict: {quoted}")
-        raise RuntimeError("\n".join(lines))
+    if strict:
+        refuse_other_names(model, missing, unexpected)
     return missing, unexpected
+
+
+def refuse_other_names(model: torch.nn.Module, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Raise torch's RuntimeError if a file lacks names of a network, or has names that the network lacks."""
+    lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
+    for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
+        if names:
+            quoted = ", ".join(f'"{name}"' for name in sorted(names))
+            lines.append(f"    {kind} key(s) in state_dict: {quoted}")
+    if len(lines) > 1:
+        raise RuntimeError("\n".join(lines))
 
 
 def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[set[str], list[str]]:
