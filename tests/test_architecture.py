@@ -26,7 +26,7 @@ FLOORS = [
     {"compression"},
     {"reporting", "calibration"},
     {"numpy", "torch", "functional"},
-    {"resident"},
+    {"resident", "transformers"},
     {"training"},
     {"evaluation"},
     {"zoo"},

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from opq.rate_distortion.layer_plan import LayerPlan
     from opq.rate_distortion.layers import LayerStatistics
     from opq.rate_distortion.plan import AuxiliaryPlan, Plan
+    from opq.reporting.coded_folder import CodedFolder, save_pretrained
     from opq.reporting.compare import Comparison, compare
     from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import Inspection, inspect
@@ -86,6 +87,8 @@ _MODULE_OF = {
     "Plan": "opq.rate_distortion.plan",
     "Comparison": "opq.reporting.compare",
     "compare": "opq.reporting.compare",
+    "CodedFolder": "opq.reporting.coded_folder",
+    "save_pretrained": "opq.reporting.coded_folder",
     "Expansion": "opq.reporting.expand",
     "expand": "opq.reporting.expand",
     "Inspection": "opq.reporting.inspect",
@@ -98,7 +101,7 @@ _MODULE_OF = {
     "PreparedModel": "opq.training.prepared_model",
     "prepare": "opq.training.prepared_model",
 }
-_MODULES = ("functional", "numpy", "torch")
+_MODULES = ("functional", "numpy", "torch", "transformers")
 
 __all__ = [
     "AccuracySearchResult",
@@ -106,6 +109,7 @@ __all__ = [
     "AuxiliaryPlan",
     "Calibration",
     "CalibrationError",
+    "CodedFolder",
     "Comparison",
     "CompressedModel",
     "CompressedTensor",
@@ -156,6 +160,7 @@ __all__ = [
     "prepare",
     "rd_curve",
     "save",
+    "save_pretrained",
     "verify",
 ]
 
