@@ -130,6 +130,12 @@ def _measure(name: str) -> None:
             )
 
 
+def _run(command: list[str]) -> dict[str, Any]:
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
 def _load(kind: str, folder: str, file: str) -> dict[str, Any]:
     """Load a folder, and compare the tensors with those of a file."""
     import transformers

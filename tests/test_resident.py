@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import opq  # noqa: E402
+from opq import resident  # noqa: E402
+from opq.torch import decode_tensor  # noqa: E402
 
 
 class Tied(nn.Module):
@@ -96,26 +98,24 @@ def test_the_state_dict_has_all_tensors(case):
     make().load_state_dict(state)
 
 
-def test_shared_layers_are_decoded_once_a_pass(tmp_path):
+def test_shared_layers_are_decoded_once_a_pass(tmp_path, monkeypatch):
     """From the second pass on, each weight is decoded once a pass, although a layer runs twice."""
     opq.save(Tied(), tmp_path / "n.opq", ratio=6, progress=False)
     coded = opq.load(Tied(), tmp_path / "n.opq", resident="codes").eval()
-    store = coded.head.__dict__["_opq_coded"]["weight"].weights
     decoded = []
-    decode = store._decode
-    store._decode = lambda name: (decoded.append(name), decode(name))[1]
+    monkeypatch.setattr(resident, "decode_tensor", lambda file, name: (decoded.append(name), decode_tensor(file, name))[1])
     run(coded, torch.zeros(1, 3, dtype=torch.int64))
     decoded.clear()
     run(coded, torch.zeros(1, 3, dtype=torch.int64))
     assert len(decoded) == len(set(decoded)) > 4
 
 
-def test_embeddings_decode_only_rows(tmp_path):
+def test_embeddings_decode_only_rows(tmp_path, monkeypatch):
     """A look-up gives the rows of the loaded embedding, for indices of any shape, and decodes no whole weight."""
     opq.save(nn.Sequential(nn.Embedding(500, 40)), tmp_path / "n.opq", ratio=5, progress=False)
     coded = opq.load(nn.Sequential(nn.Embedding(500, 40)), tmp_path / "n.opq", resident="codes")
     dense = opq.load(nn.Sequential(nn.Embedding(500, 40)), tmp_path / "n.opq")
-    coded[0].__dict__["_opq_coded"]["weight"].weights._decode = None
+    monkeypatch.setattr(resident, "decode_tensor", None)
     for indices in (torch.tensor(3), torch.tensor([499, 0, 499]), torch.zeros(2, 0, 3, dtype=torch.int64), torch.arange(500)):
         assert torch.equal(coded(indices), dense(indices))
 

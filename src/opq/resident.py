@@ -15,13 +15,10 @@ from torch.nn import functional
 
 from opq.codec.byte_reader import open_bytes
 from opq.codec.file_reader import OpqFile
-from opq.torch import refuse_other_names, to_tensor
+from opq.torch import IN_PIECES, decode_tensor, refuse_other_names, to_tensor
 
 SMALLEST = 4096
 """Elements from which a weight stays coded. Smaller ones are decoded once, when the file is loaded."""
-
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
-"""Of weights that stay coded; of others a module may use the bits."""
 
 _CODED = "_opq_coded"
 """Attribute of a module: {name of the parameter: CodedWeight}."""
@@ -61,7 +58,7 @@ def load_coded(
     decoded: dict[str, Tensor] = {}
     for entry in file.entries:
         tied = places.get(entry.name, [])
-        if tied and entry.is_weight and entry.dtype in _DTYPES and entry.count >= SMALLEST:
+        if tied and entry.is_weight and entry.dtype in IN_PIECES and entry.count >= SMALLEST:
             _replace(tied, CodedWeight(weights, entry.name, entry.shape))
         elif not all(_is_coded(module, parameter) for _, module, parameter in tied) or not tied:
             tensor = to_tensor(file.array(entry.name)).to(device)
@@ -116,7 +113,7 @@ class CodedWeights:
             tensor = self._alive.get(name)
             if tensor is None:
                 self._latest = None  # before the next one needs memory
-                tensor = self._decode(name)
+                tensor = decode_tensor(self._file, name).to(self._device)
                 self._alive[name] = tensor
                 self._decoded[name] += self._is_in_pass
                 if self._decoded[name] > 1:
@@ -144,15 +141,6 @@ class CodedWeights:
             first = last
         found = torch.cat(parts) if parts else to_tensor(self._file.array(name)[:0])
         return found.reshape(-1, *shape[1:]).to(self._device)
-
-    def _decode(self, name: str) -> Tensor:
-        entry = self._file.entry(name)
-        result = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
-        first = 0
-        for piece in self._file.pieces(name):
-            result[first : first + piece.shape[0]] = to_tensor(piece.values())
-            first += piece.shape[0]
-        return result.to(self._device)
 
 
 class CodedWeight:

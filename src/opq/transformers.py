@@ -22,7 +22,7 @@ from opq.config import as_config
 from opq.errors import FormatError, MissingExtraError
 from opq.progress import logger
 from opq.reporting.coded_folder import CODED, METHOD, coded
-from opq.torch import to_tensor
+from opq.torch import decode_tensor
 from opq.version import __version__
 
 try:
@@ -128,7 +128,7 @@ class OpqQuantizer(HfQuantizer):
             for name, tensor in state.items():
                 if file.entry(name).is_weight:
                     self.files[name] = torch.from_numpy(coded(file, name)[1].copy())
-                tensor.copy_(to_tensor(file.array(name)))
+                tensor.copy_(decode_tensor(file, name))
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What save_pretrained writes: the files of unchanged weights, and all other tensors as they are."""
@@ -209,4 +209,4 @@ def _decoded(file: Tensor, dtype: torch.dtype | None) -> Tensor:
         names = list(opened)
         if len(names) != 1:
             raise FormatError("file", f"it must hold one weight, got {len(names)} tensors")
-        return to_tensor(opened.array(names[0])).to(dtype)
+        return decode_tensor(opened, names[0], dtype)

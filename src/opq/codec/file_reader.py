@@ -181,7 +181,7 @@ class OpqFile(Mapping[str, Content]):
         return weight
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
-        """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
+        """Decode a weight in pieces of whole channels. Memory holds the codes of about one chunk per core.
 
         Raises:
             KeyError: There is no weight of this name.
