@@ -150,3 +150,13 @@ def test_the_users_mistakes(tmp_path):
         network.register_buffer("places", torch.zeros(3), persistent=False)
     with pytest.raises(RuntimeError, match="places is on the meta device"):
         opq.load(network, path, resident="codes")
+
+
+def test_rows_of_a_weight_in_many_pieces(tmp_path, monkeypatch):
+    """Rows of a weight that is decoded in several pieces are those of the whole weight."""
+    monkeypatch.setattr("opq.codec.weight_section._PIECE", 4000)
+    opq.save(nn.Sequential(nn.Embedding(500, 40)), tmp_path / "n.opq", ratio=5, progress=False)
+    coded = opq.load(nn.Sequential(nn.Embedding(500, 40)), tmp_path / "n.opq", resident="codes")
+    dense = opq.load(nn.Sequential(nn.Embedding(500, 40)), tmp_path / "n.opq")
+    for indices in (torch.tensor([99, 100, 101]), torch.tensor([450]), torch.arange(0, 500, 7)):
+        assert torch.equal(coded(indices), dense(indices))
