@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from opq.reporting.compare import Comparison, compare
     from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import Inspection, inspect
+    from opq.reporting.report import Report, report
     from opq.save_load import load, save
     from opq.training.config import TrainingConfig
     from opq.training.finetune import FinetuneResult, finetune
@@ -93,6 +94,8 @@ _MODULE_OF = {
     "expand": "opq.reporting.expand",
     "Inspection": "opq.reporting.inspect",
     "inspect": "opq.reporting.inspect",
+    "Report": "opq.reporting.report",
+    "report": "opq.reporting.report",
     "load": "opq.save_load",
     "save": "opq.save_load",
     "TrainingConfig": "opq.training.config",
@@ -135,6 +138,7 @@ __all__ = [
     "PreparedModel",
     "RDPoint",
     "Ratio",
+    "Report",
     "ScaledCodebook",
     "SelectionError",
     "Size",
@@ -159,6 +163,7 @@ __all__ = [
     "plan",
     "prepare",
     "rd_curve",
+    "report",
     "save",
     "save_pretrained",
     "verify",
