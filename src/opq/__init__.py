@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from opq.reporting.coded_folder import CodedFolder, save_pretrained
     from opq.reporting.compare import Comparison, compare
     from opq.reporting.expand import Expansion, expand
-    from opq.reporting.inspect import Inspection, inspect
+    from opq.reporting.inspect import inspect
+    from opq.reporting.inspection import Inspection
     from opq.reporting.report import Report, report
     from opq.save_load import load, save
     from opq.training.config import TrainingConfig
@@ -92,7 +93,7 @@ _MODULE_OF = {
     "save_pretrained": "opq.reporting.coded_folder",
     "Expansion": "opq.reporting.expand",
     "expand": "opq.reporting.expand",
-    "Inspection": "opq.reporting.inspect",
+    "Inspection": "opq.reporting.inspection",
     "inspect": "opq.reporting.inspect",
     "Report": "opq.reporting.report",
     "report": "opq.reporting.report",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq.errors import MissingExtraError
+from opq.text_table import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,8 +190,7 @@ def _style() -> Iterator[None]:
 
 def _short(name: str, length: int = 34) -> str:
     """A name with its middle left out if it is long. A dollar sign would begin a formula."""
-    name = name.replace("$", r"\$")
-    return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
+    return shorten(name, length).replace("$", r"\$")
 
 
 def _svg(figure: Figure, alt: str) -> str:

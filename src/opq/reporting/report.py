@@ -22,7 +22,8 @@ from opq.errors import SourceError, TargetError
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.reporting.compare import Comparison, compare
-from opq.reporting.inspect import Inspection, inspect
+from opq.reporting.inspect import inspect
+from opq.reporting.inspection import Inspection
 
 HISTOGRAMS = 6
 """Weights with a histogram."""

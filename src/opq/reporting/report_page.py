@@ -11,7 +11,7 @@ from opq import dtypes
 from opq.errors import MissingExtraError
 from opq.natural_order import natural_key
 from opq.reporting import charts
-from opq.reporting.inspect import KINDS, TensorReport
+from opq.reporting.inspection import KINDS, TensorReport
 from opq.reporting.report import Report
 from opq.text_table import size_text
 
