@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from opq.rate_distortion.plan import AuxiliaryPlan, Plan
     from opq.reporting.coded_folder import CodedFolder, save_pretrained
     from opq.reporting.compare import Comparison, compare
+    from opq.reporting.diff import Difference, TensorDifference, diff
     from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import inspect
     from opq.reporting.inspection import Inspection
@@ -91,6 +92,9 @@ _MODULE_OF = {
     "compare": "opq.reporting.compare",
     "CodedFolder": "opq.reporting.coded_folder",
     "save_pretrained": "opq.reporting.coded_folder",
+    "Difference": "opq.reporting.diff",
+    "TensorDifference": "opq.reporting.diff",
+    "diff": "opq.reporting.diff",
     "Expansion": "opq.reporting.expand",
     "expand": "opq.reporting.expand",
     "Inspection": "opq.reporting.inspection",
@@ -119,6 +123,7 @@ __all__ = [
     "CompressedTensor",
     "CompressionConfig",
     "ConfigError",
+    "Difference",
     "Evaluation",
     "Expansion",
     "FinetuneResult",
@@ -145,6 +150,7 @@ __all__ = [
     "Size",
     "SourceError",
     "TargetError",
+    "TensorDifference",
     "TrainingConfig",
     "TrainingError",
     "TwoStage",
@@ -156,6 +162,7 @@ __all__ = [
     "compare",
     "compress",
     "compress_to_accuracy",
+    "diff",
     "evaluate",
     "expand",
     "finetune",

@@ -22,6 +22,7 @@ from opq.errors import SourceError, TargetError
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.reporting.compare import Comparison, compare
+from opq.reporting.diff import Difference, diff
 from opq.reporting.inspect import inspect
 from opq.reporting.inspection import Inspection
 
@@ -68,6 +69,7 @@ class Report:
         exact: {auxiliary tensor: why it is no weight}; empty if that is unknown.
         points: The rate-distortion curve of the dense checkpoint; empty without it.
         history: A row for each epoch of the training; empty without one.
+        difference: What changed since another file; None without one.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Report:
     exact: Mapping[str, str]
     points: Sequence[RDPoint]
     history: Sequence[Mapping[str, Any]]
+    difference: Difference | None = None
 
     @cached_property
     def html(self) -> str:
@@ -105,6 +108,7 @@ def report(
     dense: Any = None,
     run: str | os.PathLike[str] | None = None,
     curve: bool = False,
+    since: Any = None,
 ) -> Report:
     """Collect what a report shows. Every tensor is decoded, and compressed with gzip, zstd and xz: 3 s per 10 MB.
 
@@ -114,6 +118,7 @@ def report(
             exact.
         run: The folder of `opq.finetune`, for the history of the training.
         curve: Whether to compute the rate-distortion curve; needs `dense`.
+        since: Another file or checkpoint of the network, as `opq.diff` takes it: then the report says what changed since.
 
     Raises:
         SourceError: The file, the checkpoint or the run cannot be read, or the checkpoint has other tensors.
@@ -131,7 +136,8 @@ def report(
     roles = {} if state is None else tensor_roles(state).exact
     points = [] if state is None or not curve else rd_curve(dense)
     history = [] if run is None else _history(Path(run))
-    return Report(Path(file).name, inspect(file), compare(file), histograms, roles, points, history)
+    changes = None if since is None else diff(since, file)
+    return Report(Path(file).name, inspect(file), compare(file), histograms, roles, points, history, changes)
 
 
 def _check_names(file: OpqFile, state: State, path: Path) -> None:

@@ -11,6 +11,7 @@ from opq import dtypes
 from opq.errors import MissingExtraError
 from opq.natural_order import natural_key
 from opq.reporting import charts
+from opq.reporting.diff import COLUMNS
 from opq.reporting.inspection import KINDS, TensorReport
 from opq.reporting.report import Report
 from opq.text_table import size_text
@@ -46,6 +47,8 @@ class Page:
             key=lambda tensor: natural_key(tensor.name),
         )
         self.title = report.name
+
+    difference_columns = COLUMNS
 
     @property
     def headline(self) -> list[tuple[str, str]]:
