@@ -34,8 +34,8 @@ class TensorDifference:
         change: "same" (bit for bit, dtypes too), "changed", "reshaped", "removed" (only the first has it) or "added".
         shapes: Its shape in the first and in the second; None where it is not.
         dtypes: Its dtype, likewise.
-        relative_error: Norm of the difference over the norm in the first. None if that is 0, the tensor is only in one, its shape
-            differs, or it is complex.
+        relative_error: Norm of the difference over the norm in the first. None if that is 0, if the tensor is only in one or
+            complex, or if its shape differs.
         codes_changed: Fraction of the codes that differ, 0..1; None unless both are .opq files and have the weight in codes.
         steps: The quantization steps, None where there is none.
         stored_bytes: Bytes that it takes in a .opq file, otherwise in its dtype; 0 where it is not.
