@@ -77,13 +77,13 @@ class OnnxState(State):
         return kind, self._layouts.get(name, _Layout()).shape(shape)
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        return np.ascontiguousarray(self._view(name))
+        return np.asarray(self._view(name), order="C")
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """As State.rows."""
         if name not in self._layouts:
             return self._states[name].rows(name, start, stop)
-        return np.ascontiguousarray(self._view(name)[start:stop])
+        return np.asarray(self._view(name)[start:stop], order="C")
 
     def _view(self, name: str) -> NDArray[np.generic]:
         array = self._states[name][name]

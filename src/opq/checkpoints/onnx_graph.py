@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 GRAPH = "__onnx_graph__"
 """The name of the graph among the tensors of a .opq file."""
 
-LARGEST_GRAPH = 2**26
-"""The most bytes that a graph may take without its tensors, before it is deflated."""
+LARGEST_GRAPH, GRAPH_START, GRAPH_EXPANSION = 2**26, 2**20, 64
+"""An inflated graph has at most min(LARGEST_GRAPH, GRAPH_START + GRAPH_EXPANSION * deflated bytes) bytes, as a header has."""
 
 TRANSPOSED = "transposed"
 """The key in a tensor's external data which says that its two axes are reversed in the .opq file."""
@@ -230,32 +230,41 @@ def reference_of(tensor: Any) -> tuple[str, bool] | None:
 
 
 def pack_graph(model: Any) -> NDArray[np.uint8]:
-    """The deflated bytes of a graph whose tensors were taken out.
+    """The deflated bytes of a graph whose tensors were taken out, uint8 in one dimension.
 
     Raises:
-        ValueError: It takes more than LARGEST_GRAPH bytes.
+        ValueError: It is larger than readers accept.
     """
     data = model.SerializeToString(deterministic=True)
-    if len(data) > LARGEST_GRAPH:
-        raise ValueError(f"its graph takes {len(data):,} bytes without its tensors; at most {LARGEST_GRAPH:,} are allowed")
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return np.frombuffer(deflate.compress(data) + deflate.flush(), np.uint8)
+    packed = deflate.compress(data) + deflate.flush()
+    if len(data) > _largest_graph(len(packed)):
+        raise ValueError(
+            f"without its tensors it takes {len(data):,} bytes, at most {_largest_graph(len(packed)):,} are allowed; "
+            "make large constants initializers"
+        )
+    return np.frombuffer(packed, np.uint8)
 
 
-def unpack_graph(packed: Any) -> bytes:
+def unpack_graph(packed: NDArray[np.generic]) -> bytes:
     """The inverse of `pack_graph`: the bytes of a ModelProto.
 
     Raises:
-        ValueError: They are not deflated bytes, or more than LARGEST_GRAPH.
+        ValueError: They are not deflated bytes, or too many.
     """
     inflate = zlib.decompressobj(-15)
+    largest = _largest_graph(packed.nbytes)
     try:
-        data = inflate.decompress(bytes(packed), LARGEST_GRAPH)
+        data = inflate.decompress(packed.tobytes(), largest)
     except zlib.error as error:
-        raise ValueError(f"the graph cannot be inflated ({error})") from None
+        raise ValueError(f"it cannot be inflated ({error})") from None
     if not inflate.eof or inflate.unused_data:
-        raise ValueError(f"the graph must inflate to at most {LARGEST_GRAPH:,} bytes and end there")
+        raise ValueError(f"it must inflate to at most {largest:,} bytes and end there")
     return data
+
+
+def _largest_graph(packed_bytes: int) -> int:
+    return min(LARGEST_GRAPH, GRAPH_START + GRAPH_EXPANSION * packed_bytes)
 
 
 def unique_name(name: str, taken: Iterable[str]) -> str:

@@ -78,7 +78,7 @@ def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
     except ImportError:
         raise MissingExtraError(f"writing {path.name}", "onnx") from None
     try:
-        result = OnnxModel(onnx.ModelProto.FromString(unpack_graph(np.asarray(file.array(GRAPH)))))
+        result = OnnxModel(onnx.ModelProto.FromString(unpack_graph(file.array(GRAPH))))
         _fill(result, file, weights)
     except (ValueError, DecodeError) as error:
         raise FormatError(file.place("the ONNX graph"), f"{str(error).splitlines()[0]:.200}") from None
