@@ -143,8 +143,8 @@ class Lstm(nn.Module):
 
 
 NETWORKS = {
-    "alexnet": (alexnet, "images"), "mobilenet": (mobilenet, "images"), "resnet50": (resnet50, "images"), "vit": (ViT, "images"),
-    "bert": (Bert, "tokens"), "gpt2": (Gpt2, "tokens"), "lstm": (Lstm, "sequences"),
+    "alexnet": (alexnet, "images"), "mobilenet": (mobilenet, "images"), "resnet50": (resnet50, "images"),
+    "vit": (ViT, "images"), "bert": (Bert, "tokens"), "gpt2": (Gpt2, "tokens"), "lstm": (Lstm, "sequences"),
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from opq.checkpoints.onnx_graph import GRAPH, parts_of, reference_of, tensors_in
 from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError, MissingExtraError, OutputError
 from opq.quantization.compressed_tensor import CompressedTensor
-from opq.reporting.onnx_integers import BITS, IntegerRewriter, grid_of
+from opq.reporting.integer_grid import BITS, grid_of
+from opq.reporting.onnx_integers import IntegerRewriter
 
 CHOICES = ("float", *BITS)
 """The choices of `weights`."""

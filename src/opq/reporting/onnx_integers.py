@@ -1,90 +1,30 @@
 """Weights of an ONNX model as integers: nodes that multiply codes by their steps in place of weights in floating point.
 
-A matrix that only products use becomes MatMulNBits, an embedding GatherBlockQuantized (both of ONNX Runtime), and any other
-weight an initializer of integers behind DequantizeLinear. Each value is one product of a code and a step, rounded as in a .opq
-file, so the weights that the network computes with have the bits of the file.
+A matrix of 4 bits that only products use becomes MatMulNBits, an embedding GatherBlockQuantized (both of ONNX Runtime), and any
+other weight an initializer of integers behind DequantizeLinear: MatMulNBits is slow with 8 bits (docs/log.md). Each value is
+one product of a code and a step, rounded as in a .opq file, so the network computes with weights that have the file's bits.
+ScatterElements puts in the values of outliers. The factor of a product is reshaped in between: if it came straight from
+DequantizeLinear, ONNX Runtime would round the other factor to 8 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq.checkpoints.onnx_graph import Use, is_product, is_true, parts_of, unique_name
-from opq.quantization.codebook import ScaledCodebook, UniformCodebook
-from opq.quantization.compressed_tensor import CompressedTensor
-from opq.rate_distortion import scales
-
-BITS: Mapping[str, tuple[int, ...]] = {"int8": (8,), "int4": (4,), "auto": (4, 8)}
-"""{choice: widths of integers, the narrowest first}"""
+from opq.reporting.integer_grid import Grid
 
 _MICROSOFT = "com.microsoft"
 _BLOCKS = (16, 32, 64, 128, 256)
-_DEQUANTIZE_BY_AXIS, _DEQUANTIZE_INT4 = 13, 21
-"""The versions of ONNX's operators from which DequantizeLinear has an axis, and takes int4."""
+_SCATTER_ELEMENTS, _DEQUANTIZE_BY_AXIS, _DEQUANTIZE_INT4 = 11, 13, 21
+"""The versions of ONNX's operators in which Scatter is renamed, DequantizeLinear has an axis, and takes int4."""
 
 _INT4_VERSION = 10
 """The version of ONNX models from which there is int4."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A weight as integers.
-
-    Args:
-        codes: Integers, shaped as in the model.
-        steps: float32: one number without dimensions, or one for each index of an axis.
-        axis: This axis.
-        bits: 4 or 8; codes are at least -2^(bits - 1) and below 2^(bits - 1).
-        dtype: Name of the weight's dtype.
-    """
-
-    codes: NDArray[np.int8]
-    steps: NDArray[np.float32]
-    axis: int
-    bits: int
-    dtype: str
-
-
-def grid_of(weight: CompressedTensor, shape: tuple[int, ...], transposed: bool, choice: str) -> Grid | str:
-    """The grid of a weight, or why it has none.
-
-    Args:
-        weight: The weight, as in the .opq file.
-        shape: Its shape in the model.
-        transposed: Whether its axes are reversed there.
-        choice: A key of BITS.
-    """
-    book = weight.codebook
-    if weight.dtype == "float64":
-        return "float64"
-    largest = max(int(weight.codes.max(initial=0)), -1 - int(weight.codes.min(initial=0)))
-    bits = next((bits for bits in BITS[choice] if largest < 1 << (bits - 1)), None)
-    if bits is None:
-        return f"codes beyond {BITS[choice][-1]} bits"
-    codes = weight.codes.astype(np.int8)
-    codes = np.ascontiguousarray(codes.T) if transposed else codes.reshape(shape)
-    if isinstance(book, UniformCodebook):
-        return Grid(codes, np.asarray(book.step, np.float32), 0, bits, weight.dtype)
-    if not isinstance(book, ScaledCodebook):
-        return "a table of levels"
-    axis = _axis(book, weight.shape, shape, transposed)
-    if axis is None:
-        return "scales that lie along no single axis of the model"
-    return Grid(codes, scales.steps(book.step, book.rows, book.columns).reshape(-1), axis, bits, weight.dtype)
-
-
-def _axis(book: ScaledCodebook, stored: tuple[int, ...], shape: tuple[int, ...], transposed: bool) -> int | None:
-    """The axis of the model that has scales; None if that is not one axis."""
-    if len(book.axes) > 1 or (stored != shape and not transposed):
-        return None
-    if book.rows is not None:
-        return 1 if transposed else 0
-    return (0 if transposed else 1) if len(shape) == 2 else None
 
 
 class IntegerRewriter:
@@ -119,8 +59,9 @@ class IntegerRewriter:
         """
         self._removed.add(value)
         uses = self._uses.get(value, [])
-        is_plain = grid.dtype == "float32" and grid.codes.ndim == 2 and value not in self._kept and bool(uses)
-        if is_plain and self._by_product(value, grid, uses):
+        is_matrix = grid.dtype == "float32" and grid.codes.ndim == 2 and not grid.places.size
+        is_plain = is_matrix and value not in self._kept and bool(uses)
+        if is_plain and grid.bits == 4 and self._by_product(value, grid, uses):
             return
         if is_plain and all(_is_embedding(use) for use in uses) and grid.axis == 0 and grid.codes.shape[1] * grid.bits % 8 == 0:
             self._by_gather(value, grid, uses)
@@ -197,15 +138,27 @@ class IntegerRewriter:
         from onnx import TensorProto
 
         self._has_int4 |= grid.bits == 4
-        codes = self._add(value, "codes", grid.codes.astype(int4) if grid.bits == 4 else grid.codes)
-        wide = value if grid.dtype == "float32" else self._name(value, "float32")
-        needed = _DEQUANTIZE_INT4 if grid.bits == 4 else _DEQUANTIZE_BY_AXIS
-        domain = "" if self._version >= needed else _MICROSOFT
-        attributes = {"axis": grid.axis} if grid.steps.ndim else {}
+        is_factor = any(map(is_product, self._uses.get(value, [])))
+        integers = grid.codes[..., None] if is_factor else grid.codes
+        codes = self._add(value, "codes", integers.astype(int4) if grid.bits == 4 else integers)
         steps = self._add(value, "step", grid.steps)
-        self._first.append(_node("DequantizeLinear", [codes, steps], [wide], attributes, domain))
-        if wide != value:
-            self._first.append(_node("Cast", [wide], [value], {"to": TensorProto.DataType.Value(grid.dtype.upper())}))
+        is_standard = self._version >= (_DEQUANTIZE_INT4 if grid.bits == 4 else _DEQUANTIZE_BY_AXIS)
+        attributes = {"axis": grid.axis} if grid.steps.ndim else {}
+        made = [("DequantizeLinear", [codes, steps], attributes, "" if is_standard else _MICROSOFT)]
+        if grid.places.size:
+            scatter = "ScatterElements" if self._version >= _SCATTER_ELEMENTS else "Scatter"
+            outliers = [self._add(value, "places", grid.places), self._add(value, "outliers", grid.outliers)]
+            line = self._add(value, "line", np.array([-1]))
+            made += [("Reshape", ["", line], {}, ""), (scatter, ["", *outliers], {}, "")]
+        if grid.places.size or is_factor:
+            shape = self._add(value, "shape", np.array(grid.codes.shape))
+            made.append(("Reshape", ["", shape], {}, ""))
+        if grid.dtype != "float32":
+            made.append(("Cast", [""], {"to": TensorProto.DataType.Value(grid.dtype.upper())}, ""))
+        names = [*(self._name(value, operator) for operator, *_ in made[:-1]), value]
+        for number, (operator, (first, *rest), attributes, domain) in enumerate(made):
+            inputs = [first or names[number - 1], *rest]
+            self._first.append(_node(operator, inputs, [names[number]], attributes, domain))
 
     def _add_steps(self, value: str, grid: Grid, rows: int, blocks: int) -> str:
         """Add the steps of each row and block."""
