@@ -23,6 +23,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval  # noqa: E402
 ROUNDING = 2e-5
 """Largest difference by rounding, relative to the largest output."""
 
+TARGETS = {"alexnet": 8, "mobilenet": 3, "resnet50": 4, "vit": 5, "bert": 5, "gpt2": 5}
+"""File ratios at which codes fit integers; graphs take much of these small files."""
+
 
 def fused(model):
     """The network with batch norms inside of convolutions, as exporters fold them."""
@@ -64,7 +67,7 @@ def test_onnx_runtime_agrees_with_the_quantized_network_in_pytorch(name, tmp_pat
     model = fused(model)
     path = export(model, inputs, tmp_path / "m.onnx")
     folded = [name for name in as_state(path) if name.startswith("onnx::Add")]  # rows of an embedding, which PyTorch has whole
-    compressed = opq.compress(path, ratio=3, exclude=folded)
+    compressed = opq.compress(path, ratio=TARGETS[name], exclude=folded)
     quantized, found = with_weights_of(compressed.data, path, model)
     assert found >= set(compressed.plan.layers)
     with torch.no_grad():
@@ -74,6 +77,7 @@ def test_onnx_runtime_agrees_with_the_quantized_network_in_pytorch(name, tmp_pat
         written = opq.expand(compressed.data, tmp_path / "o.onnx", weights=weights)
         assert_close(run(written.path, inputs), expected)
         assert set(written.integers) | set(written.floats) == (set() if weights == "float" else set(compressed.plan.layers))
+        assert len(written.integers) >= (0 if weights == "float" else 3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
