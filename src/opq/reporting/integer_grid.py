@@ -1,6 +1,6 @@
 """Weights as integers of few bits with a step, or one for each index of an axis; codes beyond the integers are kept apart.
 
-With one step for a weight, a few of its codes are too large for 8 bits: of MiniLM at 4 bits per weight 4 in 10,000.
+With one step for a weight, a few of its codes are too large for 8 bits: of MiniLM at 4 bits per weight 3 in 10,000.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class IntegerRewriter:
         from onnx import TensorProto
 
         self._has_int4 |= grid.bits == 4
-        is_factor = any(map(is_product, self._uses.get(value, [])))
+        is_factor = any(is_product(use) or _is_turn(use) for use in self._uses.get(value, []))
         integers = grid.codes[..., None] if is_factor else grid.codes
         codes = self._add(value, "codes", integers.astype(int4) if grid.bits == 4 else integers)
         steps = self._add(value, "step", grid.steps)
