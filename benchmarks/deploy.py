@@ -7,9 +7,9 @@ Claim: with weights as integers a model takes a quarter of the bytes, and comput
 EfficientNet-Lite0 (1,300 images of ImageNet) and MiniLM (500 sentences), with their published weights, are exported to ONNX and
 compressed at file ratio 8 from the weights alone. It needs `make zoo-packages`.
 
-form     original: the exported model; opq: the .opq file, which is not run; float: `opq expand`; int8, int4, auto: with
-         `--weights`; int8 dequantized at load: the same file with the session option session.disable_quant_qdq, so that ONNX
-         Runtime multiplies codes by steps once, not at every run
+form     original: the exported model; opq: the .opq file, which is not run; float: `opq expand`; int8, int4: with `--weights`
+         (at this ratio auto is int8); int8 dequantized at load: the same file with the session option
+         session.disable_quant_qdq, so that ONNX Runtime multiplies codes by steps once, not at every run
 integers, floats  weights that are integers, and weights that stay in floating point
 over_original_bytes, over_original_memory, over_original_batch1, over_original_batch32
          bytes, memory and seconds divided by those of the original
@@ -47,7 +47,7 @@ REPEATS = 9
 BATCHES = (1, 32)
 TOKENS = 32
 AT_LOAD = "int8 dequantized at load"
-WEIGHTS = {"float": "float", "int8": "int8", AT_LOAD: "int8", "int4": "int4", "auto": "auto"}
+WEIGHTS = {"float": "float", "int8": "int8", AT_LOAD: "int8", "int4": "int4"}
 """{form: choice of --weights}"""
 
 Inputs = Mapping[str, Any]

@@ -205,6 +205,7 @@ W = array((16, 8))
         ([numpy_helper.from_array(W, "w")] * 2, None, "value 'w' has two origins"),
         ([], [helper.make_node("A", ["b"], ["a"]), helper.make_node("B", ["a"], ["b"])], "value '.' depends on itself"),
         ([], [helper.make_node("A", ["x"], ["a"]), helper.make_node("B", ["x"], ["a"])], "value 'a' has two origins"),
+        ([], [onnx.NodeProto()] * (2**18 + 1), "it has more than 262,144 nodes and attributes"),
         ([], [helper.make_node("A", ["x"], ["y"], words="a" * 2**26)], "without its tensors it takes 67,"),
     ],
 )  # fmt: skip

@@ -23,6 +23,9 @@ GRAPH = "__onnx_graph__"
 LARGEST_GRAPH, GRAPH_START, GRAPH_EXPANSION = 2**26, 2**20, 64
 """An inflated graph has at most min(LARGEST_GRAPH, GRAPH_START + GRAPH_EXPANSION * deflated bytes) bytes, as a header has."""
 
+LARGEST_COUNT = 2**18
+"""The most nodes and attributes of a model, which bounds the time that a small file may take."""
+
 TRANSPOSED = "transposed"
 """The key in a tensor's external data which says that its two axes are reversed in the .opq file."""
 
@@ -155,12 +158,20 @@ def is_true(node: Any, name: str) -> bool:
 
 
 def parts_of(model: Any) -> Iterator[Any]:
-    """The GraphProtos and FunctionProtos of a model: its main graph first, then its functions and the graphs in nodes."""
+    """The GraphProtos and FunctionProtos of a model: its main graph first, then its functions and the graphs in nodes.
+
+    Raises:
+        ValueError: It has more than LARGEST_COUNT nodes and attributes.
+    """
+    count = 0
     waiting = [*reversed(model.functions), model.graph]
     while waiting:
         part = waiting.pop()
         yield part
         for node in part.node:
+            count += 1 + len(node.attribute)
+            if count > LARGEST_COUNT:
+                raise ValueError(f"it has more than {LARGEST_COUNT:,} nodes and attributes")
             for attribute in node.attribute:
                 if attribute.HasField("g"):
                     waiting.append(attribute.g)

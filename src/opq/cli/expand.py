@@ -27,7 +27,8 @@ def command(file: str, output: str, like: str | None, weights: str, force: bool)
     """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype.
 
     If OUT ends in .onnx, it is the ONNX model from which FILE was made. --weights int8 and int4 keep codes as integers of 8 or
-    4 bits, which the model multiplies by their steps: a small model with the same values. auto takes the fewer bits.
+    4 bits, which the model multiplies by their steps: a small model with the same values. auto takes 4 bits where all codes
+    fit.
 
     If OUT ends in another way than .safetensors, .sft and .onnx, it is a folder for from_pretrained: the checkpoint, and copies
     of the config, the tokenizer and similar files.

@@ -57,8 +57,9 @@ def expand(
             if the .opq file was made from one; if its tensors take more than 2 GiB, they are in a file beside it, with ".data"
             behind its name.
         like: The folder of the network before it was compressed. None: that of the source, if it has a config.
-        weights: Of an ONNX model: "float"; "int8" or "int4" for integers of 8 or 4 bits where the codes of a weight fit, which
-            the model multiplies by their steps; "auto" for the fewer bits of both. The values are the same in all.
+        weights: Of an ONNX model: "float"; "int8" or "int4" for integers of 8 or 4 bits where nearly all codes of a weight fit,
+            which the model multiplies by their steps; "auto" for 4 bits where all codes fit, and 8 otherwise. The values are
+            the same in all.
         overwrite: Whether existing files are replaced.
 
     Returns:

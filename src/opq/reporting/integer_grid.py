@@ -16,13 +16,10 @@ from opq.quantization.compressed_tensor import CompressedTensor
 from opq.rate_distortion import scales
 
 BITS: Mapping[str, tuple[int, ...]] = {"int8": (8,), "int4": (4,), "auto": (4, 8)}
-"""{choice: widths of integers, the narrowest first}"""
+"""{choice: widths of integers, of which the first that holds all codes is taken, else the last}"""
 
 _MOST_OUTLIERS = 1 / 32
 """The largest share of codes beyond the integers. Weights with more stay in floating point; most of them are small."""
-
-_OUTLIER_BYTES = 8
-"""Bytes of an outlier: its place and its value."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,10 @@ def grid_of(weight: CompressedTensor, shape: tuple[int, ...], transposed: bool, 
         axis, steps = _axis(book, weight.shape, shape, transposed), scales.steps(book.step, book.rows, book.columns).reshape(-1)
     if axis is None:
         return "steps that lie along no single axis of the model"
-    sizes = {}
-    for bits in BITS[choice]:
-        count = np.count_nonzero(_is_outlier(weight.codes, bits))
-        if count <= _MOST_OUTLIERS * weight.codes.size:
-            sizes[weight.codes.size * bits // 8 + _OUTLIER_BYTES * count] = bits
-    if not sizes:
-        return f"more than {_MOST_OUTLIERS:.0%} of the codes need more than {BITS[choice][-1]} bits"
-    bits = sizes[min(sizes)]
+    counts = {bits: np.count_nonzero(_is_outlier(weight.codes, bits)) for bits in BITS[choice]}
+    bits, count = next(((bits, 0) for bits, count in counts.items() if not count), list(counts.items())[-1])
+    if count > _MOST_OUTLIERS * weight.codes.size:
+        return f"more than {_MOST_OUTLIERS:.0%} of the codes need more than {bits} bits"
     codes = weight.codes.T if transposed else weight.codes.reshape(shape)
     values = weight.values().T if transposed else weight.values().reshape(shape)
     outside = _is_outlier(codes, bits)

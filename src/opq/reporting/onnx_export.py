@@ -62,8 +62,8 @@ def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
     Args:
         file: The open file.
         path: The path to write to, for messages.
-        weights: "float", "int8", "int4" or "auto": whether weights whose codes fit become integers of 8 bits, of 4 bits, or of
-            the fewer of both. Every value stays the same.
+        weights: "float", "int8", "int4" or "auto": whether weights become integers of 8 bits, of 4 bits, or of 4 bits if
+            these hold all codes and of 8 otherwise. Every value stays the same.
 
     Raises:
         OutputError: The file was not made from an ONNX model.
