@@ -114,6 +114,19 @@ def test_integers_change_nothing(name, folding, options, tmp_path, one_thread):
             assert written.file_bytes < dense.file_bytes
 
 
+@pytest.mark.parametrize("name", ["alexnet", "mobilenet"])
+def test_old_models(name, tmp_path, one_thread):
+    """Models of an early version, whose initializers are inputs too, become integers as well."""
+    model, inputs = make(name)
+    path = export(model, inputs, tmp_path / "m.onnx", opset_version=11, keep_initializers_as_inputs=True)
+    data = opq.compress(path, sparsity=0.25, bits=3).data
+    dense = opq.expand(data, tmp_path / "f.onnx")
+    for weights in ("int8", "int4"):
+        written = opq.expand(data, tmp_path / "i.onnx", weights=weights)
+        assert len(written.integers) >= 4
+        assert_close(run(written.path, inputs), run(dense.path, inputs))
+
+
 def test_halves_keep_their_values(tmp_path, one_thread):
     """Weights in float16 become integers whose products with the step, rounded to float16, are those of the file."""
     model, inputs = make("alexnet")
