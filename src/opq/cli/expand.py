@@ -32,6 +32,8 @@ def command(file: str, output: str, like: str | None, weights: str, force: bool)
 
     If OUT ends in another way than .safetensors, .sft and .onnx, it is a folder for from_pretrained: the checkpoint, and copies
     of the config, the tokenizer and similar files.
+
+    Example: opq expand model.opq -o dense.safetensors
     """
     refuse_same(file, output)
     if not force:
