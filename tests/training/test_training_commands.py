@@ -222,6 +222,7 @@ def test_a_factory_may_import_modules_of_its_folder(work):
     ("arguments", "status", "message"),
     [
         ("evaluate network --data images.npz", 1, "MODEL must be torchvision:NAME, timm:NAME"),
+        ("calibrate m.onnx --ratio 4 --images synthetic -o x.opq", 1, "opq does not run ONNX models; use opq compress"),
         ("evaluate network.py:absent --data images.npz", 1, "there is no 'absent' in network.py"),
         ("evaluate absent.py:make --data images.npz", 1, "there is no file absent.py"),
         ("evaluate no_such_package:make --data images.npz", 1, "No module named 'no_such_package'"),
