@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import Inspection, inspect
     from opq.save_load import load, save
+    from opq.training.budget.scheduler import BudgetScheduler
     from opq.training.config import TrainingConfig
     from opq.training.finetune import FinetuneResult, finetune
     from opq.training.prepared_model import PreparedModel, prepare
@@ -92,18 +93,20 @@ _MODULE_OF = {
     "inspect": "opq.reporting.inspect",
     "load": "opq.save_load",
     "save": "opq.save_load",
+    "BudgetScheduler": "opq.training.budget.scheduler",
     "TrainingConfig": "opq.training.config",
     "FinetuneResult": "opq.training.finetune",
     "finetune": "opq.training.finetune",
     "PreparedModel": "opq.training.prepared_model",
     "prepare": "opq.training.prepared_model",
 }
-_MODULES = ("functional", "numpy", "torch")
+_MODULES = ("functional", "lightning", "numpy", "torch", "transformers")
 
 __all__ = [
     "AccuracySearchResult",
     "AccuracyTrial",
     "AuxiliaryPlan",
+    "BudgetScheduler",
     "Calibration",
     "CalibrationError",
     "Comparison",

@@ -19,6 +19,9 @@ from opq.errors import ConfigError, TrainingError
 
 _JSON_FORMAT = "opq-training-config-1"
 
+RESERVE = 0.07
+"""Share of the byte budget that a plan for training leaves free by default."""
+
 Optimizer = Callable[[Iterable[dict[str, object]]], torch.optim.Optimizer]
 """(parameter groups) -> optimizer: `torch.optim.AdamW`, for example, or a partial of it."""
 
@@ -70,7 +73,7 @@ class TrainingConfig:
 
     epochs: int
     mask_update_epochs: int | None = None
-    reserve: float = 0.07
+    reserve: float = RESERVE
     seed: int = 0
     learning_rate: float = 0.02
     momentum: float = 0.9

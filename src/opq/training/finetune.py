@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import nn
 
 from opq import torch as save_load
 from opq.calibration.calibrate import Calibration
 from opq.compression.compressed_model import CompressedModel
 from opq.config import CompressionConfig
-from opq.errors import PlanError, TargetError, TrainingError
+from opq.errors import PlanError, TrainingError
 from opq.progress import Progress, show_progress
 from opq.text_table import html_text
 from opq.training.attach import prepared_weights, restore_on_failure
@@ -23,13 +22,15 @@ from opq.training.batches import Loader
 from opq.training.bn_statistics import restore_statistics
 from opq.training.budget.code_reduction import CodeReduction
 from opq.training.budget.controller import BudgetController
+from opq.training.budget.scheduler import code_budget
 from opq.training.config import TrainingConfig
 from opq.training.device import device_of, to_contiguous
-from opq.training.fingerprint import fingerprint, run_arguments
 from opq.training.initialization import initialize, mask_update_epochs
 from opq.training.prepared_model import PreparedModel, Start
+from opq.training.run_arguments import run_arguments
 from opq.training.run_folder import FILE, RunFolder
 from opq.training.trainer import Row, Teacher, Trainer, seed_everything
+from opq.training.training_plan import check_calibration
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -166,7 +167,7 @@ def finetune(
             run.write_plan(prepared.plan)
         controller = None
         if prepared.budget is not None:
-            controller = BudgetController(network, _code_budget(prepared, accelerator), update_epochs / training.epochs)
+            controller = BudgetController(network, code_budget(prepared), update_epochs / training.epochs)
         trainer = Trainer(network, loader, training, teacher, run, controller, on_epoch_end, accelerator, report)
         history = tuple(trainer.run())
         seed_everything(training.seed, training.epochs, loader)
@@ -200,22 +201,7 @@ def _check_arguments(
         raise PlanError("the network is prepared already; give what opq.prepare returned as model")
     if prepared is not None and (start is not None or calibration is not None):
         raise PlanError("a PreparedModel has masks and steps already; leave start and calibration out")
-    if prepared is None and calibration is not None and fingerprint(calibration.model) != fingerprint(network):
-        raise PlanError("the calibration is of another network, or of this one with other values; calibrate it again")
+    if prepared is None and calibration is not None:
+        check_calibration(network, calibration)
     if calibration is not None and prepared is None and not isinstance(start, CompressionConfig):
         raise PlanError("a plan or a .opq file has masks and steps already; leave the calibration out")
-
-
-def _code_budget(prepared: PreparedModel, accelerator: Accelerator | None) -> int:
-    """Bytes of the budget that remain for the codes of a prepared network, equal in all processes."""
-    budget = prepared.budget or 0
-    available = budget - prepared.encode().file_bytes + prepared.code_bytes()
-    if accelerator is not None:
-        from accelerate.utils import broadcast
-
-        available = int(broadcast(torch.tensor(available, device=accelerator.device), from_process=0))
-    if available <= 0:
-        raise TargetError(
-            f"budget (={budget:,} bytes) must be larger, because everything except the codes takes {budget - available:,}"
-        )
-    return available

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from opq import torch as save_load
+from opq.calibration.calibrate import Calibration
 from opq.checkpoints.open import as_state, epsilons_of, parameters_of
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.checkpoints.state import TensorState
@@ -21,7 +22,6 @@ from opq.codec.auxiliary import requested_storage
 from opq.codec.file_reader import OpqFile
 from opq.compression.analysis import shared_eps
 from opq.compression.compressed_model import CompressedModel, encode_state
-from opq.compression.planning import plan as make_plan
 from opq.config import CompressionConfig, CompressionOptions, as_config
 from opq.errors import PlanError, SourceError, WeightError
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
@@ -31,7 +31,9 @@ from opq.training.attach import PreparedWeight, attach, detach, find_tensor, pla
 from opq.training.batches import Loader
 from opq.training.bn_statistics import has_folded_statistics
 from opq.training.budget.code_reduction import CodeReduction, reduced_to_budget, section_bytes
+from opq.training.config import RESERVE
 from opq.training.parametrization import CodebookParametrization
+from opq.training.training_plan import byte_budget, calibrated_file, training_plan
 
 Start = CompressionConfig | Plan | OpqFile | str | os.PathLike[str] | bytes
 """Where masks and steps come from: a config, a plan, or a .opq file (open, as a path or as bytes)."""
@@ -124,19 +126,27 @@ def prepare(
     model: nn.Module,
     start: Start | None = None,
     *,
+    calibration: Calibration | None = None,
     budget: int | None = None,
+    reserve: float = RESERVE,
     metadata: Mapping[str, str] | None = None,
     **options: Unpack[CompressionOptions],
 ) -> PreparedModel:
     """Attach masks and steps to the weights of `model`, in place, so that they stay in their codebooks.
 
-    Any training loop and any optimizer of the network's parameters then train its latent weights.
+    Any training loop and any optimizer of the network's parameters then train its latent weights. The codes take more bytes
+    after training than before; `opq.BudgetScheduler` and the callbacks of `opq.lightning` and `opq.transformers` keep them
+    within the budget while weights train.
 
     Args:
         model: The network.
-        start: A config, from which a plan is made; a plan, whose masks follow from the current weights; or a .opq file, whose
+        start: A config, from which a plan is made as in `opq.finetune`: smaller than a byte target by `reserve`, and with
+            rounding "deadzone" in place of "auto"; a plan, whose masks follow from the current weights; or a .opq file, whose
             tensors are loaded into the network and whose masks and steps are kept. None to take the config from `options`.
+        calibration: A calibration of `model`, only with a config. Masks, steps, scales and initial values are then those of
+            `Calibration.compress`.
         budget: Largest size of the exported file in bytes. Default: that of the target, or the size of the .opq file.
+        reserve: Share of a byte target, 0 <= reserve < 1, that the plan of a config leaves free for the growth of the codes.
         metadata: {text: text} to store in the exported file.
         options: The fields of a CompressionConfig as keywords.
 
@@ -163,7 +173,14 @@ def prepare(
         raise TypeError(f"prepare() takes a start or keywords, got both a start and {min(options)!r}")
     metadata = metadata or {}
     if start is None or isinstance(start, CompressionConfig):
-        start = make_plan(model, as_config(start, options, "prepare"))
+        config = as_config(start, options, "prepare")
+        if calibration is None:
+            start = training_plan(model, config, reserve)
+        else:
+            start = calibrated_file(model, calibration, config, reserve)
+            budget = byte_budget(model, config) if budget is None else budget
+    elif calibration is not None:
+        raise PlanError("a plan or a .opq file has masks and steps already; leave the calibration out")
     if isinstance(start, Plan):
         state = _carry_out(model, start.layers)
         makers = {
