@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -70,24 +71,31 @@ def test_a_prepared_network_computes_with_fake_quantized_weights(kind, target):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_a_target_prepares_as_its_plan_does(kind, target):
-    """A target prepares as `opq.plan` of the same target does: the same plan, tensors and file. A config does so too."""
-    given_plan = opq.prepare(make(kind)[0], opq.plan(make(kind)[0], **target))
-    config = opq.plan(make(kind)[0], **target).target
-    rounding = target.get("rounding", "auto")
-    for prepared in (
-        opq.prepare(make(kind)[0], **target),
-        opq.prepare(
-            make(kind)[0],
-            opq.CompressionConfig(target=config, rounding=rounding, scales=target.get("scales", "auto")),
-        ),
-    ):
-        assert prepared.plan == given_plan.plan
-        assert prepared.budget == given_plan.budget == given_plan.plan.budget
-        assert equal_states(prepared.model.state_dict(), given_plan.model.state_dict())
-        assert prepared.encode().data == given_plan.encode().data
-    expected = "compensated" if "ratio" in target and rounding == "auto" else "deadzone"
-    assert {layer.rounding for layer in given_plan.plan.layers.values()} == {expected}
+def test_a_target_prepares_as_finetune_does(kind, target):
+    """A byte target gives a plan that leaves the reserve free, and the budget of the whole target; "auto" rounds dead zones.
+
+    A target of sparsity and bits gives the plan of `opq.plan`. A config prepares as its keywords do.
+    """
+    dense, reserve = make(kind)[0], 0.1
+    prepared = opq.prepare(make(kind)[0], reserve=reserve, **target)
+    rounding = target.get("rounding", "deadzone")
+    if "ratio" in target:
+        budget = opq.plan(dense, **target).budget
+        reduced = {"size": math.floor(budget * (1.0 - reserve)), "rounding": rounding, "scales": target.get("scales", "auto")}
+        expected = replace(opq.compress(dense, **reduced).plan, target=prepared.plan.target)
+        assert prepared.plan.target == opq.Ratio(target["ratio"])
+        assert prepared.encode().file_bytes <= (1.0 - reserve) * budget
+    else:
+        budget, expected = None, opq.plan(dense, **target)
+    assert prepared.plan == expected
+    assert prepared.budget == budget
+    assert {layer.rounding for layer in prepared.plan.layers.values()} == {rounding}
+    config = opq.CompressionConfig(
+        target=prepared.plan.target, rounding=target.get("rounding", "auto"), scales=target.get("scales", "auto")
+    )
+    again = opq.prepare(make(kind)[0], config, reserve=reserve)
+    assert again.plan == prepared.plan
+    assert equal_states(again.model.state_dict(), prepared.model.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
