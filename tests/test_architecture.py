@@ -27,6 +27,7 @@ FLOORS = [
     {"reporting", "calibration"},
     {"numpy", "torch", "functional"},
     {"training"},
+    {"lightning", "transformers"},
     {"evaluation"},
     {"zoo"},
     {"save_load"},

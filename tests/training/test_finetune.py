@@ -359,7 +359,7 @@ def test_starts_that_contradict_are_refused():
         opq.finetune(model, images(), training=ONE)
     with pytest.raises(opq.TargetError, match="lossless"):
         opq.finetune(model, images(), opq.CompressionConfig(target=opq.Lossless()), ONE)
-    prepared = opq.prepare(model, plan)
+    prepared = opq.prepare(model, plan, reserve=0.0)
     for start in (plan, to_ratio(12.0), opq.compress(make("convolutions")[0], ratio=4.0).data):
         with pytest.raises(opq.PlanError, match="leave start and calibration out"):
             opq.finetune(prepared, images(), start, ONE)

@@ -52,11 +52,11 @@ def initialize(
         PlanError, SourceError, FormatError, ConfigError, SelectionError, WeightError: See `opq.prepare`.
     """
     if not isinstance(start, CompressionConfig):
-        return prepare(model, start)
+        return prepare(model, start, reserve=0.0)
     if calibration is not None:
         return _from_calibration(model, calibration, start, training, run, accelerator)
     kept = run.plan() if run is not None else None
-    return prepare(model, start, reserve=training.reserve) if kept is None else prepare(model, kept)
+    return prepare(model, start, reserve=training.reserve) if kept is None else prepare(model, kept, reserve=0.0)
 
 
 def mask_update_epochs(

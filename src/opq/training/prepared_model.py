@@ -31,6 +31,7 @@ from opq.training.attach import PreparedWeight, attach, detach, find_tensor, pla
 from opq.training.batches import Loader
 from opq.training.bn_statistics import has_folded_statistics
 from opq.training.budget.code_reduction import CodeReduction, reduced_to_budget, section_bytes
+from opq.training.budget.reserve import prune
 from opq.training.config import RESERVE
 from opq.training.parametrization import CodebookParametrization
 from opq.training.training_plan import byte_budget, calibrated_file, training_plan
@@ -141,12 +142,14 @@ def prepare(
     Args:
         model: The network.
         start: A config, from which a plan is made as in `opq.finetune`: smaller than a byte target by `reserve`, and with
-            rounding "deadzone" in place of "auto"; a plan, whose masks follow from the current weights; or a .opq file, whose
-            tensors are loaded into the network and whose masks and steps are kept. None to take the config from `options`.
+            rounding "deadzone" in place of "auto"; a plan, whose masks follow from the current weights, less the smallest ones
+            if it has a byte target and the file is not smaller by `reserve`; or a .opq file, whose tensors are loaded into the
+            network and whose masks and steps are kept. None to take the config from `options`.
         calibration: A calibration of `model`, only with a config. Masks, steps, scales and initial values are then those of
             `Calibration.compress`.
         budget: Largest size of the exported file in bytes. Default: that of the target, or the size of the .opq file.
-        reserve: Share of a byte target, 0 <= reserve < 1, that the plan of a config leaves free for the growth of the codes.
+        reserve: Share of a byte target, 0 <= reserve < 1, that a config or a plan leaves free for the growth of the codes. At 0
+            a plan is followed without changes.
         metadata: {text: text} to store in the exported file.
         options: The fields of a CompressionConfig as keywords.
 
@@ -172,6 +175,7 @@ def prepare(
     if start is not None and options:
         raise TypeError(f"prepare() takes a start or keywords, got both a start and {min(options)!r}")
     metadata = metadata or {}
+    is_given = isinstance(start, Plan)
     if start is None or isinstance(start, CompressionConfig):
         config = as_config(start, options, "prepare")
         if calibration is None:
@@ -187,8 +191,13 @@ def prepare(
             name: partial(CodebookParametrization.from_plan, name, plan=layer, nonzero_over=state.nonzero_over(name))
             for name, layer in start.layers.items()
         }
+        # Directions of weight_norm must keep their rows.
+        prunable = {name: find_tensor(model, name).detach().clone() for name in makers if state.nonzero_over(name) is None}
         attach(model, makers)
-        return PreparedModel(model, start, start.auxiliary, start.budget if budget is None else budget, metadata)
+        prepared = PreparedModel(model, start, start.auxiliary, start.budget if budget is None else budget, metadata)
+        if prepared.budget is not None and is_given and reserve:
+            prune(prepared.weights, prunable, prepared.encode().file_bytes - prepared.budget * (1.0 - reserve))
+        return prepared
     if isinstance(start, OpqFile):
         return _from_file(model, start, budget, metadata)
     with OpqFile(start) as file:
