@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Unpack
 
@@ -33,6 +33,7 @@ from opq.training.bn_statistics import has_folded_statistics
 from opq.training.budget.code_reduction import CodeReduction, reduced_to_budget, section_bytes
 from opq.training.budget.reserve import prune
 from opq.training.config import RESERVE
+from opq.training.half_precision import HALF, restore_dtypes
 from opq.training.parametrization import CodebookParametrization
 from opq.training.training_plan import byte_budget, calibrated_file, training_plan
 
@@ -50,6 +51,7 @@ class PreparedModel:
         auxiliary: How auxiliary tensors are stored.
         budget: Largest size of the file in bytes; None for any size.
         metadata: {text: text} to store in the file.
+        dtypes: {name: dtype} of tensors that are float32 while the network trains, and of half precision in the file.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class PreparedModel:
     auxiliary: AuxiliaryPlan
     budget: int | None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def weights(self) -> list[PreparedWeight]:
@@ -73,8 +76,14 @@ class PreparedModel:
         Raises:
             WeightError: A weight holds NaN or infinite values.
         """
-        weights = {name: tensor for weight in self.weights for tensor in [weight.tensor()] for name in weight.names}
+        weights = {
+            name: replace(tensor, dtype=str(self.dtypes[name]).removeprefix("torch.")) if name in self.dtypes else tensor
+            for weight in self.weights
+            for tensor in [weight.tensor()]
+            for name in weight.names
+        }
         tensors, parameters = plain_state_dict(self.model), parameters_of(self.model)
+        tensors |= {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         state = TensorState(tensors, self.metadata, epsilons_of(self.model), parameters)
         return encode_state(state, weights, self.auxiliary, plan=self.plan)
 
@@ -115,7 +124,16 @@ class PreparedModel:
             for weight in weights:
                 weight.latent.copy_(values[id(weight.latent)])
         detach(self.model, weights)
+        restore_dtypes(self.model, self.dtypes)
         return self.model
+
+    def in_float32(self) -> PreparedModel:
+        """The prepared network in float32, in place, if it has tensors in half precision; the file keeps their dtypes."""
+        dtypes = {name: t.dtype for name, t in plain_state_dict(self.model).items() if t.dtype in HALF}
+        if not dtypes:
+            return self
+        self.model.float()
+        return replace(self, dtypes=dtypes)
 
     def __repr__(self) -> str:
         """Number of weights and byte budget."""

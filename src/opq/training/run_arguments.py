@@ -14,6 +14,7 @@ from opq.training.batches import Loader
 from opq.training.config import TrainingConfig
 from opq.training.fingerprint import fingerprint
 from opq.training.initialization import opened
+from opq.training.objective import LossFunction, LossName
 from opq.training.prepared_model import Start
 from opq.training.trainer import Teacher
 
@@ -28,6 +29,7 @@ def run_arguments(
     training: TrainingConfig,
     *,
     teacher: Teacher | None,
+    loss: LossName | LossFunction | None,
     calibrated: bool,
     budget: int | None,
     accelerator: Accelerator | None,
@@ -43,6 +45,7 @@ def run_arguments(
         start: As in `opq.finetune`; None for a prepared network.
         training: The training settings.
         teacher: As in `opq.finetune`; None for none.
+        loss: As in `opq.finetune`.
         calibrated: Whether a calibration is given.
         budget: Requested bytes of the file; None for the default.
         accelerator: As in `opq.finetune`; the arguments of its first process are used in all processes.
@@ -58,6 +61,7 @@ def run_arguments(
         "network": None if from_file else fingerprint(model),
         "start": _describe_start(start),
         "teacher": _describe_teacher(teacher),
+        "loss": _describe_function(loss) if callable(loss) else loss,
         "calibrated": calibrated,
         "batches": len(loader) if isinstance(loader, Sized) else None,
         "budget": budget,
@@ -75,7 +79,11 @@ def _describe_teacher(teacher: Teacher | None) -> str | None:
         return None
     if isinstance(teacher, nn.Module):
         return fingerprint(teacher)
-    return str(getattr(teacher, "__qualname__", type(teacher).__qualname__))
+    return _describe_function(teacher)
+
+
+def _describe_function(function: object) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _describe_start(start: Start | None) -> Any:
