@@ -142,7 +142,7 @@ class Trainer:
             batch = to_device(batch, device)
             loss, outputs = self._loss(network, batch, device)
             if epoch == number == 0 and not torch.isfinite(loss):
-                raise TrainingError(f"the loss of the first batch is {float(loss)}; check inputs, labels and the loss function")
+                raise TrainingError(f"the loss of the first batch is {float(loss.detach())}; check inputs, labels and the loss function")
             optimizer.zero_grad(set_to_none=True)
             if self.accelerator:
                 self.accelerator.backward(loss)
