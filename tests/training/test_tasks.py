@@ -18,7 +18,7 @@ from opq.training.measurement import measure
 from opq.training.objective import Objective
 from opq.training.trainer import Trainer
 
-FEW = opq.TrainingConfig(epochs=12, mask_update_epochs=6, learning_rate=0.02, max_grad_norm=1.0)
+FEW = opq.TrainingConfig(epochs=20, mask_update_epochs=10, learning_rate=0.02, max_grad_norm=1.0)
 
 
 def batched(inputs, labels, size=8):
@@ -313,5 +313,5 @@ def test_transformers_finetune_with_their_own_loss(make, taught):
     model, batches = make(transformers)
     pretrained(model.train(), batches, lambda m, b: m(**b).loss, steps=200)
     options = {"teacher": "dense"} if taught else {}
-    training = replace(FEW, learning_rate=0.05, temperature=1.0)
-    check(model, batches, options, ratio=20.0, training=training)
+    training = replace(FEW, epochs=12, mask_update_epochs=6, learning_rate=0.05, temperature=1.0)
+    check(model, batches, options, ratio=16.0, training=training)
