@@ -15,7 +15,7 @@ from opq.calibration.calibrate import Calibration
 from opq.compression.compressed_model import CompressedModel
 from opq.config import CompressionConfig
 from opq.errors import PlanError, TrainingError
-from opq.progress import Progress, show_progress
+from opq.progress import Progress, logger, show_progress
 from opq.text_table import html_text
 from opq.training.attach import prepared_weights, restore_on_failure
 from opq.training.batches import Loader
@@ -181,6 +181,8 @@ def finetune(
     with restore_on_failure(network), show_progress(progress if leads or callable(progress) else False) as report:
         seed_everything(training.seed, training.epochs, loader)
         before = measure(_in_float32(network), loader if validation is None else validation, objective, taught_by)
+        if before is not None and leads:
+            logger.info("before: %s", before)
         if prepared is None and start is not None:
             prepared = initialize(network, start, training, calibration=calibration, run=run, accelerator=accelerator)
         if prepared is None:

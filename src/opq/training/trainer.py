@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opq.errors import TrainingError
-from opq.progress import Progress
+from opq.progress import Progress, logger
 from opq.training.batches import Loader, forward, to_device
 from opq.training.bn_statistics import refresh_batch_norm, to_training_mode
 from opq.training.budget.controller import BudgetController
@@ -108,6 +108,9 @@ class Trainer:
             row = {"epoch": epoch + 1, **result, "seconds": time.perf_counter() - start}
             leads = self.accelerator is None or self.accelerator.is_main_process
             history.append({**row, **(plain_row(self.on_epoch_end(self.model)) if self.on_epoch_end and leads else {})})
+            if leads:
+                metric = f", top-1 {row['top1']:.2f}%" if "top1" in row else ""
+                logger.info("epoch %d of %d: loss %.4g%s", epoch + 1, self.config.epochs, row["loss"], metric)
             if self.folder and leads:
                 self._save(self.folder, history, optimizer, average)
         if self.accelerator:
@@ -142,7 +145,9 @@ class Trainer:
             batch = to_device(batch, device)
             loss, outputs = self._loss(network, batch, device)
             if epoch == number == 0 and not torch.isfinite(loss):
-                raise TrainingError(f"the loss of the first batch is {float(loss.detach())}; check inputs, labels and the loss function")
+                raise TrainingError(
+                    f"the loss of the first batch is {float(loss.detach())}; check inputs, labels and the loss function"
+                )
             optimizer.zero_grad(set_to_none=True)
             if self.accelerator:
                 self.accelerator.backward(loss)
