@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import opq
-import opq.lightning
+from opq.callbacks.lightning import BudgetCallback
 
 
 class Classifier(lightning.LightningModule):
@@ -55,7 +55,7 @@ def main(epochs: int = 6) -> None:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[opq.lightning.BudgetCallback(prepared)],
+            callbacks=[BudgetCallback(prepared)],
         )
         loader = DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True)
         trainer.fit(Classifier(network), loader)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import opq
-import opq.transformers
+from opq.callbacks.transformers import BudgetCallback
 
 
 class Model(nn.Module):
@@ -67,7 +67,7 @@ def main(epochs: int = 6) -> None:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        budget = opq.transformers.BudgetCallback(prepared)
+        budget = BudgetCallback(prepared)
         Trainer(Model(network), arguments, train_dataset=Digits(x, y), callbacks=[budget]).train()
         path = Path(folder) / "digits.opq"
         compressed = prepared.export(x.split(50))

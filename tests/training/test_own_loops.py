@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from importlib import import_module
 
 import pytest
 import torch
@@ -97,6 +98,7 @@ def after_a_plan(dense):
 def train_with_lightning(prepared, data, folder):
     """Lightning with its callback."""
     lightning = pytest.importorskip("lightning")
+    callbacks = import_module("opq.callbacks.lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     class Module(lightning.LightningModule):
@@ -119,7 +121,7 @@ def train_with_lightning(prepared, data, folder):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[opq.lightning.BudgetCallback(prepared)],
+        callbacks=[callbacks.BudgetCallback(prepared)],
     ).fit(Module(), loader_of(data))
 
 
@@ -151,6 +153,7 @@ class WithLoss(nn.Module):
 def train_with_transformers(prepared, data, folder, **arguments):
     """The Hugging Face Trainer with its callback."""
     transformers = pytest.importorskip("transformers")
+    callbacks = import_module("opq.callbacks.transformers")
     settings = transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=EPOCHS,
@@ -168,7 +171,7 @@ def train_with_transformers(prepared, data, folder, **arguments):
         settings,
         train_dataset=Mappings(data),
         optimizers=(optimizer, cosine(optimizer)),
-        callbacks=[opq.transformers.BudgetCallback(prepared)],
+        callbacks=[callbacks.BudgetCallback(prepared)],
     )
 
 

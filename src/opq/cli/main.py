@@ -23,6 +23,8 @@ _COMMANDS = {
     "evaluate": "Print the accuracy of a network and of its .opq file.",
     "expand": "Convert a .opq file to a .safetensors checkpoint.",
     "inspect": "Print the tensors of a .opq file and what its bytes are used for.",
+    "diff": "Print what changed between two files or checkpoints of one network.",
+    "report": "Write a page about a .opq file: sizes, pictures, comparisons.",
     "verify": "Check that a .opq file is complete and valid.",
 }
 

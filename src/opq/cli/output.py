@@ -16,6 +16,7 @@ from opq.atomic_file import refuse_existing, refuse_same
 from opq.cli.compression_options import add_options
 from opq.errors import OutputError
 from opq.progress import logger
+from opq.reporting.model_folder import refuse_files, transformers_config
 
 output_options = add_options(
     click.option("-o", "--output", required=True, metavar="FILE", help="Path of the .opq file."),
@@ -45,6 +46,23 @@ def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
         raise OutputError(given["output"], "it would hold a .opq file; choose a path that ends in .opq")
     if not given["force"]:
         refuse_existing(given["output"], "use --force to replace it")
+
+
+def check_folder(given: dict[str, Any], source: str) -> None:
+    """Check an output folder before the work, and that the source is a folder of transformers.
+
+    Args:
+        given: The command's parameters.
+        source: The source.
+
+    Raises:
+        OutputError: The output is the source, or it has files and --force is not given.
+        SourceError: The source is not such a folder.
+    """
+    refuse_same(source, given["output"])
+    transformers_config(Path(source))
+    if not given["force"]:
+        refuse_files(Path(given["output"]), "use --force to replace them")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from opq.codec.byte_planes import decode_pack
 from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_stream import CHUNK
 from opq.codec.entry import Entry
-from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
+from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, file_of_one, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
@@ -181,19 +181,27 @@ class OpqFile(Mapping[str, Content]):
         return weight
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
-        """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
+        """Decode a weight in pieces of whole channels. Memory holds the codes of about one chunk per core.
 
         Raises:
             KeyError: There is no weight of this name.
             FormatError: Its section is damaged.
         """
-        entry = self._entries[name]
-        if not entry.is_weight:
-            raise KeyError(f"{name!r} is not a weight")
+        entry = self._weight_entry(name)
         try:
             yield from decode_pieces(self.section(entry.section), entry)
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
+
+    def alone(self, name: str) -> bytes:
+        """The bytes of a file that holds this weight alone, with the same section.
+
+        Raises:
+            KeyError: There is no weight of this name.
+            FormatError: The section's checksum does not match.
+        """
+        entry = self._weight_entry(name)
+        return file_of_one(entry, self.section(entry.section))
 
     def stored(self, name: str) -> NDArray[np.generic]:
         """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""
@@ -246,6 +254,12 @@ class OpqFile(Mapping[str, Content]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _weight_entry(self, name: str) -> Entry:
+        entry = self._entries[name]
+        if not entry.is_weight:
+            raise KeyError(f"{name!r} is not a weight")
+        return entry
 
     def _groups(self) -> Iterator[list[Entry]]:
         """The tensors in groups of at most _GROUP elements, which bound the memory."""

@@ -10,7 +10,7 @@ from opq.atomic_file import refuse_existing, refuse_same, write_file
 from opq.codec.file_reader import OpqFile
 from opq.errors import OutputError, SourceError
 from opq.progress import logger
-from opq.reporting.model_folder import checkpoint_name, copy_other_files, has_config
+from opq.reporting.model_folder import checkpoint_name, copy_other_files, has_config, make_folder, refuse_files
 from opq.reporting.safetensors_bytes import safetensors_bytes
 
 _SAFETENSORS = (".safetensors", ".sft")
@@ -74,7 +74,7 @@ def expand(
         tensors, metadata = file.arrays(), dict(file.metadata)
     if not is_file:
         metadata.setdefault("format", "pt")  # transformers refuses a file without it
-        _make_folder(output)
+        make_folder(output)
     data = safetensors_bytes(tensors, metadata, path)
     write_file(path, data, overwrite=overwrite)
     if not is_file and folder is not None and (like is not None or has_config(folder)):
@@ -95,10 +95,10 @@ def check_output(output: str | os.PathLike[str], remedy: str = "pass overwrite=T
         OutputError: The file exists, or the folder has files.
     """
     path = Path(output)
-    if _is_file(path) or not path.is_dir():
+    if _is_file(path):
         refuse_existing(path, remedy)
-    elif any(path.iterdir()):
-        raise OutputError(path, f"it has files; {remedy}")
+    else:
+        refuse_files(path, remedy)
 
 
 def _is_file(output: Path) -> bool:
@@ -120,10 +120,3 @@ def _check_like(folder: Path, output: Path) -> None:
         raise SourceError(folder, "not a folder")
     if output.is_dir() and output.samefile(folder):
         raise OutputError(output, "it is the source that is being read; choose another path")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(folder, error.strerror or str(error)) from None

@@ -11,7 +11,7 @@ from opq.training.budget.scheduler import BudgetScheduler
 try:
     from lightning.pytorch.callbacks import Callback
 except ImportError:
-    raise MissingExtraError("opq.lightning", "lightning") from None
+    raise MissingExtraError("opq.callbacks.lightning", "lightning") from None
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -25,7 +25,7 @@ class BudgetCallback(Callback):
     """Keeps the byte budget during `Trainer.fit`, as `opq.finetune` does; see `opq.BudgetScheduler`.
 
         prepared = opq.prepare(module.network, ratio=20)
-        Trainer(max_epochs=10, callbacks=[opq.lightning.BudgetCallback(prepared)]).fit(module, loader)
+        Trainer(max_epochs=10, callbacks=[BudgetCallback(prepared)]).fit(module, loader)
         prepared.export(loader).save("model.opq")
 
     Checkpoints hold its state, so that `fit(ckpt_path=...)` resumes it.
