@@ -154,7 +154,8 @@ def prepare(
     """Attach masks and steps to the weights of `model`, in place, so that they stay in their codebooks.
 
     Any training loop and any optimizer of the network's parameters then train its latent weights. The codes take more bytes
-    after training than before; `opq.BudgetScheduler` and the callbacks of `opq.callbacks` keep them within the budget while weights train.
+    after training than before; `opq.BudgetScheduler` and the callbacks of `opq.callbacks` keep them within the budget while
+    weights train.
 
     Args:
         model: The network.
