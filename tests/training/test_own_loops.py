@@ -72,9 +72,9 @@ def top1(model, data):
         return 100.0 * float((model(data[0]).argmax(1) == data[1]).float().mean())
 
 
-def loader_of(data):
+def loader_of(data, shuffle=True):
     """A loader of 20 batches."""
-    return DataLoader(TensorDataset(*data), batch_size=20, shuffle=True)
+    return DataLoader(TensorDataset(*data), batch_size=20, shuffle=shuffle)
 
 
 def train_plainly(prepared, data, folder):
@@ -95,8 +95,8 @@ def after_a_plan(dense):
     return opq.prepare(model, opq.plan(model, ratio=48))
 
 
-def train_with_lightning(prepared, data, folder):
-    """Lightning with its callback."""
+def train_with_lightning(prepared, data, folder=None, checkpoint=None, shuffle=True):
+    """Lightning with its callback; with a folder it writes a checkpoint every three epochs."""
     lightning = pytest.importorskip("lightning")
     callbacks = import_module("opq.callbacks.lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -113,16 +113,21 @@ def train_with_lightning(prepared, data, folder):
             optimizer = sgd(self.parameters())
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine(optimizer), "interval": "step"}}
 
-    lightning.Trainer(
+    kept = [callbacks.BudgetCallback(prepared)]
+    if folder is not None:
+        kept.append(lightning.pytorch.callbacks.ModelCheckpoint(folder, "{epoch}", every_n_epochs=3, save_top_k=-1))
+    trainer = lightning.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=folder is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callbacks.BudgetCallback(prepared)],
-    ).fit(Module(), loader_of(data))
+        callbacks=kept,
+    )
+    prepared.model.train()
+    trainer.fit(Module(), loader_of(data, shuffle), ckpt_path=checkpoint)
 
 
 class Mappings(Dataset):
@@ -194,7 +199,7 @@ LOOPS = {
     "two lines": train_without_scheduler,
     "a plan": train_without_scheduler,
     "plain": train_plainly,
-    "lightning": train_with_lightning,
+    "lightning": lambda prepared, data, folder: train_with_lightning(prepared, data),
     "trainer": lambda *arguments: train_with_transformers(*arguments).train(),
     "accelerate": train_with_accelerate,
 }
@@ -281,6 +286,18 @@ def test_a_scheduler_resumes_from_json(stop):
         return made
 
     assert run(stop) == run()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_lightning_resumes_with_its_budget(tmp_path, epoch):
+    """Fitting from a checkpoint, before or after masks are frozen, ends with the same codes."""
+    _, data, _ = blobs(0)
+    whole, parts = (opq.prepare(blobs(0)[0], ratio=24) for _ in range(2))
+    train_with_lightning(whole, data, tmp_path, shuffle=False)
+    train_with_lightning(parts, data, tmp_path / "parts", tmp_path / f"epoch={epoch}.ckpt", shuffle=False)
+    assert parts.encode().data == whole.encode().data
 
 
 @pytest.mark.slow
