@@ -16,11 +16,11 @@ WORKERS ?= auto
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require the other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
-LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py 'allocation.py --anew' peers.py large.py zoo.py calibration_time.py
+LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py 'allocation.py --anew' peers.py large.py zoo.py calibration_time.py resident.py from_pretrained.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers zoo-packages fuzz corpus portable sanitize clean
+.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers docs zoo-packages fuzz corpus portable sanitize clean
 
 help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -56,6 +56,9 @@ reproduce-quick: .venv/ready  ## The results that take minutes, then the tables;
 
 peers: .venv-peers/ready  ## The environment of the tools that benchmarks compare with
 
+docs: .venv-docs/ready  ## The documentation site, in build/site; a warning is an error
+	.venv-docs/bin/zensical build --strict --config-file mkdocs.yml
+
 zoo-packages: .zoo-packages/ready  ## The packages that hold the networks of benchmarks/zoo_networks
 
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
@@ -88,7 +91,7 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(CODEC_TESTS) tests/attacks/test_corpus.py
 
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base .venv-peers .venv-fuzz .zoo-packages build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-docs .venv-peers .venv-fuzz .zoo-packages build dist src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -102,6 +105,11 @@ clean:  ## Remove environments and caches
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BASE)/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	touch $@
+
+.venv-docs/ready: requirements/docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements/docs.lock
 	touch $@
 
 .venv-peers/ready: requirements/peers.lock

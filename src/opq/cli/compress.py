@@ -37,6 +37,8 @@ def command(source: str, key: str | None, weights: str | None, plan_file: str | 
     SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
     torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --ratio or --size, the file takes at most that
     many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
+
+    Example: opq compress model.safetensors --ratio 8 -o model.opq
     """
     if plan_file is not None:
         refuse_compression_options(given, "--plan")

@@ -19,6 +19,8 @@ def command(file: str, output: str, like: str | None, force: bool) -> None:
 
     If OUT does not end in .safetensors or .sft, it is a folder for from_pretrained: the checkpoint, and copies of the
     config, the tokenizer and similar files.
+
+    Example: opq expand model.opq -o dense.safetensors
     """
     refuse_same(file, output)
     if not force:

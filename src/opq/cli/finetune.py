@@ -51,6 +51,8 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
 
     Step sizes are fixed before training. Pruning masks are fixed after --mask-update-epochs. MODEL is torchvision:NAME,
     timm:NAME, package.module:factory or file.py:factory. To train in several processes, run `accelerate launch -m opq`.
+
+    Example: opq finetune torchvision:resnet18 --data DIR --epochs 8 --ratio 25 -o model.opq
     """
     if start is not None and plan_file is not None:
         raise click.UsageError("--from and --plan both determine masks and steps; give one of them.")

@@ -15,7 +15,10 @@ import opq
 @click.option("--compare", is_flag=True, help="Also compress the tensors with gzip, zstd and xz; about 3 s per 10 MB.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(file: str, every: bool, compare: bool, as_json: bool) -> None:
-    """Print the weights of a .opq FILE, their zeros, bits and bytes, and what the bytes of the file are used for."""
+    """Print the weights of a .opq FILE, their zeros, bits and bytes, and what the bytes of the file are used for.
+
+    Example: opq inspect model.opq
+    """
     inspection = opq.inspect(file)
     comparison = opq.compare(file) if compare else None
     if as_json:
