@@ -39,6 +39,7 @@ FLOORS = [
     {"numpy", "torch", "functional"},
     {"resident", "transformers"},
     {"training"},
+    {"callbacks"},
     {"evaluation"},
     {"zoo"},
     {"save_load"},

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from opq.reporting.inspection import Inspection
     from opq.reporting.report import Report, report
     from opq.save_load import load, save
+    from opq.training.budget.scheduler import BudgetScheduler
     from opq.training.config import TrainingConfig
     from opq.training.finetune import FinetuneResult, finetune
     from opq.training.prepared_model import PreparedModel, prepare
@@ -103,6 +104,7 @@ _MODULE_OF = {
     "report": "opq.reporting.report",
     "load": "opq.save_load",
     "save": "opq.save_load",
+    "BudgetScheduler": "opq.training.budget.scheduler",
     "TrainingConfig": "opq.training.config",
     "FinetuneResult": "opq.training.finetune",
     "finetune": "opq.training.finetune",
@@ -115,6 +117,7 @@ __all__ = [
     "AccuracySearchResult",
     "AccuracyTrial",
     "AuxiliaryPlan",
+    "BudgetScheduler",
     "Calibration",
     "CalibrationError",
     "CodedFolder",
