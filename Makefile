@@ -16,11 +16,11 @@ WORKERS ?= auto
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require the other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py browser.py
-LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py calibration_time.py
+LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py calibration_time.py resident.py from_pretrained.py deploy.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers zoo-packages fuzz corpus portable sanitize c js clean
+.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers docs zoo-packages fuzz corpus portable sanitize c js clean
 
 help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -55,6 +55,9 @@ reproduce-quick: .venv/ready  ## The results that take minutes, then the tables;
 	$(BIN)/python benchmarks/readme.py
 
 peers: .venv-peers/ready  ## The environment of the tools that benchmarks compare with
+
+docs: .venv-docs/ready  ## The documentation site, in build/site; a warning is an error
+	.venv-docs/bin/zensical build --strict --config-file mkdocs.yml
 
 zoo-packages: .zoo-packages/ready  ## The packages that hold the networks of benchmarks/zoo_networks
 
@@ -93,7 +96,7 @@ js: .venv/ready js/opq.wasm  ## The reader for JavaScript: build it, and test it
 	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_demo.py
 
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base .venv-peers .venv-fuzz .zoo-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-docs .venv-peers .venv-fuzz .zoo-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -107,6 +110,11 @@ clean:  ## Remove environments and caches
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BASE)/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	touch $@
+
+.venv-docs/ready: requirements/docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements/docs.lock
 	touch $@
 
 .venv-peers/ready: requirements/peers.lock

@@ -244,6 +244,26 @@ def large(rows: list[Row]) -> list[str]:
     )
 
 
+def deploy(rows: list[Row]) -> list[str]:
+    """Bytes, memory, latency and quality of each form of a network, relative to the exported model."""
+    names = {"efficientnet_lite0": "EfficientNet-Lite0", "minilm": "MiniLM"}
+    ratios = ("over_original_bytes", "over_original_memory", "over_original_batch1", "over_original_batch32")
+    return table(
+        ("network", "form", "integers", "floats", "file bytes", "bytes", "memory", "batch 1", "batch 32", "quality"),
+        (
+            (
+                names[row["network"]],
+                row["form"],
+                *("" if row[key] is None else str(row[key]) for key in ("integers", "floats")),
+                f"{row['file_bytes']:,}",
+                *("" if row[key] is None else f"{row[key]:.2f}" for key in ratios),
+                "" if row["quality"] is None else f"{row['quality']:.4g}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def mnist(rows: list[Row]) -> list[str]:
     """A row per network and file ratio; errors are means over seeds, with their range if there are several."""
     cases = dict.fromkeys((row["network"], row["ratio"]) for row in rows)
@@ -610,6 +630,7 @@ SECTIONS: dict[str, Section] = {
             squeezenet,
             loading,
             browser,
+            deploy,
             mnist,
             efficiency,
             ablations,

@@ -1,4 +1,4 @@
-"""Finetune with Lightning: a prepared module trains like any other.
+"""Finetune with Lightning: a prepared module trains like any other, and a callback keeps the bytes of its file.
 
 python examples/finetune_lightning.py
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import opq
+from opq.callbacks.lightning import BudgetCallback
 
 
 class Classifier(lightning.LightningModule):
@@ -43,7 +44,7 @@ def main(epochs: int = 6) -> None:
     train(network, x, y)
     print(f"dense: top-1 {top1(network, test_x, test_y):.2f}")
 
-    prepared = opq.prepare(network, opq.CompressionConfig(target=opq.Ratio(30), rounding="deadzone"))
+    prepared = opq.prepare(network, ratio=30)
     with tempfile.TemporaryDirectory() as folder:
         trainer = lightning.Trainer(
             max_epochs=epochs,
@@ -54,6 +55,7 @@ def main(epochs: int = 6) -> None:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            callbacks=[BudgetCallback(prepared)],
         )
         loader = DataLoader(TensorDataset(x, y), batch_size=50, shuffle=True)
         trainer.fit(Classifier(network), loader)

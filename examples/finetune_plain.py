@@ -1,4 +1,4 @@
-"""Finetune in your own training loop: one line before it, one line after it.
+"""Finetune in your own training loop: two lines before it, one line in it, one line after it.
 
 python examples/finetune_plain.py
 """
@@ -24,17 +24,21 @@ def main(epochs: int = 6) -> None:
     train(network, x, y)
     print(f"dense: top-1 {top1(network, test_x, test_y):.2f}")
 
-    # From now on each weight is rounded to its codebook in every forward pass. A training loop rounds each weight alone, which
-    # is "deadzone" rounding.
-    prepared = opq.prepare(network, opq.CompressionConfig(target=opq.Ratio(30), rounding="deadzone"))
+    # From now on each weight is rounded to its codebook in every forward pass.
+    prepared = opq.prepare(network, ratio=30)
 
+    steps = epochs * len(torch.arange(len(y)).split(50))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    budget = opq.BudgetScheduler(prepared, optimizer, steps)  # updates masks, and keeps the codes within their bytes
     network.train()
     for _ in range(epochs):
         for batch in torch.randperm(len(y)).split(50):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(x[batch]), y[batch]).backward()
             optimizer.step()
+            budget.step()
+            rate.step()
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "digits.opq"

@@ -1,4 +1,4 @@
-"""Finetune with the Hugging Face Trainer: a prepared model trains like any other.
+"""Finetune with the Hugging Face Trainer: a prepared model trains like any other, and a callback keeps the bytes of its file.
 
 python examples/finetune_trainer.py
 """
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import opq
+from opq.callbacks.transformers import BudgetCallback
 
 
 class Model(nn.Module):
@@ -52,7 +53,7 @@ def main(epochs: int = 6) -> None:
     train(network, x, y)
     print(f"dense: top-1 {top1(network, test_x, test_y):.2f}")
 
-    prepared = opq.prepare(network, opq.CompressionConfig(target=opq.Ratio(30), rounding="deadzone"))
+    prepared = opq.prepare(network, ratio=30)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -66,7 +67,8 @@ def main(epochs: int = 6) -> None:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        Trainer(Model(network), arguments, train_dataset=Digits(x, y)).train()
+        budget = BudgetCallback(prepared)
+        Trainer(Model(network), arguments, train_dataset=Digits(x, y), callbacks=[budget]).train()
         path = Path(folder) / "digits.opq"
         compressed = prepared.export(x.split(50))
         compressed.save(path)

@@ -17,7 +17,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "opq"
 # From the lowest: a part of the package may import itself and parts of lower floors. Parts of the lowest floor may import each
 # other.
 FLOORS = [
-    {"errors", "version", "dtypes", "packed_floats", "text_table", "atomic_file", "thread_map", "progress", "batch_norm"},
+    {
+        "errors",
+        "version",
+        "dtypes",
+        "packed_floats",
+        "text_table",
+        "atomic_file",
+        "thread_map",
+        "progress",
+        "batch_norm",
+        "natural_order",
+    },
     {"config"},
     {"rate_distortion"},
     {"quantization"},
@@ -26,7 +37,9 @@ FLOORS = [
     {"compression"},
     {"reporting", "calibration"},
     {"numpy", "torch", "functional"},
+    {"resident", "transformers"},
     {"training"},
+    {"callbacks"},
     {"evaluation"},
     {"zoo"},
     {"save_load"},

@@ -65,10 +65,10 @@ def test_a_wrong_argument_is_named(network, call, error, message):
     ("loader", "keywords", "error", "message"),
     [
         (DataLoader(Endless()), {"teacher": "dense"}, opq.TrainingError, "loader must have a length"),
-        ([(INPUTS, LABELS[:3])], {}, opq.TrainingError, r"labels of torch.int64 and shape \(3,\) do not fit logits"),
-        ([(INPUTS, INPUTS[:, 0])], {}, opq.TrainingError, "labels of torch.float32 .* do not fit logits"),
+        ([(INPUTS, LABELS[:3])], {}, opq.TrainingError, r"labels of torch.int64 and shape \(3,\) are not classes for logits"),
+        ([(INPUTS, INPUTS[:, 0])], {}, opq.TrainingError, "labels of torch.float32 .* do not fit outputs"),
         ([(INPUTS, ["cat"] * 16)], {}, opq.TrainingError, "labels must be a tensor, got tuple"),
-        ([INPUTS], {"teacher": nn.Identity()}, opq.TrainingError, r"teacher must return logits of shape \(16, 4\)"),
+        ([INPUTS], {"teacher": nn.Identity()}, opq.TrainingError, r"teacher must return outputs of shape \(16, 4\)"),
         ([INPUTS], {"teacher": "resnet"}, TypeError, "as teacher, got 'resnet'"),
         ([INPUTS], {"training": {"epochs": 1}}, TypeError, "takes a TrainingConfig as training, got dict"),
         ([INPUTS], {"calibration": 5}, TypeError, "as calibration, got int"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import sys
 from importlib.util import find_spec
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 import opq
 import opq.numpy
 from opq.codec.file_reader import OpqFile
-from opq.reporting.inspect import KINDS
+from opq.natural_order import natural_key
+from opq.reporting.inspection import KINDS
 from opq.text_table import file_summary, format_table, html_text, size_text
 
 TENSORS = st.dictionaries(
@@ -203,3 +205,19 @@ def test_tables_escape_what_is_not_printable():
         "name      bytes\n--------  -----\na\\x1b[2J      1\né            20"
     )
     assert html_text("<b>") == "<pre>&lt;b&gt;</pre>"
+
+
+def test_tables_fit_a_terminal():
+    """Tables of weights, of plans and of reasons have no line of more than 80 characters, and are in natural order."""
+    random = np.random.default_rng(0)
+    names = [f"encoder.a_rather_long_name_of_a_block.{n}.attention.qkv.weight" for n in (10, 9, 1)]
+    state = {name: random.laplace(size=(40, 60)).astype(np.float32) for name in names}
+    state |= {name.replace("weight", "bias"): np.zeros(60, np.float32) for name in names}
+    found, plan = opq.inspect(opq.numpy.save(state, ratio=6)), opq.plan(state, ratio=6)
+    for text in (str(found), str(plan)):
+        assert max(map(len, text.splitlines())) <= 80
+        shown = [line.split()[0] for line in text.splitlines() if "attention.qkv.weight" in line]
+        assert [re.search(r"\.(\d+)\.", name)[1] for name in shown] == ["1", "9", "10"]
+    assert "(3 other tensors)" in str(found)
+    every = found.table(every=True)
+    assert [line.split()[0] for line in every.splitlines() if line.startswith("encoder")] == sorted(state, key=natural_key)

@@ -211,7 +211,7 @@ def test_inspection_counts_every_byte(network):
     widths = sum(row.bits * (1 - row.sparsity) * weights[row.name].size for row in rows.values() if row.kind == "weight")
     assert found.nominal_ratio == pytest.approx(32 * count / widths)
     assert rows["fc.bias"].sparsity is rows["fc.bias"].step is rows["fc.bias"].bits is None
-    assert all(name in str(found) for name in rows)
+    assert all(name in found.table(every=True) for name in rows)
 
 
 def test_verification_counts_tensors(network):
@@ -364,13 +364,13 @@ def test_results_print_as_small_tables(network):
     found = opq.inspect(compressed.data)
     comparison = opq.compare(compressed.data)
     for result, columns in (
-        (found, "tensor "),
+        (found, "weight "),
         (comparison, " "),
         (opq.plan(network, ratio=8), "weight "),
     ):
         assert str(result).startswith(columns)
         assert "<pre>" in result._repr_html_()
-    assert str(found).endswith(f"\n{compressed}, nominal ratio {found.nominal_ratio:.1f}")
+    assert str(found).endswith(f"\n{compressed}\nnominal ratio {found.nominal_ratio:.1f}")
     assert repr(found).startswith("<Inspection: 20 tensors, ")
     assert repr(comparison).startswith(f"<Comparison: opq {compressed.file_bytes:,} bytes, gzip -9 ")
 

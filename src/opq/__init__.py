@@ -46,10 +46,15 @@ if TYPE_CHECKING:
     from opq.rate_distortion.layer_plan import LayerPlan
     from opq.rate_distortion.layers import LayerStatistics
     from opq.rate_distortion.plan import AuxiliaryPlan, Plan
+    from opq.reporting.coded_folder import CodedFolder, save_pretrained
     from opq.reporting.compare import Comparison, compare
+    from opq.reporting.diff import Difference, TensorDifference, diff
     from opq.reporting.expand import Expansion, expand
-    from opq.reporting.inspect import Inspection, inspect
+    from opq.reporting.inspect import inspect
+    from opq.reporting.inspection import Inspection
+    from opq.reporting.report import Report, report
     from opq.save_load import load, save
+    from opq.training.budget.scheduler import BudgetScheduler
     from opq.training.config import TrainingConfig
     from opq.training.finetune import FinetuneResult, finetune
     from opq.training.prepared_model import PreparedModel, prepare
@@ -86,31 +91,42 @@ _MODULE_OF = {
     "Plan": "opq.rate_distortion.plan",
     "Comparison": "opq.reporting.compare",
     "compare": "opq.reporting.compare",
+    "CodedFolder": "opq.reporting.coded_folder",
+    "save_pretrained": "opq.reporting.coded_folder",
+    "Difference": "opq.reporting.diff",
+    "TensorDifference": "opq.reporting.diff",
+    "diff": "opq.reporting.diff",
     "Expansion": "opq.reporting.expand",
     "expand": "opq.reporting.expand",
-    "Inspection": "opq.reporting.inspect",
+    "Inspection": "opq.reporting.inspection",
     "inspect": "opq.reporting.inspect",
+    "Report": "opq.reporting.report",
+    "report": "opq.reporting.report",
     "load": "opq.save_load",
     "save": "opq.save_load",
+    "BudgetScheduler": "opq.training.budget.scheduler",
     "TrainingConfig": "opq.training.config",
     "FinetuneResult": "opq.training.finetune",
     "finetune": "opq.training.finetune",
     "PreparedModel": "opq.training.prepared_model",
     "prepare": "opq.training.prepared_model",
 }
-_MODULES = ("functional", "numpy", "torch")
+_MODULES = ("functional", "numpy", "torch", "transformers")
 
 __all__ = [
     "AccuracySearchResult",
     "AccuracyTrial",
     "AuxiliaryPlan",
+    "BudgetScheduler",
     "Calibration",
     "CalibrationError",
+    "CodedFolder",
     "Comparison",
     "CompressedModel",
     "CompressedTensor",
     "CompressionConfig",
     "ConfigError",
+    "Difference",
     "Evaluation",
     "Expansion",
     "FinetuneResult",
@@ -131,11 +147,13 @@ __all__ = [
     "PreparedModel",
     "RDPoint",
     "Ratio",
+    "Report",
     "ScaledCodebook",
     "SelectionError",
     "Size",
     "SourceError",
     "TargetError",
+    "TensorDifference",
     "TrainingConfig",
     "TrainingError",
     "TwoStage",
@@ -147,6 +165,7 @@ __all__ = [
     "compare",
     "compress",
     "compress_to_accuracy",
+    "diff",
     "evaluate",
     "expand",
     "finetune",
@@ -155,7 +174,9 @@ __all__ = [
     "plan",
     "prepare",
     "rd_curve",
+    "report",
     "save",
+    "save_pretrained",
     "verify",
 ]
 

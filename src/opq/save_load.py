@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from opq.atomic_file import refuse_same
 from opq.errors import MissingExtraError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opq.rate_distortion.plan import Plan
 
 Path = str | os.PathLike[str]
+Resident = Literal["tensors", "codes"]
 
 
 def save(
@@ -61,7 +62,13 @@ def save(
 
 @overload
 def load(
-    target: torch.nn.Module, path: Path, *, device: Any = "cpu", strict: bool = True, max_bytes: int | None = None
+    target: torch.nn.Module,
+    path: Path,
+    *,
+    device: Any = "cpu",
+    strict: bool = True,
+    max_bytes: int | None = None,
+    resident: Resident = "tensors",
 ) -> torch.nn.Module: ...
 
 
@@ -78,11 +85,17 @@ def load(
     device: Any = "cpu",
     strict: bool = True,
     max_bytes: int | None = None,
+    resident: Resident = "tensors",
 ) -> torch.nn.Module | dict[str, torch.Tensor]:
     """Load a file into a network, or as a state dict. Without PyTorch use `opq.numpy.load_file`.
 
         opq.load(model, "model.opq")            # into the network, which is returned
         tensors = opq.load("model.opq")         # {name: torch.Tensor}
+
+    With `resident="codes"` the weights of the network stay entropy coded in memory. A module that uses one gets a tensor that
+    is decoded for it, of the same bits. Memory holds one at a time, those of shared layers until the pass of the network ends,
+    and of embeddings only the rows that are looked up. Outputs are the same, each pass takes longer, and weights have no
+    gradients. The network may be on the meta device, so that its weights never are in memory at once.
 
     Args:
         target: The network; or the file, to get its tensors.
@@ -90,6 +103,7 @@ def load(
         device: Device of the loaded tensors.
         strict: Whether the file and the network must have the same names.
         max_bytes: Largest allowed number of dense bytes. Default: 64 MiB plus 4096 times the file's size.
+        resident: What stays in memory: "tensors", or "codes" of weights of at least 4,096 elements.
 
     Raises:
         SourceError: The file cannot be read.
@@ -101,11 +115,19 @@ def load(
         from opq import torch as opq_torch
     except MissingExtraError:
         raise MissingExtraError("opq.load (opq.numpy.load_file does not)", "torch") from None
+    if resident not in ("tensors", "codes"):
+        raise ValueError(f"resident must be 'tensors' or 'codes', got {resident!r}")
     if isinstance(target, str | os.PathLike):
+        if resident == "codes":
+            raise TypeError("load() with resident='codes' takes a network and a file; got a file alone")
         if path is not None:
             raise TypeError("load() takes a network and a file, or a file alone; got two files")
         return opq_torch.load_file(target, device, max_bytes=max_bytes)
     if path is None:
         raise TypeError("load() takes a network and a file, or a file alone; got no file")
+    if resident == "codes":
+        from opq.resident import load_coded
+
+        return load_coded(target, path, device, strict=strict, max_bytes=max_bytes)
     opq_torch.load_model(target, path, strict, device, max_bytes=max_bytes)
     return target

@@ -9,8 +9,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+LINE = 80
+"""Characters of a line that is not wrapped in a terminal."""
 
-def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+_SHORTEST = 12
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
     """Format rows of cells as a table.
 
     Characters that are not printable are escaped, since names come from files and could hold control sequences of a terminal.
@@ -18,11 +23,15 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Args:
         columns: Names of the columns. The first column is aligned to the left, the others to the right.
         rows: The cells of each row.
+        width: The largest length of a line: texts of the first column that are too long lose their beginning.
 
     Returns:
         The lines, without a newline at the end.
     """
     rows = [[_printable(cell) for cell in cells] for cells in rows]
+    if width is not None:
+        others = sum(max(map(len, cells)) + 2 for cells in list(zip(columns, *rows, strict=True))[1:])
+        rows = [[shorten(cells[0], max(width - others, _SHORTEST)), *cells[1:]] for cells in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "\n".join(_line(cells, widths) for cells in lines)
@@ -37,6 +46,11 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def shorten(text: str, length: int) -> str:
+    """The end of a text that is longer than `length` characters: of long names of tensors it tells more than the beginning."""
+    return text if len(text) <= length else f"...{text[3 - length :]}"
 
 
 def size_text(size: float) -> str:

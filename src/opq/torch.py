@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from opq.compression.compressed_model import CompressedModel
     from opq.config import CompressionConfig, CompressionOptions
     from opq.rate_distortion.plan import Plan
+
+IN_PIECES = ("float16", "bfloat16", "float32", "float64")
+"""Dtypes of weights that `decode_tensor` decodes in pieces."""
 
 __all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
 
@@ -138,14 +141,20 @@ def load_model(
         RuntimeError: A shape differs; or a name is missing or unexpected, and `strict` is True.
     """
     missing, unexpected = load_tensors(model, load_file(filename, device, max_bytes=max_bytes))
-    if strict and (missing or unexpected):
-        lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
-        for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
-            if names:
-                quoted = ", ".join(f'"{name}"' for name in sorted(names))
-                lines.append(f"    {kind} key(s) in state_dict: {quoted}")
-        raise RuntimeError("\n".join(lines))
+    if strict:
+        refuse_other_names(model, missing, unexpected)
     return missing, unexpected
+
+
+def refuse_other_names(model: torch.nn.Module, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Raise torch's RuntimeError if a file lacks names of a network, or has names that the network lacks."""
+    lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
+    for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
+        if names:
+            quoted = ", ".join(f'"{name}"' for name in sorted(names))
+            lines.append(f"    {kind} key(s) in state_dict: {quoted}")
+    if len(lines) > 1:
+        raise RuntimeError("\n".join(lines))
 
 
 def load_tensors(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[set[str], list[str]]:
@@ -207,6 +216,29 @@ class safe_open(TensorReader[torch.Tensor]):  # noqa: N801 - safetensors' name f
     ) -> None:
         check_framework("opq.torch.safe_open", framework, ("pt", "torch", "pytorch"))
         super().__init__(OpqFile(filename, max_bytes=max_bytes), lambda array: to_tensor(array).to(device))
+
+
+def decode_tensor(file: OpqFile, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of a file. Weights are decoded in pieces, so that memory holds the tensor and one piece for each core.
+
+    Args:
+        file: The open file.
+        name: Name of the tensor.
+        dtype: Its dtype; None: its own in the file.
+
+    Raises:
+        KeyError: There is no tensor of this name.
+        FormatError: It is damaged.
+    """
+    entry = file.entry(name)
+    if not entry.is_weight or entry.dtype not in IN_PIECES:
+        return to_tensor(file.array(name)).to(dtype)
+    result = torch.empty(entry.shape, dtype=dtype or getattr(torch, entry.dtype))
+    first = 0
+    for piece in file.pieces(name):
+        result[first : first + piece.shape[0]] = to_tensor(piece.values())
+        first += piece.shape[0]
+    return result
 
 
 def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:

@@ -127,7 +127,7 @@ def bad_sources(folder):
     """{problem: (path, message)}"""
     (folder / "text.safetensors").write_text("this is no safetensors file")
     (folder / "empty.safetensors").write_bytes(b"")
-    (folder / "model.onnx").write_bytes(b"x")
+    (folder / "model.xyz").write_bytes(b"x")
     (folder / "nothing").mkdir()
     for name, index in (("noindex", "{"), ("nomap", "{}"), ("listmap", '{"weight_map": []}')):
         (folder / name).mkdir()
@@ -142,7 +142,7 @@ def bad_sources(folder):
         "missing": "no such file or folder",
         "text.safetensors": "not a safetensors file",
         "empty.safetensors": "not a safetensors file",
-        "model.onnx": "not a checkpoint: it begins with b'x'; expected safetensors",
+        "model.xyz": "not a checkpoint: it begins with b'x'; expected safetensors",
         "nothing": "expected model.safetensors.index.json or model.safetensors",
         "noindex": "not an index of shards",
         "nomap": "not an index of shards",

@@ -113,4 +113,4 @@ def test_tied_weights_share_a_section():
     assert decode_weight(section, entry_of("b", tensors["b"])).trellis
     assert np.array_equal(opq.numpy.load(data)["b"], tensors["b"].values())
     assert [tensor.trellis for tensor in opq.inspect(data).tensors] == [True] * 3
-    assert "0.5, trellis" in str(opq.inspect(data))
+    assert "0.5, trellis" in opq.inspect(data).table(every=True)

@@ -120,7 +120,7 @@ def test_the_reports_show_scales(network):
     weights = [tensor for tensor in found.tensors if tensor.kind == "weight"]
     assert found.bytes_by_kind["codes"] + scales == sum(tensor.bytes for tensor in weights)
     assert {(tensor.storage, tensor.scaled_axes) for tensor in weights} == {("scaled", ("rows",))}
-    for text in (str(found), str(compressed.plan)):
+    for text in (found.table(every=True), str(compressed.plan)):
         assert text.count(" by rows") == len(weights)
     assert opq.compare(compressed.data).code_bytes == sum(tensor.bytes for tensor in weights)
 

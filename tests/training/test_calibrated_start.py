@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from interruptions import InterruptionError, interrupt_after
@@ -41,6 +42,36 @@ def test_training_starts_at_the_calibrated_file():
     for name, (mask, value) in seen.items():
         assert torch.equal(value, wanted[name])
         assert torch.equal(mask, wanted[name] != 0)
+
+
+@pytest.mark.parametrize(("kind", "axis"), [("convolutions", "columns"), ("sequences", "rows")])
+def test_prepare_takes_the_scales_of_a_calibration(kind, axis):
+    """Steps, scales and codes are those of the calibrated file, which is smaller by the reserve; the budget is the target."""
+    model, inputs = make(kind)
+    calibration = opq.calibrate(model, inputs)
+    prepared = opq.prepare(model, ratio=6.0, reserve=0.1, calibration=calibration)
+    dense_bytes = sum(tensor.nbytes for tensor in make(kind)[0].state_dict().values())
+    with opq.OpqFile(calibration.compress(size=math.floor(0.9 * prepared.budget)).data) as file:
+        assert file.file_bytes <= 0.9 * prepared.budget
+        for weight in prepared.weights:
+            expected = file[weight.names[0]].without_trellis
+            found = weight.tensor()
+            assert found.codebook.step == expected.codebook.step
+            for name in ("rows", "columns"):
+                np.testing.assert_array_equal(getattr(found.codebook, name, None), getattr(expected.codebook, name, None))
+            np.testing.assert_array_equal(found.codes, expected.codes)
+    assert any(getattr(weight.codebook, axis) is not None for weight in prepared.weights)
+    assert prepared.budget <= dense_bytes / 6.0
+
+
+def test_a_calibration_of_another_network_is_refused():
+    """`prepare` takes the calibration of this network as it is now, and only with a target."""
+    model, calibration = calibrated()
+    other = make("convolutions", seed=1)[0]
+    with pytest.raises(opq.PlanError, match="of another network"):
+        opq.prepare(other, ratio=6.0, calibration=calibration)
+    with pytest.raises(opq.PlanError, match="leave the calibration out"):
+        opq.prepare(model, opq.plan(model, ratio=6.0), calibration=calibration)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_a_prepared_network_computes_with_fake_quantized_weights(kind, target):
     for network in (model, rounded):
         network.eval()
     expected = rounded(inputs)
-    prepared = opq.prepare(model, plan)
+    prepared = opq.prepare(model, plan, reserve=0.0)
     assert prepared.model is model
     assert prepared.plan == plan
     assert prepared_weights(model)
@@ -70,24 +71,31 @@ def test_a_prepared_network_computes_with_fake_quantized_weights(kind, target):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_a_target_prepares_as_its_plan_does(kind, target):
-    """A target prepares as `opq.plan` of the same target does: the same plan, tensors and file. A config does so too."""
-    given_plan = opq.prepare(make(kind)[0], opq.plan(make(kind)[0], **target))
-    config = opq.plan(make(kind)[0], **target).target
-    rounding = target.get("rounding", "auto")
-    for prepared in (
-        opq.prepare(make(kind)[0], **target),
-        opq.prepare(
-            make(kind)[0],
-            opq.CompressionConfig(target=config, rounding=rounding, scales=target.get("scales", "auto")),
-        ),
-    ):
-        assert prepared.plan == given_plan.plan
-        assert prepared.budget == given_plan.budget == given_plan.plan.budget
-        assert equal_states(prepared.model.state_dict(), given_plan.model.state_dict())
-        assert prepared.encode().data == given_plan.encode().data
-    expected = "compensated" if "ratio" in target and rounding == "auto" else "deadzone"
-    assert {layer.rounding for layer in given_plan.plan.layers.values()} == {expected}
+def test_a_target_prepares_as_finetune_does(kind, target):
+    """A byte target gives a plan that leaves the reserve free, and the budget of the whole target; "auto" rounds dead zones.
+
+    A target of sparsity and bits gives the plan of `opq.plan`. A config prepares as its keywords do.
+    """
+    dense, reserve = make(kind)[0], 0.1
+    prepared = opq.prepare(make(kind)[0], reserve=reserve, **target)
+    rounding = target.get("rounding", "deadzone")
+    if "ratio" in target:
+        budget = opq.plan(dense, **target).budget
+        reduced = {"size": math.floor(budget * (1.0 - reserve)), "rounding": rounding, "scales": target.get("scales", "auto")}
+        expected = replace(opq.compress(dense, **reduced).plan, target=prepared.plan.target)
+        assert prepared.plan.target == opq.Ratio(target["ratio"])
+        assert prepared.encode().file_bytes <= (1.0 - reserve) * budget
+    else:
+        budget, expected = None, opq.plan(dense, **target)
+    assert prepared.plan == expected
+    assert prepared.budget == budget
+    assert {layer.rounding for layer in prepared.plan.layers.values()} == {rounding}
+    config = opq.CompressionConfig(
+        target=prepared.plan.target, rounding=target.get("rounding", "auto"), scales=target.get("scales", "auto")
+    )
+    again = opq.prepare(make(kind)[0], config, reserve=reserve)
+    assert again.plan == prepared.plan
+    assert equal_states(again.model.state_dict(), prepared.model.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +105,7 @@ def test_a_prepared_network_encodes_as_its_plan_compresses(kind, target):
     model, _ = make(kind)
     plan = opq.plan(model, **target)
     expected = opq.compress(model, plan)
-    prepared = opq.prepare(model, plan)
+    prepared = opq.prepare(model, plan, reserve=0.0)
     assert prepared.encode().data == expected.data
     assert prepared.encode().plan == plan
     if kind != "sequences":  # which shares a weight between two names
@@ -125,7 +133,7 @@ def test_every_kind_of_weight_is_prepared(kind):
     """Every weight of a plan gets a codebook: convolutions of all kinds, linear and recurrent layers, embeddings, attention."""
     model, inputs = make(kind)
     plan = opq.plan(model, ratio=6.0)
-    prepared = opq.prepare(model, plan)
+    prepared = opq.prepare(model, plan, reserve=0.0)
     assert {name for weight in prepared.weights for name in weight.names} == set(plan.layers)
     model(inputs).square().sum().backward()
     for weight in prepared.weights:
@@ -188,7 +196,7 @@ def test_training_keeps_the_dtype_of_a_weight(dtype, scales):
         layer.weight.copy_(weight)
     layer_plan = LayerPlan((16, 8), float(np.float32(0.3)), 0.2, 1 / 3, 0.0, 0.0, **scales)
     plan = replace(opq.plan(layer, ratio=4.0), layers={"weight": layer_plan})
-    opq.prepare(layer, plan)
+    opq.prepare(layer, plan, reserve=0.0)
     assert layer.weight.dtype == dtype
     assert torch.equal(layer.weight, fake_quantize(weight, layer_plan))
     before = layer.parametrizations.weight[0].steps.clone()
@@ -322,12 +330,12 @@ def test_the_state_of_a_prepared_network_can_be_loaded():
     """The state dict of a prepared network loads into another one that was prepared under the same plan."""
     model, inputs = make("dense")
     plan = opq.plan(model, ratio=6.0)
-    opq.prepare(model, plan)
+    opq.prepare(model, plan, reserve=0.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
     other, _ = make("dense", seed=3)
-    opq.prepare(other, plan)
+    opq.prepare(other, plan, reserve=0.0)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(inputs), model(inputs))
 
@@ -338,13 +346,13 @@ def test_what_cannot_be_prepared_is_refused():
     plan = opq.plan(model, ratio=6.0)
     other, _ = make("convolutions")
     with pytest.raises(opq.PlanError, match=r"it has a layer '0.weight', which the network lacks"):
-        opq.prepare(other, plan)
+        opq.prepare(other, plan, reserve=0.0)
     assert not prepared_weights(other)
     with pytest.raises(opq.SourceError, match="it is not of this network"):
         opq.prepare(other, opq.compress(model, ratio=6.0).data)
-    prepared = opq.prepare(model, plan)
+    prepared = opq.prepare(model, plan, reserve=0.0)
     with pytest.raises(opq.PlanError, match="prepared already"):
-        opq.prepare(model, plan)
+        opq.prepare(model, plan, reserve=0.0)
     with torch.no_grad():
         prepared.weights[0].latent[0, 0] = torch.nan
     for attempt in (prepared.convert, prepared.encode, prepared.export, prepared.code_bytes):
@@ -375,7 +383,8 @@ def test_a_prepared_model_is_frozen_and_prints_its_size():
         prepared.budget = 5
     assert "2 weights" in repr(prepared)
     assert "1,234 bytes" in repr(prepared)
-    assert list(inspect.signature(opq.prepare).parameters) == ["model", "start", "budget", "metadata", "options"]
+    names = ["model", "start", "calibration", "budget", "reserve", "metadata", "options"]
+    assert list(inspect.signature(opq.prepare).parameters) == names
 
 
 def test_shared_weights_are_saved_once(tmp_path):
@@ -385,7 +394,7 @@ def test_shared_weights_are_saved_once(tmp_path):
     (model, inputs), (other, _) = make("sequences"), make("sequences", seed=1)
     names = list(model.state_dict())
     plan = opq.plan(model, ratio=6.0)
-    first, second = opq.prepare(model, plan), opq.prepare(other, plan)
+    first, second = opq.prepare(model, plan, reserve=0.0), opq.prepare(other, plan, reserve=0.0)
     save_file(model.state_dict(), tmp_path / "prepared.safetensors")
     for loaded in (copy.deepcopy(other), nn.Sequential(copy.deepcopy(other)), other):
         prefix = "0." if isinstance(loaded, nn.Sequential) else ""

@@ -115,7 +115,7 @@ def test_a_folder_holds_what_was_done(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert rows == list(finetuned.history)
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {"epoch", "loss", "seconds", "epochs_seen"}
+    assert set(rows[0]) == {"epoch", "loss", "top1", "seconds", "epochs_seen"}
     assert (tmp_path / "model.opq").read_bytes() == finetuned.compressed.data
     for other in (TrainingConfig(epochs=2, seed=1), TrainingConfig(epochs=3), TrainingConfig(epochs=2, reserve=0.1)):
         with pytest.raises(opq.SourceError, match=r"different arguments \(training\); use a new folder"):

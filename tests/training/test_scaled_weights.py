@@ -34,7 +34,10 @@ def twins(seed):
             weight = scaled.get_parameter(name)
             weight.mul_(torch.from_numpy(np.exp2(rows[:, None] + columns).astype(np.float32)))
             layers[name] = replace(layer, rows=tuple((8 * rows).tolist()), columns=tuple((8 * columns).tolist()))
-    networks = [opq.prepare(plain, plan).model, opq.prepare(scaled, replace(plan, layers=layers)).model]
+    networks = [
+        opq.prepare(plain, plan, reserve=0.0).model,
+        opq.prepare(scaled, replace(plan, layers=layers), reserve=0.0).model,
+    ]
     with torch.no_grad():
         for network in networks:
             for weight in prepared_weights(network):

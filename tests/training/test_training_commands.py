@@ -70,7 +70,13 @@ def test_finetune_writes_a_file_and_starts_from_it(work, capsys):
     """From a target, then from the file: each file is valid and within its size; the second has the masks of the first."""
     command = "finetune network.py:make --data images.npz --epochs 2 --ratio 4 --batch 16 -o a.opq --run run"
     assert main(command.split()) == 0
-    assert re.fullmatch(r"a\.opq: [0-9.]+ kB, 4\.[0-9]x smaller than .* under the budget of .*\n", capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert re.fullmatch(
+        r"a\.opq: [0-9.]+ kB, 4\.[0-9]x smaller than .* under the budget of .*; "
+        r"before: loss [0-9.e-]+, top-1 [0-9.]+%; after: loss [0-9.e-]+, top-1 [0-9.]+%\n",
+        printed.out,
+    )
+    assert [line.partition(":")[0] for line in printed.err.splitlines()] == ["before", "epoch 1 of 2", "epoch 2 of 2"]
     assert (work / "run" / "history.jsonl").read_text().count("\n") == 2
     again = "finetune network.py:make --weights a.opq --from a.opq --data images.npz --epochs 1 --batch 16 -o b.opq"
     assert main(again.split()) == 0
@@ -80,6 +86,16 @@ def test_finetune_writes_a_file_and_starts_from_it(work, capsys):
         for entry in first.entries:
             if entry.storage == "codes":
                 np.testing.assert_array_equal(first[entry.name].codes != 0, second[entry.name].codes != 0)
+
+
+def test_finetune_prints_losses_as_json(work, capsys):
+    """--json has loss and metric before, after, and of each epoch."""
+    command = "finetune network.py:make --data images.npz --epochs 2 --ratio 4 --batch 16 -o a.opq --json"
+    assert main(command.split()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["before"]) == set(printed["after"]) == {"loss", "top1"}
+    assert [row["epoch"] for row in printed["history"]] == [1, 2]
+    assert all(row["loss"] > 0.0 and 0.0 <= row["top1"] <= 100.0 for row in printed["history"])
 
 
 def test_settings_of_training_reach_the_library(work, capsys):
@@ -222,6 +238,7 @@ def test_a_factory_may_import_modules_of_its_folder(work):
     ("arguments", "status", "message"),
     [
         ("evaluate network --data images.npz", 1, "MODEL must be torchvision:NAME, timm:NAME"),
+        ("calibrate m.onnx --ratio 4 --images synthetic -o x.opq", 1, "opq does not run ONNX models; use opq compress"),
         ("evaluate network.py:absent --data images.npz", 1, "there is no 'absent' in network.py"),
         ("evaluate absent.py:make --data images.npz", 1, "there is no file absent.py"),
         ("evaluate no_such_package:make --data images.npz", 1, "No module named 'no_such_package'"),
@@ -256,7 +273,7 @@ def test_a_factory_may_import_modules_of_its_folder(work):
         ("finetune network.py:make --data images.npz --epochs 1 --from b --ratio 3 -o a.opq", 2, "leave out --ratio"),
         ("evaluate network.py:pixels --data images.npz", 1, "must return logits (n, classes)"),
         ("search network.py:pixels --data images.npz --max-drop 1 -o a.opq", 1, "must return logits (n, classes)"),
-        ("finetune network.py:pixels --data images.npz --epochs 1 --ratio 1.5 -o a.opq", 1, "must return logits (n, classes)"),
+        ("finetune network.py:pixels --data images.npz --epochs 1 --ratio 1.5 -o a.opq", 1, "are not classes for logits"),
         ("evaluate network.py:make --data colours.npz", 1, "the network fails on a batch of (40, 3, 12, 12)"),
         ("finetune network.py:make --data colours.npz --epochs 1 --ratio 4 -o a.opq", 1, "the network fails on a batch"),
         ("finetune network.py:make --data many.npz --epochs 1 --ratio 4 --label-weight 0.5 -o a.opq", 1, "labels go from"),

@@ -21,7 +21,7 @@ def test_a_plan_with_a_trellis_rounds_each_weight_alone():
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = opq.plan(model, ratio=8)
     assert all(layer.is_trellis for layer in plan.layers.values())
-    opq.prepare(model, plan)
+    opq.prepare(model, plan, reserve=0.0)
     for weight in prepared_weights(model):
         step = np.float32(2.0 * plan.layers[weight.names[0]].step)
         assert weight.codebook.step == step

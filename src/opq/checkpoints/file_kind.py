@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,12 +11,14 @@ from opq.errors import SourceError
 
 _HEAD = 64
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit
-_KNOWN = "expected safetensors, PyTorch, TorchScript, .npz, GGUF, HDF5 or .keras"
+_KNOWN = "expected safetensors, PyTorch, TorchScript, .npz, GGUF, HDF5, .keras or ONNX"
 _MAGIC = (
     (b"GGUF", "gguf"),
     (b"\x89HDF\r\n\x1a\n", "hdf5"),
     (b"\x80", "pickle"),  # every pickle of protocol 2 and above
 )
+_ONNX = re.compile(rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42]")
+"""The version of a ModelProto, and the tag of its next field."""
 _OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS in place of the file; run git lfs pull"),
     (b"\x93NUMPY", "a single NumPy array without a name; save it with numpy.savez"),
@@ -35,8 +38,8 @@ def kind_of(path: Path) -> str:
         path: The file; its name does not matter.
 
     Returns:
-        "safetensors", "torch", "torchscript", "pickle" (PyTorch's format before 1.6), "npz", "gguf", "hdf5", "keras", or
-        "index" for a JSON file.
+        "safetensors", "torch", "torchscript", "pickle" (PyTorch's format before 1.6), "npz", "gguf", "hdf5", "keras",
+        "onnx", or "index" for a JSON file.
 
     Raises:
         SourceError: The file cannot be read, or is of no known format. The error names the format if it is a known one.
@@ -60,6 +63,8 @@ def kind_of(path: Path) -> str:
     if path.suffix.lower() in (".safetensors", ".sft"):
         raise SourceError(path, f"not a safetensors file: it begins with {head[:8]!r}")
     what = next((words for magic, words in _OTHERS if head.startswith(magic)), None)
+    if what is None and (_ONNX.match(head) or path.suffix.lower() == ".onnx"):
+        return "onnx"
     if what is None:
         what = f"it begins with {head[:8]!r}" if head else "it is empty"
     raise SourceError(path, f"not a checkpoint: {what}; {_KNOWN}")

@@ -12,6 +12,7 @@ from opq.checkpoints.folder import Shards, find_shards, merge_shards, read_index
 from opq.checkpoints.gguf_file import GgufState
 from opq.checkpoints.keras_file import read_keras_file
 from opq.checkpoints.numpy_file import read_numpy_file
+from opq.checkpoints.onnx_file import read_onnx_file
 from opq.checkpoints.safetensors_file import SafetensorsState
 from opq.checkpoints.state import State, TensorState
 from opq.checkpoints.torch_file import read_torch_file
@@ -22,6 +23,7 @@ _REFUSED = {
     "safetensors": "a safetensors file among shards of another format",
     "torchscript": "a TorchScript archive, which holds code; save torch.jit.load(...).state_dict() with torch.save",
     "gguf": "a GGUF file in place of a shard",
+    "onnx": "an ONNX model in place of a shard",
     "index": "an index in place of a shard",
 }
 
@@ -66,7 +68,8 @@ def as_state(source: Any, metadata: Mapping[str, str] | None = None, key: str | 
 
 
 def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> State:
-    """Open a checkpoint on disk. Tensors of .safetensors and GGUF files are read when they are used.
+    """Open a checkpoint on disk. Tensors of .safetensors and GGUF files, and of files beside ONNX models, are
+    read when they are used.
 
     The first bytes of a file determine its format, not its name; docs/formats.md lists the formats. The prefixes "module."
     and "_orig_mod." are removed if all names have them.
@@ -97,6 +100,10 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Sta
         if key is not None:
             raise SourceError(path, f"it has no key {key!r}: a GGUF file has no keys")
         return GgufState(path)
+    if kinds.get(path) == "onnx":
+        if key is not None:
+            raise SourceError(path, f"it has no key {key!r}: an ONNX model has no keys")
+        return read_onnx_file(path)
     tensors = merge_shards(shards, {file: _read(file, kind, key) for file, kind in kinds.items()})
     has_paths = kinds.get(path) in ("hdf5", "keras")  # as names
     return TensorState(tensors if has_paths else _without_prefixes(tensors))

@@ -23,6 +23,8 @@ def command(model: str, **given: Any) -> None:
 
     Steps follow what errors in each weight cost on the inputs. The target is --ratio or --size. MODEL is torchvision:NAME,
     timm:NAME, transformers:FOLDER, package.module:factory or file.py:factory.
+
+    Example: opq calibrate torchvision:resnet18 --images DIR --ratio 10 -o model.opq
     """
     config = read_config(given)
     check_output(given, [given["weights"]])

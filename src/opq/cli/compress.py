@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 import opq
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
-from opq.cli.output import check_output, output_options, save_and_print
+from opq.cli.output import check_folder, check_output, output_options, save_and_print
 from opq.cli.source import open_source, source_options
 
 
@@ -20,6 +21,15 @@ from opq.cli.source import open_source, source_options
     "--lossless", is_flag=True, help="Keep every bit, instead of meeting a target; for clustered or quantized weights."
 )
 @click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["file", "transformers"]),
+    default="file",
+    help="transformers: FILE is a folder that from_pretrained loads after `import opq.transformers`, with the config and "
+    "tokenizer of the folder SOURCE. [default: file]",
+)
+@click.option("--quality", metavar="TEXT", help="What was measured of the network's quality, for the README.md of that folder.")
 @output_options
 def command(source: str, key: str | None, weights: str | None, plan_file: str | None, **given: Any) -> None:
     """Compress SOURCE to a .opq file, using the weights alone.
@@ -27,10 +37,22 @@ def command(source: str, key: str | None, weights: str | None, plan_file: str | 
     SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
     torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --ratio or --size, the file takes at most that
     many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
+
+    Example: opq compress model.safetensors --ratio 8 -o model.opq
     """
     if plan_file is not None:
         refuse_compression_options(given, "--plan")
     config = read_plan(plan_file) if plan_file is not None else read_config(given)
-    check_output(given, [source, plan_file, weights])
+    form, quality = given.pop("form"), given.pop("quality")
+    if quality is not None and form == "file":
+        raise click.UsageError("--quality needs --as transformers")
+    if form == "file":
+        check_output(given, [source, plan_file, weights])
+    else:
+        check_folder(given, source)
     compressed = opq.compress(open_source(source, key, weights), config, progress=True)
-    save_and_print(compressed, given)
+    if form == "file":
+        save_and_print(compressed, given)
+    else:
+        folder = opq.save_pretrained(compressed, given["output"], like=source, quality=quality, overwrite=given["force"])
+        click.echo(json.dumps(folder.to_dict()) if given["as_json"] else f"{folder.path}: {folder}")

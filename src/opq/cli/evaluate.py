@@ -25,6 +25,8 @@ def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
 
     MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. The agreement is the percentage of images
     that MODEL, dense and with the weights of FILE, assigns to the same class.
+
+    Example: opq evaluate torchvision:resnet18 model.opq --data DIR
     """
     from opq.zoo.image_data import open_images
     from opq.zoo.models import load_weights

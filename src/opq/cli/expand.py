@@ -6,22 +6,42 @@ import click
 
 import opq
 from opq.atomic_file import refuse_same
+from opq.progress import logger
 from opq.reporting.expand import check_output
+from opq.reporting.onnx_export import CHOICES
 
 
 @click.command()
 @click.argument("file")
-@click.option("-o", "--output", required=True, metavar="OUT", help="Path of the .safetensors file, or of a folder.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Path of the .safetensors or .onnx file, or of a folder.")
 @click.option("--like", metavar="FOLDER", help="The folder with the config and tokenizer. [default: that of FILE]")
+@click.option(
+    "--weights",
+    type=click.Choice(CHOICES),
+    default="float",
+    show_default=True,
+    help="Of a .onnx file: weights as integers where their codes fit.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-def command(file: str, output: str, like: str | None, force: bool) -> None:
+def command(file: str, output: str, like: str | None, weights: str, force: bool) -> None:
     """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype.
 
-    If OUT does not end in .safetensors or .sft, it is a folder for from_pretrained: the checkpoint, and copies of the
-    config, the tokenizer and similar files.
+    If OUT ends in .onnx, it is the ONNX model from which FILE was made. --weights int8 and int4 keep codes as integers of 8 or
+    4 bits, which the model multiplies by their steps: a small model with the same values. auto takes 4 bits where all codes
+    fit.
+
+    If OUT ends in another way than .safetensors, .sft and .onnx, it is a folder for from_pretrained: the checkpoint, and copies
+    of the config, the tokenizer and similar files.
+
+    Example: opq expand model.opq -o dense.safetensors
     """
     refuse_same(file, output)
     if not force:
         check_output(output, "use --force to replace it")
-    written = opq.expand(file, output, like=like, overwrite=force)
-    click.echo(f"{written.path}: {written.tensors} tensors, {written.file_bytes:,} bytes")
+    written = opq.expand(file, output, like=like, weights=weights, overwrite=force)
+    integers = f", {len(written.integers)} weights as integers" if written.integers else ""
+    click.echo(f"{written.path}: {written.tensors} tensors, {written.file_bytes:,} bytes{integers}")
+    for reason in sorted(set(written.floats.values())):
+        names = [name for name, why in written.floats.items() if why == reason]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        logger.warning("%s%s stay in floating point: %s", ", ".join(names[:3]), more, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ import opq
 from opq.cli.calibration_options import calibrate, calibration_options
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
 from opq.cli.model_options import data_options, make_network, model_options, place
-from opq.cli.output import check_output, output_options, save_and_print
+from opq.cli.output import check_output, output_options, save_and_print, show_information
 
 
 @click.command()
@@ -50,6 +51,8 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
 
     Step sizes are fixed before training. Pruning masks are fixed after --mask-update-epochs. MODEL is torchvision:NAME,
     timm:NAME, package.module:factory or file.py:factory. To train in several processes, run `accelerate launch -m opq`.
+
+    Example: opq finetune torchvision:resnet18 --data DIR --epochs 8 --ratio 25 -o model.opq
     """
     if start is not None and plan_file is not None:
         raise click.UsageError("--from and --plan both determine masks and steps; give one of them.")
@@ -75,18 +78,21 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
     calibration = calibrate(named, model, given) if given["calibrate"] is not None else None
     place(named, given["device"])
     accelerator = _accelerator()
-    finetuned = opq.finetune(
-        named.network,
-        loader,
-        start_from,
-        training,
-        teacher="dense" if given["label_weight"] < 1.0 else None,
-        calibration=calibration,
-        folder=given["folder"],
-        accelerator=accelerator,
-    )
+    with show_information():
+        finetuned = opq.finetune(
+            named.network,
+            loader,
+            start_from,
+            training,
+            teacher="dense" if given["label_weight"] < 1.0 else None,
+            calibration=calibration,
+            folder=given["folder"],
+            accelerator=accelerator,
+        )
     if accelerator is None or accelerator.is_main_process:
-        save_and_print(finetuned.compressed, given, str(finetuned))
+        measured = {"before": finetuned.before, "after": finetuned.after}
+        more = {key: None if value is None else asdict(value) for key, value in measured.items()}
+        save_and_print(finetuned.compressed, given, str(finetuned), {**more, "history": finetuned.history})
 
 
 def _accelerator() -> Any:

@@ -11,14 +11,19 @@ import opq
 
 @click.command()
 @click.argument("file")
+@click.option("--all", "every", is_flag=True, help="A row for every tensor, and more columns: storage, dtype, error, scales.")
 @click.option("--compare", is_flag=True, help="Also compress the tensors with gzip, zstd and xz; about 3 s per 10 MB.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def command(file: str, compare: bool, as_json: bool) -> None:
-    """Print the tensors of a .opq FILE, their storage, error and bytes, and what the bytes of the file are used for."""
+def command(file: str, every: bool, compare: bool, as_json: bool) -> None:
+    """Print the weights of a .opq FILE, their zeros, bits and bytes, and what the bytes of the file are used for.
+
+    Example: opq inspect model.opq
+    """
     inspection = opq.inspect(file)
     comparison = opq.compare(file) if compare else None
     if as_json:
         compared = {} if comparison is None else {"comparison": comparison.to_dict()}
         click.echo(json.dumps({**inspection.to_dict(), **compared}, indent=1))
     else:
-        click.echo(str(inspection) if comparison is None else f"{inspection}\n\n{comparison}")
+        table = inspection.table(every=every)
+        click.echo(table if comparison is None else f"{table}\n\n{comparison}")

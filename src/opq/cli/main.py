@@ -21,8 +21,10 @@ _COMMANDS = {
     "search": "Find the smallest .opq file whose accuracy falls by at most a given amount.",
     "plan": "Print zeros, step and predicted bytes of each weight without compressing.",
     "evaluate": "Print the accuracy of a network and of its .opq file.",
-    "expand": "Convert a .opq file to a .safetensors checkpoint.",
+    "expand": "Convert a .opq file to a .safetensors checkpoint or an ONNX model.",
     "inspect": "Print the tensors of a .opq file and what its bytes are used for.",
+    "diff": "Print what changed between two files or checkpoints of one network.",
+    "report": "Write a page about a .opq file: sizes, pictures, comparisons.",
     "verify": "Check that a .opq file is complete and valid.",
 }
 
@@ -52,9 +54,9 @@ class _Commands(click.Group):
 def _opq() -> None:
     """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a checkpoint (safetensors, PyTorch, NumPy, GGUF or Keras), a folder in Hugging Face's layout, or a MODEL. MODEL is
-    torchvision:NAME or timm:NAME, with its published weights, or package.module:factory or file.py:factory. Results go to
-    stdout, progress to stderr. The exit status is 0 for success, 1 for an error, 2 for wrong usage, 130 for an interruption.
+    SOURCE is a checkpoint (safetensors, PyTorch, NumPy, GGUF, Keras or ONNX), a folder in Hugging Face's layout, or a MODEL.
+    MODEL is torchvision:NAME or timm:NAME, with its published weights, or package.module:factory or file.py:factory. Results go
+    to stdout, progress to stderr. The exit status is 0 for success, 1 for an error, 2 for wrong usage, 130 for an interruption.
     """
 
 

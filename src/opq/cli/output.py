@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import opq
 from opq.atomic_file import refuse_existing, refuse_same
 from opq.cli.compression_options import add_options
 from opq.errors import OutputError
+from opq.progress import logger
+from opq.reporting.model_folder import refuse_files, transformers_config
 
 output_options = add_options(
     click.option("-o", "--output", required=True, metavar="FILE", help="Path of the .opq file."),
@@ -44,13 +48,50 @@ def check_output(given: dict[str, Any], sources: Sequence[str | None]) -> None:
         refuse_existing(given["output"], "use --force to replace it")
 
 
-def save_and_print(compressed: opq.CompressedModel, given: dict[str, Any], line: str | None = None) -> None:
+def check_folder(given: dict[str, Any], source: str) -> None:
+    """Check an output folder before the work, and that the source is a folder of transformers.
+
+    Args:
+        given: The command's parameters.
+        source: The source.
+
+    Raises:
+        OutputError: The output is the source, or it has files and --force is not given.
+        SourceError: The source is not such a folder.
+    """
+    refuse_same(source, given["output"])
+    transformers_config(Path(source))
+    if not given["force"]:
+        refuse_files(Path(given["output"]), "use --force to replace them")
+
+
+@contextmanager
+def show_information() -> Iterator[None]:
+    """Context in which the library's messages about what it does go to stderr, a line each."""
+    handler, level = logging.StreamHandler(), logger.level
+    handler.addFilter(lambda record: record.levelno == logging.INFO)  # warnings have a handler of their own
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+def save_and_print(
+    compressed: opq.CompressedModel,
+    given: dict[str, Any],
+    line: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Write the file, and print its sizes in a line or as JSON.
 
     Args:
         compressed: The compressed network.
         given: The command's parameters.
         line: Text to print after the path. None: the sizes.
+        more: Further JSON values by name.
 
     Raises:
         OutputError: The file cannot be written.
@@ -60,6 +101,6 @@ def save_and_print(compressed: opq.CompressedModel, given: dict[str, Any], line:
     if given["as_json"]:
         result = opq.inspect(compressed.data).to_dict()
         del result["tensors"], result["metadata"]
-        click.echo(json.dumps({"file": output, **result}))
+        click.echo(json.dumps({"file": output, **result, **(more or {})}))
     else:
         click.echo(f"{output}: {line or compressed}")

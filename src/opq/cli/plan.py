@@ -48,6 +48,8 @@ def command(
     SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
     torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. The predicted size of the file is accurate to about
     3%. `opq compress` with the same target corrects the plan until the file meets the target.
+
+    Example: opq plan model.safetensors --ratio 8
     """
     for path in (output, plot):
         if path is not None:

@@ -35,6 +35,8 @@ def command(model: str, max_drop: float, **given: Any) -> None:
 
     MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --calibrate, every tried file is
     calibrated.
+
+    Example: opq search torchvision:resnet18 --data DIR --max-drop 1 -o model.opq
     """
     selection = read_selection(given)
     check_output(given, [given["weights"]])

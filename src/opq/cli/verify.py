@@ -13,6 +13,8 @@ def command(file: str) -> None:
     """Check that a .opq FILE is complete and valid.
 
     All checksums must match, every tensor must decode, and encoding the tensors again must give the same bytes.
+
+    Example: opq verify model.opq
     """
     found = opq.verify(file)
     click.echo(

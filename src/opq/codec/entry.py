@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from opq import dtypes
@@ -94,3 +94,17 @@ def repeated_weights(entries: Sequence[Entry], nonzero: Mapping[str, int]) -> se
 def dense_bytes(entries: Sequence[Entry], repeats: Collection[str]) -> int:
     """Bytes of all tensors in their dtypes, without those of `repeats`."""
     return sum(entry.dense_bytes for entry in entries if entry.name not in repeats)
+
+
+def grouped(entries: Iterable[Entry], largest: int) -> Iterator[list[Entry]]:
+    """Entries in groups of at most `largest` elements, or of one entry, in their order."""
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        size += entry.count
+        if group and size > largest:
+            yield group
+            group, size = [], entry.count
+        group.append(entry)
+    if group:
+        yield group

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import threading
 import zlib
@@ -19,8 +18,8 @@ from opq.codec.byte_planes import decode_pack
 from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_stream import CHUNK
 from opq.codec.direct_values import DirectWeight, direct_weights, weight_values
-from opq.codec.entry import Entry
-from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, largest_content
+from opq.codec.entry import Entry, grouped
+from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, file_of_one, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
@@ -180,17 +179,25 @@ class OpqFile(Mapping[str, Content]):
         return weight
 
     def pieces(self, name: str) -> Iterator[CompressedTensor]:
-        """Decode a weight in pieces of whole channels. Memory holds about one chunk per core.
+        """Decode a weight in pieces of whole channels. Memory holds the codes of about one chunk per core.
 
         Raises:
             KeyError: There is no weight of this name.
             FormatError: Its section is damaged.
         """
-        entry = self._entries[name]
-        if not entry.is_weight:
-            raise KeyError(f"{name!r} is not a weight")
+        entry = self._weight_entry(name)
         with self._naming(name):
             yield from decode_pieces(self.section(entry.section), entry)
+
+    def alone(self, name: str) -> bytes:
+        """The bytes of a file that holds this weight alone, with the same section.
+
+        Raises:
+            KeyError: There is no weight of this name.
+            FormatError: The section's checksum does not match.
+        """
+        entry = self._weight_entry(name)
+        return file_of_one(entry, self.section(entry.section))
 
     def stored(self, name: str) -> NDArray[np.generic]:
         """Decode an auxiliary tensor in its stored dtype: float16 or uint8 if it is not stored exactly."""
@@ -229,7 +236,7 @@ class OpqFile(Mapping[str, Content]):
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Decode all tensors to arrays in their own dtypes, on all cores."""
         arrays: dict[str, NDArray[np.generic]] = {}
-        for entries in self._groups():
+        for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
             values = weight_values({number: self.section(number) for number in {entry.section for entry in weights}}, weights)
             arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
@@ -237,7 +244,7 @@ class OpqFile(Mapping[str, Content]):
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
         """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
-        for entries in self._groups():
+        for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
             sections = {number: self.section(number) for number in {entry.section for entry in weights}}
             yield from zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True)
@@ -258,18 +265,11 @@ class OpqFile(Mapping[str, Content]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _groups(self) -> Iterator[list[Entry]]:
-        """The tensors in groups of at most _GROUP elements, which bound the memory."""
-        group: list[Entry] = []
-        size = 0
-        for entry in self.entries:
-            size += math.prod(entry.shape)
-            if group and size > _GROUP:
-                yield group
-                group, size = [], math.prod(entry.shape)
-            group.append(entry)
-        if group:
-            yield group
+    def _weight_entry(self, name: str) -> Entry:
+        entry = self._entries[name]
+        if not entry.is_weight:
+            raise KeyError(f"{name!r} is not a weight")
+        return entry
 
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)

@@ -231,6 +231,16 @@ def largest_content(file_bytes: int) -> int:
     return EXPANSION_START + EXPANSION * file_bytes
 
 
+def file_of_one(entry: Entry, section: bytes) -> bytes:
+    """The bytes of a file that holds one tensor.
+
+    Args:
+        entry: The tensor, the first of its section.
+        section: The section's bytes.
+    """
+    return _prefixed_header([replace(entry, section=0)], [section], {}) + section
+
+
 def _number_sections(weights: Sequence[tuple[Entry, bytes]], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
     """Entries in order of names, and their sections in order of first use."""
     # Weights with equal bytes and size share a section; packs with equal bytes do not, since they hold different tensors.

@@ -21,7 +21,7 @@ from opq.codec import code_section
 from opq.codec.byte_planes import decode_pack, encode_pack
 from opq.codec.byte_reader import ByteReader, varint
 from opq.codec.code_section import decode_batch, is_trellis
-from opq.codec.code_stream import CHUNK, Geometry, StreamError, encode_pieces
+from opq.codec.code_stream import Geometry, StreamError, encode_pieces
 from opq.codec.entry import Entry
 from opq.codec.fast_encoder import encode_fast
 from opq.codec.section_choice import EncodedWeight
@@ -32,6 +32,9 @@ from opq.quantization.float_order import from_ordinals, to_ordinals
 
 _WHERE = "weight"
 _EXTRA_RAW_BITS = range(4)
+_PIECE = 2**20
+"""The largest number of elements of a piece that has several channels."""
+
 _ZERO = 128  # the byte of a scale of 0
 
 
@@ -157,7 +160,7 @@ def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
     incomplete = np.zeros(0, dtype=np.int32)
     for chunk in code_section.decode_pieces(rest, entry.shape):
         codes = np.concatenate([incomplete, chunk]) if len(incomplete) else chunk
-        end, size = len(codes) // width * width, max(CHUNK // width, 1) * width
+        end, size = len(codes) // width * width, max(_PIECE // width, 1) * width
         for start in range(0, end, size):
             piece = codes[start : min(start + size, end)].reshape(-1, *entry.shape[1:])
             yield _join(piece, codebook.channels(first, first + len(piece)), is_trellis(rest), entry)

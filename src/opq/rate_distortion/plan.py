@@ -10,13 +10,14 @@ from typing import Any, cast, get_args
 from opq.config import Speed, Target, target_from_dict, target_to_dict
 from opq.config.checks import read_json
 from opq.errors import ConfigError, PlanError, TargetError
+from opq.natural_order import natural_key
 from opq.rate_distortion.layer_plan import LayerPlan, is_count, is_number
-from opq.text_table import format_table, html_text, step_text
+from opq.text_table import LINE, format_table, html_text, shorten, step_text
 
-_COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits/weight", "bytes")
+_COLUMNS = ("weight", "shape", "zeros", "below", "step", "bits", "bytes")
 _JSON_FORMAT = "opq-plan-3"
-_SHOWN = 2
-"""Names of exact tensors that a plan's table shows for each reason."""
+_EXAMPLE = 24
+"""Characters of the name that a plan's table shows as an example of each reason."""
 
 
 @dataclass(frozen=True)
@@ -106,30 +107,29 @@ class Plan:
                 f"{layer.bits:.3f}",
                 f"{layer.bits * layer.count / 8.0:,.0f}",
             )
-            for name, layer in self.layers.items()
+            for name, layer in sorted(self.layers.items(), key=lambda item: natural_key(item[0]))
         ]
-        return "\n".join([format_table(_COLUMNS, rows), *self._exact_rows(), self._totals()])
+        return "\n".join([format_table(_COLUMNS, rows, width=LINE), *self._exact_rows(), *self._totals()])
 
     def _exact_rows(self) -> list[str]:
-        """A table of the reasons, the number of tensors of each, and some of their names; nothing if there is no tensor."""
+        """A table of the reasons, the number of tensors of each, and one of their names; nothing if there is no tensor."""
         groups: dict[str, list[str]] = {}
         for name, reason in self.exact.items():
             groups.setdefault(reason, []).append(name)
         rows = [
-            (reason, f"{len(names):,}", ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else ""))
+            (reason, f"{len(names):,}", shorten(names[0], _EXAMPLE))
             for reason, names in sorted(groups.items(), key=lambda group: -len(group[1]))
         ]
         return ["", format_table(("not a weight, because", "tensors", "such as"), rows), ""] if rows else []
 
-    def _totals(self) -> str:
-        return (
-            f"{self.mode} plan for {self.target}: {len(self.layers)} weights, {100.0 * self.sparsity:.2f}% zeros, "
-            f"{self.predicted_bytes:,} of {self.dense_bytes:,} bytes predicted ({self.predicted_ratio:.2f}x)"
-        )
+    def _totals(self) -> tuple[str, str]:
+        weights = f"{self.mode} plan for {self.target}: {len(self.layers)} weights, {100.0 * self.sparsity:.2f}% zeros"
+        size = f"{self.predicted_bytes:,} of {self.dense_bytes:,} bytes predicted ({self.predicted_ratio:.2f}x)"
+        return weights, size
 
     def __repr__(self) -> str:
         """The totals, in brackets: all layers are too much to print."""
-        return f"<Plan: {self._totals()}>"
+        return f"<Plan: {', '.join(self._totals())}>"
 
     def _repr_html_(self) -> str:
         return html_text(str(self))

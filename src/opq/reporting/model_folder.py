@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from opq.errors import OutputError
+from opq.atomic_file import refuse_existing
+from opq.errors import OutputError, SourceError
 
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".opq", ".h5", ".keras", ".msgpack", ".gguf", ".onnx", ".ot", ".npz",
@@ -27,9 +29,45 @@ def checkpoint_name(folder: Path) -> str:
     return "diffusion_pytorch_model.safetensors" if of_diffusers else "model.safetensors"
 
 
+def transformers_config(folder: Path) -> dict[str, Any]:
+    """The config of a network of transformers.
+
+    Raises:
+        SourceError: The folder has none, or the network is quantized.
+    """
+    config = _config(folder / "config.json")
+    if "model_type" not in config and "architectures" not in config:
+        raise SourceError(folder, "it has no config.json of a transformers network")
+    if (quantized := config.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise SourceError(folder, f"its weights are quantized (quant_method {method!r}); compress the original network")
+    return config
+
+
 def has_config(folder: Path) -> bool:
     """Whether a folder has a config that from_pretrained reads."""
     return any(_config(folder / name) for name in ("config.json", "adapter_config.json"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless there is one; OutputError if that fails."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(folder, error.strerror or str(error)) from None
+
+
+def refuse_files(folder: Path, remedy: str) -> None:
+    """Raise OutputError if a path is a file, or a folder that has files.
+
+    Args:
+        folder: The path.
+        remedy: What to do, the end of the message.
+    """
+    if not folder.is_dir():
+        refuse_existing(folder, remedy)
+    elif any(folder.iterdir()):
+        raise OutputError(folder, f"it has files; {remedy}")
 
 
 def copy_other_files(source: Path, target: Path) -> None:
@@ -68,7 +106,7 @@ def _is_same(path: Path, other: Path) -> bool:
     return other.exists() and path.samefile(other)
 
 
-def _config(path: Path) -> dict[str, object]:
+def _config(path: Path) -> dict[str, Any]:
     """A config of transformers, diffusers or PEFT; empty if the file is none."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from opq.errors import PlanError, WeightError
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.training.device import to_contiguous
+from opq.training.half_precision import half_dtypes, restore_dtypes
 from opq.training.parametrization import CodebookParametrization
 from opq.training.tied_weights import tie, untie
 
@@ -113,13 +114,14 @@ def restore_on_failure(model: nn.Module) -> Iterator[None]:
     if prepared_weights(model):
         yield
         return
-    modes = {module: module.training for module in model.modules()}
+    modes, dtypes = {module: module.training for module in model.modules()}, half_dtypes(model)
     state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     try:
         yield
     except BaseException:
         detach(model, prepared_weights(model))
         to_contiguous(model)
+        restore_dtypes(model, dtypes)
         model.load_state_dict(state, strict=False)
         for module, training in modes.items():
             module.training = training

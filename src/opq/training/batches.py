@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from opq.errors import TrainingError
 
 Batch = Any
-"""A tensor of inputs; or (inputs, labels); or a mapping of the network's keyword arguments, with or without "labels"."""
+"""A tensor of inputs; or (inputs, labels); or a mapping of the network's keyword arguments, with or without labels."""
 
 Loader = Iterable[Batch]
 """Batches, which can be iterated more than once."""
 
-_LABELS = "labels"
+LABELS = ("labels", "label", "targets", "target")
+"""Names of the labels in a batch that is a mapping."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -30,25 +32,26 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch
 
 
-def labels_of(batch: Batch) -> Tensor | None:
+def labels_of(batch: Batch) -> Any:
     """The labels of a batch; None if it has none."""
     if isinstance(batch, Mapping):
-        return batch.get(_LABELS)
+        return next((batch[key] for key in LABELS if key in batch), None)
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
-def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
+def forward(model: nn.Module | Callable[..., Any], batch: Batch) -> Any:
     """Run a network on a batch.
 
     Args:
-        model: A network or function; it returns logits as a tensor, or an object with `.logits`.
-        batch: A batch, on the network's device. Its labels are not passed on.
+        model: A network or function.
+        batch: A batch, on the network's device. Labels of a mapping are passed on if the network takes a keyword of their name;
+            other labels are not. Inputs of half precision become float32 if the network is float32.
 
     Returns:
-        Logits, (n, classes) for a classifier.
+        What the network returns.
 
     Raises:
-        TrainingError: The network fails on the batch, or returns something else.
+        TrainingError: The network fails on the batch.
     """
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(inputs, (Mapping, Tensor)):
@@ -56,21 +59,57 @@ def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
             "a batch must be a tensor, (inputs, labels), or a mapping of the network's keyword arguments, got "
             f"{type(inputs).__name__}"
         )
+    if isinstance(model, nn.Module):
+        inputs = _widened(inputs, model)
     try:
         if isinstance(inputs, Mapping):
-            outputs = model(**{key: value for key, value in inputs.items() if key != _LABELS})
-        else:
-            outputs = model(inputs)
+            return model(**{key: value for key, value in inputs.items() if key not in LABELS or _takes(model, key)})
+        return model(inputs)
     except Exception as error:  # the user's code may raise anything
         shape = f" of {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
         reason = str(error).partition("\n")[0]
         raise TrainingError(f"the network fails on a batch{shape}: {type(error).__name__}: {reason}") from error
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """The logits of a network's outputs: a tensor, or `logits` of an object or a mapping; None if there are none."""
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits")
     outputs = getattr(outputs, "logits", outputs)
-    if not isinstance(outputs, Tensor):
+    return outputs if isinstance(outputs, Tensor) else None
+
+
+def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Tensor:
+    """The logits of a network on a batch, as `forward` runs it; (n, classes) for a classifier.
+
+    Raises:
+        TrainingError: The network fails on the batch, or returns no logits.
+    """
+    outputs = forward(model, batch)
+    logits = logits_of(outputs)
+    if logits is None:
         raise TrainingError(
-            f"the network must return logits as a tensor, or an object with .logits, got {type(outputs).__name__}"
+            f"the network must return logits as a tensor, or an object or mapping with logits, got {type(outputs).__name__}"
         )
-    return outputs
+    return logits
+
+
+def _takes(model: nn.Module | Callable[..., Any], key: str) -> bool:
+    """Whether a network has a parameter of this name."""
+    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
+    return key in inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+
+
+def _widened(inputs: Any, model: nn.Module) -> Any:
+    """Inputs in float32 in place of half precision, if the network is not of half precision."""
+    own = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if own != torch.float32:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {key: _widened(value, model) for key, value in inputs.items()}
+    is_half = isinstance(inputs, Tensor) and inputs.dtype in (torch.float16, torch.bfloat16)
+    return inputs.float() if is_half else inputs
 
 
 def count(batch: Batch) -> int:
@@ -78,7 +117,7 @@ def count(batch: Batch) -> int:
     if isinstance(batch, (tuple, list)):
         return count(batch[0])
     tensors = batch.items() if isinstance(batch, Mapping) else [("inputs", batch)]
-    return next((len(value) for key, value in tensors if key != _LABELS and isinstance(value, Tensor) and value.ndim), 0)
+    return next((len(value) for key, value in tensors if key not in LABELS and isinstance(value, Tensor) and value.ndim), 0)
 
 
 def check_logits(outputs: Tensor) -> None:
@@ -107,6 +146,6 @@ def check_labels(labels: Tensor, classes: int) -> None:
     Raises:
         TrainingError: A label is not in 0..classes - 1.
     """
-    lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    lowest, highest = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
     if lowest < 0 or highest >= classes:
         raise TrainingError(f"labels go from {lowest} to {highest}, but the network has {classes} classes, 0 to {classes - 1}")

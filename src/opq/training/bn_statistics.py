@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opq.batch_norm import PARTS, BatchNormVectors, is_folded
-from opq.training.batches import Loader, call, to_device
+from opq.training.batches import Loader, forward, to_device
 from opq.training.device import autocast
 
 REFRESHING = 200
@@ -21,7 +21,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -> None:
     """Estimate the statistics of all batch norms again, in place, as means over up to REFRESHING batches.
 
-    A batch norm that does not run on these batches keeps its statistics.
+    A batch norm that is frozen, or does not run on these batches, keeps its statistics.
 
     Args:
         model: The network.
@@ -31,7 +31,7 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
     Raises:
         TrainingError: The network fails on a batch.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and not _is_frozen(module)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -40,7 +40,7 @@ def refresh_batch_norm(model: nn.Module, loader: Loader, device: torch.device) -
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
-    model.train()
+    to_training_mode(model)
     try:
         _run(model, loader, device)
     finally:
@@ -68,7 +68,11 @@ def restore_statistics(model: nn.Module, loader: Loader, device: torch.device) -
     Raises:
         TrainingError: The network fails on a batch.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and has_folded_statistics(module)]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and has_folded_statistics(module) and not _is_frozen(module)
+    ]
     if not layers:
         return
     sums = {layer: _Moments() for layer in layers}
@@ -94,6 +98,20 @@ def has_folded_statistics(module: nn.Module) -> bool:
     return is_folded(mean, variance)
 
 
+def to_training_mode(model: nn.Module) -> None:
+    """Put all modules into training mode, except frozen batch norms, whose statistics stay."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and _is_frozen(module):
+            module.eval()
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    """Whether a batch norm has weight and bias, and none of them requires a gradient."""
+    own = list(layer.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
 def _modes(model: nn.Module) -> dict[nn.Module, bool]:
     """Whether each module is in training mode."""
     return {module: module.training for module in model.modules()}
@@ -107,7 +125,7 @@ def _restore_modes(modes: dict[nn.Module, bool]) -> None:
 def _run(model: nn.Module, loader: Loader, device: torch.device) -> None:
     for batch in islice(loader, REFRESHING):
         with autocast(device):
-            call(model, to_device(batch, device))
+            forward(model, to_device(batch, device))
 
 
 class _Moments:

@@ -12,12 +12,15 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from opq.config.checks import check_fields, finite_number, read_json
 from opq.errors import ConfigError, TrainingError
+from opq.training.objective import Objective
 
 _JSON_FORMAT = "opq-training-config-1"
+
+RESERVE = 0.07
+"""Share of the byte budget that a plan for training leaves free by default."""
 
 Optimizer = Callable[[Iterable[dict[str, object]]], torch.optim.Optimizer]
 """(parameter groups) -> optimizer: `torch.optim.AdamW`, for example, or a partial of it."""
@@ -58,8 +61,8 @@ class TrainingConfig:
         warmup: Share of all steps, 0..1, in which the learning rate rises linearly. Afterwards it falls to zero as a cosine.
         max_grad_norm: Norm to which gradients are clipped, > 0; None for no clipping. The latent values of pruned weights can
             make the norm very large while masks are recomputed.
-        label_weight: Weight of the cross-entropy with the labels in the loss, 0..1. The rest is distillation from the teacher.
-        temperature: Temperature of both softmaxes in the distillation loss, > 0.
+        label_weight: Weight of the loss with the labels, 0..1. The rest is distillation from the teacher.
+        temperature: Temperature of both distributions in the distillation of logits, > 0.
         ema_decay: Decay per step, 0 <= decay < 1, of an exponential moving average of the weights, which becomes the result;
             None for no average.
         optimizer: Makes the optimizer from parameter groups with "lr" and "weight_decay"; None for SGD with `momentum`.
@@ -70,7 +73,7 @@ class TrainingConfig:
 
     epochs: int
     mask_update_epochs: int | None = None
-    reserve: float = 0.07
+    reserve: float = RESERVE
     seed: int = 0
     learning_rate: float = 0.02
     momentum: float = 0.9
@@ -176,36 +179,24 @@ class TrainingConfig:
         return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
     def loss(self, outputs: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> Tensor:
-        """Loss of a batch: label_weight * cross-entropy + (1 - label_weight) * T^2 * KL(teacher || network).
+        """Loss of a batch of logits: label_weight * cross-entropy + (1 - label_weight) * T^2 * KL(teacher || network).
 
         Both distributions of the divergence are softmaxes at temperature T (G. Hinton, O. Vinyals, J. Dean, arXiv 1503.02531,
-        2015). Without a teacher the loss is the cross-entropy.
+        2015). Without a teacher the loss is the cross-entropy. Other tasks have other losses: see `opq.training.objective`.
 
         Args:
-            outputs: (n, classes) logits of the network.
-            labels: Integers (n,), or probabilities (n, classes); None if they are not used.
-            teacher_logits: (n, classes) logits of the teacher; None without a teacher.
+            outputs: (n, classes), (n, tokens, classes) or (n, classes, height, width) logits of the network.
+            labels: Integers, shaped as the logits without the axis of classes, -100 where none counts; or probabilities, shaped
+                as the logits; None if they are not used.
+            teacher_logits: Logits of the teacher, likewise; None without a teacher.
 
         Returns:
-            float32 scalar, in nats, mean over the batch.
+            float32 scalar, in nats, mean over the batch and its positions.
 
         Raises:
-            TrainingError: The loss needs labels, and there are none.
+            TrainingError: The loss needs labels, and there are none, or they do not fit.
         """
-        outputs = outputs.float()
-        share = self.label_weight if teacher_logits is not None else 1.0
-        loss = outputs.new_zeros(())
-        if share > 0.0:
-            if labels is None:
-                raise TrainingError(
-                    "there are no labels to learn from; give a teacher and label_weight=0, or a loader with labels"
-                )
-            loss = share * functional.cross_entropy(outputs, labels if labels.is_floating_point() else labels.long())
-        if teacher_logits is not None and share < 1.0:
-            soft, target = (functional.log_softmax(x.float() / self.temperature, dim=-1) for x in (outputs, teacher_logits))
-            divergence = functional.kl_div(soft, target, reduction="batchmean", log_target=True)
-            loss = loss + (1.0 - share) * self.temperature**2 * divergence
-        return loss
+        return Objective("cross_entropy", self.label_weight, self.temperature)(outputs, (None, labels), teacher_logits)
 
 
 def _is_count(value: object) -> bool:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from opq.calibration.calibrate import Calibration
-from opq.checkpoints import as_state
 from opq.codec.file_reader import OpqFile
-from opq.compression.analysis import choose_roles, dense_bytes
-from opq.compression.compress import compress
-from opq.compression.planning import plan as make_plan
-from opq.config import CompressionConfig, Lossless, Size, TwoStage
-from opq.errors import PlanError, TargetError
-from opq.quantization.rounding import ROUNDINGS
+from opq.config import CompressionConfig, TwoStage
+from opq.errors import PlanError
 from opq.rate_distortion.plan import Plan
 from opq.training.attach import prepared_weights
 from opq.training.config import TrainingConfig
 from opq.training.prepared_model import PreparedModel, Start, prepare
 from opq.training.run_folder import RunFolder
+from opq.training.training_plan import byte_budget, calibrated_file, why_masks_are_fixed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,19 +52,11 @@ def initialize(
         PlanError, SourceError, FormatError, ConfigError, SelectionError, WeightError: See `opq.prepare`.
     """
     if not isinstance(start, CompressionConfig):
-        return prepare(model, start)
-    kept = run.plan() if run is not None else None
+        return prepare(model, start, reserve=0.0)
     if calibration is not None:
         return _from_calibration(model, calibration, start, training, run, accelerator)
-    if kept is not None:
-        return prepare(model, kept)
-    if isinstance(start.target, Lossless):
-        raise TargetError("target must not be lossless, because it gives neither masks nor steps; give a ratio or a size")
-    reduced = _with_reserve(model, training.reserve, start)
-    plan = make_plan(model, start) if reduced is None else compress(model, _for_training(reduced)).plan
-    if plan is None:
-        raise PlanError("compression made no plan; give a ratio or a size as target")
-    return prepare(model, replace(plan, target=start.target))
+    kept = run.plan() if run is not None else None
+    return prepare(model, start, reserve=training.reserve) if kept is None else prepare(model, kept, reserve=0.0)
 
 
 def mask_update_epochs(
@@ -112,7 +98,8 @@ def _why_masks_are_fixed(
     if prepared_weights(model):
         return "the network is prepared already"
     if isinstance(start, Plan):
-        return _why_plan_fixes_masks(start, budget)
+        no_budget = "the plan has no byte target; give a budget" if (budget or start.budget) is None else None
+        return why_masks_are_fixed(start) or no_budget
     if calibration is not None or not isinstance(start, CompressionConfig):
         return "the masks of a file or a calibration are kept"
     if isinstance(start.target, TwoStage):
@@ -124,16 +111,6 @@ def _why_masks_are_fixed(
     return None
 
 
-def _why_plan_fixes_masks(plan: Plan, budget: int | None) -> str | None:
-    if plan.mode == "two_stage":
-        return "a two-stage target of sparsity and bits fixes the masks"
-    if any(not ROUNDINGS[layer.rounding].is_elementwise for layer in plan.layers.values()):
-        return "the plan's compensated or trellis rounding leaves no weights between codes"
-    if any(layer.num_kept is not None for layer in plan.layers.values()):
-        return "the plan fixes how many weights of a layer are kept"
-    return "the plan has no byte target; give a budget" if (budget or plan.budget) is None else None
-
-
 def _from_calibration(
     model: nn.Module,
     calibration: Calibration,
@@ -143,14 +120,13 @@ def _from_calibration(
     accelerator: Accelerator | None,
 ) -> PreparedModel:
     """Prepare `model` with masks, steps and values of the calibrated file, which one process makes and the run folder keeps."""
-    state = as_state(model)
-    budget = config.budget(dense_bytes(state, choose_roles(state, config).weights))
+    budget = byte_budget(model, config)
     kept = run.start() if run is not None else None
     if kept is not None:
         return prepare(model, kept, budget=budget)
     data: list[bytes | None] = [None]
     if leads := accelerator is None or accelerator.is_main_process:
-        data = [calibration.compress(_with_reserve(model, training.reserve, config) or config).data]
+        data = [calibrated_file(model, calibration, config, training.reserve)]
     if accelerator is not None:
         from accelerate.utils import broadcast_object_list
 
@@ -159,17 +135,3 @@ def _from_calibration(
     if run is not None and leads:
         run.write_start(file)
     return prepare(model, file, budget=budget)
-
-
-def _with_reserve(model: nn.Module, reserve: float, config: CompressionConfig) -> CompressionConfig | None:
-    """The config with a target reduced by `reserve`; None if its target is not in bytes."""
-    state = as_state(model)
-    requested = config.budget(dense_bytes(state, choose_roles(state, config).weights))
-    if requested is None:
-        return None
-    return replace(config, target=Size(max(math.floor(requested * (1.0 - reserve)), 1)))
-
-
-def _for_training(config: CompressionConfig) -> CompressionConfig:
-    """The config with dead-zone rounding instead of "auto", because training rounds each weight alone."""
-    return replace(config, rounding="deadzone") if config.rounding == "auto" else config

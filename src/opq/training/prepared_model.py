@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Unpack
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from opq import torch as save_load
+from opq.calibration.calibrate import Calibration
 from opq.checkpoints.open import as_state, epsilons_of, parameters_of
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.checkpoints.state import TensorState
@@ -21,7 +22,6 @@ from opq.codec.auxiliary import requested_storage
 from opq.codec.file_reader import OpqFile
 from opq.compression.analysis import shared_eps
 from opq.compression.compressed_model import CompressedModel, encode_state
-from opq.compression.planning import plan as make_plan
 from opq.config import CompressionConfig, CompressionOptions, as_config
 from opq.errors import PlanError, SourceError, WeightError
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
@@ -31,7 +31,11 @@ from opq.training.attach import PreparedWeight, attach, detach, find_tensor, pla
 from opq.training.batches import Loader
 from opq.training.bn_statistics import has_folded_statistics
 from opq.training.budget.code_reduction import CodeReduction, reduced_to_budget, section_bytes
+from opq.training.budget.reserve import prune
+from opq.training.config import RESERVE
+from opq.training.half_precision import HALF, restore_dtypes
 from opq.training.parametrization import CodebookParametrization
+from opq.training.training_plan import byte_budget, calibrated_file, training_plan
 
 Start = CompressionConfig | Plan | OpqFile | str | os.PathLike[str] | bytes
 """Where masks and steps come from: a config, a plan, or a .opq file (open, as a path or as bytes)."""
@@ -47,6 +51,7 @@ class PreparedModel:
         auxiliary: How auxiliary tensors are stored.
         budget: Largest size of the file in bytes; None for any size.
         metadata: {text: text} to store in the file.
+        dtypes: {name: dtype} of tensors that are float32 while the network trains, and of half precision in the file.
     """
 
     model: nn.Module
@@ -54,6 +59,7 @@ class PreparedModel:
     auxiliary: AuxiliaryPlan
     budget: int | None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def weights(self) -> list[PreparedWeight]:
@@ -70,8 +76,14 @@ class PreparedModel:
         Raises:
             WeightError: A weight holds NaN or infinite values.
         """
-        weights = {name: tensor for weight in self.weights for tensor in [weight.tensor()] for name in weight.names}
+        weights = {
+            name: replace(tensor, dtype=str(self.dtypes[name]).removeprefix("torch.")) if name in self.dtypes else tensor
+            for weight in self.weights
+            for tensor in [weight.tensor()]
+            for name in weight.names
+        }
         tensors, parameters = plain_state_dict(self.model), parameters_of(self.model)
+        tensors |= {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         state = TensorState(tensors, self.metadata, epsilons_of(self.model), parameters)
         return encode_state(state, weights, self.auxiliary, plan=self.plan)
 
@@ -112,7 +124,16 @@ class PreparedModel:
             for weight in weights:
                 weight.latent.copy_(values[id(weight.latent)])
         detach(self.model, weights)
+        restore_dtypes(self.model, self.dtypes)
         return self.model
+
+    def in_float32(self) -> PreparedModel:
+        """The prepared network in float32, in place, if it has tensors in half precision; the file keeps their dtypes."""
+        dtypes = {name: t.dtype for name, t in plain_state_dict(self.model).items() if t.dtype in HALF}
+        if not dtypes:
+            return self
+        self.model.float()
+        return replace(self, dtypes=dtypes)
 
     def __repr__(self) -> str:
         """Number of weights and byte budget."""
@@ -124,19 +145,29 @@ def prepare(
     model: nn.Module,
     start: Start | None = None,
     *,
+    calibration: Calibration | None = None,
     budget: int | None = None,
+    reserve: float = RESERVE,
     metadata: Mapping[str, str] | None = None,
     **options: Unpack[CompressionOptions],
 ) -> PreparedModel:
     """Attach masks and steps to the weights of `model`, in place, so that they stay in their codebooks.
 
-    Any training loop and any optimizer of the network's parameters then train its latent weights.
+    Any training loop and any optimizer of the network's parameters then train its latent weights. The codes take more bytes
+    after training than before; `opq.BudgetScheduler` and the callbacks of `opq.callbacks` keep them within the budget while
+    weights train.
 
     Args:
         model: The network.
-        start: A config, from which a plan is made; a plan, whose masks follow from the current weights; or a .opq file, whose
-            tensors are loaded into the network and whose masks and steps are kept. None to take the config from `options`.
+        start: A config, from which a plan is made as in `opq.finetune`: smaller than a byte target by `reserve`, and with
+            rounding "deadzone" in place of "auto"; a plan, whose masks follow from the current weights, less the smallest ones
+            if it has a byte target and the file is not smaller by `reserve`; or a .opq file, whose tensors are loaded into the
+            network and whose masks and steps are kept. None to take the config from `options`.
+        calibration: A calibration of `model`, only with a config. Masks, steps, scales and initial values are then those of
+            `Calibration.compress`.
         budget: Largest size of the exported file in bytes. Default: that of the target, or the size of the .opq file.
+        reserve: Share of a byte target, 0 <= reserve < 1, that a config or a plan leaves free for the growth of the codes. At 0
+            a plan is followed without changes.
         metadata: {text: text} to store in the exported file.
         options: The fields of a CompressionConfig as keywords.
 
@@ -162,16 +193,29 @@ def prepare(
     if start is not None and options:
         raise TypeError(f"prepare() takes a start or keywords, got both a start and {min(options)!r}")
     metadata = metadata or {}
+    is_given = isinstance(start, Plan)
     if start is None or isinstance(start, CompressionConfig):
-        start = make_plan(model, as_config(start, options, "prepare"))
+        config = as_config(start, options, "prepare")
+        if calibration is None:
+            start = training_plan(model, config, reserve)
+        else:
+            start = calibrated_file(model, calibration, config, reserve)
+            budget = byte_budget(model, config) if budget is None else budget
+    elif calibration is not None:
+        raise PlanError("a plan or a .opq file has masks and steps already; leave the calibration out")
     if isinstance(start, Plan):
         state = _carry_out(model, start.layers)
         makers = {
             name: partial(CodebookParametrization.from_plan, name, plan=layer, nonzero_over=state.nonzero_over(name))
             for name, layer in start.layers.items()
         }
+        # Directions of weight_norm must keep their rows.
+        prunable = {name: find_tensor(model, name).detach().clone() for name in makers if state.nonzero_over(name) is None}
         attach(model, makers)
-        return PreparedModel(model, start, start.auxiliary, start.budget if budget is None else budget, metadata)
+        prepared = PreparedModel(model, start, start.auxiliary, start.budget if budget is None else budget, metadata)
+        if prepared.budget is not None and is_given and reserve:
+            prune(prepared.weights, prunable, prepared.encode().file_bytes - prepared.budget * (1.0 - reserve))
+        return prepared
     if isinstance(start, OpqFile):
         return _from_file(model, start, budget, metadata)
     with OpqFile(start) as file:

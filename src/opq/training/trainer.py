@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opq.errors import TrainingError
-from opq.progress import Progress
-from opq.training.batches import Loader, call, check_labels, check_logits, labels_of, to_device
-from opq.training.bn_statistics import refresh_batch_norm
+from opq.progress import Progress, logger
+from opq.training.batches import Loader, forward, to_device
+from opq.training.bn_statistics import refresh_batch_norm, to_training_mode
 from opq.training.budget.controller import BudgetController
 from opq.training.config import TrainingConfig
 from opq.training.device import autocast, device_of, to_channels_last
+from opq.training.objective import LossFunction, LossName, Objective
 from opq.training.run_folder import RunFolder, plain_row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Teacher = Callable[[Any], Any]
-"""inputs -> logits: a network, or any function."""
+"""inputs -> outputs: a network, or any function."""
 
 Row = Mapping[str, Any]
 """Values of one epoch, by name."""
@@ -49,6 +50,7 @@ class Trainer:
         on_epoch_end: Called with the network after each epoch. It returns more values for the history.
         accelerator: An Accelerator of Hugging Face Accelerate, for several processes; None for one process.
         progress: Called after each step.
+        loss: The name of a loss, a function of outputs and batch, or None; see `opq.training.objective.Objective`.
     """
 
     model: nn.Module
@@ -60,6 +62,11 @@ class Trainer:
     on_epoch_end: Callable[[nn.Module], Row] | None = None
     accelerator: Accelerator | None = None
     progress: Progress | None = None
+    loss: LossName | LossFunction | None = None
+
+    def __post_init__(self) -> None:
+        """Make the objective."""
+        self.objective = Objective(self.loss, self.config.label_weight, self.config.temperature)
 
     def run(self) -> list[Row]:
         """Train for all epochs, from the folder's checkpoint if it has one. The network ends in evaluation mode.
@@ -69,7 +76,7 @@ class Trainer:
 
         Raises:
             TrainingError: The loss becomes NaN or infinite, there is nothing to train or to learn from, the network fails on a
-                batch, or its outputs are not logits.
+                batch, or no loss fits its outputs.
             SourceError: The checkpoint cannot be read.
         """
         if not _length(self.loader):
@@ -77,7 +84,7 @@ class Trainer:
                 "loader must have a length of at least one batch, because the schedule needs the number of steps"
             )
         to_channels_last(self.model)
-        self.model.train()
+        to_training_mode(self.model)
         device = self.accelerator.device if self.accelerator else device_of(self.model)
         if isinstance(self.teacher, nn.Module):
             self.teacher = self.teacher.to(device).eval()
@@ -97,10 +104,13 @@ class Trainer:
         for epoch in range(len(history), self.config.epochs):
             start = time.perf_counter()
             seed_everything(self.config.seed, epoch, loader)
-            loss = self._epoch(epoch, network, loader, optimizer, average, device)
-            row = {"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}
+            result = self._epoch(epoch, network, loader, optimizer, average, device)
+            row = {"epoch": epoch + 1, **result, "seconds": time.perf_counter() - start}
             leads = self.accelerator is None or self.accelerator.is_main_process
             history.append({**row, **(plain_row(self.on_epoch_end(self.model)) if self.on_epoch_end and leads else {})})
+            if leads:
+                metric = f", top-1 {row['top1']:.2f}%" if "top1" in row else ""
+                logger.info("epoch %d of %d: loss %.4g%s", epoch + 1, self.config.epochs, row["loss"], metric)
             if self.folder and leads:
                 self._save(self.folder, history, optimizer, average)
         if self.accelerator:
@@ -122,17 +132,22 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         average: AveragedModel | None,
         device: torch.device,
-    ) -> float:
-        """Train for one pass over the loader, and return the mean loss of its batches."""
-        self.model.train()
+    ) -> dict[str, float]:
+        """Train for one pass over the loader, and return the mean loss of its batches, and the top-1 accuracy of classes."""
+        to_training_mode(self.model)
         batches = len(cast(Sized, loader))
-        total = torch.zeros((), device=device)
+        total, counts = torch.zeros((), device=device), torch.zeros(2, dtype=torch.long, device=device)
         rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
         for number, batch in enumerate(loader):
             share = self.config.rate_at(epoch * batches + number, self.config.epochs * batches)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
-            loss = self._loss(network, to_device(batch, device), device)
+            batch = to_device(batch, device)
+            loss, outputs = self._loss(network, batch, device)
+            if epoch == number == 0 and not torch.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of the first batch is {float(loss.detach())}; check inputs, labels and the loss function"
+                )
             optimizer.zero_grad(set_to_none=True)
             if self.accelerator:
                 self.accelerator.backward(loss)
@@ -146,46 +161,24 @@ class Trainer:
             if average is not None:
                 average.update_parameters(self.model)
             total += loss.detach()
+            counts += self.objective.correct(outputs, batch).to(device)
             if self.progress:
                 self.progress(f"epoch {epoch + 1} of {self.config.epochs}", number + 1, batches)
         mean = float(total) / batches
         if not math.isfinite(mean):
             raise TrainingError(f"the loss became {mean} in epoch {epoch + 1}; lower the learning rate, or max_grad_norm")
-        return mean
+        correct, labels = counts.tolist()
+        return {"loss": mean} | ({"top1": 100.0 * correct / labels} if labels else {})
 
-    def _loss(self, network: nn.Module, batch: Any, device: torch.device) -> Tensor:
+    def _loss(self, network: nn.Module, batch: Any, device: torch.device) -> tuple[Tensor, Any]:
+        """The loss of a batch, and the outputs of the network."""
         with autocast(device):
-            teacher_logits = None
+            taught = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    teacher_logits = call(self.teacher, batch)
-            outputs = call(network, batch)
-        labels = labels_of(batch)
-        if teacher_logits is not None:
-            check_logits(outputs)  # the divergence is over the last axis
-            if teacher_logits.shape != outputs.shape:
-                raise TrainingError(
-                    f"the teacher must return logits of shape {tuple(outputs.shape)}, as the network does, got "
-                    f"{tuple(teacher_logits.shape)}"
-                )
-        elif outputs.ndim < 2 or outputs.shape[1] < 2:
-            raise TrainingError(
-                "the network must return logits (n, classes) of at least two classes, got shape "
-                f"{tuple(outputs.shape)}; for another loss use opq.prepare and a loop of your own"
-            )
-        if labels is not None and not isinstance(labels, Tensor):
-            raise TrainingError(f"labels must be a tensor, got {type(labels).__name__}")
-        try:
-            return self.config.loss(outputs, labels, teacher_logits)
-        except (IndexError, RuntimeError, ValueError) as error:
-            if labels is None:
-                raise
-            if not labels.is_floating_point() and labels.shape == outputs.shape[:1] + outputs.shape[2:]:
-                check_labels(labels, outputs.shape[1])
-            raise TrainingError(
-                f"labels of {labels.dtype} and shape {tuple(labels.shape)} do not fit logits of shape {tuple(outputs.shape)}: "
-                f"{' '.join(str(error).split())}"
-            ) from None
+                    taught = forward(self.teacher, batch)
+            outputs = forward(network, batch)
+        return self.objective(outputs, batch, taught), outputs
 
     def _share_statistics(self) -> None:
         """Copy the batch-norm statistics of the first process to all, because each process has seen different batches."""

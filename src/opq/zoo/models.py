@@ -165,6 +165,8 @@ def _names(text: str, names: Collection[str]) -> str:
 def _split(name: str) -> tuple[str, str]:
     """The library, module or file of a network, and its name there."""
     library, _, attribute = name.rpartition(":")
+    if name.lower().endswith(".onnx"):
+        raise ModelError(name, "opq does not run ONNX models; use opq compress, or this command on the network in PyTorch")
     if not library or not attribute:
         raise ModelError(
             name, "MODEL must be torchvision:NAME, timm:NAME, transformers:FOLDER, package.module:factory or file.py:factory"

@@ -2,8 +2,9 @@
 
 Lowering the code k >= 2 of a latent value v adds the squared error (|v| - (k-1) step)^2 - (|v| - k step)^2, which is small if v
 lies near the border to the next lower cell. It saves about log2(n_(k-1) / n_k) bits, where n_k counts the codes of magnitude k
-in the weight. Codes are lowered in order of error per saved bit until the budget is met. If lowering every code by one does not
-suffice, all codes are scaled down first.
+in the weight. Codes are lowered in order of error in squared steps per saved bit until the budget is met, since the plan chose
+each step so that errors of one step cost alike. If lowering every code by one does not suffice, all codes are scaled down
+first.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def reduce_codes(model: nn.Module, code_bytes: float) -> CodeReduction:
         if not len(order):
             raise TargetError(
                 f"the codes take {size:,} bytes, their budget is {code_bytes:,.0f}, and all kept codes are 1 already; "
-                "give a larger budget, or start with a higher sparsity"
+                "give a larger budget, or train with opq.BudgetScheduler"
             )
         low, high = 0, len(order)  # lowering the first `high` codes suffices, or there are no more
         while high - low > 1:
@@ -125,7 +126,9 @@ def reduced_to_budget(
             available -= file.file_bytes - budget + 2  # new batch-norm statistics and the header may take a few bytes more
     finally:
         model.load_state_dict(before, strict=False)
-    raise TargetError(f"the file takes {file.file_bytes:,} bytes, its budget is {budget:,}; train with a larger reserve")
+    raise TargetError(
+        f"the file takes {file.file_bytes:,} bytes, its budget is {budget:,}; train with opq.BudgetScheduler or a reserve"
+    )
 
 
 def _scaled_down(codes: Sequence[NDArray[np.int32]], code_bytes: float) -> Sequence[NDArray[np.int32]]:
@@ -170,18 +173,14 @@ def _order(weights: Sequence[PreparedWeight], codes: Sequence[NDArray[np.int32]]
 
 
 def _costs(weight: PreparedWeight, codes: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Squared error per saved bit of lowering each code of a weight, flat; infinite for codes of 0 and 1.
-
-    With scales the error is that over their factors, since relative errors count alike.
-    """
+    """Squared error in squared steps, per saved bit, of lowering each code of a weight, flat; infinite for codes of 0 and 1."""
     levels = np.abs(codes).reshape(-1)
     latent = weight.codebook.magnitudes(weight.latent.detach()).double().cpu().numpy().reshape(-1)
-    step = float(weight.codebook.step)
-    error = step * (2.0 * latent - (2 * levels - 1) * step)
+    error = 2.0 * latent / float(weight.codebook.step) - (2 * levels - 1)
     saved = bits_saved(codes)
     saved = saved[np.minimum(levels, len(saved) - 1)]
     # Codes that lie more than a step above their latent values must not come before all others.
-    return np.where(levels > 1, np.maximum(error, -(step**2)) / saved, np.inf)
+    return np.where(levels > 1, np.maximum(error, -1.0) / saved, np.inf)
 
 
 def _lowered(codes: Sequence[NDArray[np.int32]], places: NDArray[np.int64]) -> list[NDArray[np.int32]]:

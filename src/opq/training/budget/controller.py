@@ -82,13 +82,23 @@ class BudgetController:
             self._move(_MOVE_EVERY * share * self._pull)
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint, which `restore` accepts."""
-        return {"sum": self._sum, "pull": self._pull, "saved": self._saved, "thresholds": self._masks.thresholds}
+        """The state for a checkpoint as JSON values, which `restore` accepts."""
+        saved = [bits.tolist() for bits in self._saved]
+        return {
+            "code_bytes": self._code_bytes,
+            "sum": self._sum,
+            "pull": self._pull,
+            "saved": saved,
+            "thresholds": self._masks.thresholds,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `state` returned."""
-        self._sum, self._pull = state["sum"], state["pull"]
-        self._saved = [saved.to(weight.latent) for saved, weight in zip(state["saved"], self._weights, strict=False)]
+        self._code_bytes, self._sum, self._pull = state["code_bytes"], state["sum"], state["pull"]
+        self._saved = [
+            torch.tensor(bits, dtype=weight.latent.dtype, device=weight.latent.device)
+            for bits, weight in zip(state["saved"], self._weights, strict=False)
+        ]
         self._masks.thresholds = state["thresholds"]
 
     def _check(self, step: int) -> None:

@@ -1,0 +1,24 @@
+"""opq diff BEFORE AFTER"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+import opq
+
+
+@click.command()
+@click.argument("before")
+@click.argument("after")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(before: str, after: str, as_json: bool) -> None:
+    """Print what changed between two .opq files or checkpoints of one network, tensor by tensor.
+
+    error: norm of the difference over the norm before. codes: how many differ. step x: the step after over that before.
+
+    Example: opq diff monday.opq tuesday.opq
+    """
+    found = opq.diff(before, after)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
