@@ -62,6 +62,7 @@ def vectors(changed: int) -> dict[str, bytes]:
         **hostile,
         **corpus,
         **seeds,
+        **_deflated(golden["golden storages.opq"]),
         **_damaged(golden),
         **_changed([*golden.values(), *SEEDS.values()], changed),
     }
