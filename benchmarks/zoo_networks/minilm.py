@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -57,8 +58,12 @@ class Bert(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))})
         self.pooler = nn.ModuleDict({"dense": nn.Linear(width, width)})
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids (n, length) and their mask (n, length), 1 where a token counts, to vectors (n, length, width)."""
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Token ids (n, length) and their mask (n, length), 1 where a token counts, to vectors (n, length, width).
+
+        Without a mask all tokens count, as in transformers.
+        """
+        mask = torch.ones_like(ids) if mask is None else mask
         parts = self.embeddings
         x = parts["word_embeddings"](ids) + parts["position_embeddings"].weight[: ids.shape[1]]
         x = parts["LayerNorm"](x + parts["token_type_embeddings"].weight[0])
