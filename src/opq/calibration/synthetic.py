@@ -11,7 +11,7 @@ from opq.calibration.inputs import Batch
 from opq.calibration.synthetic_images import synthesize_images
 from opq.calibration.synthetic_tokens import drawn_texts, draws_texts, random_tokens, vocabulary_of
 from opq.errors import CalibrationError
-from opq.progress import Progress
+from opq.progress import Progress, logger
 
 SAMPLES = 128
 """Images, or tensors of noise, that are generated."""
@@ -42,6 +42,7 @@ def synthesize(model: nn.Module, shape: Sequence[int] | None, *, seed: int, repo
         raise CalibrationError(f"shape must be that of one input, positive integers, got {shape!r}")
     if len(shape) == 3 and shape[0] in (1, 3):
         return [((synthesize_images(SAMPLES, shape, seed=seed),), {})]
+    logger.warning("calibrating on noise, which can be worse than the weights alone (docs/log.md); give real inputs")
     return [((torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed)),), {})]
 
 
