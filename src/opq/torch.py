@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from opq import packed_floats
+from opq import dtypes, packed_floats
 from opq.codec.file_reader import OpqFile
 from opq.codec.tensor_reader import TensorReader, check_framework
 from opq.errors import MissingExtraError, SourceError
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from opq.compression.compressed_model import CompressedModel
     from opq.config import CompressionConfig, CompressionOptions
     from opq.rate_distortion.plan import Plan
-
-IN_PIECES = ("float16", "bfloat16", "float32", "float64")
-"""Dtypes of weights that `decode_tensor` decodes in pieces."""
 
 __all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
 
@@ -231,7 +228,7 @@ def decode_tensor(file: OpqFile, name: str, dtype: torch.dtype | None = None) ->
         FormatError: It is damaged.
     """
     entry = file.entry(name)
-    if not entry.is_weight or entry.dtype not in IN_PIECES:
+    if not entry.is_weight or entry.dtype not in dtypes.COMPRESSIBLE:
         return to_tensor(file.array(name)).to(dtype)
     result = torch.empty(entry.shape, dtype=dtype or getattr(torch, entry.dtype))
     first = 0

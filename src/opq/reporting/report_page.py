@@ -19,8 +19,6 @@ from opq.text_table import size_text
 LARGEST_BARS, LARGEST_TABLE = 25, 400
 """Layers in the picture of bytes, and rows of a table."""
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-
 
 def render(report: Report) -> str:
     """The HTML of a report; MissingExtraError if matplotlib or Jinja is not installed."""
@@ -210,7 +208,7 @@ class Page:
     def comparison(self) -> dict[str, float]:
         """{how the same network is stored: kB}."""
         compared, found = self.report.comparison, self.inspection
-        saved = sum((dtypes.NUMPY[t.dtype].itemsize - 2) * _count(t) for t in found.tensors if t.dtype in _FLOATS)
+        saved = sum((dtypes.NUMPY[t.dtype].itemsize - 2) * _count(t) for t in found.tensors if t.dtype in dtypes.COMPRESSIBLE)
         codes = sum((dtypes.NUMPY[t.dtype].itemsize - 1) * _count(t) for t in self.weights)
         sizes: dict[str, float | None] = {
             "dense": found.dense_bytes,
