@@ -118,6 +118,9 @@ def test_embeddings_decode_only_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(resident, "decode_tensor", None)
     for indices in (torch.tensor(3), torch.tensor([499, 0, 499]), torch.zeros(2, 0, 3, dtype=torch.int64), torch.arange(500)):
         assert torch.equal(coded(indices), dense(indices))
+    for indices in (torch.tensor([-1, 3]), torch.tensor([3, 500])):
+        with pytest.raises(IndexError, match=r"0.weight: indices must be at least 0 and below 500"):
+            coded(indices)
 
 
 def test_copies_share_the_codes(case):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from opq import dtypes
 from opq.codec.byte_reader import open_bytes
 from opq.codec.file_reader import OpqFile
-from opq.torch import IN_PIECES, decode_tensor, refuse_other_names, to_tensor
+from opq.torch import decode_tensor, refuse_other_names, to_tensor
 
 SMALLEST = 4096
 """Elements from which a weight stays coded. Smaller ones are decoded once, when the file is loaded."""
@@ -58,9 +59,9 @@ def load_coded(
     decoded: dict[str, Tensor] = {}
     for entry in file.entries:
         tied = places.get(entry.name, [])
-        if tied and entry.is_weight and entry.dtype in IN_PIECES and entry.count >= SMALLEST:
+        if tied and entry.is_weight and entry.dtype in dtypes.COMPRESSIBLE and entry.count >= SMALLEST:
             _replace(tied, CodedWeight(weights, entry.name, entry.shape))
-        elif not all(_is_coded(module, parameter) for _, module, parameter in tied) or not tied:
+        else:
             tensor = to_tensor(file.array(entry.name)).to(device)
             decoded |= dict.fromkeys((entry.name, *(name for name, _, _ in tied)), tensor)
     lacking, unexpected = model.load_state_dict(decoded, strict=False, assign=True)
@@ -130,8 +131,13 @@ class CodedWeights:
         Args:
             name: Name of the weight.
             indices: int64 (n,), ascending.
+
+        Raises:
+            IndexError: An index is not that of a row.
         """
         shape = self._file.entry(name).shape
+        if len(indices) and not 0 <= indices[0] <= indices[-1] < shape[0]:
+            raise IndexError(f"{name}: indices must be at least 0 and below {shape[0]}, got {indices[0]} to {indices[-1]}")
         parts, first = [], 0
         for piece in self._file.pieces(name):
             last = first + piece.shape[0]
@@ -139,8 +145,8 @@ class CodedWeights:
             if begin < end:
                 parts.append(to_tensor(piece.values()[(indices[begin:end] - first).numpy()]))
             first = last
-        found = torch.cat(parts) if parts else to_tensor(self._file.array(name)[:0])
-        return found.reshape(-1, *shape[1:]).to(self._device)
+        found = torch.cat(parts) if parts else torch.empty(0, *shape[1:], dtype=getattr(torch, self._file.entry(name).dtype))
+        return found.to(self._device)
 
 
 class CodedWeight:

@@ -143,8 +143,10 @@ class OpqQuantizer(HfQuantizer):
             if source in kept:
                 state.pop(name, None)
         model._weight_conversions = self._conversions
-        renamed = revert_weight_conversion(model, state)
-        model._weight_conversions = []
+        try:
+            renamed = revert_weight_conversion(model, state)
+        finally:
+            model._weight_conversions = []
         files = {id(file) for file in kept.values()}
         return {name + CODED if id(tensor) in files else name: tensor for name, tensor in renamed.items()}, {}
 
