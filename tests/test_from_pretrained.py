@@ -185,6 +185,18 @@ def test_shards(tmp_path, monkeypatch):
     assert_equal(network.state_dict(), expected(auto, tmp_path))
 
 
+def test_files_of_an_earlier_network_are_removed(tmp_path, monkeypatch):
+    """A folder that is written again, with more or fewer .safetensors files, loads the new network."""
+    auto = make_folder("llama, tied", tmp_path / "dense")
+    for largest, ratio in ((20_000, 4), (10**9, 6), (15_000, 5)):
+        monkeypatch.setattr(coded_folder, "LARGEST_SHARD", largest)
+        compressed = opq.compress(tmp_path / "dense", ratio=ratio, progress=False)
+        folder = opq.save_pretrained(compressed, tmp_path / "coded", like=tmp_path / "dense")
+        assert len(list((tmp_path / "coded").glob("*.safetensors"))) == folder.shards
+        compressed.save(tmp_path / "network.opq")
+        assert_equal(load(auto, tmp_path / "coded")[0].state_dict(), expected(auto, tmp_path))
+
+
 def test_the_command_line(tmp_path, capsys):
     """`opq compress FOLDER --as transformers` writes the folder of `save_pretrained`; mistakes end in one line."""
     auto = make_folder("bert", tmp_path / "dense")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def save_pretrained(
     copy_other_files(like, folder)
     with OpqFile(source.data if isinstance(source, CompressedModel) else source) as file:
         shards = list(_shards(file))
-        sizes = [len(data) for data in _write_shards(folder, shards, file, overwrite=True)]
+        sizes = [len(data) for data in _write_shards(folder, shards, file)]
         dense = sum(entry.dense_bytes for entry in file.entries)
     quantization = {"quant_method": METHOD, "version": __version__}
     _write_text(folder / "config.json", json.dumps({**config, "quantization_config": quantization}, indent=2) + "\n")
@@ -175,8 +175,11 @@ def _shards(file: OpqFile) -> Iterator[list[str]]:
         yield names
 
 
-def _write_shards(folder: Path, shards: list[list[str]], file: OpqFile, *, overwrite: bool) -> Iterator[bytes]:
-    """Write the .safetensors files, and their index if there are several; their bytes."""
+def _write_shards(folder: Path, shards: list[list[str]], file: OpqFile) -> Iterator[bytes]:
+    """Write the .safetensors files, and their index if there are several; their bytes.
+
+    Those of an earlier network are removed at the end, since from_pretrained could take them.
+    """
     metadata = {**file.metadata, "format": "pt"}  # transformers refuses a file without a format
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -184,11 +187,16 @@ def _write_shards(folder: Path, shards: list[list[str]], file: OpqFile, *, overw
         tensors = dict(coded(file, name) for name in names)
         places |= dict.fromkeys(tensors, path.name)
         data = safetensors_bytes(tensors, metadata, path)
-        write_file(path, data, overwrite=overwrite)
+        write_file(path, data, overwrite=True)
         yield data
+    index = folder / "model.safetensors.index.json"
     if len(shards) > 1:
-        index: Mapping[str, Any] = {"metadata": {}, "weight_map": places}
-        _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+        _write_text(index, json.dumps({"metadata": {}, "weight_map": places}, indent=2) + "\n")
+    else:
+        index.unlink(missing_ok=True)
+    for path in (folder / "model.safetensors", *folder.glob("model-*-of-*.safetensors")):
+        if path.name not in places.values():
+            path.unlink(missing_ok=True)
 
 
 def _write_text(path: Path, text: str) -> None:
