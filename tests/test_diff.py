@@ -59,6 +59,8 @@ def test_files_have_codes_and_steps(network, tmp_path):
             assert tensor.steps == (first[name].codebook.step, second[name].codebook.step)
             assert tensor.codes_changed == np.mean(first[name].codes != second[name].codes)
             assert tensor.stored_bytes[1] == two.layout.weight_bytes()[name]
+    inspected = {tensor.name: tensor.bytes for tensor in opq.inspect(tmp_path / "two.opq").tensors}
+    assert {tensor.name: tensor.stored_bytes[1] for tensor in found.tensors} == inspected
     dense = by_name(opq.diff(network, tmp_path / "one.opq"))
     back = opq.numpy.load_file(tmp_path / "one.opq")
     for name, array in network.items():

@@ -19,6 +19,7 @@ from opq.codec.file_writer import MAGIC
 from opq.natural_order import natural_key
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
+from opq.reporting.inspect import bytes_by_tensor
 from opq.text_table import LINE, format_table, html_text
 
 _SHOWN = 400
@@ -143,7 +144,7 @@ class _Side:
         self.name = Path(source).name if isinstance(source, (str, os.PathLike)) else type(source).__name__
         file = stack.enter_context(OpqFile(source)) if _is_opq(source) else None
         self.state: State = as_state(source if file is None else file)
-        self._bytes: dict[str, int] = {} if file is None else _section_shares(file)
+        self._bytes: dict[str, int] = {} if file is None else dict(bytes_by_tensor(file))
         self.file_bytes = sum(map(self.bytes_of, self.state)) if file is None else file.file_bytes
 
     def bytes_of(self, name: str) -> int:
@@ -161,17 +162,6 @@ def _is_opq(source: Any) -> bool:
         return False
     with open(source, "rb") as file:
         return file.read(len(MAGIC)) == MAGIC
-
-
-def _section_shares(file: OpqFile) -> dict[str, int]:
-    """Bytes of each weight, at the first of those that share a section."""
-    shares: dict[str, int] = {}
-    seen: set[int] = set()
-    for entry in file.entries:
-        if entry.is_weight:
-            shares[entry.name] = 0 if entry.section in seen else file.section_bytes(entry.section)
-            seen.add(entry.section)
-    return shares
 
 
 def _compare(name: str, one: _Side, two: _Side) -> TensorDifference:

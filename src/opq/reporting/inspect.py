@@ -36,7 +36,7 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         FormatError: It is not a valid file.
     """
     with OpqFile(source) as file:
-        sizes = dict(_bytes_by_tensor(file))
+        sizes = dict(bytes_by_tensor(file))
         codebooks = _codebooks(file)
         norms = set(prefixes(file))
         tensors, weights, kept, code_bits, counts = [], 0, 0, 0.0, list(_count_all(file))
@@ -132,7 +132,7 @@ def _byte_kind(entry: Entry, norms: set[str]) -> str:
     return "biases" if last == "bias" else "other auxiliary"
 
 
-def _bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
+def bytes_by_tensor(file: OpqFile) -> Iterator[tuple[str, int]]:
     """(name, bytes) of each tensor; they and the header add up to the file."""
     for section in {entry.section for entry in file.entries}:
         entries = file.members(section)
