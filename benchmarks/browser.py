@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 import opq
 from opq.config import Speed
 
-sys.path[:0] = [str(ROOT / "tests" / "readers"), str(ROOT / "c")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "c")]
 
 from amalgamate import amalgamate  # noqa: E402 - needs the path
 from headless import serving, visit  # noqa: E402

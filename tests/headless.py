@@ -101,3 +101,10 @@ def visit(server: Server, page: str, profile: Path, *, log: Path | None = None, 
             browser.terminate()
             browser.wait()
     return server.result or ""
+
+
+def show(server: Server, page: str, profile: Path) -> str:
+    """Open a page without scripts, and return its document as Chromium made it. Requests to any host reach the server."""
+    rules = f"--host-resolver-rules=MAP * 127.0.0.1:{server.server_port}"
+    command = [chromium(), *OPTIONS[:-1], rules, f"--user-data-dir={profile}", "--dump-dom", f"{server.url}/{page}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=110).stdout
