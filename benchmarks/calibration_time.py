@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torchvision_operators
 from harness import keep_row
 from torch import nn
 from zoo_networks import NETWORKS
@@ -29,12 +30,7 @@ SAMPLES = 128
 
 
 def _resnet18() -> tuple[nn.Module, Any]:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in ("nms(Tensor d, Tensor s, float t) -> Tensor", "qnms(Tensor d, Tensor s, float t) -> Tensor"):
-        try:
-            library.define(schema)
-        except RuntimeError:
-            break  # it is declared
+    torchvision_operators.declare()
     from torchvision.models import resnet18
 
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision_operators
 from harness import ROOT, keep_row
 
 import opq
@@ -84,7 +85,7 @@ def main() -> int:
     names = arguments.networks or list(NETWORKS)
     if unknown := set(names) - set(NETWORKS):
         parser.error(f"unknown networks: {', '.join(sorted(unknown))}")
-    _declare_operators()
+    torchvision_operators.declare()
     if arguments.child:
         print(json.dumps(_load(NETWORKS[names[0]][0], *arguments.child)))
         return 0
@@ -159,17 +160,6 @@ def _load(kind: str, folder: str, file: str) -> dict[str, Any]:
         loaded = opq.load(file)
         equal = all(torch.equal(loaded[name], tensor) for name, tensor in state.items() if name in loaded)
     return {"seconds": seconds, "peak_bytes": peak, "weights_bytes": sum(unique.values()), "equal": equal}
-
-
-def _declare_operators() -> None:
-    """What torchvision declares; one that was built for another torch does not import without it."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in ("nms(Tensor d, Tensor s, float t) -> Tensor", "qnms(Tensor d, Tensor s, float t) -> Tensor"):
-        try:
-            library.define(schema)
-        except RuntimeError:
-            return
-    globals()["_library"] = library
 
 
 if __name__ == "__main__":

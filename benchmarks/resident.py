@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision_operators
 from harness import ROOT, Case, keep_row, measure_seconds
 from torch import Tensor, nn
 
@@ -80,12 +81,7 @@ def _of_zoo(name: str) -> nn.Module:
 
 
 def _resnet50() -> nn.Module:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in ("nms(Tensor d, Tensor s, float t) -> Tensor", "qnms(Tensor d, Tensor s, float t) -> Tensor"):
-        try:
-            library.define(schema)
-        except RuntimeError:
-            break  # it is declared
+    torchvision_operators.declare()
     from torchvision.models import resnet50
 
     torch.manual_seed(0)

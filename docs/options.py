@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from opq.cli.main import _COMMANDS
+from opq.cli.main import COMMANDS
 
 PAGE = Path(__file__).with_name("options.md")
 
@@ -26,7 +26,7 @@ Completion in a shell: `eval "$(_OPQ_COMPLETE=bash_source opq)"`, with `zsh_sour
 
 def page() -> str:
     """The text of the page."""
-    return "\n".join([HEAD, *(_section(name) for name in _COMMANDS)])
+    return "\n".join([HEAD, *(_section(name) for name in COMMANDS)])
 
 
 def _section(name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from opq.cli.main import _COMMANDS
+from opq.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,8 +54,8 @@ def commands():
 def test_commands_in_pages_exist(page, line):
     """Each command of a page has the options that it is called with."""
     name, *arguments = shlex.split(line)[1:]
-    assert name in _COMMANDS or name.isupper(), line
-    if name not in _COMMANDS:
+    assert name in COMMANDS or name.isupper(), line
+    if name not in COMMANDS:
         return
     command = import_module(f"opq.cli.{name}").command
     known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
@@ -109,7 +109,7 @@ def test_the_options_page_is_that_of_the_commands():
     assert module.page() == (ROOT / "docs" / "options.md").read_text()
 
 
-@pytest.mark.parametrize("name", _COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_fits_a_terminal(name):
     """Each help has an example or says what to do first, in lines of at most 80 characters."""
     command = import_module(f"opq.cli.{name}").command

@@ -44,15 +44,16 @@ def command(source: str, key: str | None, weights: str | None, plan_file: str | 
         refuse_compression_options(given, "--plan")
     config = read_plan(plan_file) if plan_file is not None else read_config(given)
     form, quality = given.pop("form"), given.pop("quality")
-    if quality is not None and form == "file":
+    is_folder = form == "transformers"
+    if quality is not None and not is_folder:
         raise click.UsageError("--quality needs --as transformers")
-    if form == "file":
-        check_output(given, [source, plan_file, weights])
-    else:
+    if is_folder:
         check_folder(given, source)
-    compressed = opq.compress(open_source(source, key, weights), config, progress=True)
-    if form == "file":
-        save_and_print(compressed, given)
     else:
-        folder = opq.save_pretrained(compressed, given["output"], like=source, quality=quality, overwrite=given["force"])
-        click.echo(json.dumps(folder.to_dict()) if given["as_json"] else f"{folder.path}: {folder}")
+        check_output(given, [source, plan_file, weights])
+    compressed = opq.compress(open_source(source, key, weights), config, progress=True)
+    if not is_folder:
+        save_and_print(compressed, given)
+        return
+    folder = opq.save_pretrained(compressed, given["output"], like=source, quality=quality, overwrite=given["force"])
+    click.echo(json.dumps(folder.to_dict()) if given["as_json"] else f"{folder.path}: {folder}")

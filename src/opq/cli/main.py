@@ -14,7 +14,7 @@ from opq.errors import OpqError
 from opq.progress import logger
 from opq.version import __version__
 
-_COMMANDS = {
+COMMANDS = {
     "compress": "Compress a checkpoint or a network to a .opq file, using the weights alone.",
     "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic inputs.",
     "finetune": "Train a network with quantized and pruned weights, and write a .opq file.",
@@ -27,6 +27,7 @@ _COMMANDS = {
     "report": "Write a page about a .opq file: sizes, pictures, comparisons.",
     "verify": "Check that a .opq file is complete and valid.",
 }
+"""{command: what it does}, in the order of the help. Each is `command` in the module of its name."""
 
 _INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
@@ -36,17 +37,17 @@ class _Commands(click.Group):
     """Commands by name. Only the module of the called command is imported."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"opq.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,7 +14,7 @@ from opq.natural_order import natural_key
 from opq.rate_distortion.layer_plan import LayerPlan, is_count, is_number
 from opq.text_table import LINE, format_table, html_text, shorten, step_text
 
-_COLUMNS = ("weight", "shape", "zeros", "below", "step", "bits", "bytes")
+_COLUMNS = ("weight", "shape", "zeros", "threshold", "step", "bits", "bytes")
 _JSON_FORMAT = "opq-plan-3"
 _EXAMPLE = 24
 """Characters of the name that a plan's table shows as an example of each reason."""
