@@ -55,3 +55,15 @@ def test_lossless_files_take_a_speed():
     data = opq.compress(grid, lossless=True, speed="fast").data
     assert fast_weights(data) == {"w"}
     assert opq.numpy.load(data)["w"].tobytes() == grid["w"].tobytes()
+
+
+def test_small_is_the_smallest():
+    """With equal codes "small" has the smallest file: fast sections where they are smaller, and only there."""
+    random = np.random.default_rng(0)
+    columns = np.round(random.laplace(size=(400, 400)) * 2.0 ** random.uniform(-1, 4, 400)) / 8  # contexts of columns help
+    neighbours = np.round(4 * NETWORK["kernels"]) / 8
+    grid = {"columns": columns.astype(np.float32), "neighbours": neighbours.astype(np.float32)}
+    files = {speed: opq.compress(grid, lossless=True, speed=speed).data for speed in ("small", "balanced", "fast")}
+    assert len(files["small"]) < len(files["fast"])
+    assert len(files["small"]) <= len(files["balanced"])
+    assert fast_weights(files["small"]) == {"columns"}

@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,8 +174,7 @@ def write(
     for text in [*tensors, *metadata, *metadata.values()]:
         check_text(text)
     encoded: dict[str, EncodedWeight] = {}
-    encode = partial(_encode, fast=speed != "small")
-    for name, found in zip(weights, thread_map(encode, weights.items()), strict=True):
+    for name, found in zip(weights, thread_map(_encode, weights.items()), strict=True):
         encoded[name] = found
         if report is not None:
             report("encoding", len(encoded), len(weights))
@@ -200,10 +198,10 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def _encode(item: tuple[str, QuantizedWeight], *, fast: bool) -> EncodedWeight:
+def _encode(item: tuple[str, QuantizedWeight]) -> EncodedWeight:
     name, weight = item
     try:
-        return encode_weight(weight, fast=fast)
+        return encode_weight(weight, fast=True)
     except WeightError as error:
         raise WeightError(name, weight.shape, error.problem) from None
 
