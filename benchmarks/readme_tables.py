@@ -210,6 +210,64 @@ def loading(rows: list[Row]) -> list[str]:
     )
 
 
+def speeds(rows: list[Row]) -> list[str]:
+    """Bytes and decoding times of each speed, relative to adaptive sections alone."""
+    return table(
+        ("", "speed", "bytes", "relative to adaptive", "decoding, s", "speedup", "weights in fast sections"),
+        (
+            (
+                row["case"],
+                row["speed"],
+                f"{row['bytes']:,}",
+                f"{row['over_adaptive']:.4f}",
+                f"{row['decode_seconds']:.3f}",
+                f"{row['speedup']:.1f}x",
+                f"{row['fast_weights']:.0%}",
+            )
+            for row in rows
+            if row["speed"] != "adaptive"
+        ),
+    )
+
+
+def resident(rows: list[Row]) -> list[str]:
+    """Memory and time of a network, dense and with coded weights."""
+    return table(
+        ("network", "in memory", "batch", "seconds", "relative to dense", "at rest, MB", "of dense bytes", "peak, MB"),
+        (
+            (
+                NETWORKS[row["network"]],
+                {"tensors": "dense", "codes": "coded"}[row["resident"]],
+                f"{row['batch']}",
+                f"{row['seconds']:.2f}",
+                f"{row['over_dense']:.2f}",
+                f"{row['rest_bytes'] / 1e6:.0f}",
+                f"{row['rest_over_weights']:.2f}",
+                f"{row['peak_bytes'] / 1e6:.0f}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def from_pretrained(rows: list[Row]) -> list[str]:
+    """Bytes, time and memory of loading folders of transformers."""
+    return table(
+        ("network", "folder", "bytes", "seconds", "peak, MB", "relative to the network's bytes"),
+        (
+            (
+                NETWORKS[row["network"]],
+                row["folder"],
+                f"{row['folder_bytes']:,}",
+                f"{row['seconds']:.2f}",
+                f"{row['peak_bytes'] / 1e6:.0f}",
+                f"{row['peak_over_weights']:.2f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def browser(rows: list[Row]) -> list[str]:
     """Bytes, decoding times in browsers, and the sums of download and decoding."""
     rates = (10, 50, 300)
@@ -246,13 +304,12 @@ def large(rows: list[Row]) -> list[str]:
 
 def deploy(rows: list[Row]) -> list[str]:
     """Bytes, memory, latency and quality of each form of a network, relative to the exported model."""
-    names = {"efficientnet_lite0": "EfficientNet-Lite0", "minilm": "MiniLM"}
     ratios = ("over_original_bytes", "over_original_memory", "over_original_batch1", "over_original_batch32")
     return table(
         ("network", "form", "integers", "floats", "file bytes", "bytes", "memory", "batch 1", "batch 32", "quality"),
         (
             (
-                names[row["network"]],
+                NETWORKS[row["network"]],
                 row["form"],
                 *("" if row[key] is None else str(row[key]) for key in ("integers", "floats")),
                 f"{row['file_bytes']:,}",
@@ -629,6 +686,9 @@ SECTIONS: dict[str, Section] = {
             codec,
             squeezenet,
             loading,
+            speeds,
+            resident,
+            from_pretrained,
             browser,
             deploy,
             mnist,
