@@ -191,7 +191,7 @@ def test_synthetic_images_have_mean_0_and_variance_1():
         ({"inputs": torch.randn(2, 3, 8, 8), "shape": (3, 8, 8)}, "give either inputs"),
         ({"inputs": torch.zeros(0, 3, 8, 8)}, "at least one sample"),
         ({"inputs": torch.randn(2, 5, 8, 8)}, "does not run"),
-        ({"shape": (16,)}, "does not run"),
+        ({"shape": (1, 8, 8)}, "does not run"),
         ({"shape": (3, 0)}, "positive integers, got"),
     ],
 )

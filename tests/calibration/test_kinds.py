@@ -210,12 +210,11 @@ def test_texts_are_tokenized():
     [
         ("tied language model", None, "of int64 (1, 24)"),
         ("embedding", None, "256 of int64 (256, 32)"),
-        ("convolution 1d", (4, 12), "128 of float32 (128, 4, 12)"),
         ("convolution 2d", (3, 8, 8), "128 of float32 (128, 3, 8, 8)"),
     ],
 )
 def test_synthetic_inputs_are_of_the_kind_that_the_network_takes(kind, shape, message, caplog, monkeypatch):
-    """A causal language model draws texts, other networks of tokens get random ones, and others noise or images of a shape."""
+    """A causal language model draws texts, other networks of tokens get random ones, and others images of a shape."""
     monkeypatch.setattr("opq.calibration.synthetic_tokens.TEXTS", 2)
     monkeypatch.setattr("opq.calibration.synthetic_tokens.LENGTH", 24)
     torch.manual_seed(0)
@@ -223,6 +222,17 @@ def test_synthetic_inputs_are_of_the_kind_that_the_network_takes(kind, shape, me
         calibration = opq.calibrate(KINDS[kind][0](), shape=shape)
     assert message in caplog.text
     opq.verify(calibration.compress(ratio=2.5).data)
+
+
+def test_without_suitable_synthetic_inputs_files_are_those_of_the_weights_alone(caplog):
+    """For a shape of neither images nor token ids, a warning says that nothing is measured; files are those of `compress`."""
+    torch.manual_seed(0)
+    model = KINDS["convolution 1d"][0]()
+    with caplog.at_level(logging.WARNING, "opq"):
+        calibration = opq.calibrate(model, shape=(4, 12))
+    assert "not inputs of shape (4, 12), so files are those of the weights alone" in caplog.text
+    assert calibration.compress(ratio=2.5).data == opq.compress(model, ratio=2.5).data
+    assert set(calibration.sensitivity.values()) == {1.0}
 
 
 def test_texts_come_from_the_distribution_of_the_network(monkeypatch):

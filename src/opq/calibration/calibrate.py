@@ -127,7 +127,10 @@ class Calibration:
             )
         state = as_state(self.model, metadata)
         with show_progress(progress) as report:
-            alone = fit(SizeModel.of(analyze(state, config), config), config, report)
+            analysis = analyze(state, config)
+            alone = fit(SizeModel.of(analysis, config), config, report)
+            if not self.curvatures:
+                return with_warnings(analysis, alone)
             rounding_of_others = "compensated" if config.resolved_rounding == "trellis" else config.rounding
             config = replace(config, cost="squared", rounding=rounding_of_others)
             analysis = analyze(state, config, estimated=True)
@@ -194,8 +197,8 @@ def calibrate(
             with a tokenizer. None for synthetic inputs: texts that a causal language model draws itself, random tokens for
             other networks of tokens, and images for those that take images.
         shape: Instead of `inputs`: the shape of one input, floating point. Images are generated for (channels, height, width),
-            with 1 or 3 channels, and noise of mean 0 and variance 1 for others. The network's batch norms supply the
-            statistics of real inputs.
+            with 1 or 3 channels; the network's batch norms supply the statistics of real ones. For other shapes nothing is
+            measured: after a warning, files are those of the weights alone.
         tokenizer: Of the texts, as those of transformers.
         seed: Of the random directions and of synthetic inputs, >= 0.
         device: Where to run the network.
@@ -216,6 +219,8 @@ def calibrate(
     with show_progress(progress) as report:
         if inputs is None:
             batches = synthesize(reference, shape, seed=seed, report=report)
+            if not batches:
+                return Calibration(dense, reference, [], [], {})
             logger.info("calibrating on synthetic inputs: %d of %s", sum(map(size_of, batches)), describe(batches[0]))
         else:
             batches = batches_of(model, inputs, tokenizer)

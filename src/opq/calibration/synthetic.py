@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from opq.calibration.inputs import Batch
@@ -14,7 +13,7 @@ from opq.errors import CalibrationError
 from opq.progress import Progress, logger
 
 SAMPLES = 128
-"""Images, or tensors of noise, that are generated."""
+"""Images that are generated."""
 
 
 def synthesize(model: nn.Module, shape: Sequence[int] | None, *, seed: int, report: Progress) -> list[Batch]:
@@ -27,7 +26,8 @@ def synthesize(model: nn.Module, shape: Sequence[int] | None, *, seed: int, repo
         report: Called while texts are drawn.
 
     Returns:
-        Batches.
+        Batches; none, after a warning, if the network takes neither images nor token ids. Calibrated on noise, networks of
+        sound are worse than from the weights alone (docs/log.md).
 
     Raises:
         CalibrationError: The shape is none, or it is unknown what the network takes.
@@ -42,8 +42,11 @@ def synthesize(model: nn.Module, shape: Sequence[int] | None, *, seed: int, repo
         raise CalibrationError(f"shape must be that of one input, positive integers, got {shape!r}")
     if len(shape) == 3 and shape[0] in (1, 3):
         return [((synthesize_images(SAMPLES, shape, seed=seed),), {})]
-    logger.warning("calibrating on noise, which can be worse than the weights alone (docs/log.md); give real inputs")
-    return [((torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(seed)),), {})]
+    logger.warning(
+        "opq generates images and token ids, not inputs of shape %s, so files are those of the weights alone; give real inputs",
+        tuple(shape),
+    )
+    return []
 
 
 def _image_shape(model: nn.Module) -> Sequence[int]:
