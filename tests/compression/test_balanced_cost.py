@@ -150,3 +150,15 @@ def test_a_tied_head_has_a_finer_step(layers, names, others, factor):
     units = unit_steps({**state, names[0]: embedding})
     found = [plan.layers[name].step / units[name] for name in ("layers.0.weight", names[0])]
     assert (found[0] / found[1]) ** 2 == pytest.approx(factor, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lstm.weight_ih_l0", "encoder.gru.weight_hh_l1_reverse", "cell.weight_hh"])
+def test_a_recurrent_weight_has_a_finer_step(name):
+    """Its error counts twice."""
+    rng = np.random.default_rng(0)
+    state = {f"layers.{number}.weight": rng.normal(size=(64, 64)).astype(np.float32) for number in range(5)}
+    state[name] = rng.normal(size=(96, 32)).astype(np.float32)
+    plan = opq.plan(state, ratio=6, scales="none", rounding="compensated")
+    units = unit_steps(state)
+    found = [plan.layers[layer].step / units[layer] for layer in ("layers.0.weight", name)]
+    assert (found[0] / found[1]) ** 2 == pytest.approx(2.0, rel=1e-3)

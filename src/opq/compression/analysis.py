@@ -20,9 +20,9 @@ from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_ord
 from opq.compression.auxiliary_storage import storages
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
+from opq.compression.role_factors import role_factors
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
-from opq.compression.tied_head import tied_heads
 from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError, WeightError
@@ -38,9 +38,6 @@ _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
-
-HEAD_SHARE = 0.5
-"""The error of a head that is also the embedding counts as much as that of this share of all weights together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +102,10 @@ class CheckpointAnalysis:
         return [Layer(n, statistics[n], configs[n], repeats.get(n), costs.get(n, 1.0), n in trellis) for n in names]
 
     def _balanced_costs(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, float]:
-        distinct = {name: found for name, found in statistics.items() if name not in self.repeats}
-        costs = balanced_costs(distinct)
-        heads = tied_heads({name: found.shape for name, found in statistics.items()}, self.repeats, frozenset(self.state))
-        factor = max(HEAD_SHARE * len(distinct), 1.0)
-        return {name: (factor if name in heads else 1.0) * costs[self.repeats.get(name, name)] for name in statistics}
+        costs = balanced_costs({name: found for name, found in statistics.items() if name not in self.repeats})
+        shapes = {name: found.shape for name, found in statistics.items()}
+        factors = role_factors(shapes, self.repeats, frozenset(self.state))
+        return {name: factors.get(name, 1.0) * costs[self.repeats.get(name, name)] for name in statistics}
 
     def _row_powers(self, config: CompressionConfig, configs: Mapping[str, LayerConfig]) -> dict[str, float]:
         """{weight: the power of its rows' magnitudes that its steps follow}, 0 for one step. Equal weights have the same."""

@@ -24,6 +24,11 @@ _RECURRENT = re.compile(r"(^|[._])weight_(ih|hh)(_l\d+(_reverse)?)?$")
 _FEWEST_ROWS = 1000
 
 
+def is_recurrent(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight of this name and shape is one of an LSTM, a GRU or an RNN."""
+    return len(shape) == 2 and bool(_RECURRENT.search(name))
+
+
 def row_power(name: str, shape: tuple[int, ...]) -> float:
     """The power of a row's mean magnitude to which its step is proportional.
 
@@ -34,8 +39,8 @@ def row_power(name: str, shape: tuple[int, ...]) -> float:
     Returns:
         1 for token embeddings, 1/2 for recurrent weights, 0 for others: these have one step.
     """
+    if is_recurrent(name, shape):
+        return 0.5
     if len(shape) != 2:
         return 0.0
-    if _RECURRENT.search(name):
-        return 0.5
     return 1.0 if shape[0] >= max(_FEWEST_ROWS, 2 * shape[1]) and _EMBEDDING.search(name) else 0.0

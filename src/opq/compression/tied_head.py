@@ -1,7 +1,7 @@
 """Token embeddings that are also the head of a language model.
 
 Errors of a head change the logits directly; those of other weights pass through more layers. So the relative error of such a
-weight has a larger factor (`analysis.HEAD_SHARE`). A head with values of its own gets no factor: none was measured to help
+weight has a larger factor (`role_factors.HEAD_SHARE`). A head with values of its own gets no factor: none was measured to help
 (docs/log.md).
 """
 
