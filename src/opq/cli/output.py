@@ -18,10 +18,13 @@ from opq.errors import OutputError
 from opq.progress import logger
 from opq.reporting.model_folder import refuse_files, transformers_config
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON. docs/options.md lists its keys.")
+"""Adds --json to a command."""
+
 output_options = add_options(
     click.option("-o", "--output", required=True, metavar="FILE", help="Path of the .opq file."),
     click.option("--force", is_flag=True, help="Replace FILE if it exists."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    json_option,
 )
 """Adds the options of the output to a command that writes a .opq file."""
 

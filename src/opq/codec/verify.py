@@ -16,6 +16,7 @@ from opq.codec.fast_section import is_fast
 from opq.codec.file_reader import OpqFile
 from opq.codec.weight_section import encode_weight, naming, split, with_step_of
 from opq.errors import FormatError
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
@@ -39,7 +40,7 @@ class Verification:
     file_bytes: int
 
 
-def verify(source: str | os.PathLike[str] | bytes) -> Verification:
+def verify(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool = False) -> Verification:
     """Verify every byte of a file:
 
     * header and sections match their checksums, and every tensor can be decoded;
@@ -48,14 +49,16 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
 
     Args:
         source: A path, or the file's bytes.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Raises:
         FormatError: One of these does not hold; the message names the tensor.
         SourceError: The path cannot be read.
     """
-    with OpqFile(source) as file:
+    with OpqFile(source) as file, show_progress(progress) as report:
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
-        for number in range(sections):  # one at a time, so that memory holds only one weight or pack
+        # One at a time, so that memory holds only one weight or pack.
+        for number in counted(range(sections), report, "verifying", sections):
             first, *others = file.members(number)
             if not first.is_weight:
                 _check_same(

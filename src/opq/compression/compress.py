@@ -66,11 +66,11 @@ def compress(
 
 def _compress(state: State, request: CompressionConfig | Plan, report: Progress) -> CompressedModel:
     if isinstance(request, Plan):
-        analysis = analyze_planned(state, request)
+        analysis = analyze_planned(state, request, report)
         return with_warnings(analysis, _encode(analysis, request, report))
     if isinstance(request.target, Lossless):
         return compress_losslessly(state, request, report)
-    analysis = analyze(state, request)
+    analysis = analyze(state, request, report=report)
     size_model = SizeModel.of(analysis, request)
     if isinstance(request.target, TwoStage):
         return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, request.target)[1], report))
