@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 import opq
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
 from opq.cli.help import Command, FurtherOption
-from opq.cli.output import check_folder, check_output, output_options, save_and_print
+from opq.cli.output import check_folder, check_output, output_options, print_sizes, save_and_print
 from opq.cli.source import open_source, source_options
 
 
@@ -33,8 +34,9 @@ from opq.cli.source import open_source, source_options
     help="What was measured of the network's quality, for the README.md of that folder.",
     cls=FurtherOption,
 )
+@click.option("--ray", metavar="CLUSTER", help="Encode on a Ray cluster: its address, or local.")
 @output_options
-def command(source: str, key: str | None, weights: str | None, plan_file: str | None, **given: Any) -> None:
+def command(source: str, key: str | None, weights: str | None, plan_file: str | None, ray: str | None, **given: Any) -> None:
     """Compress SOURCE to a .opq file, using the weights alone.
 
     SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
@@ -54,6 +56,11 @@ def command(source: str, key: str | None, weights: str | None, plan_file: str | 
         check_folder(given, source)
     else:
         check_output(given, [source, plan_file, weights])
+    if ray is not None:
+        if is_folder or not os.path.exists(source):
+            raise click.UsageError("--ray makes a .opq file of a checkpoint on disk; leave out --ray, or --as and a network.")
+        print_sizes(opq.save(source, given["output"], config, key=key, ray=ray), given)
+        return
     compressed = opq.compress(open_source(source, key, weights), config, progress=True)
     if not is_folder:
         save_and_print(compressed, given)

@@ -99,10 +99,20 @@ def save_and_print(
     Raises:
         OutputError: The file cannot be written.
     """
+    compressed.save(given["output"], overwrite=given["force"])
+    print_sizes(compressed, given, line, more)
+
+
+def print_sizes(
+    compressed: opq.CompressedModel,
+    given: dict[str, Any],
+    line: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """As `save_and_print`, of a file that is written."""
     output = given["output"]
-    compressed.save(output, overwrite=given["force"])
     if given["as_json"]:
-        result = opq.inspect(compressed.data).to_dict()
+        result = opq.inspect(output).to_dict()
         del result["tensors"], result["metadata"]
         click.echo(json.dumps({"file": output, **result, **(more or {})}))
     else:

@@ -14,6 +14,7 @@ from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry
 from opq.codec.fast_section import is_fast
 from opq.codec.file_reader import OpqFile
+from opq.codec.stored_section import Section
 from opq.codec.weight_section import encode_weight, naming, split, with_step_of
 from opq.errors import FormatError
 from opq.progress import Progress, counted, show_progress
@@ -94,6 +95,6 @@ def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None
                 raise FormatError("codes", problem)
 
 
-def _check_same(name: str, encoded: bytes | None, stored: bytes) -> None:
+def _check_same(name: str, encoded: Section | None, stored: bytes) -> None:
     if encoded != stored:
         raise FormatError(f"tensor {name!r}", _OTHER_BYTES)

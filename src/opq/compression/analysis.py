@@ -23,14 +23,13 @@ from opq.compression.role_factors import role_factors
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
-from opq.compression.weight_statistics import measure_weight
+from opq.compression.workers import THREADS, Workers
 from opq.config import CompressionConfig, LayerConfig, Lossless
 from opq.errors import PlanError, SourceError, TargetError
 from opq.progress import Progress, counted, logger, no_progress
 from opq.rate_distortion.costs import balanced_costs
 from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
-from opq.thread_map import thread_map
 
 _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 """The name of a parametrization's buffer, as `opq.prepare` makes it, in a state dict."""
@@ -120,7 +119,12 @@ class CheckpointAnalysis:
 
 
 def analyze(
-    state: State, config: CompressionConfig, *, estimated: bool = False, report: Progress = no_progress
+    state: State,
+    config: CompressionConfig,
+    *,
+    estimated: bool = False,
+    report: Progress = no_progress,
+    workers: Workers = THREADS,
 ) -> CheckpointAnalysis:
     """Analyze a checkpoint under a config.
 
@@ -129,6 +133,7 @@ def analyze(
         config: Selects the weights and the storage of auxiliary tensors.
         estimated: If True, auxiliary tensors are not encoded, and only their size is estimated. That is enough for a plan.
         report: Called after each weight.
+        workers: They measure the weights.
 
     Raises:
         SourceError: The checkpoint cannot be read, has no tensors, or is the state dict of a network prepared for training.
@@ -136,16 +141,17 @@ def analyze(
         WeightError: A weight cannot be compressed.
     """
     roles = choose_roles(state, config)
-    return _analyze(state, roles.weights, auxiliary_plan(state, config), estimated, roles.exact, report)
+    return _analyze(state, roles.weights, auxiliary_plan(state, config), estimated, roles.exact, report, workers)
 
 
-def analyze_planned(state: State, plan: Plan, report: Progress = no_progress) -> CheckpointAnalysis:
+def analyze_planned(state: State, plan: Plan, report: Progress = no_progress, workers: Workers = THREADS) -> CheckpointAnalysis:
     """As `analyze`, for the weights of a plan.
 
     Args:
         state: The checkpoint.
         plan: Its layers are the weights. It also specifies how auxiliary tensors are stored.
         report: Called after each weight.
+        workers: They measure the weights.
 
     Raises:
         SourceError, WeightError: As `analyze`.
@@ -163,7 +169,7 @@ def analyze_planned(state: State, plan: Plan, report: Progress = no_progress) ->
             raise PlanError(
                 f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}; make a plan for this one"
             )
-    analysis = _analyze(state, plan.layers, plan.auxiliary, False, plan.exact, report)
+    analysis = _analyze(state, plan.layers, plan.auxiliary, False, plan.exact, report, workers)
     refuse_trellis_directions(analysis.state, plan.layers)
     return analysis
 
@@ -262,14 +268,15 @@ def _analyze(
     estimated: bool,
     exact: Mapping[str, str],
     report: Progress,
+    workers: Workers,
 ) -> CheckpointAnalysis:
     chosen = set(weights)
     reparametrized = ReparametrizedState(state, chosen)
     repeats = equal_weights(reparametrized, chosen)
     dense = _bytes_without(state, repeats)
     state = fold_if_requested(reparametrized, auxiliary)
-    measured = thread_map(lambda name: (name, measure_weight(state, name)), in_order(chosen))
-    statistics = dict(counted(measured, report, "measuring", len(chosen)))
+    names = in_order(chosen)
+    statistics = dict(zip(names, counted(workers.measure(state, names), report, "measuring", len(names)), strict=True))
     packs = pack_rest(state, chosen, auxiliary, estimated=estimated)
     return CheckpointAnalysis(state, statistics, packs, auxiliary, dense, exact, repeats)
 
