@@ -5,11 +5,13 @@ Claim: 4 GB of weights in shards are compressed in less than 2 GB of memory.
     python benchmarks/large.py
     python benchmarks/large.py --layers 1 --vocabulary 2000
     python benchmarks/large.py --ray
+    python benchmarks/large.py --ray --hidden 512 --layers 4 --vocabulary 8000
 
 The checkpoint is made first, in a temporary folder (TMPDIR names its parent; it takes 5 GB of disk): the shapes of a language
-model (hidden size 2,048, 13 layers, vocabulary 128,256), Laplace weights, float32, in shards of about 500 MB with their index.
+model (hidden size 2,048, inner size four times that, 13 layers, vocabulary 128,256), Laplace weights, float32, in shards of
+about 500 MB with their index.
 Every row is one process, run once: `plan` measures all weights and solves for thresholds and steps, `compress` does the same
-and encodes. With --layers or --vocabulary the network is smaller and the result is not saved.
+and encodes. With --hidden, --layers or --vocabulary the network is smaller and the result is not saved.
 
 With --ray the local run is compared with clusters of one, two and four workers on this machine, whose files must have the same
 bytes, and results/ray.json is written, whatever the size. A cluster is started before its row is timed, and stopped after it.
@@ -21,7 +23,7 @@ peak_bytes  largest resident memory of the process (ru_maxrss), libraries and ma
             mapped, so it is in the system's page cache, which is not counted. With --ray: of the driver
 worker_peak_bytes  largest resident memory of a worker, looked up every tenth of a second
 speedup      seconds with one worker over seconds
-rate         weights that a worker encodes in a second, the search for the size included
+cpu_seconds  of the local run: the search for the size, which encodes all weights several times, included
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from harness import Row, print_rows, save_result
 
 SEED = 0
 RATIO = 10
-LAYERS, HIDDEN, INNER, HEADS, VOCABULARY = 13, 2048, 8192, 512, 128_256
+LAYERS, HIDDEN, VOCABULARY = 13, 2048, 128_256
 WORKERS = (1, 2, 4)
 _SHARD = 500 * 10**6
 _PORT = 26_379
@@ -59,39 +61,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--ray", action="store_true", help="compare the local run with Ray workers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # The peak of a process includes the memory of its parent when it started, so this process must stay small.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as separate:
-            weights = separate.submit(make_checkpoint, folder / "checkpoint", arguments.layers, arguments.vocabulary).result()
-        measured = _measure_ray(folder, weights) if arguments.ray else _measure(folder)
+            sizes = arguments.hidden, arguments.layers, arguments.vocabulary
+            weights = separate.submit(make_checkpoint, folder / "checkpoint", *sizes).result()
+        measured = _measure_ray(folder) if arguments.ray else _measure(folder)
         rows = [{"case": case, "weights": weights, **row} for case, row in measured]
     print_rows(rows)
     if arguments.ray:
         save_result("ray", rows, seed=SEED, libraries=("ray",))
-    elif (arguments.layers, arguments.vocabulary) == (LAYERS, VOCABULARY):
+    elif sizes == (HIDDEN, LAYERS, VOCABULARY):
         save_result("large", rows, seed=SEED)
     return 0
 
 
-def shapes(layers: int, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(hidden: int, layers: int, vocabulary: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor of the language model."""
-    yield "model.embed_tokens.weight", (vocabulary, HIDDEN)
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
     for layer in range(layers):
         at = f"model.layers.{layer}"
-        for part, outputs in (("q", HIDDEN), ("k", HEADS), ("v", HEADS), ("o", HIDDEN)):
-            yield f"{at}.self_attn.{part}_proj.weight", (outputs, HIDDEN)
+        for part, outputs in (("q", hidden), ("k", hidden // 4), ("v", hidden // 4), ("o", hidden)):
+            yield f"{at}.self_attn.{part}_proj.weight", (outputs, hidden)
         for part in ("gate", "up"):
-            yield f"{at}.mlp.{part}_proj.weight", (INNER, HIDDEN)
-        yield f"{at}.mlp.down_proj.weight", (HIDDEN, INNER)
+            yield f"{at}.mlp.{part}_proj.weight", (4 * hidden, hidden)
+        yield f"{at}.mlp.down_proj.weight", (hidden, 4 * hidden)
         for part in ("input", "post_attention"):
-            yield f"{at}.{part}_layernorm.weight", (HIDDEN,)
-    yield "model.norm.weight", (HIDDEN,)
+            yield f"{at}.{part}_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
 
 
-def make_checkpoint(folder: Path, layers: int, vocabulary: int) -> int:
+def make_checkpoint(folder: Path, hidden: int, layers: int, vocabulary: int) -> int:
     """Write the shards and their index; the number of weights."""
     folder.mkdir()
     random = np.random.default_rng(SEED)
@@ -105,7 +109,7 @@ def make_checkpoint(folder: Path, layers: int, vocabulary: int) -> int:
         places.update(dict.fromkeys(shard, file))
         shard.clear()
 
-    for name, shape in shapes(layers, vocabulary):
+    for name, shape in shapes(hidden, layers, vocabulary):
         if shard and sum(array.nbytes for array in shard.values()) + 4 * np.prod(shape) > _SHARD:
             close()
         array = random.standard_exponential(shape, dtype=np.float32)
@@ -127,11 +131,14 @@ def _measure(folder: Path) -> Iterator[tuple[str, Row]]:
         yield command, _row(*_run(command, file), file)
 
 
-def _measure_ray(folder: Path, weights: int) -> Iterator[tuple[str, Row]]:
+def _measure_ray(folder: Path) -> Iterator[tuple[str, Row]]:
     checkpoint, local, file = folder / "checkpoint", folder / "local.opq", folder / "ray.opq"
+    before = os.times()
     seconds, peak = _run("compress", checkpoint, "--ratio", RATIO, "-o", local)
-    empty = {"speedup": None, "rate": None, "worker_peak_bytes": None, "same_bytes": None}
-    yield "local", {"workers": None, "seconds": seconds, "peak_bytes": peak, **empty}
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    local_row = {"workers": None, "seconds": seconds, "peak_bytes": peak, "cpu_seconds": cpu}
+    yield "local", {**local_row, "speedup": None, "worker_peak_bytes": None, "same_bytes": None}
     alone = None
     for workers in WORKERS:
         with _cluster(workers) as (address, peaks):
@@ -144,8 +151,8 @@ def _measure_ray(folder: Path, weights: int) -> Iterator[tuple[str, Row]]:
                 "workers": workers,
                 "seconds": seconds,
                 "peak_bytes": peak,
+                "cpu_seconds": None,
                 "speedup": alone / seconds,
-                "rate": weights / seconds / min(workers, os.cpu_count() or 1),
                 "worker_peak_bytes": max(peaks.values(), default=None),
                 "same_bytes": cmp(local, file, shallow=False),
             },

@@ -325,8 +325,8 @@ def ray(rows: list[Row]) -> list[str]:
 
 
 def ray_estimate(rows: list[Row]) -> list[str]:
-    """Core hours, time and cost of larger checkpoints, by arithmetic from the rate of one worker."""
-    rate = next(row["rate"] for row in rows if row["workers"] == 1)
+    """Core hours, time and cost of larger checkpoints, by arithmetic from the processor time of the local run."""
+    rate = next(row["weights"] / row["cpu_seconds"] for row in rows if row["workers"] is None)
     hours = {name: weights / rate / 3600.0 for name, weights in (("70B", 70e9), ("400B", 400e9))}
     return table(
         ("checkpoint", "core hours", f"hours with {_CLUSTER} workers", "cost"),
