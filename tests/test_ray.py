@@ -45,6 +45,7 @@ def cluster():
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
         from ray.cluster_utils import Cluster
 
         arguments = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": MEMORY}

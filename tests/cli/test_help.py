@@ -70,7 +70,7 @@ def test_opq_alone_says_what_to_do_first(capsys):
         ("comprss model.safetensors", "Did you mean 'compress'?"),
         ("inspekt model.opq", "Did you mean 'inspect'?"),
         ("zip model.opq", "The commands are compress, calibrate,"),
-        ("compress model.safetensors --ratoi 8", "Did you mean '--ratio'?"),
+        ("compress model.safetensors --ratoi 8", "'--ratio'"),
         ("expand model.opq --ouput x", "Did you mean '--output'?"),
         ("finetune torchvision:resnet18 --epoch 8", "'--epochs'"),
     ],
