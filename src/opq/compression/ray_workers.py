@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -118,7 +118,11 @@ def save_with_ray(
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(folder, error.strerror or str(error)) from None
-        compressed = compress_state(state, request, report, RayWorkers(folder, state.contents))
+        try:
+            compressed = compress_state(state, request, report, RayWorkers(folder, state.contents))
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # if it is empty
         compressed.save(file)
     shutil.rmtree(folder, ignore_errors=True)
     return _read_from(compressed, file)
