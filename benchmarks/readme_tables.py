@@ -339,8 +339,11 @@ def ray_estimate(rows: list[Row]) -> list[str]:
     rate = next(row["weights"] / row["cpu_seconds"] for row in rows if row["workers"] is None)
     hours = {name: weights / rate / 3600.0 for name, weights in (("70B", 70e9), ("400B", 400e9))}
     return table(
-        ("checkpoint", "core hours", f"hours with {_CLUSTER} workers", "cost"),
-        ((name, f"{found:,.0f}", f"{found / _CLUSTER:.1f}", f"${_CORE_HOUR * found:,.0f}") for name, found in hours.items()),
+        ("checkpoint", "core hours", f"minutes with {_CLUSTER} workers", "cost"),
+        (
+            (name, f"{found:,.0f}", f"{60.0 * found / _CLUSTER:,.0f}", f"${_CORE_HOUR * found:,.2f}")
+            for name, found in hours.items()
+        ),
     )
 
 
