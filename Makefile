@@ -93,7 +93,7 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 c: build/c/opq.c  ## The reader without Python as one header and one source, build/c/opq.h and build/c/opq.c
 
 js: .venv/ready js/opq.wasm  ## The reader for JavaScript: build it, and test it in Node and in Chromium; needs clang and lld
-	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_demo.py
+	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_js_onnx.py tests/readers/test_demo.py
 
 clean:  ## Remove environments and caches
 	rm -rf .venv .venv-base .venv-docs .venv-peers .venv-fuzz .zoo-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

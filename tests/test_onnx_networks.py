@@ -244,6 +244,7 @@ def test_a_damaged_graph_is_one_line(tmp_path, one_thread):
         return opq.expand(opq.compress(changed, lossless=True).data, tmp_path / "o.onnx")
 
     assert expanded().tensors == len(tensors) - 1
+
     def graph(**fields):
         """The graph, in which the weight's TensorProto has other fields; and one more like it, if there are none."""
         proto = onnx.ModelProto.FromString(unpack_graph(tensors[GRAPH]))

@@ -87,6 +87,8 @@ def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
 
 
 def _fill(result: OnnxModel, file: OpqFile, weights: str) -> None:
+    if not result.model.HasField("graph"):
+        raise ValueError("an ONNX model without a graph")
     rewriter = IntegerRewriter(result.model) if weights != "float" else None
     used: set[str] = set()
     parts = [(number > 0, list(tensors_in(part))) for number, part in enumerate(parts_of(result.model))]
