@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
 
 import opq
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
-from opq.cli.output import check_folder, check_output, output_options, save_and_print
+from opq.cli.help import Command, FurtherOption
+from opq.cli.output import check_folder, check_output, output_options, print_sizes, save_and_print
 from opq.cli.source import open_source, source_options
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @compression_options
 @source_options
-@click.option(
-    "--lossless", is_flag=True, help="Keep every bit, instead of meeting a target; for clustered or quantized weights."
-)
-@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
+@click.option("--lossless", is_flag=True, help="Keep every bit, instead of meeting a target.")
+@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan of `opq plan -o`, instead of a target.")
 @click.option(
     "--as",
     "form",
     type=click.Choice(["file", "transformers"]),
     default="file",
-    help="transformers: FILE is a folder that from_pretrained loads after `import opq.transformers`, with the config and "
-    "tokenizer of the folder SOURCE. [default: file]",
+    help="transformers: FILE is a folder that from_pretrained loads after `import opq.transformers`. [default: file]",
 )
-@click.option("--quality", metavar="TEXT", help="What was measured of the network's quality, for the README.md of that folder.")
+@click.option(
+    "--quality",
+    metavar="TEXT",
+    help="What was measured of the network's quality, for the README.md of that folder.",
+    cls=FurtherOption,
+)
+@click.option("--ray", metavar="CLUSTER", help="Encode on a Ray cluster: its address, or local.")
 @output_options
-def command(source: str, key: str | None, weights: str | None, plan_file: str | None, **given: Any) -> None:
+def command(source: str, key: str | None, weights: str | None, plan_file: str | None, ray: str | None, **given: Any) -> None:
     """Compress SOURCE to a .opq file, using the weights alone.
 
     SOURCE is a checkpoint in a file of any name, a folder in Hugging Face's layout, or a network with its published weights:
@@ -51,6 +56,11 @@ def command(source: str, key: str | None, weights: str | None, plan_file: str | 
         check_folder(given, source)
     else:
         check_output(given, [source, plan_file, weights])
+    if ray is not None:
+        if is_folder or not os.path.exists(source):
+            raise click.UsageError("--ray makes a .opq file of a checkpoint on disk; leave out --ray, or --as and a network.")
+        print_sizes(opq.save(source, given["output"], config, key=key, ray=ray), given)
+        return
     compressed = opq.compress(open_source(source, key, weights), config, progress=True)
     if not is_folder:
         save_and_print(compressed, given)

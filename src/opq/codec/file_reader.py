@@ -24,6 +24,7 @@ from opq.codec.header import Header, decode_header, header_columns, inflate_head
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
 from opq.errors import FormatError, SourceError
+from opq.progress import Progress, no_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 
 Content = CompressedTensor | NDArray[np.generic]
@@ -233,13 +234,18 @@ class OpqFile(Mapping[str, Content]):
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Decode all tensors to arrays in their own dtypes, on all cores."""
+    def arrays(self, report: Progress = no_progress) -> dict[str, NDArray[np.generic]]:
+        """Decode all tensors to arrays in their own dtypes, on all cores.
+
+        Args:
+            report: Called after some tensors.
+        """
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
             values = weight_values({number: self.section(number) for number in {entry.section for entry in weights}}, weights)
             arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
+            report("decoding", len(arrays), len(self))
         return arrays
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:

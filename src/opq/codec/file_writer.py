@@ -16,10 +16,11 @@ from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
 from opq.codec.section_choice import EncodedWeight, choose_sections
+from opq.codec.stored_section import Section, checksum_of
 from opq.codec.weight_section import encode_weight, entry_of
 from opq.config import Speed
 from opq.errors import SourceError, TargetError, WeightError
-from opq.progress import Progress
+from opq.progress import Progress, counted, no_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.thread_map import thread_map
 
@@ -122,7 +123,7 @@ class Layout:
     """
 
     header: bytes
-    sections: Sequence[bytes]
+    sections: Sequence[Section]
     entries: Sequence[Entry]
     nonzero: Mapping[str, int]
 
@@ -134,7 +135,7 @@ class Layout:
     def pieces(self) -> Iterator[bytes]:
         """The bytes of the file, a section at a time."""
         yield self.header
-        yield from self.sections
+        yield from map(bytes, self.sections)
 
     def weight_bytes(self) -> dict[str, int]:
         """{weight name: bytes of its section}."""
@@ -149,6 +150,7 @@ def write(
     metadata: Mapping[str, str] | None = None,
     speed: Speed = "balanced",
     report: Progress | None = None,
+    encoded: Iterable[EncodedWeight] | None = None,
 ) -> Layout:
     """Encode tensors to a file: weights as codes, arrays as auxiliary tensors.
 
@@ -162,6 +164,7 @@ def write(
         metadata: {text: text} to keep in the file.
         speed: Which weights are coded for fast decoding, as in CompressionConfig.
         report: Called after each weight.
+        encoded: The weights, encoded, in their order. None: they are encoded on all cores of this machine.
 
     Raises:
         WeightError: A tensor cannot be stored.
@@ -173,14 +176,11 @@ def write(
     arrays = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
     for text in [*tensors, *metadata, *metadata.values()]:
         check_text(text)
-    encoded: dict[str, EncodedWeight] = {}
-    for name, found in zip(weights, thread_map(_encode, weights.items()), strict=True):
-        encoded[name] = found
-        if report is not None:
-            report("encoding", len(encoded), len(weights))
+    encoded = encoded or thread_map(lambda item: encode_named(*item), weights.items())
+    found = dict(zip(weights, counted(encoded, report or no_progress, "encoding", len(weights)), strict=True))
     opened = [entry_of(name, weight) for name, weight in weights.items()]
-    chosen = choose_sections(list(encoded.values()), list(map(contents_of, opened)), speed)
-    nonzero = {name: found.nonzero for name, found in encoded.items()}
+    chosen = choose_sections(list(found.values()), list(map(contents_of, opened)), speed)
+    nonzero = {name: weight.nonzero for name, weight in found.items()}
     own_packs = pack_auxiliary(((name, arrays[name]) for name in in_order(arrays)), storage)
     entries, sections = _number_sections(list(zip(opened, chosen, strict=True)), [*packs, *own_packs])
     layout = Layout(_prefixed_header(entries, sections, metadata), sections, entries, nonzero)
@@ -198,8 +198,8 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def _encode(item: tuple[str, QuantizedWeight]) -> EncodedWeight:
-    name, weight = item
+def encode_named(name: str, weight: QuantizedWeight) -> EncodedWeight:
+    """Encode a weight, both ways; WeightError, which names it, if it cannot be stored."""
     try:
         return encode_weight(weight, fast=True)
     except WeightError as error:
@@ -218,7 +218,7 @@ def fixed_bytes(
         packs: The auxiliary tensors.
         metadata: {text: text} to keep in the file.
     """
-    placeholders = [
+    placeholders: list[tuple[Entry, Section]] = [
         (Entry(name, shape, dtype, "codes", 0, (number * 0.6180339887) % 1.0 + 0.5), number.to_bytes(4, "big") * 50)
         for number, (name, shape, dtype) in enumerate(weights)
     ]
@@ -241,15 +241,17 @@ def file_of_one(entry: Entry, section: bytes) -> bytes:
     return _prefixed_header([replace(entry, section=0)], [section], {}) + section
 
 
-def _number_sections(weights: Sequence[tuple[Entry, bytes]], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
+def _number_sections(
+    weights: Sequence[tuple[Entry, Section]], packs: Sequence[AuxiliaryPack]
+) -> tuple[list[Entry], list[Section]]:
     """Entries in order of names, and their sections in order of first use."""
     # Weights with equal bytes and size share a section; packs with equal bytes do not, since they hold different tensors.
-    rows: list[tuple[Entry, object, bytes]] = [(entry, (contents_of(entry), section), section) for entry, section in weights]
+    rows: list[tuple[Entry, object, Section]] = [(entry, (contents_of(entry), section), section) for entry, section in weights]
     for number, pack in enumerate(packs):
         rows += [(entry, number, pack.section) for entry in pack.entries]
     rows.sort(key=lambda row: row[0].name.encode())
     numbers: dict[object, int] = {}
-    sections: list[bytes] = []
+    sections: list[Section] = []
     entries = []
     for entry, key, section in rows:
         if key not in numbers:
@@ -259,7 +261,7 @@ def _number_sections(weights: Sequence[tuple[Entry, bytes]], packs: Sequence[Aux
     return entries, sections
 
 
-def _prefixed_header(entries: Sequence[Entry], sections: Sequence[bytes], metadata: Mapping[str, str]) -> bytes:
-    packed = encode_header(Header(entries, list(map(len, sections)), list(map(zlib.crc32, sections)), metadata))
+def _prefixed_header(entries: Sequence[Entry], sections: Sequence[Section], metadata: Mapping[str, str]) -> bytes:
+    packed = encode_header(Header(entries, list(map(len, sections)), list(map(checksum_of, sections)), metadata))
     start = PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
     return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed

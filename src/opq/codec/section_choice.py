@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
+from opq.codec.stored_section import Section
 from opq.config import Speed
 
 GROWTH: dict[Speed, tuple[float, float]] = {"small": (0.0, 0.0), "balanced": (0.02, 0.005), "fast": (math.inf, math.inf)}
@@ -22,12 +25,12 @@ class EncodedWeight:
         nonzero: The number of nonzero codes.
     """
 
-    adaptive: bytes
-    fast: bytes | None
+    adaptive: Section
+    fast: Section | None
     nonzero: int
 
 
-def choose_sections(weights: Sequence[EncodedWeight], keys: Sequence[Hashable], speed: Speed) -> list[bytes]:
+def choose_sections(weights: Sequence[EncodedWeight], keys: Sequence[Hashable], speed: Speed) -> list[Section]:
     """The section of each weight. Fast ones are taken in order of their relative growth, while all sections may grow.
 
     Args:
@@ -39,13 +42,21 @@ def choose_sections(weights: Sequence[EncodedWeight], keys: Sequence[Hashable], 
     distinct = dict(zip(reversed(found), reversed(weights), strict=True))
     growth, all_growth = GROWTH[speed]
     left = all_growth * sum(len(weight.adaptive) for weight in distinct.values())
-    # Every order of the weights must give the same file, so what is in the sections decides between equal growths.
     growths = {part: len(w.fast) / len(w.adaptive) - 1.0 for part, w in distinct.items() if w.fast and w.adaptive}
-    candidates = [(own, part[1], repr(part[0]), part) for part, own in growths.items() if own <= growth]
     fast = set()
-    for *_, part in sorted(candidates, key=lambda candidate: candidate[:3]):
+    for part in _in_order([(own, part) for part, own in growths.items() if own <= growth]):
         left -= len(distinct[part].fast or b"") - len(distinct[part].adaptive)
         if left < 0:
             break
         fast.add(part)
     return [distinct[part].fast or b"" if part in fast else part[1] for part in found]
+
+
+def _in_order(growths: Sequence[tuple[float, tuple[Hashable, Section]]]) -> Iterator[tuple[Hashable, Section]]:
+    """Keys and sections in order of their growth.
+
+    Every order of the weights must give the same file, so what is in the sections decides between equal growths.
+    """
+    for _, tied in groupby(sorted(growths, key=itemgetter(0)), key=itemgetter(0)):
+        parts = [part for _, part in tied]
+        yield from sorted(parts, key=lambda part: (bytes(part[1]), repr(part[0]))) if len(parts) > 1 else parts

@@ -14,8 +14,10 @@ from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry
 from opq.codec.fast_section import is_fast
 from opq.codec.file_reader import OpqFile
+from opq.codec.stored_section import Section
 from opq.codec.weight_section import encode_weight, naming, split, with_step_of
 from opq.errors import FormatError
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
@@ -39,7 +41,7 @@ class Verification:
     file_bytes: int
 
 
-def verify(source: str | os.PathLike[str] | bytes) -> Verification:
+def verify(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool = False) -> Verification:
     """Verify every byte of a file:
 
     * header and sections match their checksums, and every tensor can be decoded;
@@ -48,14 +50,16 @@ def verify(source: str | os.PathLike[str] | bytes) -> Verification:
 
     Args:
         source: A path, or the file's bytes.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Raises:
         FormatError: One of these does not hold; the message names the tensor.
         SourceError: The path cannot be read.
     """
-    with OpqFile(source) as file:
+    with OpqFile(source) as file, show_progress(progress) as report:
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
-        for number in range(sections):  # one at a time, so that memory holds only one weight or pack
+        # One at a time, so that memory holds only one weight or pack.
+        for number in counted(range(sections), report, "verifying", sections):
             first, *others = file.members(number)
             if not first.is_weight:
                 _check_same(
@@ -91,6 +95,6 @@ def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None
                 raise FormatError("codes", problem)
 
 
-def _check_same(name: str, encoded: bytes | None, stored: bytes) -> None:
+def _check_same(name: str, encoded: Section | None, stored: bytes) -> None:
     if encoded != stored:
         raise FormatError(f"tensor {name!r}", _OTHER_BYTES)
