@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -47,16 +47,24 @@ def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
 
 
 def encode_fast_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes | None:
-    """As `encode_pack`, with fast planes where they are shorter than the plane; None if none is."""
-    planes = [(words, byte) for words in _words_of(arrays) for byte in range(words.size)]
+    """As `encode_pack`, with fast planes where they are shorter than the bytes themselves; None if none is."""
+    parts: list[bytes | memoryview] = []
+    has_fast = False
+    for words in _words_of(arrays):
+        count = words.words.size
+        may_be_fast = count >= fast_planes.FEWEST
 
-    def encode(part: tuple[_Words, int]) -> tuple[bool, bytes]:
-        plane = part[0].plane(part[1])
-        coded = fast_planes.encode_plane(plane) if len(plane) >= fast_planes.FEWEST else None
-        return coded is not None, varint(len(plane)) + plane.tobytes() if coded is None else varint(len(plane) + 1) + coded
+        def encode(piece: _Words, may_be_fast: bool = may_be_fast) -> list[Sequence[bytes | memoryview]]:
+            return [fast_planes.encode_blocks(plane) if may_be_fast else [plane.data] for plane in piece.planes()]
 
-    found = list(thread_map(encode, planes))
-    return b"".join(data for _, data in found) if any(is_fast for is_fast, _ in found) else None
+        encoded = list(thread_map(encode, words.pieces(fast_planes.PIECE)))
+        for byte in range(words.size):
+            blocks = [block for piece in encoded for block in piece[byte]]
+            is_fast = may_be_fast and sum(map(len, blocks)) < count
+            has_fast |= is_fast
+            parts += [varint(count + 1), *(varint(len(block)) for block in blocks)] if is_fast else [varint(count)]
+            parts += blocks
+    return b"".join(parts) if has_fast else None
 
 
 def estimate_pack(arrays: Sequence[NDArray[np.generic]]) -> int:
@@ -110,6 +118,10 @@ class _Words:
     def planes(self) -> list[NDArray[np.uint8]]:
         """The planes of all bytes, the highest first."""
         return [self.plane(byte) for byte in range(self.size)]
+
+    def pieces(self, count: int) -> Iterator[_Words]:
+        """The words in pieces of `count`; the last one has the rest."""
+        return (replace(self, words=self.words[start : start + count]) for start in range(0, self.words.size, count))
 
 
 def _words_of(arrays: Sequence[NDArray[np.generic]]) -> Iterator[_Words]:
@@ -167,8 +179,9 @@ def is_fast(section: bytes, shapes: Sequence[tuple[int, ...]], kinds: Sequence[n
     """Whether a pack has a fast plane.
 
     Args:
-        section: As in `decode_pack`, which accepts it.
-        shapes, kinds: As in `decode_pack`.
+        section: A section that `decode_pack` accepts.
+        shapes: As in `decode_pack`.
+        kinds: As in `decode_pack`.
     """
     reader = ByteReader(section, _WHERE)
     elements = [

@@ -1,4 +1,4 @@
-"""Byte planes by static tables, in blocks that are decoded alone: the fast counterpart of coded planes in `opq.codec.byte_planes`.
+"""Byte planes by static tables, in blocks that are decoded alone: the fast counterpart of adaptive planes.
 
 docs/format.md, "Fast planes", is the normative text.
 """
@@ -6,13 +6,14 @@ docs/format.md, "Fast planes", is the normative text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec import _native
-from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.fast_tables import SHARES, SYMBOLS, coded_bits, shares_of, table_bytes
+from opq.codec.byte_reader import ByteReader
+from opq.codec.fast_tables import SHARES, SYMBOLS, shares_of, symbol_bits, table_bytes
 from opq.errors import FormatError
 
 FEWEST = 4096
@@ -21,30 +22,36 @@ FEWEST = 4096
 BLOCK = 2**18
 """Bytes of a plane that are decoded alone; the last block of a plane has the rest."""
 
+PIECE = 16 * BLOCK
+"""Bytes of a plane that are encoded together."""
+
 _GROUP = 256
 _TABLES = 8
 _STATES = 4 * 32
-_PIECE = 16 * BLOCK
 _SAVING = 32  # a block is coded if that saves at least one byte in so many
-_ONE_TABLE = np.zeros(BLOCK // _GROUP, dtype=np.uint8)
+
+Block = bytes | memoryview
 
 
-def encode_plane(plane: NDArray[np.uint8]) -> bytes | None:
-    """Encode a plane.
-
-    Args:
-        plane: The bytes, at least FEWEST.
-
-    Returns:
-        What follows the plane's first number in a pack; None if it would not be shorter than the plane.
-    """
-    pieces = [plane[start : start + _PIECE] for start in range(0, len(plane), _PIECE)]
-    blocks = [
-        block for piece in pieces for block in _encode_blocks([piece[at : at + BLOCK] for at in range(0, len(piece), BLOCK)])
-    ]
-    if sum(map(len, blocks)) >= len(plane):
-        return None
-    return b"".join([*(varint(len(block)) for block in blocks), *blocks])
+def encode_blocks(piece: NDArray[np.uint8]) -> list[Block]:
+    """Encode part of a plane, of at most PIECE bytes, that begins where a block does. Blocks may be views of it."""
+    blocks = [piece[start : start + BLOCK] for start in range(0, len(piece), BLOCK)]
+    classes = _classes(blocks)
+    counts = np.zeros((len(blocks), _TABLES, SYMBOLS), dtype=np.uint32)
+    for block, own, found in zip(blocks, classes, counts, strict=True):
+        _native.count_groups(block.data, own.data, found.reshape(-1).data)
+    alone = _Tables.of(counts.sum(axis=1, keepdims=True, dtype=np.uint32), [np.zeros_like(own) for own in classes])
+    saving = [number for number, tables in enumerate(alone) if tables.size * _SAVING <= len(blocks[number]) * (_SAVING - 1)]
+    several = dict(zip(saving, _Tables.of(counts[saving], [classes[number] for number in saving]), strict=True))
+    encoded: list[Block] = []
+    for number, (block, tables) in enumerate(zip(blocks, alone, strict=True)):
+        if tables.first == tables.last:
+            encoded.append(block[:1].tobytes())
+        elif number in several:
+            encoded.append(min(tables, several[number], key=lambda found: found.size).encode(block))
+        else:
+            encoded.append(block.data)
+    return encoded
 
 
 def read_plane(reader: ByteReader, count: int) -> list[memoryview]:
@@ -76,81 +83,83 @@ def merge(blocks: Sequence[bytes | memoryview], rotated: bool, words: NDArray[np
         raise FormatError(where, problem)
 
 
-def _encode_blocks(blocks: Sequence[NDArray[np.uint8]]) -> list[bytes]:
-    """Each block in the form that its counts of bytes ask for."""
-    counts = np.zeros((len(blocks), _TABLES, SYMBOLS), dtype=np.uint32)
-    for block, found in zip(blocks, counts, strict=True):
-        _native.count_groups(block.data, _ONE_TABLE[: -(-len(block) // _GROUP)].data, found.reshape(-1).data)
-    encoded = []
-    for block, found in zip(blocks, counts[:, 0], strict=True):
-        used = np.flatnonzero(found)
-        if len(used) == 1:
-            encoded.append(bytes([used[0]]))
-            continue
-        first, last = int(used[0]), int(used[-1])
-        alone = _Tables(found[None, first : last + 1], _ONE_TABLE[: -(-len(block) // _GROUP)])
-        if not _pays(alone, len(block)):
-            encoded.append(block.tobytes())
-            continue
-        classes = _classes(block)
-        by_class = np.zeros((_TABLES, SYMBOLS), dtype=np.uint32)
-        _native.count_groups(block.data, classes.data, by_class.reshape(-1).data)
-        several = _Tables(by_class[: int(classes.max()) + 1, first : last + 1], classes)
-        encoded.append(_encode_block(block, first, min(alone, several, key=lambda tables: tables.bits)))
-    return encoded
-
-
+@dataclass(frozen=True)
 class _Tables:
     """Tables of a block.
 
     Args:
-        counts: (tables, symbols) uint32: how often each symbol occurs.
+        marks: (tables, SYMBOLS) uint8: their bytes.
+        shares: (tables, SYMBOLS) uint16.
+        first: The lowest symbol.
+        last: The highest symbol.
         classes: (groups,) uint8: the table of each group.
-
-    Attributes:
-        bits: Bits of all that a block holds but its states, in 4096ths.
+        bits: Bits of the block's symbols, in 4096ths.
     """
 
-    def __init__(self, counts: NDArray[np.uint32], classes: NDArray[np.uint8]) -> None:
-        self.classes = classes
-        self.marks = table_bytes(counts)
-        self.shares = shares_of(self.marks)
-        whole = np.zeros((len(counts), SYMBOLS), dtype=np.uint32)
-        whole[:, : counts.shape[1]] = counts
-        self.bits = coded_bits(whole, self.shares) + 8 * SHARES * (self.marks.size + len(self.packed_classes()))
+    marks: NDArray[np.uint8]
+    shares: NDArray[np.uint16]
+    first: int
+    last: int
+    classes: NDArray[np.uint8]
+    bits: int
 
-    def packed_classes(self) -> bytes:
-        """Three bits for each group, the lowest first; nothing for one table."""
-        if len(self.marks) == 1:
-            return b""
-        return np.packbits(self.classes[:, None] >> np.arange(3) & 1, bitorder="little").tobytes()
+    @classmethod
+    def of(cls, counts: NDArray[np.uint32], classes: Sequence[NDArray[np.uint8]]) -> list[_Tables]:
+        """The tables of blocks, from (blocks, tables, SYMBOLS) counts and the classes of each block's groups."""
+        if not len(counts):
+            return []
+        marks = table_bytes(counts.reshape(-1, SYMBOLS))
+        shares = shares_of(marks).reshape(counts.shape)
+        bits = symbol_bits(counts, shares).sum(axis=(1, 2))
+        used = counts.any(axis=1)
+        firsts, lasts = used.argmax(axis=1), SYMBOLS - 1 - used[:, ::-1].argmax(axis=1)
+        parts = zip(marks.reshape(counts.shape), shares, firsts.tolist(), lasts.tolist(), classes, bits.tolist(), strict=True)
+        return [cls(own[: of_groups.max() + 1], *rest, of_groups, total) for own, *rest, of_groups, total in parts]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the block, but for rounding."""
+        packed = -(-3 * len(self.classes) // 8) if len(self.marks) > 1 else 0
+        return 3 + packed + len(self.marks) * (self.last - self.first + 1) + _STATES + self.bits // (8 * SHARES)
+
+    def encode(self, block: NDArray[np.uint8]) -> bytes:
+        """The block with these tables."""
+        head = bytes([self.first, self.last - self.first, len(self.marks) - 1])
+        if len(self.marks) > 1:
+            head += np.packbits(self.classes[:, None] >> np.arange(3) & 1, bitorder="little").tobytes()
+        shares = np.zeros((_TABLES, SYMBOLS), dtype=np.uint16)
+        shares[: len(self.shares)] = self.shares
+        stream = _native.encode_block(block.data, self.classes.data, shares.reshape(-1).data)
+        return head + self.marks[:, self.first : self.last + 1].tobytes() + stream
 
 
-def _pays(tables: _Tables, count: int) -> bool:
-    taken = tables.bits // (8 * SHARES) + 4 + _STATES
-    return taken * _SAVING <= count * (_SAVING - 1)
+def _classes(blocks: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Classes of each block's groups by their mean byte, in the finest steps of which eight hold nine in ten groups.
+
+    All classes from 0 to the largest one are used.
+    """
+    found = []
+    for same in ([block for block in blocks if len(block) == BLOCK], [block for block in blocks if len(block) < BLOCK]):
+        if same:
+            found += list(_classes_of(same))
+    return found
 
 
-def _classes(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Classes of groups by their mean byte, in the finest steps of which eight hold nine in ten groups."""
-    groups = -(-len(block) // _GROUP)
-    sums = np.zeros(groups, dtype=np.uint32)
-    _native.sum_groups(block.data, sums.data)
+def _classes_of(blocks: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """(blocks, groups) classes of blocks of the same length."""
+    groups = -(-len(blocks[0]) // _GROUP)
+    sums = np.zeros((len(blocks), groups), dtype=np.uint32)
+    for block, own in zip(blocks, sums, strict=True):
+        _native.sum_groups(block.data, own.data)
     sizes = np.full(groups, _GROUP, dtype=np.int64)
-    sizes[-1] = len(block) - _GROUP * (groups - 1)
+    sizes[-1] = len(blocks[0]) - _GROUP * (groups - 1)
     halves = (4 * sums.astype(np.int64) + sizes) // (2 * sizes)
-    ordered = np.sort(halves)
-    shift = 0
-    while (ordered[-1 - groups // 20] >> shift) - (ordered[groups // 20] >> shift) >= _TABLES:
-        shift += 1
-    classes = (halves >> shift) - (ordered[groups // 2] >> shift) + _TABLES // 2
-    classes = classes.clip(0, _TABLES - 1)
-    return (classes - classes.min()).astype(np.uint8)
-
-
-def _encode_block(block: NDArray[np.uint8], first: int, tables: _Tables) -> bytes:
-    shares = np.zeros((_TABLES, SYMBOLS), dtype=np.uint16)
-    shares[: len(tables.shares), first:] = tables.shares[:, : SYMBOLS - first]
-    stream = _native.encode_block(block.data, tables.classes.data, shares.reshape(-1).data)
-    head = bytes([first, tables.marks.shape[1] - 1, len(tables.marks) - 1])
-    return head + tables.packed_classes() + tables.marks.tobytes() + stream
+    ordered = np.sort(halves, axis=1)
+    low, middle, high = (ordered[:, place, None] for place in (groups // 20, groups // 2, -1 - groups // 20))
+    shift = np.zeros((len(blocks), 1), dtype=np.int64)
+    for _ in range(6):  # means are below 2^9 halves
+        shift += (high >> shift) - (low >> shift) >= _TABLES
+    steps = ((halves >> shift) - (middle >> shift) + _TABLES // 2).clip(0, _TABLES - 1)
+    used = np.zeros((len(blocks), _TABLES), dtype=bool)
+    np.put_along_axis(used, steps, True, axis=1)
+    return np.asarray(np.take_along_axis(used.cumsum(axis=1) - 1, steps, axis=1), dtype=np.uint8)

@@ -72,9 +72,23 @@ static const char *fast_start_block(FastBlock *b, const uint8_t *data, size_t le
     return fast_start(&b->decoder, data, (size_t)(end - data), lanes) ? NULL : "a stream does not begin with its states";
 }
 
+/* Decodes `columns` of `lanes` bytes; whether the stream has them. */
+static int fast_decode_bytes(FastDecoder *d, int64_t columns, int lanes, uint8_t *bytes) {
+    static const uint8_t no_classes[FAST_LANES];
+    uint32_t no_states[FAST_LANES] = {0};
+    uint16_t tile[FAST_GROUP];
+#if defined(OPQ_AVX2)
+    if (cpu_has_avx2 && lanes == FAST_LANES) return fast_decode_bytes_avx2(d, columns, bytes);
+#endif
+    if (lanes == FAST_LANES ? !fast_decode_32(d, no_classes, no_states, 0, columns, tile)
+                            : !fast_decode_few(d, no_classes, no_states, 0, columns, tile, lanes))
+        return 0;
+    for (int64_t k = 0; k < columns * lanes; k++) bytes[k] = (uint8_t)tile[k];
+    return 1;
+}
+
 /* Decodes the next `count` bytes, at most FAST_STEP, and a multiple of it unless they are the last; NULL if the stream ends before. */
 static const uint8_t *fast_next_bytes(FastBlock *b, int64_t count) {
-    static const uint8_t no_classes[FAST_LANES];
     const int64_t start = b->at;
     b->at += count;
     if (b->form == STORED) return b->data + start;
@@ -83,12 +97,10 @@ static const uint8_t *fast_next_bytes(FastBlock *b, int64_t count) {
         const int64_t size = count - done < FAST_GROUP ? count - done : FAST_GROUP, columns = size / FAST_LANES;
         const int rest = (int)(size % FAST_LANES);
         const int table = b->tables > 1 ? fast_class(b->data, (start + done) / FAST_GROUP) : 0;
-        uint16_t tile[FAST_GROUP];
-        uint32_t no_states[FAST_LANES] = {0};
+        uint8_t *const to = b->bytes + done;
         b->decoder.tables = b->entries + table * FAST_TABLE;
-        if (!fast_decode_32(&b->decoder, no_classes, no_states, 0, columns, tile)) return NULL;
-        if (rest && !fast_decode_few(&b->decoder, no_classes, no_states, 0, 1, tile + columns * FAST_LANES, rest)) return NULL;
-        for (int64_t k = 0; k < size; k++) b->bytes[done + k] = (uint8_t)tile[k];
+        if (!fast_decode_bytes(&b->decoder, columns, FAST_LANES, to)) return NULL;
+        if (rest && !fast_decode_bytes(&b->decoder, 1, rest, to + columns * FAST_LANES)) return NULL;
     }
     return b->bytes;
 }
