@@ -175,21 +175,17 @@ def decode_pack(
     return arrays
 
 
-def is_fast(section: bytes, shapes: Sequence[tuple[int, ...]], kinds: Sequence[np.dtype[np.generic]]) -> bool:
+def is_fast_pack(section: bytes, tensors: Sequence[tuple[int, np.dtype[np.generic]]]) -> bool:
     """Whether a pack has a fast plane.
 
     Args:
         section: A section that `decode_pack` accepts.
-        shapes: As in `decode_pack`.
-        kinds: As in `decode_pack`.
+        tensors: The number of elements, and the dtype, of each tensor.
     """
     reader = ByteReader(section, _WHERE)
-    elements = [
-        (math.prod(shape) * kind.itemsize, 8 if kind == np.complex128 else kind.itemsize)
-        for shape, kind in zip(shapes, kinds, strict=True)
-    ]
+    words = [(count * (1 + (kind == np.complex128)), min(kind.itemsize, _SIZES[-1])) for count, kind in tensors]
     for size in _SIZES:
-        count = sum(bytes_ for bytes_, word in elements if word == size) // size
+        count = sum(count for count, own in words if own == size)
         for _ in range(size if count else 0):
             length = reader.varint()
             if length > count:

@@ -90,17 +90,17 @@ class _Tables:
     Args:
         marks: (tables, SYMBOLS) uint8: their bytes.
         shares: (tables, SYMBOLS) uint16.
+        classes: (groups,) uint8: the table of each group.
         first: The lowest symbol.
         last: The highest symbol.
-        classes: (groups,) uint8: the table of each group.
         bits: Bits of the block's symbols, in 4096ths.
     """
 
     marks: NDArray[np.uint8]
     shares: NDArray[np.uint16]
+    classes: NDArray[np.uint8]
     first: int
     last: int
-    classes: NDArray[np.uint8]
     bits: int
 
     @classmethod
@@ -111,10 +111,11 @@ class _Tables:
         marks = table_bytes(counts.reshape(-1, SYMBOLS))
         shares = shares_of(marks).reshape(counts.shape)
         bits = symbol_bits(counts, shares).sum(axis=(1, 2))
-        used = counts.any(axis=1)
+        used = np.asarray(counts.any(axis=1))
         firsts, lasts = used.argmax(axis=1), SYMBOLS - 1 - used[:, ::-1].argmax(axis=1)
-        parts = zip(marks.reshape(counts.shape), shares, firsts.tolist(), lasts.tolist(), classes, bits.tolist(), strict=True)
-        return [cls(own[: of_groups.max() + 1], *rest, of_groups, total) for own, *rest, of_groups, total in parts]
+        ends = zip(firsts.tolist(), lasts.tolist(), bits.tolist(), strict=True)
+        parts = zip(marks.reshape(counts.shape), shares, classes, ends, strict=True)
+        return [cls(own[: int(table.max()) + 1], share, table, *end) for own, share, table, end in parts]
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""Which weights of a file have fast sections."""
+"""Which weights of a file have fast sections, and which packs of auxiliary tensors have fast planes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from opq.codec.byte_planes import encode_fast_pack, encode_pack, estimate_pack
 from opq.config import Speed
 
 GROWTH: dict[Speed, tuple[float, float]] = {"small": (0.0, 0.0), "balanced": (0.02, 0.005), "fast": (math.inf, math.inf)}
 """How much larger than an adaptive section a fast one may be, and than all adaptive sections all sections, as fractions."""
+
+
+_SMALL_PACK = 2**16  # dense bytes
+_SAMPLE = 2**12
+_STRUCTURE = 0.875
+"""If an adaptive sample takes less than this fraction of its zero-order entropy, contexts may matter much more than usual."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +59,32 @@ def choose_sections(weights: Sequence[EncodedWeight], keys: Sequence[Hashable], 
             break
         fast.add(part)
     return [distinct[part].fast or b"" if part in fast else part[1] for part in found]
+
+
+def choose_pack(arrays: Sequence[NDArray[np.generic]], speed: Speed, *, compared: bool = False) -> bytes:
+    """A pack with adaptive planes or with fast ones.
+
+    With "balanced" a fast pack may be 0.5% larger than an adaptive one. Adaptive coding takes ten times as long, so that it is
+    tried only for small packs, for packs with structure in a sample, and if `compared`.
+
+    Args:
+        arrays: As in `encode_pack`.
+        speed: As in CompressionConfig.
+        compared: Whether to try both whatever the pack is.
+    """
+    fast = None if speed == "small" else encode_fast_pack(arrays)
+    if fast is None:
+        return encode_pack(arrays)
+    if speed == "fast":
+        return fast
+    if not (compared or sum(array.nbytes for array in arrays) < _SMALL_PACK or _has_structure(arrays)):
+        return fast
+    adaptive = encode_pack(arrays)
+    return fast if len(fast) <= (1.0 + GROWTH["balanced"][1]) * len(adaptive) else adaptive
+
+
+def _has_structure(arrays: Sequence[NDArray[np.generic]]) -> bool:
+    largest = max(arrays, key=lambda array: array.nbytes).reshape(-1)
+    middle = max(largest.size - _SAMPLE, 0) // 2
+    sample = [largest[middle : middle + _SAMPLE]]
+    return len(encode_pack(sample)) < _STRUCTURE * estimate_pack(sample)

@@ -24,7 +24,7 @@ from opq.compression.role_factors import role_factors
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
-from opq.config import CompressionConfig, LayerConfig, Lossless
+from opq.config import CompressionConfig, LayerConfig, Lossless, Speed
 from opq.errors import PlanError, SourceError, TargetError, WeightError
 from opq.progress import logger
 from opq.quantization.statistics import measure, measure_rows
@@ -35,6 +35,9 @@ from opq.thread_map import thread_map
 
 _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 """The name of a parametrization's buffer, as `opq.prepare` makes it, in a state dict."""
+
+_COMPARED = 2**22
+"""The largest number of dense bytes of all packs together for which each pack is encoded in both ways."""
 
 _LARGEST_SCALE = 2.0**151
 """The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
@@ -269,7 +272,7 @@ def _analyze(
 
 
 def pack_rest(
-    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False
+    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False, speed: Speed = "small"
 ) -> list[AuxiliaryPack]:
     """Encode the tensors that are not weights.
 
@@ -278,10 +281,12 @@ def pack_rest(
         weights: Names of its weights.
         auxiliary: How the others are stored.
         estimated: As in `opq.codec.file_writer.pack_auxiliary`.
+        speed: As in CompressionConfig.
     """
     rest = [name for name in in_order(state) if name not in weights]
     tensors = ((name, state[name]) for name in rest)
-    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated)
+    compared = sum(dtypes.dense_bytes(kind, math.prod(shape)) for kind, shape in map(state.describe, rest)) <= _COMPARED
+    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated, speed=speed, compared=compared)
 
 
 def _measure(state: State, name: str) -> LayerStatistics:
