@@ -220,7 +220,7 @@ def fast() -> bytes:
 
 
 def planes() -> bytes:
-    """Auxiliary tensors with fast planes: floats and integers of each size, several blocks of each form, one and several tables."""
+    """Auxiliary tensors with fast planes: floats and integers of each size, blocks of each form, one and several tables."""
     few = hashed("few planes", 4200) % 300 == 0
     blocks = np.full(2**18 + 5000, 7, dtype=np.uint8)
     blocks[2**18 :: 50] = hashed("spikes", 100, "uint8") % 4 + 5
