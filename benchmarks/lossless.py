@@ -1,7 +1,7 @@
 """Lossless compression of float weights compared with other tools: bytes, and processor time of one thread in both directions.
 
-Claim: bytes at most those of zipnn, decoding at least as fast, and encoding at least half as fast; weights of 4 and 8 bits that are
-stored as floats take at most the bytes of z4ai.
+Claim: bytes at most those of zipnn, decoding at least as fast, and encoding at least half as fast; weights of 4 and 8 bits that
+are stored as floats take at most the bytes of z4ai.
 
     python benchmarks/lossless.py
 
@@ -117,7 +117,7 @@ def measure(case: str, weights: Weights) -> list[Row]:
 
 
 def _measure_opq(weights: Weights) -> dict[str, float]:
-    """opq's public functions: a file in memory, and back to an array."""
+    """The public functions of opq: a file in memory, and back to an array."""
     state = {"weight": weights.reshape(-1, 64) if weights.size % 64 == 0 else weights}
     start = time.process_time()
     packed = opq.compress(state, lossless=True).data

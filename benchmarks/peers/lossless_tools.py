@@ -4,7 +4,7 @@
 
 FILE holds the tensor's bytes; DTYPE is bfloat16, float16 or float32. The first question, "tools", gives {tool: version}. Then a
 question is the name of a tool, and the answer {"bytes", "encode_seconds", "decode_seconds"}: processor time of this process.
-Every round trip is checked. lmzip compresses files only: its files are in memory, as safetensors.
+Every round trip is checked. lmzip compresses files only, here a safetensors file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from zipnn import ZipNN
 DATA, DTYPE = Path(sys.argv[1]).read_bytes(), sys.argv[2]
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[DTYPE]
 WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}[DTYPE]
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 Coder = tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]
 
@@ -67,7 +66,7 @@ def openzl() -> Coder:
 
 
 def zstd() -> Coder:
-    """zstd at level 3, on the bytes as they are."""
+    """The bytes as they are, at level 3."""
     return zstandard.ZstdCompressor(level=3).compress, zstandard.ZstdDecompressor().decompress
 
 
@@ -98,7 +97,7 @@ def measure(tool: str) -> dict[str, float]:
 def measure_files() -> dict[str, float]:
     """The same of lmzip, one worker."""
     kinds = {"bfloat16": bfloat16, "float16": float16, "float32": float32}
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         source, packed, found = (Path(folder) / name for name in ("model.safetensors", "model.lmz", "found.safetensors"))
         save_file({"weight": frombuffer(bytearray(DATA), dtype=kinds[DTYPE])}, source)
         start = time.process_time()
