@@ -185,7 +185,7 @@ def test_compressed_tensors_beyond_the_format_are_refused():
 
 
 def test_a_sample_tells_few_values_from_many():
-    """Weights of few values may have levels, also a few thousand; normal ones of any dtype, and bfloat16 in float32, have none."""
+    """Weights of up to thousands of values may have levels; normal ones, also of bfloat16 in float32, have none."""
     random = np.random.default_rng(0)
     normal = random.normal(size=2**18).astype(np.float32)
     assert not any(may_have_levels(normal.astype(kind)) for kind in (np.float32, np.float64, ml_dtypes.bfloat16))
