@@ -7,8 +7,8 @@ are stored as floats take at most the bytes of z4ai.
 
 A case is the tensors of a network with two or more dimensions, as one row of at most 2^23 numbers of a dtype: MiniLM and
 WordLlama from `make zoo-packages`, MobileNet from the data. "int4" and "int8" are multiples of a step for each tensor, up to 7
-and 127. Every round trip is checked. `make peers` installs the environment in which the others run; every tool runs in turn, opq
-first, with one thread on one core.
+and 127. Every round trip is checked. `make peers` installs the environment in which the others run; every tool runs in turn,
+opq first, with one thread on one core.
 
 bytes           of the whole file or frame
 ratio           bytes over those of the weights
