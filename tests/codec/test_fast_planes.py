@@ -249,3 +249,11 @@ def test_lengths_are_checked_before_blocks():
         fast_planes.read_plane(ByteReader(varint(5001) + bytes(5001), "plane"), 5000)
     with pytest.raises(FormatError, match="are left"):
         fast_planes.read_plane(ByteReader(varint(1) + varint(1) + b"\0", "plane"), BLOCK + 1)
+
+
+def test_a_block_is_coded_if_that_saves_one_byte_in_32():
+    """Of bytes below 200 a block is coded, of bytes below 220 it is stored, for decoding them takes time and saves little."""
+    random = np.random.default_rng(0)
+    sizes = [len(encode(random.integers(0, limit, BLOCK, dtype=np.uint8))[0]) for limit in (200, 220)]
+    assert sizes[0] < 31 * BLOCK // 32
+    assert sizes[1] == BLOCK
