@@ -243,6 +243,24 @@ def speeds(rows: list[Row]) -> list[str]:
     )
 
 
+def lossless(rows: list[Row]) -> list[str]:
+    """Bytes and speeds of each tool on the same weights."""
+    return table(
+        ("weights", "tool", "bytes", "of the weights", "encoding, MB/s", "decoding, MB/s"),
+        (
+            (
+                row["case"],
+                f"{row['tool']} {row['version']}" if row["tool"] != "opq" else "opq",
+                f"{row['bytes']:,}",
+                f"{row['ratio']:.2%}",
+                f"{row['encode_speed']:.0f}",
+                f"{row['decode_speed']:.0f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def resident(rows: list[Row]) -> list[str]:
     """Memory and time of a network, dense and with coded weights."""
     return table(
@@ -736,6 +754,7 @@ SECTIONS: dict[str, Section] = {
             squeezenet,
             loading,
             speeds,
+            lossless,
             resident,
             from_pretrained,
             browser,

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.codec.auxiliary import store
-from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
+from opq.codec.byte_planes import estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
 from opq.codec.header import Header, encode_header
-from opq.codec.section_choice import EncodedWeight, choose_sections
+from opq.codec.section_choice import EncodedWeight, choose_pack, choose_sections
 from opq.codec.stored_section import Section, checksum_of
 from opq.codec.weight_section import encode_weight, entry_of
 from opq.config import Speed
@@ -50,7 +50,12 @@ class AuxiliaryPack:
 
 
 def pack_auxiliary(
-    tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str | Mapping[str, str], *, estimated: bool = False
+    tensors: Iterable[tuple[str, NDArray[np.generic]]],
+    storage: str | Mapping[str, str],
+    *,
+    estimated: bool = False,
+    speed: Speed = "small",
+    compared: bool = False,
 ) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors.
 
@@ -58,6 +63,8 @@ def pack_auxiliary(
         tensors: (name, array), in ascending order of the UTF-8 names; read one at a time.
         storage: "exact", "float16" or "uint8", as in `opq.codec.auxiliary.store`: of all of them, or of each name.
         estimated: If True, the sections are zero bytes of approximately the right length. That is fast, and enough for a plan.
+        speed: Which packs are coded for fast decoding, as in CompressionConfig.
+        compared: As in `opq.codec.section_choice.choose_pack`.
 
     Returns:
         The packs, each of at most LARGEST_PACK dense bytes or with a single tensor.
@@ -74,7 +81,11 @@ def pack_auxiliary(
     def close() -> None:
         nonlocal size
         if pending:
-            packs.append(AuxiliaryPack(tuple(pending), bytes(estimate_pack(arrays)) if estimated else encode_pack(arrays)))
+            packs.append(
+                AuxiliaryPack(
+                    tuple(pending), bytes(estimate_pack(arrays)) if estimated else choose_pack(arrays, speed, compared=compared)
+                )
+            )
         pending.clear()
         arrays.clear()
         size = 0

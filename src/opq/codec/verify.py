@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from opq.codec.byte_planes import encode_pack
+from opq.codec.byte_planes import encode_fast_pack, encode_pack, is_fast_pack
 from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry
 from opq.codec.fast_section import is_fast
@@ -62,9 +62,7 @@ def verify(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool 
         for number in counted(range(sections), report, "verifying", sections):
             first, *others = file.members(number)
             if not first.is_weight:
-                _check_same(
-                    first.name, encode_pack([file.stored(entry.name) for entry in [first, *others]]), file.section(number)
-                )
+                _check_same(first.name, _encode_again(file, [first, *others]), file.section(number))
                 continue
             by_geometry: dict[Geometry, list[Entry]] = {}
             for entry in [first, *others]:
@@ -81,6 +79,13 @@ def verify(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool 
             raise FormatError("header", _OTHER_BYTES)
         weights = sum(entry.is_weight for entry in file.entries)
         return Verification(weights, len(file) - weights, sections, file.file_bytes)
+
+
+def _encode_again(file: OpqFile, entries: Sequence[Entry]) -> bytes | None:
+    """The pack of these tensors, encoded as it is in the file."""
+    arrays = [file.stored(entry.name) for entry in entries]
+    fast = is_fast_pack(file.section(entries[0].section), [(array.size, array.dtype) for array in arrays])
+    return encode_fast_pack(arrays) if fast else encode_pack(arrays)
 
 
 def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None:

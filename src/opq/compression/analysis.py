@@ -16,6 +16,7 @@ from opq.checkpoints import State
 from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.reparametrized_state import ReparametrizedState
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
+from opq.codec.section_choice import LARGEST_COMPARED
 from opq.compression.auxiliary_storage import storages
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
@@ -24,7 +25,7 @@ from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
 from opq.compression.workers import THREADS, Workers
-from opq.config import CompressionConfig, LayerConfig, Lossless
+from opq.config import CompressionConfig, LayerConfig, Lossless, Speed
 from opq.errors import PlanError, SourceError, TargetError
 from opq.progress import Progress, counted, logger, no_progress
 from opq.rate_distortion.costs import balanced_costs
@@ -282,7 +283,7 @@ def _analyze(
 
 
 def pack_rest(
-    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False
+    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False, speed: Speed = "small"
 ) -> list[AuxiliaryPack]:
     """Encode the tensors that are not weights.
 
@@ -291,7 +292,9 @@ def pack_rest(
         weights: Names of its weights.
         auxiliary: How the others are stored.
         estimated: As in `opq.codec.file_writer.pack_auxiliary`.
+        speed: As in CompressionConfig.
     """
     rest = [name for name in in_order(state) if name not in weights]
     tensors = ((name, state[name]) for name in rest)
-    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated)
+    compared = sum(dtypes.dense_bytes(kind, math.prod(shape)) for kind, shape in map(state.describe, rest)) <= LARGEST_COMPARED
+    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated, speed=speed, compared=compared)
