@@ -28,6 +28,7 @@ def save(
     *,
     metadata: Mapping[str, str] | None = None,
     key: str | None = None,
+    base: Any = None,
     progress: Progress | bool = True,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
@@ -41,6 +42,7 @@ def save(
         config: A CompressionConfig or a Plan. None: the config is made from `options`.
         metadata: {text: text} to keep in the file if the source has no metadata.
         key: The key of the state dict in a source that has several, such as "params_ema".
+        base: What the network was made from, as in `opq.compress`: the file is then a delta.
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords.
 
@@ -53,9 +55,10 @@ def save(
     """
     from opq.compression.compress import compress
 
-    if isinstance(source, str | os.PathLike):
-        refuse_same(source, path)
-    compressed = compress(source, config, metadata=metadata, key=key, progress=progress, **options)
+    for read in (source, *(base if isinstance(base, (list, tuple)) else [base])):
+        if isinstance(read, str | os.PathLike):
+            refuse_same(read, path)
+    compressed = compress(source, config, metadata=metadata, key=key, base=base, progress=progress, **options)
     compressed.save(path)
     return compressed
 
@@ -65,6 +68,7 @@ def load(
     target: torch.nn.Module,
     path: Path,
     *,
+    base: Any = None,
     device: Any = "cpu",
     strict: bool = True,
     max_bytes: int | None = None,
@@ -74,7 +78,13 @@ def load(
 
 @overload
 def load(
-    target: Path, path: None = None, *, device: Any = "cpu", strict: bool = True, max_bytes: int | None = None
+    target: Path,
+    path: None = None,
+    *,
+    base: Any = None,
+    device: Any = "cpu",
+    strict: bool = True,
+    max_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]: ...
 
 
@@ -82,6 +92,7 @@ def load(
     target: torch.nn.Module | Path,
     path: Path | None = None,
     *,
+    base: Any = None,
     device: Any = "cpu",
     strict: bool = True,
     max_bytes: int | None = None,
@@ -100,13 +111,14 @@ def load(
     Args:
         target: The network; or the file, to get its tensors.
         path: The file, if `target` is a network.
+        base: Of a delta, what it was made from, as in `opq.compress`; it is read, and checked by its digest.
         device: Device of the loaded tensors.
         strict: Whether the file and the network must have the same names.
         max_bytes: Largest allowed number of dense bytes. Default: 64 MiB plus 4096 times the file's size.
         resident: What stays in memory: "tensors", or "codes" of weights of at least 4,096 elements.
 
     Raises:
-        SourceError: The file cannot be read.
+        SourceError: The file cannot be read, or the base is another one than that of the delta.
         FormatError: It is not a complete, valid file.
         RuntimeError: Raised by PyTorch if the file belongs to another network.
         MissingExtraError: PyTorch is not installed.
@@ -122,12 +134,14 @@ def load(
             raise TypeError("load() with resident='codes' takes a network and a file; got a file alone")
         if path is not None:
             raise TypeError("load() takes a network and a file, or a file alone; got two files")
-        return opq_torch.load_file(target, device, max_bytes=max_bytes)
+        return opq_torch.load_file(target, device, base=base, max_bytes=max_bytes)
     if path is None:
         raise TypeError("load() takes a network and a file, or a file alone; got no file")
     if resident == "codes":
+        if base is not None:
+            raise TypeError("load() with resident='codes' takes a complete file; got a base")
         from opq.resident import load_coded
 
         return load_coded(target, path, device, strict=strict, max_bytes=max_bytes)
-    opq_torch.load_model(target, path, strict, device, max_bytes=max_bytes)
+    opq_torch.load_model(target, path, strict, device, base=base, max_bytes=max_bytes)
     return target

@@ -6,6 +6,7 @@ import click
 
 import opq
 from opq.atomic_file import refuse_same
+from opq.cli.source import base_option
 from opq.progress import logger
 from opq.reporting.expand import check_output
 from opq.reporting.onnx_export import CHOICES
@@ -14,6 +15,7 @@ from opq.reporting.onnx_export import CHOICES
 @click.command()
 @click.argument("file")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Path of the .safetensors or .onnx file, or of a folder.")
+@base_option("FILE")
 @click.option("--like", metavar="FOLDER", help="The folder with the config and tokenizer. [default: that of FILE]")
 @click.option(
     "--weights",
@@ -23,7 +25,7 @@ from opq.reporting.onnx_export import CHOICES
     help="Of a .onnx file: weights as integers where their codes fit.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-def command(file: str, output: str, like: str | None, weights: str, force: bool) -> None:
+def command(file: str, output: str, base: tuple[str, ...], like: str | None, weights: str, force: bool) -> None:
     """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype.
 
     If OUT ends in .onnx, it is the ONNX model from which FILE was made. --weights int8 and int4 keep codes as integers of 8 or
@@ -33,12 +35,15 @@ def command(file: str, output: str, like: str | None, weights: str, force: bool)
     If OUT ends in another way than .safetensors, .sft and .onnx, it is a folder for from_pretrained: the checkpoint, and copies
     of the config, the tokenizer and similar files.
 
+    If FILE is a delta, --base names what it was made from, which is checked. If that and OUT end in .opq, OUT is the .opq file
+    that the delta was made from.
+
     Example: opq expand model.opq -o dense.safetensors
     """
     refuse_same(file, output)
     if not force:
         check_output(output, "use --force to replace it")
-    written = opq.expand(file, output, like=like, weights=weights, overwrite=force)
+    written = opq.expand(file, output, base=list(base) or None, like=like, weights=weights, overwrite=force)
     integers = f", {len(written.integers)} weights as integers" if written.integers else ""
     click.echo(f"{written.path}: {written.tensors} tensors, {written.file_bytes:,} bytes{integers}")
     for reason in sorted(set(written.floats.values())):

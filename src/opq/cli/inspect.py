@@ -7,6 +7,8 @@ import json
 import click
 
 import opq
+from opq.codec.delta_file import magic_of
+from opq.codec.file_writer import DELTA_MAGIC
 
 
 @click.command()
@@ -17,8 +19,16 @@ import opq
 def command(file: str, every: bool, compare: bool, as_json: bool) -> None:
     """Print the weights of a .opq FILE, their zeros, bits and bytes, and what the bytes of the file are used for.
 
+    Of a delta, print how each tensor is stored that is not as in its base.
+
     Example: opq inspect model.opq
     """
+    if magic_of(file) == DELTA_MAGIC:
+        if compare:
+            raise click.UsageError("--compare needs a complete file; FILE is a delta.")
+        delta = opq.inspect_delta(file)
+        click.echo(json.dumps(delta.to_dict(), indent=1) if as_json else delta.table(every=every))
+        return
     inspection = opq.inspect(file)
     comparison = opq.compare(file) if compare else None
     if as_json:

@@ -99,7 +99,8 @@ def save_and_print(
     output = given["output"]
     compressed.save(output, overwrite=given["force"])
     if given["as_json"]:
-        result = opq.inspect(compressed.data).to_dict()
+        inspection = opq.inspect_delta if isinstance(compressed, opq.Delta) else opq.inspect
+        result = inspection(compressed.data).to_dict()
         del result["tensors"], result["metadata"]
         click.echo(json.dumps({"file": output, **result, **(more or {})}))
     else:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import click
 
 import opq
+from opq.cli.source import base_option
 
 
 @click.command()
 @click.argument("file")
-def command(file: str) -> None:
+@base_option("FILE")
+def command(file: str, base: tuple[str, ...]) -> None:
     """Check that a .opq FILE is complete and valid.
 
     All checksums must match, every tensor must decode, and encoding the tensors again must give the same bytes.
 
+    Of a delta without --base only checksums and header are checked.
+
     Example: opq verify model.opq
     """
-    found = opq.verify(file)
+    found = opq.verify(file, base=list(base) or None)
+    if found.base is not None:
+        checked = "valid" if found.decoded else "undamaged; --base OLD checks its tensors too"
+        click.echo(
+            f"{file}: a delta, {checked}; {found.weights + found.auxiliary} tensors in {found.sections} sections, "
+            f"{found.file_bytes:,} bytes, SHA-256 of its base {found.base}"
+        )
+        return
     click.echo(
         f"{file}: valid; {found.weights} weights and {found.auxiliary} auxiliary tensors in {found.sections} sections, "
         f"{found.file_bytes:,} bytes"
