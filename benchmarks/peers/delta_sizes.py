@@ -6,8 +6,8 @@ benchmarks/deltas.py runs this script (peering.py). A line is [tool, old, new]:
 
 z4ai      the smaller one of `z4ai.compress_delta` of the two files and `z4ai.model_delta` of their tensors
 zstd      `zstd --patch-from` at level 19: the old file is the dictionary, and the window holds both
-nncodec   OLD.npz and NEW.npz are integer codes. The stream of the new ones with temporal context adaptation (`tca`), after the old
-          ones were encoded in the same state; without it if that is smaller
+nncodec   OLD.npz and NEW.npz are integer codes. The stream of the new ones with temporal context adaptation (`tca`), after
+          the old ones were encoded in the same state; without it if that is smaller
 
 The answer is [bytes, seconds of encoding, seconds of decoding].
 """

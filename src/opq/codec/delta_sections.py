@@ -179,11 +179,11 @@ def _is_difference(codes: bytes | memoryview) -> bool:
 
 def _expected(codebook: Codebook, entry: Entry, base: NDArray[np.generic], trellis: bool) -> NDArray[np.int64]:
     """What codes, or with a trellis the numbers k, are expected to be: those of the multiples nearest to the base's values."""
-    steps = codebook.values(np.ones(entry.shape, dtype=np.int32), "float32").astype(np.float64)
+    steps = codebook.values(np.ones(entry.shape, dtype=np.int32), "float32").astype(np.float64).reshape(-1)
     with np.errstate(all="ignore"):
-        nearest = np.rint(base.astype(np.float64).reshape(entry.shape) / steps)
+        nearest = np.rint(base.astype(np.float64).reshape(-1) / steps)
     nearest[~np.isfinite(nearest)] = 0.0
-    codes = np.clip(nearest, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int64).reshape(-1)
+    codes = np.clip(nearest, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int64)
     return np.sign(codes) * ((np.abs(codes) + 1) >> 1) if trellis else codes
 
 
