@@ -3,18 +3,19 @@
 Claim: a lossless delta between consecutive bfloat16 checkpoints takes at most half of the positions and values of what changed,
 and at most the bytes of z4ai and of `zstd --patch-from`; of integer codes, at most nncodec's with temporal context adaptation.
 
-    python benchmarks/deltas.py
+    python benchmarks/deltas.py [LEARNING_RATE ...]
 
 MiniLM is finetuned by this script, with a contrastive loss between halves of paragraphs (16 a batch), AdamW, float32 weights
 and gradients clipped to norm 1, at two learning rates. Checkpoints are those after 8 and 12 steps, in bfloat16 and in float32.
 The rows "codes" are the same checkpoints, each compressed to a .opq file with the steps of one plan of the first one, at
-ratio 8. Every round trip is checked, of every tool. `make peers` installs the environment of the other tools.
+ratio 8. Every round trip is checked, of every tool. `make peers` installs the environment of the other tools. Checkpoints are kept
+in runs/out/deltas (OPQ_RUNS).
 
 changed            share of the elements that differ; of codes, share of the codes
 sparse_bytes       a .safetensors file with the positions (int32) and values of these for each tensor; codes are int8
 opq_bytes          the delta
 z4ai_bytes         the smaller one of its two kinds of deltas, of whole files and of tensors
-zstd_bytes         zstd -19 --patch-from, only of bfloat16, because it takes minutes
+zstd_bytes         zstd -9 --patch-from, only of bfloat16
 nncodec_bytes      the stream of the codes with temporal context adaptation, or without if that is smaller
 opq_over_*         bytes of opq over those of the other
 *_seconds          one run; opq's digest of the base included. opq on all threads
@@ -22,7 +23,7 @@ opq_over_*         bytes of opq over those of the other
 
 from __future__ import annotations
 
-import tempfile
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Row, print_rows, save_result
+from harness import Row, keep_row, runs_folder
 from numpy.typing import NDArray
 from peering import Peer
 from safetensors.numpy import load_file, save
@@ -57,25 +58,44 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def main() -> int:
-    """Print the rows and write the result file; the exit status."""
-    rows: list[Row] = []
+    """Measure the learning rates that are named, by default all, row by row; the exit status."""
+    rates = [float(rate) for rate in sys.argv[1:]] or list(RATES)
     peer = Peer("delta_sizes.py")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for rate in RATES:
-            for step, state in finetuned(rate):
-                for kind, dtype in KINDS.items():
-                    tensors = {key: value.to(dtype).contiguous() for key, value in state.items()}
-                    save_file(tensors, folder / f"{step}.{kind}.safetensors")
-            for kind in KINDS:
-                old, new = (folder / f"{step}.{kind}.safetensors" for step in STEPS)
-                rows.append(checkpoints_row(rate, kind, old, new, peer))
-                print_rows(rows[-1:])
-            rows.append(codes_row(rate, folder, peer))
-            print_rows(rows[-1:])
+    for rate in rates:
+        folder = checkpoints_of(rate)
+        keep(rate, checkpoints_row(rate, "bf16", *(folder / f"{step}.bf16.safetensors" for step in STEPS), peer))
+        keep(rate, codes_row(rate, folder, peer))
+        keep(rate, checkpoints_row(rate, "fp32", *(folder / f"{step}.fp32.safetensors" for step in STEPS), peer))
     peer.close()
-    save_result("deltas", rows, seed=SEED, libraries=["torch"])
     return 0
+
+
+def keep(rate: float, row: Row) -> None:
+    """Save a row."""
+    order = {"bf16": 0, "fp32": 1, "codes": 2}
+    keep_row(
+        "deltas",
+        row,
+        ("learning_rate", "tensors"),
+        lambda other: (other["learning_rate"], order[other["tensors"]]),
+        command=["deltas.py", str(rate)],
+        seed=SEED,
+        libraries=["torch"],
+    )
+
+
+def checkpoints_of(rate: float) -> Path:
+    """The folder with the checkpoints of a finetuning, which is done if it has not been."""
+    folder = runs_folder() / "deltas" / str(rate)
+    paths = [folder / f"{step}.{kind}.safetensors" for step in STEPS for kind in KINDS]
+    if all(path.exists() for path in paths):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for step, state in finetuned(rate):
+        for kind, dtype in KINDS.items():
+            tensors = {key: value.to(dtype).contiguous() for key, value in state.items()}
+            save_file(tensors, folder / f"{step}.{kind}.safetensors")
+    return folder
 
 
 def finetuned(rate: float) -> Iterator[tuple[int, dict[str, Tensor]]]:

@@ -5,7 +5,7 @@
 benchmarks/deltas.py runs this script (peering.py). A line is [tool, old, new]:
 
 z4ai      the smaller one of `z4ai.compress_delta` of the two files and `z4ai.model_delta` of their tensors
-zstd      `zstd --patch-from` at level 19: the old file is the dictionary, and the window holds both
+zstd      `zstd --patch-from` at level 9: the old file is the dictionary, and the window holds both
 nncodec   OLD.npz and NEW.npz are integer codes. The stream of the new ones with temporal context adaptation (`tca`), after
           the old ones were encoded in the same state; without it if that is smaller
 
@@ -26,8 +26,8 @@ from answering import answer_lines
 from nncodec import nnc
 from z4ai import model_delta
 
-WINDOW = 27
-"""log2 of the largest window."""
+LEVEL, WINDOW = 9, 27
+"""zstd's level, and log2 of its largest window."""
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def with_zstd(old: str, new: str) -> list[float]:
     """A frame whose dictionary is the old file, as `zstd --patch-from` makes it."""
     before, after = Path(old).read_bytes(), Path(new).read_bytes()
     dictionary = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    settings = zstandard.ZstdCompressionParameters.from_level(19, window_log=WINDOW, enable_ldm=True)
+    settings = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=WINDOW, enable_ldm=True)
     return _timed(
         lambda: zstandard.ZstdCompressor(dict_data=dictionary, compression_params=settings).compress(after),
         lambda data: zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=2**WINDOW).decompress(data),
