@@ -8,8 +8,8 @@ and at most the bytes of z4ai and of `zstd --patch-from`; of integer codes, at m
 MiniLM is finetuned by this script, with a contrastive loss between halves of paragraphs (16 a batch), AdamW, float32 weights
 and gradients clipped to norm 1, at two learning rates. Checkpoints are those after 8 and 12 steps, in bfloat16 and in float32.
 The rows "codes" are the same checkpoints, each compressed to a .opq file with the steps of one plan of the first one, at
-ratio 8. Every round trip is checked, of every tool. `make peers` installs the environment of the other tools. Checkpoints are kept
-in runs/out/deltas (OPQ_RUNS).
+ratio 8. Every round trip is checked, of every tool. `make peers` installs the environment of the other tools, and `make
+zoo-packages` MiniLM. Checkpoints are kept in runs/out/deltas (OPQ_RUNS).
 
 changed            share of the elements that differ; of codes, share of the codes
 sparse_bytes       a .safetensors file with the positions (int32) and values of these for each tensor; codes are int8
