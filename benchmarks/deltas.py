@@ -15,7 +15,7 @@ changed            share of the elements that differ; of codes, share of the cod
 sparse_bytes       a .safetensors file with the positions (int32) and values of these for each tensor; codes are int8
 opq_bytes          the delta
 z4ai_bytes         the smaller one of its two kinds of deltas, of whole files and of tensors
-zstd_bytes         zstd -9 --patch-from, only of bfloat16
+zstd_bytes         the program `zstd -19 --patch-from`, only of bfloat16
 nncodec_bytes      the stream of the codes with temporal context adaptation, or without if that is smaller
 opq_over_*         bytes of opq over those of the other
 *_seconds          one run; opq's digest of the base included. opq on all threads
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Row, keep_row, runs_folder
+from harness import keep_row, runs_folder
 from numpy.typing import NDArray
 from peering import Peer
 from safetensors.numpy import load_file, save
@@ -61,16 +61,21 @@ def main() -> int:
     """Measure the learning rates that are named, by default all, row by row; the exit status."""
     rates = [float(rate) for rate in sys.argv[1:]] or list(RATES)
     peer = Peer("delta_sizes.py")
+    narrow = {}
     for rate in rates:
-        folder = checkpoints_of(rate)
-        keep(rate, checkpoints_row(rate, "bf16", *(folder / f"{step}.bf16.safetensors" for step in STEPS), peer))
-        keep(rate, codes_row(rate, folder, peer))
-        keep(rate, checkpoints_row(rate, "fp32", *(folder / f"{step}.fp32.safetensors" for step in STEPS), peer))
+        files = {kind: [checkpoints_of(rate) / f"{step}.{kind}.safetensors" for step in STEPS] for kind in KINDS}
+        narrow[rate] = checkpoints_row(rate, "bf16", *files["bf16"], peer)
+        keep(rate, narrow[rate])
+        keep(rate, codes_row(rate, checkpoints_of(rate), peer))
+        keep(rate, checkpoints_row(rate, "fp32", *files["fp32"], peer))
+    for rate, row in narrow.items():  # last, because it takes minutes
+        files = [checkpoints_of(rate) / f"{step}.bf16.safetensors" for step in STEPS]
+        keep(rate, row | _columns("zstd", peer.ask(["zstd", *map(str, files)]), row["opq_bytes"]))
     peer.close()
     return 0
 
 
-def keep(rate: float, row: Row) -> None:
+def keep(rate: float, row: dict[str, Any]) -> None:
     """Save a row."""
     order = {"bf16": 0, "fp32": 1, "codes": 2}
     keep_row(
@@ -129,7 +134,7 @@ def _embedded(module: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
     return functional.normalize((vectors * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=1)
 
 
-def checkpoints_row(rate: float, kind: str, old: Path, new: Path, peer: Peer) -> Row:
+def checkpoints_row(rate: float, kind: str, old: Path, new: Path, peer: Peer) -> dict[str, Any]:
     """The row of two checkpoints."""
     encoded, decoded, size = _measured(new, old)
     before, after = load_file(old), load_file(new)
@@ -137,13 +142,12 @@ def checkpoints_row(rate: float, kind: str, old: Path, new: Path, peer: Peer) ->
     places = {key: np.flatnonzero(after[key].view(word) != before[key].view(word)) for key, word in words.items()}
     sparse = _sparse_bytes(places, after)
     z4ai = peer.ask(["z4ai", str(old), str(new)])
-    zstd = peer.ask(["zstd", str(old), str(new)]) if kind == "bf16" else None
     dense = sum(value.nbytes for value in after.values())
     changed = sum(map(len, places.values())) / sum(value.size for value in after.values())
-    return _row(rate, kind, dense, changed, sparse, size, encoded, decoded, z4ai=z4ai, zstd=zstd)
+    return _row(rate, kind, dense, changed, sparse, size, encoded, decoded, z4ai=z4ai)
 
 
-def codes_row(rate: float, folder: Path, peer: Peer) -> Row:
+def codes_row(rate: float, folder: Path, peer: Peer) -> dict[str, Any]:
     """The row of two .opq files with the same steps."""
     checkpoints = [folder / f"{step}.fp32.safetensors" for step in STEPS]
     files = [folder / f"{step}.opq" for step in STEPS]
@@ -196,7 +200,7 @@ def _row(
     encoded: float,
     decoded: float,
     **peers: list[float] | None,
-) -> Row:
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "learning_rate": rate,
         "tensors": kind,
@@ -209,14 +213,18 @@ def _row(
         "opq_decode_seconds": decoded,
     }
     for name in ("z4ai", "zstd", "nncodec"):
-        found = peers.get(name)
-        row |= {
-            f"{name}_bytes": None if found is None else int(found[0]),
-            f"opq_over_{name}": None if found is None else size / found[0],
-            f"{name}_encode_seconds": None if found is None else found[1],
-            f"{name}_decode_seconds": None if found is None else found[2],
-        }
+        row |= _columns(name, peers.get(name), size)
     return row
+
+
+def _columns(name: str, found: list[float] | None, size: int) -> dict[str, Any]:
+    """The columns of another tool."""
+    return {
+        f"{name}_bytes": None if found is None else int(found[0]),
+        f"opq_over_{name}": None if found is None else size / found[0],
+        f"{name}_encode_seconds": None if found is None else found[1],
+        f"{name}_decode_seconds": None if found is None else found[2],
+    }
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def deltas(rows: list[Row]) -> list[str]:
             "changed",
             "whole, bytes",
             "sparse",
-            "zstd -9",
+            "zstd -19",
             "z4ai",
             "nncodec",
             "opq",

@@ -5,7 +5,7 @@
 benchmarks/deltas.py runs this script (peering.py). A line is [tool, old, new]:
 
 z4ai      the smaller one of `z4ai.compress_delta` of the two files and `z4ai.model_delta` of their tensors
-zstd      `zstd --patch-from` at level 9: the old file is the dictionary, and the window holds both
+zstd      the program `zstd -19 --patch-from`, of the system
 nncodec   OLD.npz and NEW.npz are integer codes. The stream of the new ones with temporal context adaptation (`tca`), after
           the old ones were encoded in the same state; without it if that is smaller
 
@@ -14,6 +14,8 @@ The answer is [bytes, seconds of encoding, seconds of decoding].
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,9 @@ from typing import Any
 import before_nncodec  # noqa: F401
 import numpy as np
 import z4ai
-import zstandard
 from answering import answer_lines
 from nncodec import nnc
 from z4ai import model_delta
-
-LEVEL, WINDOW = 9, 27
-"""zstd's level, and log2 of its largest window."""
 
 
 def main() -> int:
@@ -50,15 +48,17 @@ def with_z4ai(old: str, new: str) -> list[float]:
 
 
 def with_zstd(old: str, new: str) -> list[float]:
-    """A frame whose dictionary is the old file, as `zstd --patch-from` makes it."""
-    before, after = Path(old).read_bytes(), Path(new).read_bytes()
-    dictionary = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    settings = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=WINDOW, enable_ldm=True)
-    return _timed(
-        lambda: zstandard.ZstdCompressor(dict_data=dictionary, compression_params=settings).compress(after),
-        lambda data: zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=2**WINDOW).decompress(data),
-        after,
-    )
+    """The patch of the program zstd."""
+    with tempfile.TemporaryDirectory() as folder:
+        patch, back = Path(folder) / "patch", Path(folder) / "back"
+        start = time.perf_counter()
+        subprocess.run(["zstd", "-q", "-19", f"--patch-from={old}", new, "-o", patch], check=True)
+        middle = time.perf_counter()
+        subprocess.run(["zstd", "-q", "-d", "--long=31", f"--patch-from={old}", patch, "-o", back], check=True)
+        end = time.perf_counter()
+        if back.read_bytes() != Path(new).read_bytes():
+            raise ValueError("the round trip gives other bytes")
+        return [patch.stat().st_size, middle - start, end - middle]
 
 
 def with_nncodec(old: str, new: str) -> list[float]:
