@@ -68,7 +68,7 @@ def test_a_plot_replaces_the_old_one_as_a_whole(folder, monkeypatch):
 def test_an_interrupted_command_has_the_status_of_shells(folder, capsys, monkeypatch):
     """After Ctrl-C: one line, and exit status 130."""
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(opq, "verify", interrupt)
