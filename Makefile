@@ -16,11 +16,11 @@ WORKERS ?= auto
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require the other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py browser.py
-LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py calibration_time.py resident.py from_pretrained.py deploy.py
+LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers docs zoo-packages fuzz corpus portable sanitize c js clean
+.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers docs zoo-packages unseen-packages fuzz corpus portable sanitize c js clean
 
 help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -45,7 +45,7 @@ base: .venv-base/ready  ## The tests that hold for the base install, as a wheel 
 mutants: .venv/ready  ## Break the library in many places, one at a time: a test must notice each
 	$(BIN)/python tests/mutants/run.py
 
-reproduce: .venv/ready .venv-peers/ready .zoo-packages/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; resumes from checkpoints
+reproduce: .venv/ready .venv-peers/ready .zoo-packages/ready .unseen-packages/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; resumes from checkpoints
 	$(MAKE) reproduce-quick
 	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
@@ -60,6 +60,8 @@ docs: .venv-docs/ready  ## The documentation site, in build/site; a warning is a
 	.venv-docs/bin/zensical build --strict --config-file mkdocs.yml
 
 zoo-packages: .zoo-packages/ready  ## The packages that hold the networks of benchmarks/zoo_networks
+
+unseen-packages: .unseen-packages/ready  ## The packages that hold the networks of benchmarks/unseen_networks
 
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds
@@ -96,7 +98,7 @@ js: .venv/ready js/opq.wasm  ## The reader for JavaScript: build it, and test it
 	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_demo.py
 
 clean:  ## Remove environments and caches
-	rm -rf .venv .venv-base .venv-docs .venv-peers .venv-fuzz .zoo-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-base .venv-docs .venv-peers .venv-fuzz .zoo-packages .unseen-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements/dev.lock pyproject.toml $(NATIVE)
 	$(PYTHON) -m venv .venv
@@ -123,6 +125,11 @@ clean:  ## Remove environments and caches
 	touch $@
 
 # pip does not replace packages that are already in the target folder, so it is removed first.
+.unseen-packages/ready: requirements/unseen.lock .venv/ready
+	rm -rf .unseen-packages
+	$(BIN)/python -m pip install --quiet --no-deps --target=.unseen-packages -r requirements/unseen.lock
+	touch $@
+
 .zoo-packages/ready: requirements/zoo.lock .venv/ready
 	rm -rf .zoo-packages
 	$(BIN)/python -m pip install --quiet --no-deps --target=.zoo-packages -r requirements/zoo.lock

@@ -30,6 +30,16 @@ NETWORKS = {
     "smollm2": "SmolLM2",
     "gpt5m": "small GPT",
     "lstm": "LSTM",
+    "magika": "Magika",
+    "nudenet": "NudeNet (YOLOv8n)",
+    "open_nsfw": "Open NSFW (ResNet-50, thin)",
+    "text_detector": "PP-OCRv4, detection",
+    "text_reader": "PP-OCRv4, recognition",
+    "captcha_reader": "ddddocr",
+    "nakdimon": "Nakdimon (LSTM)",
+    "tashkeel": "libtashkeel",
+    "dnsmos": "DNSMOS",
+    "basic_pitch": "Basic Pitch",
 }
 
 METHODS = {
@@ -710,6 +720,8 @@ SECTIONS: dict[str, Section] = {
     "finetune_mobilenet": Section(("finetune",), finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
     "zoo_ways": Section(("zoo",), zoo_ways, shows_origin=False),
     "zoo_inputs": Section(("zoo",), zoo_inputs, shows_origin=False),
+    "unseen": Section(("unseen",), zoo),
+    "unseen_ways": Section(("unseen",), zoo_ways, shows_origin=False),
     **{
         function.__name__: Section((function.__name__,), function)
         for function in (

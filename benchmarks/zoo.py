@@ -23,18 +23,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from harness import Row, keep_row, kept_rows
-from zoo_comparison import compare, is_compared, is_target
-from zoo_formats import WeightFormat
+from harness import Row, kept_rows
+from zoo_comparison import compare
 from zoo_gptq import Compensated, input_moments
-from zoo_methods import FIXED, SEARCHED, Saved, Tensors, calibrated_file, fixed_file, opq_file, searched_ways
-from zoo_networks import NETWORKS, Network
+from zoo_methods import Saved, calibrated_file, fixed_file
+from zoo_networks import NETWORKS
 from zoo_networks.calibration_inputs import SHAPES, calibration_inputs
+from zoo_rows import ALONE, Case
 
 import opq
 
@@ -69,10 +68,7 @@ GPTQ = {f"{bits} bits{coded}": (bits, bool(coded)) for bits in (4, 3) for coded 
 BY_GPTQ = ("minilm", "smollm2", "gpt5m")
 """Networks of linear layers."""
 
-WAYS = ("opq", *WITH_INPUTS, "gptq", *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
-
-_ENOUGH = 0.99
-"""Share of another file's bytes that opq is asked for at least."""
+WAYS = ("opq", *WITH_INPUTS, "gptq", *ALONE[1:])
 
 
 def main() -> int:
@@ -86,165 +82,60 @@ def main() -> int:
         parser.error(f"unknown networks: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
     names = arguments.networks or list(NETWORKS)
-    made: set[tuple[Any, ...]] = set()
     for name in names:
-        _complete(Case(name, arguments.anew, made), arguments.way or WAYS)
+        case = Case("zoo", NETWORKS[name], name, _place, arguments.anew)
+        _complete(case, arguments.way or WAYS)
     return compare([row for row in kept_rows("zoo") if row["network"] in names])
-
-
-class Case:
-    """A network, and its rows in the result file.
-
-    Args:
-        name: As in `NETWORKS`.
-        anew: The way whose rows are made again, or "all".
-        made: The rows that this process has made; those are not made again.
-    """
-
-    def __init__(self, name: str, anew: str | None, made: set[tuple[Any, ...]]) -> None:
-        self.name, self._anew, self._made = name, anew, made
-        self._network: Network | None = None
-        self._tensors: Tensors | None = None
-        self._calibrations: dict[str, opq.Calibration] = {}
-
-    @property
-    def network(self) -> Network:
-        """The network, loaded when it is needed."""
-        self._network = self._network or NETWORKS[self.name]()
-        return self._network
-
-    @property
-    def tensors(self) -> Tensors:
-        """Its tensors."""
-        self._tensors = self._tensors or Tensors.of(self.network)
-        return self._tensors
-
-    def calibration(self, method: str) -> opq.Calibration:
-        """The calibration of one of WITH_INPUTS."""
-        if method not in self._calibrations:
-            print(f"{self.name}: {method}", file=sys.stderr)
-            inputs = calibration_inputs(self.name) if WITH_INPUTS[method] == "inputs" else None
-            shape = SHAPES.get(self.name) if inputs is None else None
-            self._calibrations[method] = opq.calibrate(self.network.module, inputs, shape=shape)
-        return self._calibrations[method]
-
-    def rows(self) -> list[Row]:
-        """Its rows so far, without those that are to be made again."""
-        return [row for row in kept_rows("zoo") if row["network"] == self.name and self._is_valid(row)]
-
-    def add(self, method: str, setting: str, make: Callable[[], Saved], against: str | None = None) -> None:
-        """Make a row, unless the file has it. `against` is the way and setting whose bytes opq is asked for."""
-        key = (self.name, method, setting)
-        if any((row["method"], row["setting"]) == (method, setting) for row in self.rows()):
-            return
-        saved = make()
-        measured = self.network.assess(saved.state)
-        row = {
-            "network": self.name,
-            "kind": self.network.kind,
-            "measure": self.network.measure_name,
-            "higher_is_better": self.network.higher_is_better,
-            "method": method,
-            "setting": setting,
-            "against": against,
-            "data": WITH_INPUTS.get(method, "inputs" if method == "gptq" else "none"),
-            "asked_bytes": saved.asked,
-            "bits": 8.0 * len(saved.data) / self.tensors.count,
-            "file_bytes": len(saved.data),
-            "value": measured.value,
-            "dense": measured.value - measured.change,
-            "change": measured.change,
-            "change_error": measured.change_error,
-            "divergence": measured.divergence,
-            "seconds": saved.seconds,
-        }
-        self._made.add(key)
-        command = ["zoo.py", self.name, "--way", method, "--anew", method]
-        keep_row("zoo", row, ("network", "method", "setting"), _place, command=command, seed=0, libraries=("torch",))
-
-    def _is_valid(self, row: Row) -> bool:
-        return self._anew not in ("all", row["method"]) or (row["network"], row["method"], row["setting"]) in self._made
 
 
 def _complete(case: Case, ways: Sequence[str]) -> None:
     """Make all rows of a network that are missing."""
-    for (method, setting), weight_format in FIXED.items():
-        if method in ways:
-            case.add(method, setting, partial(_fixed, case, weight_format))
-    with searched_ways(lambda: case.tensors) as run:
-        for method in SEARCHED:
-            for target in TARGETS[case.name]:
-                if method in ways:
-                    case.add(method, target, partial(_searched, case, run, method, target))
-    calibrated_targets = CALIBRATED_TARGETS.get(case.name, TARGETS[case.name])
-    for method in WITH_INPUTS:
-        for target in calibrated_targets:
+    targets = CALIBRATED_TARGETS.get(case.name, TARGETS[case.name])
+    calibrations = Calibrations(case)
+    for method, data in WITH_INPUTS.items():
+        for target in targets:
             if method in ways:
-                case.add(method, target, partial(_calibrated, case, method, target))
+                case.add(method, target, partial(calibrations.file, method, case.bytes_of(target)), data=data)
     if "gptq" in ways and case.name in BY_GPTQ:
-        _complete_gptq(case)
-    if "opq" not in ways:
-        return
-    for target in dict.fromkeys((*TARGETS[case.name], *calibrated_targets)):
-        case.add("opq", target, partial(_of_opq, case, target))
-    rows = case.rows()
-    asked = [row["asked_bytes"] for row in rows if is_target(row)]
-    for row in sorted(rows, key=lambda row: row["file_bytes"]):
-        size = row["file_bytes"]
-        if (
-            row["method"].startswith("opq")
-            or not is_compared(row, rows)
-            or any(_ENOUGH * size <= other <= size for other in asked)
-        ):
-            continue
-        asked.append(size)
-        try:
-            against = f"{row['method']}, {row['setting']}"
-            case.add("opq", f"{size:,} bytes", partial(_of_opq, case, size), against)
-        except opq.TargetError as error:
-            print(f"{case.name}, {size:,} bytes: {error}", file=sys.stderr)
+        _complete_gptq(case, calibrations)
+    case.add_alone(TARGETS[case.name], ways, targets)
 
 
-def _complete_gptq(case: Case) -> None:
+def _complete_gptq(case: Case, calibrations: Calibrations) -> None:
     """GPTQ's rows, and those of opq with the same inputs at their bytes."""
+    method = "opq, calibrated"
     for setting, (bits, coded) in GPTQ.items():
-        case.add("gptq", setting, partial(_of_gptq, case, bits, coded))
+        case.add("gptq", setting, partial(_of_gptq, case, calibrations[method], bits, coded), data="inputs")
     for row in case.rows():
         if row["method"] == "gptq":
             size, against = row["file_bytes"], f"gptq, {row['setting']}"
-            case.add("opq, calibrated", f"{size:,} bytes", partial(_calibrated, case, "opq, calibrated", size), against)
+            case.add(method, f"{size:,} bytes", partial(calibrations.file, method, size), data="inputs", against=against)
 
 
-def _of_gptq(case: Case, bits: int, coded: bool) -> Saved:
-    calibration = case.calibration("opq, calibrated")
+def _of_gptq(case: Case, calibration: opq.Calibration, bits: int, coded: bool) -> Saved:
     moments = input_moments(calibration.reference, calibration.inputs)
     names = {weight.ctypes.data: name for name, weight in case.tensors.weights.items()}
     return fixed_file(case.tensors, Compensated(bits, coded, moments, names))
 
 
-def _fixed(case: Case, weight_format: WeightFormat) -> Saved:
-    return fixed_file(case.tensors, weight_format)
+class Calibrations(dict[str, opq.Calibration]):
+    """{one of WITH_INPUTS: the calibration of a network}, made when they are needed."""
 
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self._case = case
 
-def _searched(case: Case, run: Callable[[str, int], Saved], way: str, target: str) -> Saved:
-    return run(way, bytes_of(target, case.tensors))
+    def __missing__(self, method: str) -> opq.Calibration:
+        name = self._case.name
+        print(f"{name}: {method}", file=sys.stderr)
+        inputs = calibration_inputs(name) if WITH_INPUTS[method] == "inputs" else None
+        shape = SHAPES.get(name) if inputs is None else None
+        self[method] = opq.calibrate(self._case.network.module, inputs, shape=shape)
+        return self[method]
 
-
-def _of_opq(case: Case, target: str | int) -> Saved:
-    return opq_file(case.tensors, target if isinstance(target, int) else bytes_of(target, case.tensors))
-
-
-def _calibrated(case: Case, method: str, target: str | int) -> Saved:
-    size = target if isinstance(target, int) else bytes_of(target, case.tensors)
-    return calibrated_file(case.calibration(method), size)
-
-
-def bytes_of(target: str, tensors: Tensors) -> int:
-    """The bytes that a target of TARGETS means for a network."""
-    if target.endswith("x"):
-        return int(tensors.dense_bytes / float(target[:-1]))
-    number, unit = target.split()
-    return int(float(number) * {"bits": tensors.count / 8.0, "kB": 1e3, "MB": 1e6}[unit])
+    def file(self, method: str, size: int) -> Saved:
+        """A file of at most so many bytes."""
+        return calibrated_file(self[method], size)
 
 
 def _place(row: Row) -> tuple[int, int, float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -58,22 +59,25 @@ class Tensors:
         weights: Those that are quantized: the layers of opq's plan, float32. Equal ones are here once.
         others: All other tensors of floating point, float32.
         repeats: {weight that is equal to one of `weights`: that one}.
+        checkpoint: What opq is given.
     """
 
     source: Mapping[str, Tensor]
     weights: Arrays
     others: Arrays
     repeats: Mapping[str, str]
+    checkpoint: Any
 
     @classmethod
     def of(cls, network: Network) -> Tensors:
         """The tensors of a network."""
         source = network.source()
-        names = list(opq.plan(source, ratio=8.0).layers)
+        checkpoint = network.checkpoint or source
+        names = list(opq.plan(checkpoint, ratio=4.0).layers)
         repeats = equal_weights(as_state(source), names)
         weights = {name: source[name].contiguous().numpy() for name in names if name not in repeats}
         floats = {name: tensor for name, tensor in source.items() if tensor.is_floating_point() and name not in names}
-        return cls(source, weights, {name: tensor.numpy() for name, tensor in floats.items()}, repeats)
+        return cls(source, weights, {name: tensor.numpy() for name, tensor in floats.items()}, repeats, checkpoint)
 
     @property
     def count(self) -> int:
@@ -97,7 +101,7 @@ class Tensors:
 def opq_file(tensors: Tensors, size: int) -> Saved:
     """A file of opq with its default settings."""
     begin = time.process_time()
-    data = opq.compress(tensors.source, size=size).data
+    data = opq.compress(tensors.checkpoint, size=size).data
     seconds = time.process_time() - begin
     return Saved(data, opq.torch.load(data), seconds, size)
 

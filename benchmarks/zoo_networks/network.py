@@ -53,12 +53,14 @@ class Network(ABC):
         measure_name: The measure and its unit.
         higher_is_better: Whether a higher measure is better.
         module: The network, in eval mode. Its state dict is what is compressed.
+        checkpoint: The file that opq is given in place of the state dict, if there is one.
     """
 
     name: str
     kind: str
     measure_name: str
     higher_is_better = True
+    checkpoint: Path | None = None
 
     def __init__(self, module: nn.Module, batches: Sequence[Tensor]) -> None:
         self.module = module.float().eval().requires_grad_(False)
@@ -82,7 +84,7 @@ class Network(ABC):
         return None
 
     def source(self) -> Mapping[str, Tensor]:
-        """What a user gives to `opq.compress`: the dense state dict. Tied tensors share their memory, as in the module."""
+        """The dense state dict; tied tensors share their memory, as in the module."""
         return self.module.state_dict()
 
     def measure(self, state: Mapping[str, Tensor] | None = None) -> float:
