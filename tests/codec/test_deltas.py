@@ -36,7 +36,7 @@ from opq.codec.delta_file import DeltaFile
 from opq.codec.delta_sections import decode_codes_of, decode_tensors, encode_codes, encode_tensors
 from opq.codec.delta_writer import write_delta
 from opq.codec.difference_contexts import encode_best
-from opq.codec.difference_layout import KEYS, Grid
+from opq.codec.difference_layout import KEYS, Grid, largest_contexts
 from opq.codec.difference_stream import Classes, decode_differences, encode_differences
 from opq.codec.difference_words import SUPPORTED, from_integers, keys_of, to_integers, zero_bits
 from opq.codec.entry import ALONE
@@ -78,7 +78,7 @@ def weights(seed: int, dtype="float32", shape=(300, 200)) -> np.ndarray:
 @st.composite
 def grids(draw) -> tuple[np.ndarray, Grid, Classes]:
     """Differences, where they are, and contexts of them."""
-    rows, columns = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     differences = draw(arrays.arrays(np.int64, rows * columns, elements=INTEGERS, fill=st.just(0)))
     keys = draw(arrays.arrays(np.uint8, rows * columns, elements=st.integers(0, 255), fill=st.just(7)))
     is_matrix = draw(st.booleans())
@@ -88,7 +88,11 @@ def grids(draw) -> tuple[np.ndarray, Grid, Classes]:
         return draw(st.none() | arrays.arrays(np.uint8, size, elements=st.integers(0, 255), fill=st.just(3)))
 
     classes = Classes(
-        axis(rows), axis(columns) if is_matrix else None, axis(KEYS), draw(st.integers(0, 255)), draw(st.integers(1, 64))
+        axis(rows),
+        axis(columns) if is_matrix else None,
+        axis(KEYS),
+        draw(st.integers(0, 255)),
+        draw(st.integers(1, largest_contexts(rows * columns))),
     )
     return differences, grid, classes
 

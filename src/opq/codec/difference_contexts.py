@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq.codec.byte_planes import estimate_pack
-from opq.codec.difference_layout import KEYS, MOST_CONTEXTS, Grid, magnitudes_of, symbols_of
+from opq.codec.difference_layout import KEYS, Grid, largest_contexts, magnitudes_of, symbols_of
 from opq.codec.difference_stream import Classes, context_counts, encode_differences
 from opq.codec.fast_tables import coded_bits, shares_of, table_bytes
 
@@ -27,9 +27,6 @@ _RAREST = 2.0**-20
 _OUTSIDE = 0.001
 """The share of elements below the first context, and above the last one, that have these contexts."""
 
-_ENOUGH = 256
-"""Elements for each context, at least."""
-
 
 def encode_best(differences: NDArray[np.int64], grid: Grid) -> bytes:
     """Encode differences in the contexts of those tried that take the fewest bytes.
@@ -39,7 +36,7 @@ def encode_best(differences: NDArray[np.int64], grid: Grid) -> bytes:
         grid: Where the elements are, and their keys.
     """
     symbols = symbols_of(differences)
-    most = min(_CONTEXTS, len(differences) // _ENOUGH)
+    most = min(_CONTEXTS, largest_contexts(len(differences)))
     tried = [Classes()]
     if most > 1:
         tried += [classes for axes in (False, True) if (classes := _classes(differences, grid, most, axes)) is not None]
@@ -72,7 +69,7 @@ def _classes(differences: NDArray[np.int64], grid: Grid, most: int, axes: bool) 
         total += used[2].astype(np.int16)[grid.keys]
     shares = np.bincount(total).cumsum() / len(total)
     first, last = shares.searchsorted((_OUTSIDE, 1.0 - _OUTSIDE))
-    count = min(int(last - first) + 1, most, MOST_CONTEXTS)
+    count = min(int(last - first) + 1, most)
     base = min(int(first) + (int(last - first) + 1 - count) // 2, 255)
     return Classes(used[0], used[1], used[2], base, count) if count > 1 else None
 

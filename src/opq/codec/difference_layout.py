@@ -17,7 +17,9 @@ from opq.codec.fast_tables import MAX_CONTEXTS
 KEYS = 256
 """The number of keys that elements may have."""
 
-MOST_CONTEXTS = 64
+MOST_CONTEXTS, ENOUGH = 64, 256
+"""The largest number of contexts; and elements for each of them, at least, so that tables cost little."""
+
 LINE = 32
 """Elements of a line, which have one context."""
 
@@ -27,6 +29,11 @@ DIRECT = 16
 _FIRST_OCTAVE = 4
 MOST_SYMBOLS = 2 * (DIRECT + 63 - _FIRST_OCTAVE) + 1
 """Of differences below 2^64 in magnitude: 0, and two signs of each other token."""
+
+
+def largest_contexts(count: int) -> int:
+    """The largest number of contexts of so many elements."""
+    return max(min(count // ENOUGH, MOST_CONTEXTS), 1)
 
 
 @dataclass(frozen=True)

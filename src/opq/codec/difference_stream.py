@@ -18,12 +18,12 @@ from opq.codec.code_section import run
 from opq.codec.difference_layout import (
     KEYS,
     LINE,
-    MOST_CONTEXTS,
     MOST_SYMBOLS,
     Grid,
     Group,
     differences_of,
     in_contexts,
+    largest_contexts,
     magnitudes_of,
     octaves_of,
     raw_spans,
@@ -47,7 +47,7 @@ class Classes:
     Args:
         rows, columns, keys: uint8 class of each row, each column and each of KEYS keys; None if all are 0.
         base: A context is the sum of an element's classes less this, 0..255, within 0 to `count` - 1.
-        count: Number of contexts, 1..MOST_CONTEXTS.
+        count: Number of contexts, at least 1, and at most `largest_contexts` of the number of elements.
     """
 
     rows: NDArray[np.uint8] | None = None
@@ -178,8 +178,9 @@ def _matrix(lines: NDArray[np.uint8], group: Group) -> tuple[int, int, memoryvie
 def _decode_classes(reader: ByteReader, grid: Grid) -> Classes:
     flags, more, base = reader.take(3)
     allowed = _ROWS | _KEYS | (_COLUMNS if grid.columns else 0)
-    if flags & ~allowed or more >= MOST_CONTEXTS:
-        raise FormatError(_WHERE, f"unknown classes {flags}, or more than {MOST_CONTEXTS} contexts: {more + 1}")
+    most = largest_contexts(len(grid.keys))
+    if flags & ~allowed or more >= most:
+        raise FormatError(_WHERE, f"unknown classes {flags}, or more than {most} contexts: {more + 1}")
     sizes = {_ROWS: len(grid.rows), _COLUMNS: grid.columns, _KEYS: KEYS}
     found: dict[int, NDArray[np.uint8]] = {}
     if flags:
