@@ -66,11 +66,11 @@ def main() -> int:
         files = {kind: [checkpoints_of(rate) / f"{step}.{kind}.safetensors" for step in STEPS] for kind in KINDS}
         narrow[rate] = checkpoints_row(rate, "bf16", *files["bf16"], peer)
         keep(rate, narrow[rate])
-        keep(rate, codes_row(rate, checkpoints_of(rate), peer))
         keep(rate, checkpoints_row(rate, "fp32", *files["fp32"], peer))
-    for rate, row in narrow.items():  # last, because it takes minutes
-        files = [checkpoints_of(rate) / f"{step}.bf16.safetensors" for step in STEPS]
-        keep(rate, row | _columns("zstd", peer.ask(["zstd", *map(str, files)]), row["opq_bytes"]))
+    for rate, row in narrow.items():  # these take minutes
+        paths = [str(checkpoints_of(rate) / f"{step}.bf16.safetensors") for step in STEPS]
+        keep(rate, row | _columns("zstd", peer.ask(["zstd", *paths]), row["opq_bytes"]))
+        keep(rate, codes_row(rate, checkpoints_of(rate), peer))
     peer.close()
     return 0
 
