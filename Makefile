@@ -14,9 +14,9 @@ FUZZ_SECONDS ?= 600
 WORKERS ?= auto
 # The memory limit is for atheris, which keeps almost a kilobyte per execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
-# Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require the other tools.
-QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py browser.py
-LONG := finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
+# Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require other tools.
+QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
+LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ base: .venv-base/ready  ## The tests that hold for the base install, as a wheel 
 mutants: .venv/ready  ## Break the library in many places, one at a time: a test must notice each
 	$(BIN)/python tests/mutants/run.py
 
-reproduce: .venv/ready .venv-peers/ready .zoo-packages/ready .unseen-packages/ready  ## Every result from data (OPQ_DATA) and seeds, then the tables; resumes from checkpoints
+reproduce: .venv/ready .venv-peers/ready .zoo-packages/ready .unseen-packages/ready js/opq.wasm  ## Every result from data (OPQ_DATA) and seeds, then the tables; resumes from checkpoints
 	$(MAKE) reproduce-quick
 	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
@@ -95,7 +95,7 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 c: build/c/opq.c  ## The reader without Python as one header and one source, build/c/opq.h and build/c/opq.c
 
 js: .venv/ready js/opq.wasm  ## The reader for JavaScript: build it, and test it in Node and in Chromium; needs clang and lld
-	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_demo.py
+	$(BIN)/python -m pytest tests/readers/test_js_reader.py tests/readers/test_js_onnx.py tests/readers/test_demo.py
 
 clean:  ## Remove environments and caches
 	rm -rf .venv .venv-base .venv-docs .venv-peers .venv-fuzz .zoo-packages .unseen-packages build dist js/opq.wasm src/*.egg-info src/opq/codec/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

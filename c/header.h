@@ -243,11 +243,9 @@ static void parse_columns(Bytes *in, Header *header) {
 
 /* Inflates and parses a header; it must be freed even if there is a problem. */
 static Problem parse_header(Bytes packed, Header *header) {
-    const uint64_t expanded = ((uint64_t)1 << 20) + 64 * (uint64_t)packed.size;
-    const size_t limit = (size_t)(expanded < (1 << 26) ? expanded : 1 << 26);
     size_t length = 0;
     memset(header, 0, sizeof *header);
-    const Problem problem = inflate_header(packed, limit, &header->columns, &length);
+    const Problem problem = inflate_stream(packed, &header->columns, &length);
     if (problem) return problem;
     Bytes in = bytes_of(header->columns, length);
     parse_columns(&in, header);

@@ -1,10 +1,17 @@
-/* Inflates the header, a raw deflate stream (RFC 1951), with zlib; or, if OPQ_OWN_INFLATE is defined, without it. */
+/* Inflates headers, and graphs of ONNX models: raw deflate streams (RFC 1951) that end with their last byte. zlib does it; or, if
+ * OPQ_OWN_INFLATE is defined, the code here. */
 #ifndef OPQ_INFLATE_H
 #define OPQ_INFLATE_H
 
 #include "bytes.h"
 
 static const char NOT_INFLATED[] = "it cannot be inflated: it is damaged, has bytes too many, or inflates to too many bytes";
+
+/* The most bytes that so many may inflate to. */
+static size_t largest_inflated(size_t packed_bytes) {
+    const uint64_t expanded = ((uint64_t)1 << 20) + 64 * (uint64_t)packed_bytes;
+    return (size_t)(expanded < (1 << 26) ? expanded : 1 << 26);
+}
 
 /* Doubles `capacity`, up to `limit`, which it is below. */
 static Problem grow(uint8_t **output, size_t *capacity, size_t limit) {
@@ -155,9 +162,9 @@ static void inflate_fixed(Inflater *in) {
     inflate_codes(in, &literals, &distances);
 }
 
-static Problem inflate_header(Bytes packed, size_t limit, uint8_t **output, size_t *length) {
-    Inflater in = {packed, 0, 0, NULL, 0, 0, limit, NULL};
-    in.problem = grow(&in.output, &in.capacity, limit); /* so that an empty header has memory too */
+static Problem inflate_stream(Bytes packed, uint8_t **output, size_t *length) {
+    Inflater in = {packed, 0, 0, NULL, 0, 0, largest_inflated(packed.size), NULL};
+    in.problem = grow(&in.output, &in.capacity, in.limit); /* so that an empty stream has memory too */
     for (uint32_t last = 0; !last && !in.problem;) {
         last = inflate_bits(&in, 1);
         const uint32_t kind = inflate_bits(&in, 2);
@@ -177,7 +184,8 @@ static Problem inflate_header(Bytes packed, size_t limit, uint8_t **output, size
 
 #include <zlib.h>
 
-static Problem inflate_header(Bytes packed, size_t limit, uint8_t **output, size_t *length) {
+static Problem inflate_stream(Bytes packed, uint8_t **output, size_t *length) {
+    const size_t limit = largest_inflated(packed.size);
     z_stream stream;
     memset(&stream, 0, sizeof stream);
     if (inflateInit2(&stream, -15) != Z_OK) return OUT_OF_MEMORY;

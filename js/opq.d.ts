@@ -45,6 +45,10 @@ export class OpqFile {
   float32(name: string): Float32Array;
   /** Integer codes of a weight, in the smallest of these types that holds them. */
   codes(name: string): Int8Array | Int16Array | Int32Array;
+  /** The ONNX model that the file was made from, with the values of the file: what `opq expand` writes, for `InferenceSession.create`
+   * of onnxruntime-web.
+   * @throws OpqError: "misuse" if the file has no graph or the model takes 2 GiB; "invalid" if the graph does not fit the tensors. */
+  toOnnx(): Uint8Array;
   /** Frees the memory. Later calls fail. */
   close(): void;
 }

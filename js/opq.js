@@ -1,5 +1,7 @@
 /** Reads .opq files with the C reader, compiled to WebAssembly. opq.d.ts documents what is exported. */
 
+import { GRAPH, GraphError, onnxModel } from "./onnx.js";
+
 const KINDS = [, "invalid", "memory", "misuse"];
 const STORAGES = ["exact", "float16", "codes", "levels", "linear8", "relative8", "scaled"];
 const ARRAYS = {
@@ -136,6 +138,34 @@ class OpqFile {
     let outside = 0; // bits of a code, or of its complement if it is negative
     for (const code of codes) outside |= code ^ (code >> 31);
     return outside < 2 ** 7 ? Int8Array.from(codes) : outside < 2 ** 15 ? Int16Array.from(codes) : codes;
+  }
+
+  /** The graph of an ONNX model. */
+  #graph() {
+    const packed = new Uint8Array(this.read(GRAPH).buffer);
+    const { calls } = this.#reader;
+    const from = this.#reader.allocate(packed.length);
+    this.#reader.bytes(from, packed.length).set(packed);
+    const at = calls.inflate_graph(from, packed.length) >>> 0;
+    calls.opq_free(from);
+    if (!at) throw this.#reader.error();
+    const graph = this.#reader.bytes(at, calls.inflated_size()).slice();
+    calls.opq_free(at);
+    return graph;
+  }
+
+  toOnnx() {
+    if (this.#reader && !this.#numbers.has(GRAPH)) {
+      throw new OpqError("misuse", "the file holds no ONNX graph, because it was not made from an ONNX model");
+    }
+    try {
+      const model = onnxModel(this, this.#graph());
+      if (!model) throw new OpqError("misuse", "the model takes 2 GiB or more, which one ONNX file cannot hold; use opq expand");
+      return model;
+    } catch (error) {
+      if (!(error instanceof GraphError)) throw error;
+      throw new OpqError("invalid", `not a valid .opq file: the ONNX graph: ${error.message}`);
+    }
   }
 
   close() {

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import opq
 from opq.checkpoints import as_state
-from opq.checkpoints.onnx_graph import GRAPH
+from opq.checkpoints.onnx_graph import GRAPH, pack_graph, reference_of, unpack_graph
 from opq.errors import FormatError
 from opq.quantization.compressed_tensor import CompressedTensor
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx_networks import NETWORKS, export, make, run  # noqa: E402
@@ -243,6 +244,18 @@ def test_a_damaged_graph_is_one_line(tmp_path, one_thread):
         return opq.expand(opq.compress(changed, lossless=True).data, tmp_path / "o.onnx")
 
     assert expanded().tensors == len(tensors) - 1
+
+    def graph(**fields):
+        """The graph, in which the weight's TensorProto has other fields; and one more like it, if there are none."""
+        proto = onnx.ModelProto.FromString(unpack_graph(tensors[GRAPH]))
+        (tensor,) = (found for found in proto.graph.initializer if reference_of(found)[0] == weight)
+        if not fields:
+            proto.graph.initializer.add().CopyFrom(tensor)
+        tensor.MergeFrom(onnx.TensorProto(**fields))
+        return pack_graph(proto)
+
+    fours = np.zeros(tensors[weight].shape, ml_dtypes.float4_e2m1fn)
+    turned = [onnx.StringStringEntryProto(key="transposed", value="1")]
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = np.frombuffer(deflate.compress(bytes(2**24)) + deflate.flush(), np.uint8)
     for changes, words in (
@@ -250,6 +263,10 @@ def test_a_damaged_graph_is_one_line(tmp_path, one_thread):
         ({GRAPH: tensors[GRAPH][:-9]}, "must inflate to at most"),
         ({GRAPH: bomb}, "must inflate to at most 2,"),
         ({weight: None}, f"refers to a tensor '{weight}', which the file does not have"),
+        ({GRAPH: graph()}, f"refers twice to the tensor '{weight}'"),
+        ({GRAPH: graph(data_type=99)}, f"tensor '{weight}' is float32 .*, but the graph has number 99"),
+        ({GRAPH: graph(dims=[1], external_data=turned)}, f"tensor '{weight}' is float32 .*, but the graph has float32"),
+        ({GRAPH: graph(data_type=23), weight: fours}, f"tensor '{weight}' is float4_e2m1fn .*graph has float4_e2m1fn"),
         ({weight: np.zeros((3, 3), np.float32)}, f"tensor '{weight}' is float32 .3, 3., but the graph has float32"),
     ):
         with pytest.raises(FormatError, match=f"the ONNX graph: .*({words})") as caught:

@@ -1,37 +1,24 @@
-/* Prints the tensors of a .opq file, and the mean magnitude of each.
+/* Prints the name, the dtype, the number of elements and the first element of each tensor of a .opq file.
  *
- *     cc -O3 -Ibuild/c examples/c/list.c build/c/opq.c -lz -o list && ./list model.opq        (after `make c`) */
-#include <math.h>
+ *     cc -O3 -Ibuild/c examples/c/list.c build/c/opq.c -lz -lm -o list && ./list < model.opq        (after `make c`) */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "opq.h"
 
-/* A whole file in memory; NULL if it cannot be read. */
-static void *read_whole(const char *path, size_t *size) {
-    FILE *file = fopen(path, "rb");
-    if (!file || fseek(file, 0, SEEK_END)) return NULL;
-    *size = (size_t)ftell(file);
-    void *bytes = malloc(*size + 1);
-    rewind(file);
-    return bytes && fread(bytes, 1, *size, file) == *size ? bytes : NULL;
-}
+static unsigned char bytes[1 << 28]; /* of files up to 256 MiB */
 
-int main(int argc, char **argv) {
-    size_t size = 0;
-    void *bytes = argc == 2 ? read_whole(argv[1], &size) : NULL;
-    opq_error error = {OPQ_MISUSE, "usage: list FILE"};
-    opq_file *file = bytes ? opq_open(bytes, size, 0, &error) : NULL;
-    for (size_t k = 0; file && k < opq_count(file); k++) {
+int main(void) {
+    opq_error error;
+    opq_file *file = opq_open(bytes, fread(bytes, 1, sizeof bytes, stdin), 0, &error);
+    if (!file) return fprintf(stderr, "%s\n", error.message), 1;
+    for (size_t k = 0; k < opq_count(file); k++) {
         const opq_tensor *tensor = opq_tensor_at(file, k);
-        float *values = malloc(sizeof *values * tensor->count + 1);
-        double sum = 0.0;
-        if (!values || opq_read_float32(file, k, values, tensor->count, &error)) break;
-        for (size_t i = 0; i < tensor->count; i++) sum += fabs((double)values[i]);
-        printf("%-9s %10u  %.3g  %s\n", opq_dtype_name(tensor->dtype), tensor->count, sum / (tensor->count + !tensor->count), tensor->name);
+        float *values = calloc((size_t)tensor->count + 1, sizeof *values);
+        if (!values) return perror(tensor->name), 1;
+        if (opq_read_float32(file, k, values, tensor->count, &error)) fprintf(stderr, "%s: %s\n", tensor->name, error.message);
+        else printf("%s\t%s\t%u\t%.9g\n", tensor->name, opq_dtype_name(tensor->dtype), tensor->count, (double)values[0]);
         free(values);
     }
-    if (error.status) fprintf(stderr, "%s\n", error.message);
-    opq_close(file), free(bytes);
-    return error.status != OPQ_OK;
+    opq_close(file);
 }

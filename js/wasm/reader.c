@@ -131,3 +131,14 @@ EXPORT(read_float32) int read_floats(opq_file *file, size_t k, float *to, size_t
 EXPORT(read_codes) int read_ints(opq_file *file, size_t k, int32_t *to, size_t count) {
     return (int)opq_read_codes(file, k, to, count, &error);
 }
+
+static size_t inflated_size;
+
+/* The graph of an ONNX model, of inflated_size() bytes, which opq_free frees; NULL if it fails. */
+EXPORT(inflate_graph) uint8_t *inflate_graph(const void *packed, size_t size) {
+    uint8_t *graph = NULL;
+    const Problem problem = inflate_stream(bytes_of(packed, size), &graph, &inflated_size);
+    if (problem) report(&error, "the ONNX graph", NULL, problem);
+    return graph;
+}
+EXPORT(inflated_size) size_t size_of_inflated(void) { return inflated_size; }

@@ -76,7 +76,7 @@ class OpqQuantizer(HfQuantizer):
     def __init__(self, quantization_config: OpqConfig, **options: Any) -> None:
         super().__init__(quantization_config, **options)
         self.files: dict[str, Tensor] = {}
-        self.merged: list[str] = []
+        self.merged: list[Tensor] = []
         self._conversions: list[Any] = []
         self._coded_conversions: dict[int, Any] = {}
         if not self.pre_quantized:
@@ -91,18 +91,21 @@ class OpqQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
-        """Conversions of coded weights: each of the network's own with decoding before it, and one for all other weights."""
+        """Conversions that decode: each of the network's own that merges or splits, and one for all other weights.
+
+        The first take dense tensors too, since only some of the weights that are merged may be coded.
+        """
         if not self.pre_quantized:
             return weight_conversions
         self._conversions = list(weight_conversions)
         for conversion in weight_conversions:
             if isinstance(conversion, WeightConverter):
-                sources = [source + CODED for source in conversion._original_source_patterns]
+                sources = [f"{source}(?:{CODED})?" for source in conversion._original_source_patterns]
                 operations = [_Decode(self), *conversion.operations]
                 copy = conversion.copy(sources, conversion._original_target_patterns, operations=operations, force_cpu=True)
                 self._coded_conversions[id(conversion)] = copy
         alone = WeightConverter([CODED], "", [_Decode(self)], force_cpu=True)
-        return [*self._coded_conversions.values(), alone, *weight_conversions]
+        return [*(self._coded_conversions.get(id(conversion), conversion) for conversion in weight_conversions), alone]
 
     def _process_model_after_weight_loading(self, model: Any, **_arguments: Any) -> Any:
         if self.pre_quantized:
@@ -113,8 +116,7 @@ class OpqQuantizer(HfQuantizer):
         return model
 
     def _was_used(self, conversion: Any) -> bool:
-        copy = self._coded_conversions.get(id(conversion))
-        return bool(conversion.was_used() or (copy is not None and copy.was_used()))
+        return bool(self._coded_conversions.get(id(conversion), conversion).was_used())
 
     def _compress(self, model: Any) -> None:
         """Compress a loaded network, and load the result."""
@@ -137,8 +139,7 @@ class OpqQuantizer(HfQuantizer):
         for name, file in self.files.items():
             if name in state and not state[name].is_meta and torch.equal(_decoded(file, state[name].dtype), state[name].cpu()):
                 state[name] = kept[name] = file
-        if lost := [*(name for name in self.files if name not in kept), *self.merged]:
-            logger.warning("%s is saved dense, as %d others: they changed or were merged", lost[0], len(lost) - 1)
+        lost = [name for name in self.files if name not in kept]
         for name, source in model.all_tied_weights_keys.items():
             if source in kept:
                 state.pop(name, None)
@@ -148,7 +149,31 @@ class OpqQuantizer(HfQuantizer):
         finally:
             model._weight_conversions = []
         files = {id(file) for file in kept.values()}
-        return {name + CODED if id(tensor) in files else name: tensor for name, tensor in renamed.items()}, {}
+        result = {name + CODED if id(tensor) in files else name: tensor for name, tensor in renamed.items()}
+        if lost := [*lost, *self._keep_merged(result, f"{model.base_model_prefix}.")]:
+            logger.warning("%s is saved dense, as %d others: they changed", lost[0], len(lost) - 1)
+        return result, {}
+
+    def _keep_merged(self, state: dict[str, Tensor], prefix: str) -> list[str]:
+        """Replace weights that were merged, such as those of experts, by their files, if they are unchanged.
+
+        Args:
+            state: {name in the checkpoint: tensor}, which is changed.
+            prefix: What names in the checkpoint of a network with a head have before those of the network without.
+
+        Returns:
+            The names of the others.
+        """
+        lost = []
+        for file in self.merged:
+            name, weight = _read(file)
+            found = next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in state), None)
+            if found is None or state[found].is_meta or not torch.equal(weight.to(state[found].dtype), state[found].cpu()):
+                lost.append(name)
+            else:
+                del state[found]
+                state[found + CODED] = file
+        return lost
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         model._weight_conversions = self._conversions
@@ -188,7 +213,7 @@ class _Decode(ConversionOps):
         """Decode.
 
         Args:
-            input_dict: {pattern of names: files, each uint8 (bytes,)}.
+            input_dict: {pattern of names: files, each uint8 (bytes,), and other tensors}.
             source_patterns: Not used.
             target_patterns: Not used.
             context: `full_layer_name`, the name of the parameter; and others that are not used.
@@ -201,14 +226,28 @@ class _Decode(ConversionOps):
             (file,) = input_dict[CODED]
             self.quantizer.files[name] = file
             return {name: _decoded(file, self.dtype)}
-        self.quantizer.merged.append(name)
-        return {pattern: [_decoded(file, self.dtype) for file in files] for pattern, files in input_dict.items()}
+        self.quantizer.merged.extend(tensor for tensors in input_dict.values() for tensor in tensors if _is_file(tensor))
+        return {pattern: [self._dense(tensor) for tensor in tensors] for pattern, tensors in input_dict.items()}
+
+    def _dense(self, tensor: Tensor) -> Tensor:
+        if _is_file(tensor):
+            return _decoded(tensor, self.dtype)
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+
+def _is_file(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.uint8 and tensor.ndim == 1
 
 
 def _decoded(file: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The weight of a file of one, in a dtype, or its own."""
+    return _read(file, dtype)[1]
+
+
+def _read(file: Tensor, dtype: torch.dtype | None = None) -> tuple[str, Tensor]:
+    """The name in the checkpoint and the weight of a file of one."""
     with OpqFile(np.asarray(file.cpu()).tobytes()) as opened:
         names = list(opened)
         if len(names) != 1:
             raise FormatError("file", f"it must hold one weight, got {len(names)} tensors")
-        return decode_tensor(opened, names[0], dtype)
+        return names[0], decode_tensor(opened, names[0], dtype)

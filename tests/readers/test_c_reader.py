@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror")
 pytestmark = pytest.mark.slow  # a compiler takes seconds
 
 DUMP = TESTS / "readers" / "dump.c"
+EXAMPLE = ROOT / "examples" / "c" / "list.c"
 
 
 def compiled(folder: Path, main: Path, *options: str, compiler: str = "cc") -> Path:
@@ -74,21 +74,33 @@ def test_costly_files_are_refused(tmp_path):
     assert not (wrong := all_differences(files, found)), wrong
 
 
-def test_the_example_lists_tensors(network, tmp_path):
-    """examples/c/list.c prints a line for each tensor, and one line about a file that it cannot read."""
-    data = opq.compress(network, ratio=6).data
-    path = tmp_path / "model.opq"
-    path.write_bytes(data)
-    program = compiled(tmp_path, ROOT / "examples" / "c" / "list.c", "-O1", "-Wno-unused-parameter")
-    lines = subprocess.run([program, path], capture_output=True, text=True, check=True).stdout.splitlines()
-    arrays = opq.numpy.load(data)
-    assert [line.split()[3] for line in lines] == list(arrays)
-    for line, array in zip(lines, arrays.values(), strict=True):
-        dtype, count, mean, _ = line.split()
-        assert (dtype, int(count)) == (array.dtype.name, array.size)
-        assert float(mean) == pytest.approx(np.abs(array.astype(np.float64)).mean(), rel=1e-2)
-    path.write_bytes(data[:-1])
-    refused = subprocess.run([program, path], capture_output=True, text=True)
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_example_lists_tensors(tmp_path, compiler):
+    """examples/c/list.c prints a line for each tensor of the golden files, and one line about a file that it cannot read."""
+    program = compiled(tmp_path, EXAMPLE, "-g", "-O0", *SANITIZE, compiler=compiler)
+    golden = sorted((TESTS / "golden").glob("*.opq"))
+    assert golden
+    for path in golden:
+        done = subprocess.run([program], input=path.read_bytes(), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        printed = dict(line.split("\t", 1) for line in done.stdout.decode().splitlines())
+        refused = [line.partition(": ") for line in done.stderr.decode().splitlines()]
+        assert all(about.startswith("this dtype is not converted to float32") for _, _, about in refused)
+        arrays = opq.numpy.load(path.read_bytes())
+        assert sorted([*printed, *(name for name, _, _ in refused)]) == sorted(arrays)
+        for name, line in printed.items():
+            dtype, count, first = line.split("\t")
+            expected = arrays[name].reshape(-1)[:1].astype(np.float32) if arrays[name].size else [0.0]
+            assert (dtype, int(count)) == (arrays[name].dtype.name, arrays[name].size)
+            assert np.float32(first) == pytest.approx(expected[0], rel=1e-6, nan_ok=True)
+    data = golden[0].read_bytes()[:-1]
+    refused = subprocess.run([program], input=data, capture_output=True)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("not a valid .opq file: sections: ")
-    assert refused.stderr.count(os.linesep) == 1
+    assert refused.stderr.startswith(b"not a valid .opq file: sections: ")
+    assert refused.stderr.count(b"\n") == 1
+
+
+def test_the_page_shows_the_example():
+    """docs/readers.md has the example as it is compiled."""
+    text = EXAMPLE.read_text()
+    assert f"```c\n{text[text.index('int main') :]}```" in (ROOT / "docs" / "readers.md").read_text()

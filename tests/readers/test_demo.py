@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from headless import chromium, serving, visit
-from test_js_reader import JS, package  # noqa: F401 - a fixture
+from vectors import JS
 
 import opq
 
@@ -22,7 +22,7 @@ STROKES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("digit", sorted(STROKES))
-def test_the_page_computes_what_pytorch_computes(package, tmp_path, digit):  # noqa: F811
+def test_the_page_computes_what_pytorch_computes(package, tmp_path, digit):
     """In a page as wide as a phone: outputs as in PyTorch to float rounding; a drawn digit is recognized, and cleared again."""
     if chromium() is None:
         pytest.skip("chromium is not here")
@@ -49,7 +49,7 @@ def test_the_page_computes_what_pytorch_computes(package, tmp_path, digit):  # n
     said = [line for line in log.read_text(errors="replace").splitlines() if "CONSOLE" in line]
     assert ["the harness speaks" in line for line in said] == [True], said
     page = {f"/demo/{name}" for name in ("index.html", "demo.css", "demo.js", "network.js", "digits.opq")}
-    assert asked == {*page, "/opq.js", "/opq.wasm", "/test/demo.html", "/images.bin"}
+    assert asked == {*page, "/onnx.js", "/opq.js", "/opq.wasm", "/test/demo.html", "/images.bin"}
 
 
 def test_the_network_is_small():

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from headless import chromium, serving, visit
-from vectors import ROOT, all_differences, run_reader, vectors
+from vectors import JS, all_differences, run_reader, vectors
 
 import opq
 import opq.numpy
 
 pytestmark = pytest.mark.slow  # a compiler takes seconds
-
-JS = ROOT / "js"
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    """A copy of js with the module built from the sources here."""
-    if shutil.which("clang") is None or shutil.which("wasm-ld") is None:
-        pytest.skip("clang and lld, which build the WebAssembly module, are not here")
-    folder = tmp_path_factory.mktemp("package") / "js"
-    shutil.copytree(JS, folder, ignore=shutil.ignore_patterns("opq.wasm"))
-    subprocess.run([JS / "wasm" / "build.sh", folder / "opq.wasm"], check=True)
-    return folder
-
-
-@pytest.fixture
-def node() -> str:
-    """The path of Node."""
-    path = shutil.which("node")
-    if path is None:
-        pytest.skip("node is not here")
-    return path
 
 
 def run_script(node: str, package: Path, script: str) -> object:

@@ -25,6 +25,7 @@ from opq.quantization.compressed_tensor import CompressedTensor
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
+JS = ROOT / "js"
 for folder in (TESTS / "codec", TESTS / "attacks", ROOT / "fuzz"):
     sys.path.insert(0, str(folder))
 

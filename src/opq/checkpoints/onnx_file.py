@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.checkpoints.file_kind import check_memory
 from opq.checkpoints.file_state import FileState, TensorPlace, contents_of
-from opq.checkpoints.onnx_graph import GRAPH, Graph, check_graph, pack_graph, refer, tensors_of, unique_name
+from opq.checkpoints.onnx_graph import GRAPH, Graph, check_graph, dtype_of, pack_graph, refer, tensors_of, unique_name
 from opq.checkpoints.state import State, TensorState
 from opq.errors import MissingExtraError, SourceError
 
@@ -150,7 +150,7 @@ def _take_tensors(path: Path, model: Any) -> OnnxState:
     packed: dict[str, str] = {}
     taken = {GRAPH}
     for value, tensor, is_constant in tensors_of(model):
-        shape, kind = _shape_of(value, tensor), _dtype_of(tensor)
+        shape, kind = _shape_of(value, tensor), dtype_of(tensor)
         if not _is_taken(tensor, shape, kind, is_constant):
             continue
         name = unique_name(value, taken)
@@ -189,16 +189,6 @@ def _shape_of(value: str, tensor: Any) -> tuple[int, ...]:
     if len(shape) > _MOST_DIMENSIONS or min(shape, default=0) < 0:
         raise ValueError(f"tensor {value!r:.80} has the dimensions {shape!r:.80}")
     return shape
-
-
-def _dtype_of(tensor: Any) -> str:
-    """Name of a tensor's dtype, as in opq.dtypes if it is known there."""
-    from onnx import helper
-
-    try:
-        return dtypes.name_of(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    except (KeyError, TypeError):
-        return f"number {tensor.data_type}"
 
 
 def _array_of(value: str, tensor: Any, kind: str, shape: tuple[int, ...]) -> NDArray[np.generic]:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opq import dtypes
+
 GRAPH = "__onnx_graph__"
 """The name of the graph among the tensors of a .opq file."""
 
@@ -214,6 +216,16 @@ def check_graph(model: Any) -> None:
             TopologicalSorter({name: list(node.input) for node in part.node for name in node.output if name}).prepare()
         except CycleError as error:
             raise ValueError(f"value {error.args[1][0]!r:.80} depends on itself") from None
+
+
+def dtype_of(tensor: Any) -> str:
+    """Name of a tensor's dtype, as in opq.dtypes if it is known there."""
+    from onnx import helper
+
+    try:
+        return dtypes.name_of(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, TypeError):
+        return f"number {tensor.data_type}"
 
 
 def refer(tensor: Any, name: str, transposed: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.checkpoints.onnx_graph import GRAPH, parts_of, reference_of, tensors_in, tensors_of, unpack_graph
+from opq.checkpoints.onnx_graph import GRAPH, dtype_of, parts_of, reference_of, tensors_in, tensors_of, unpack_graph
 from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError, MissingExtraError, OutputError
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -87,13 +87,19 @@ def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
 
 
 def _fill(result: OnnxModel, file: OpqFile, weights: str) -> None:
+    if not result.model.HasField("graph"):
+        raise ValueError("an ONNX model without a graph")
     rewriter = IntegerRewriter(result.model) if weights != "float" else None
+    used: set[str] = set()
     parts = [(number > 0, list(tensors_in(part))) for number, part in enumerate(parts_of(result.model))]
     for is_inner, value, tensor in ((inner, value, tensor) for inner, tensors in parts for value, tensor, _ in tensors):
         reference = reference_of(tensor)
         if reference is None:
             continue
         name, transposed = reference
+        if name in used:  # else a small graph could have a tensor's data any number of times
+            raise ValueError(f"it refers twice to the tensor {name!r:.80}")
+        used.add(name)
         content = _content(file, tensor, name, transposed)
         result.tensors += 1
         if rewriter is not None and isinstance(content, CompressedTensor):
@@ -111,15 +117,12 @@ def _fill(result: OnnxModel, file: OpqFile, weights: str) -> None:
 
 def _content(file: OpqFile, tensor: Any, name: str, transposed: bool) -> CompressedTensor | NDArray[np.generic]:
     """The content of a tensor of the graph, of the type and the number of elements that the graph expects."""
-    from onnx import helper
-
     if name not in file:
         raise ValueError(f"it refers to a tensor {name!r:.80}, which the file does not have")
-    entry, shape = file.entry(name), tuple(tensor.dims)
-    expected = dtypes.name_of(helper.tensor_dtype_to_np_dtype(tensor.data_type)) if tensor.data_type else "none"
+    entry, shape, expected = file.entry(name), tuple(tensor.dims), dtype_of(tensor)
     merged = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else shape
-    allowed = [shape[::-1]] if transposed and len(shape) == 2 else [shape, merged]
-    if entry.dtype != expected or entry.shape not in allowed:
+    allowed = [shape, merged] if not transposed else [shape[::-1]] if len(shape) == 2 else []
+    if entry.dtype != expected or dtypes.BITS[expected] < 8 or entry.shape not in allowed:
         raise ValueError(f"tensor {name!r:.80} is {entry.dtype} {entry.shape}, but the graph has {expected} {shape!r:.80}")
     return file[name]
 
