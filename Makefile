@@ -9,14 +9,14 @@ INCLUDE = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('incl
 LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))")
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
 # Tests of the C module: golden files, and round trips of codes and planes.
-CODEC_TESTS = $(addprefix tests/codec/test_,native.py golden.py code_stream.py trellis_sections.py fast_sections.py byte_planes.py)
+CODEC_TESTS = $(addprefix tests/codec/test_,native.py golden.py code_stream.py trellis_sections.py fast_sections.py fast_planes.py byte_planes.py)
 FUZZ_SECONDS ?= 600
 WORKERS ?= auto
 # The memory limit is for atheris, which keeps almost a kilobyte per execution.
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
-LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py 'allocation.py --anew' peers.py large.py zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
+LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py lossless.py 'allocation.py --anew' peers.py large.py 'large.py --ray' zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

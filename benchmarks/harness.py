@@ -148,12 +148,12 @@ def save_result(benchmark: str, rows: Sequence[Row], *, seed: int | None, librar
     """Write the rows and what they depend on to results/`benchmark`.json.
 
     Args:
-        benchmark: Name of the script, without its suffix.
+        benchmark: Name of the result file, without its suffix: that of the script, or of a part of it.
         rows: The results.
         seed: Seed of the benchmark's random numbers; None if it uses none.
         libraries: Libraries that it uses in addition to the base install.
     """
-    command = shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     _write(benchmark, rows, seed, libraries, {"command": command, "commit": COMMIT, "date": _today()})
 
 

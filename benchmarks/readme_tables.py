@@ -75,6 +75,9 @@ WAYS = {
 }
 """Methods of peers.json."""
 
+_CLUSTER, _CORE_HOUR = 64, 0.05
+"""Workers of the estimated cluster, and dollars for an hour of a core."""
+
 _MODES = {"joint": "joint", "paper": "two-stage"}
 _DATA = {"none": "none", "unlabelled": "unlabelled images", "labelled": "labelled images"}
 
@@ -272,6 +275,24 @@ def speeds(rows: list[Row]) -> list[str]:
     )
 
 
+def lossless(rows: list[Row]) -> list[str]:
+    """Bytes and speeds of each tool on the same weights."""
+    return table(
+        ("weights", "tool", "bytes", "of the weights", "encoding, MB/s", "decoding, MB/s"),
+        (
+            (
+                row["case"],
+                f"{row['tool']} {row['version']}" if row["tool"] != "opq" else "opq",
+                f"{row['bytes']:,}",
+                f"{row['ratio']:.2%}",
+                f"{row['encode_speed']:.0f}",
+                f"{row['decode_speed']:.0f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def resident(rows: list[Row]) -> list[str]:
     """Memory and time of a network, dense and with coded weights."""
     return table(
@@ -340,6 +361,38 @@ def large(rows: list[Row]) -> list[str]:
                 "" if row["file_bytes"] is None else f"{row['file_bytes']:,}",
             )
             for row in rows
+        ),
+    )
+
+
+def ray(rows: list[Row]) -> list[str]:
+    """Seconds and memory of the local run, and on clusters of several workers."""
+    return table(
+        ("run", "million weights", "seconds", "speed-up", "memory of the driver", "memory of a worker", "bytes"),
+        (
+            (
+                "local" if row["workers"] is None else f"{row['workers']} workers" if row["workers"] > 1 else "1 worker",
+                f"{row['weights'] / 1e6:,.0f}",
+                f"{row['seconds']:.0f}",
+                "" if row["speedup"] is None else f"{row['speedup']:.2f}",
+                f"{row['peak_bytes'] / 1e9:.2f} GB",
+                "" if row["worker_peak_bytes"] is None else f"{row['worker_peak_bytes'] / 1e9:.2f} GB",
+                "" if row["same_bytes"] is None else "the same" if row["same_bytes"] else "others",
+            )
+            for row in rows
+        ),
+    )
+
+
+def ray_estimate(rows: list[Row]) -> list[str]:
+    """Core hours, time and cost of larger checkpoints, by arithmetic from the processor time of the local run."""
+    rate = next(row["weights"] / row["cpu_seconds"] for row in rows if row["workers"] is None)
+    hours = {name: weights / rate / 3600.0 for name, weights in (("70B", 70e9), ("400B", 400e9))}
+    return table(
+        ("checkpoint", "core hours", f"minutes with {_CLUSTER} workers", "cost"),
+        (
+            (name, f"{found:,.0f}", f"{60.0 * found / _CLUSTER:,.0f}", f"${_CORE_HOUR * found:,.2f}")
+            for name, found in hours.items()
         ),
     )
 
@@ -716,6 +769,7 @@ SECTIONS: dict[str, Section] = {
     "example": Section(("main_job",), example),
     "laplace_fit": Section(("laplace_fit",), laplace_fit, lambda row: row["layer"] == "(total)"),
     "large": Section(("large",), large, lambda row: " " not in row["case"]),
+    "ray_estimate": Section(("ray",), ray_estimate, shows_origin=False),
     "finetune": Section(("finetune",), finetune, lambda row: row["network"] != "mobilenet"),
     "finetune_mobilenet": Section(("finetune",), finetune_mobilenet, lambda row: row["network"] == "mobilenet"),
     "zoo_ways": Section(("zoo",), zoo_ways, shows_origin=False),
@@ -726,12 +780,14 @@ SECTIONS: dict[str, Section] = {
         function.__name__: Section((function.__name__,), function)
         for function in (
             main_job,
+            ray,
             plan_cost,
             codec,
             deltas,
             squeezenet,
             loading,
             speeds,
+            lossless,
             resident,
             from_pretrained,
             browser,

@@ -4,9 +4,9 @@
 
 #include "codes.h"
 #include "fast_decoder.h"
+#include "fast_table.h"
 #include "pack.h"
 
-#define LARGEST_MARK 80
 #define LARGEST_CODE ((1 << 24) - 1)
 
 /* A parsed section; arrays are owned. */
@@ -26,24 +26,9 @@ static void free_fast(FastSection *fast) { free(fast->classes), free(fast->sets)
 
 /* The entries of a table, from the bytes of its symbols, `stride` apart. */
 static Problem fill_table(const uint8_t *marks, int stride, int last, uint32_t *entries) {
-    uint32_t weights[FAST_SYMBOLS], total = 0, left = FAST_TABLE;
-    uint16_t shares[FAST_SYMBOLS] = {0};
-    int largest = 0;
-    for (int symbol = 0; symbol <= last; symbol++, marks += stride) {
-        const uint32_t mark = *marks;
-        if (mark > LARGEST_MARK) return "a byte of a table must be at most 80";
-        total += weights[symbol] = mark < 16 ? mark : (8 + mark % 8) << (mark / 8 - 1);
-        if (weights[symbol] > weights[largest]) largest = symbol;
-    }
-    if (!total) return "a table has no symbols";
-    for (int symbol = 0; symbol <= last; symbol++) {
-        const uint32_t share = weights[symbol] * FAST_TABLE / total;
-        shares[symbol] = (uint16_t)(!share && weights[symbol] ? 1 : share);
-        left -= shares[symbol]; /* below 0 it wraps */
-    }
-    left += shares[largest];
-    if ((int32_t)left < 1) return "a table has no share left for its most frequent symbol";
-    shares[largest] = (uint16_t)left;
+    uint16_t shares[FAST_SYMBOLS];
+    const Problem problem = fast_shares(marks, stride, 0, last, shares);
+    if (problem) return problem;
     return fast_fill_tables(shares, entries, 1) ? NULL : NO_END;
 }
 

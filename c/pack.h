@@ -4,6 +4,7 @@
 
 #include "byte_model.h"
 #include "bytes.h"
+#include "fast_plane.h"
 
 /* Words of a pack: those of one tensor, or both parts of each of its complex numbers. */
 typedef struct {
@@ -24,9 +25,31 @@ static size_t place_of_byte(int size, int byte) {
 #endif
 }
 
+#define FEWEST_OF_FAST 4096
+
+/* A fast plane, whose blocks follow their lengths. */
+static void decode_fast_plane(Bytes *in, uint8_t *plane, uint64_t count) {
+    const uint64_t blocks = (count + FAST_BLOCK - 1) / FAST_BLOCK;
+    Bytes lengths = *in;
+    FastBlock *block = (FastBlock *)malloc(sizeof *block);
+    if (!block) fail(in, OUT_OF_MEMORY);
+    for (uint64_t k = 0; k < blocks && !in->problem; k++) take_varint(in, FAST_BLOCK);
+    for (uint64_t start = 0; start < count && !in->problem; start += FAST_BLOCK) {
+        const uint64_t size = count - start < FAST_BLOCK ? count - start : FAST_BLOCK, length = take_varint(&lengths, size);
+        const uint8_t *data = take(in, length);
+        const Problem problem = data ? fast_decode_block(block, data, (size_t)length, plane + start, (int64_t)size) : NULL;
+        if (lengths.problem || problem) fail(in, lengths.problem ? lengths.problem : problem);
+    }
+    free(block);
+}
+
 /* A plane of `count` bytes, of which `above` is the one before; either in the pack itself or in `buffer`. */
 static const uint8_t *decode_plane(Bytes *in, ByteModel *model, const uint8_t *above, uint8_t *buffer, uint64_t count) {
-    const uint64_t length = take_varint(in, count);
+    const uint64_t length = take_varint(in, count + (count >= FEWEST_OF_FAST));
+    if (length > count) {
+        decode_fast_plane(in, buffer, count);
+        return buffer;
+    }
     const uint8_t *data = take(in, length);
     if (in->problem || length == count) return data;
     RangeCoder coder = start_decoder(data, (size_t)length);

@@ -14,19 +14,56 @@ PAGE = Path(__file__).with_name("options.md")
 
 HEAD = """# Options
 
-Every command and its options, as `opq COMMAND --help` prints them; `python docs/options.py` writes this page. In Python the
+Every command and its options, as `opq COMMAND --help-all` prints them; `python docs/options.py` writes this page. In Python the
 same settings are the fields of `opq.CompressionConfig` and `opq.TrainingConfig`, or keywords of the functions: `--batch-norm
 folded` is `batch_norm="folded"`, a repeated option is a list, and `--layer 'conv1.*:bits=6'` is
 `layers={"conv1.*": opq.LayerConfig(bits=6)}`. Results go to stdout, progress to stderr. The exit status is 0 for success, 1 for
 an error, 2 for wrong usage, and 130 for an interruption.
 
-Completion in a shell: `eval "$(_OPQ_COMPLETE=bash_source opq)"`, with `zsh_source` or `fish_source` for other shells.
+## Completion in a shell
+
+Commands, options and their choices are completed after Tab. Add a line to the file that your shell reads when it starts:
+
+    eval "$(_OPQ_COMPLETE=bash_source opq)"     # ~/.bashrc
+    eval "$(_OPQ_COMPLETE=zsh_source opq)"      # ~/.zshrc
+    _OPQ_COMPLETE=fish_source opq | source      # ~/.config/fish/config.fish
+
+## JSON
+
+With `--json` a command prints one JSON value on stdout, and nothing else. The keys below stay; later versions may add others.
+Bytes are integers, percentages are 0..100, fractions 0..1; what does not apply is null.
+
+| command | keys |
+|---|---|
 """
+
+
+_SIZES = (
+    "file_bytes dense_bytes file_ratio nominal_ratio bits_per_weight sparsity format_version weights header_bytes bytes_by_kind"
+)
+JSON_KEYS = {
+    "compress": f"file {_SIZES}",
+    "compress --as transformers": "path file_bytes dense_bytes shards",
+    "calibrate": f"file {_SIZES}",
+    "finetune": f"file {_SIZES} before after history",
+    "search": f"file {_SIZES} drop dense_top1 trials",
+    "plan": "format mode target auxiliary lmbda dense_bytes predicted_bytes layers exact speed",
+    "plan --curve (each point of a list)": "ratio bytes bits_per_weight sparsity distortion",
+    "evaluate (`dense`, and with a FILE `file`)": "inputs top1 top5 loss agreement",
+    "expand": "file file_bytes tensors integers floats",
+    "inspect": f"{_SIZES} metadata tensors",
+    "inspect --compare": f"{_SIZES} metadata tensors comparison",
+    "diff": "names file_bytes tensors counts",
+    "report": "file page_bytes",
+    "verify": "file valid file_bytes weights auxiliary sections base decoded",
+}
+"""{command: keys of what it prints with --json}."""
 
 
 def page() -> str:
     """The text of the page."""
-    return "\n".join([HEAD, *(_section(name) for name in COMMANDS)])
+    rows = [f"| {command} | {' '.join(f'`{key}`' for key in keys.split())} |" for command, keys in JSON_KEYS.items()]
+    return "\n".join([HEAD + "\n".join(rows) + "\n", *(_section(name) for name in COMMANDS)])
 
 
 def _section(name: str) -> str:

@@ -213,6 +213,71 @@ static void check_fast(const uint8_t *head, const uint8_t *data, size_t size) {
     free(symbols), free(decoded), free(m.row_classes), free(m.column_classes), free(m.shares), free(m.entries);
 }
 
+enum { GROUP = 256, MOST_TABLES = 8 };
+
+/* Blocks of the input, one for each byte of a word, to words; -1 if the function refused the buffers, else whether they are valid. */
+static int merge_blocks(const uint8_t *data, size_t size, int bytes, int rotated, uint8_t *words, size_t count) {
+    PyObject *list = PyList_New(0);
+    uint8_t *parts[MOST_TABLES];
+    for (int k = 0; k < bytes; k++) {
+        const size_t start = size * (size_t)k / (size_t)bytes, part = size * (size_t)(k + 1) / (size_t)bytes - start;
+        parts[k] = copy(data + start, part);
+        PyObject *block = view(parts[k], part, PyBUF_READ);
+        if (PyList_Append(list, block)) abort();
+        Py_DECREF(block);
+    }
+    PyObject *out = view(words, count * (size_t)bytes, PyBUF_WRITE);
+    PyObject *problem = PyObject_CallMethod(module, "merge_blocks", "OiO", list, rotated, out);
+    const int valid = problem ? problem == Py_None : -1;
+    if (problem) Py_DECREF(problem);
+    else outcome(NULL);
+    Py_DECREF(out), Py_DECREF(list);
+    for (int k = 0; k < bytes; k++) free(parts[k]);
+    return valid;
+}
+
+/* Valid blocks give words whose planes they are again; bytes that are encoded come back. */
+static void check_planes(const uint8_t *head, const uint8_t *data, size_t size) {
+    static const int sizes[] = {1, 2, 4, 8, 3};
+    const int bytes = sizes[head[1] % 5], rotated = head[2] % 2;
+    const size_t count = (size_t)(head[3] << 4 | head[4]) % 3000;
+    uint8_t *words = allocate(count * (size_t)bytes + 1), *plane = allocate(count), *again = allocate(count * (size_t)bytes + 1);
+    if (head[0] % 2) {
+        if (merge_blocks(data, size, bytes, rotated, words, count) == 1) {
+            uint8_t *blocks = allocate(count * (size_t)bytes + 1);
+            for (int byte = 0; byte < bytes; byte++) {
+                PyObject *in = view(words, count * (size_t)bytes, PyBUF_READ), *out = view(plane, count, PyBUF_WRITE);
+                if (outcome(PyObject_CallMethod(module, "split_words", "OiiiO", in, bytes, rotated, byte, out)) == -1) abort();
+                Py_DECREF(in), Py_DECREF(out);
+                memcpy(blocks + (size_t)byte * count, plane, count);
+            }
+            if (merge_blocks(blocks, count * (size_t)bytes, bytes, rotated, again, count) != 1) abort();
+            if (memcmp(words, again, count * (size_t)bytes)) abort();
+            free(blocks);
+        }
+    } else {
+        const size_t groups = (count + GROUP - 1) / GROUP + (head[2] == 255);
+        uint8_t *tables = allocate(groups);
+        uint16_t *shares = allocate(2 * SYMBOLS * MOST_TABLES);
+        uint32_t *entries = allocate(4 * SHARES);
+        for (size_t k = 0; k < groups; k++) tables[k] = (uint8_t)(k * head[1] % (head[2] == 254 ? 9 : 8));
+        for (int k = 0; k < MOST_TABLES; k++) {
+            uint8_t bytes_of_table[9];
+            for (int j = 0; j < 9; j++) bytes_of_table[j] = size ? data[(size_t)(k + j) % size] : (uint8_t)j;
+            make_table(shares + k * SYMBOLS, entries, bytes_of_table);
+        }
+        for (size_t k = 0; k < count; k++) plane[k] = size ? data[k % size] : 0;
+        PyObject *in = view(plane, count, PyBUF_READ), *of_groups = view(tables, groups, PyBUF_READ);
+        PyObject *all = view(shares, 2 * SYMBOLS * MOST_TABLES, PyBUF_READ);
+        PyObject *stream = PyObject_CallMethod(module, "encode_block", "OOO", in, of_groups, all);
+        if (stream) Py_DECREF(stream);
+        else outcome(NULL);
+        Py_DECREF(all), Py_DECREF(of_groups), Py_DECREF(in);
+        free(tables), free(shares), free(entries);
+    }
+    free(words), free(plane), free(again);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const uint8_t kernels[][2] = {{1, 1}, {1, 1}, {9, 3}, {4, 2}, {25, 5}, {49, 7}, {128, 128}, {7, 1}, {27, 3}, {0, 1}, {129, 1}, {9, 2}};
     enum { HEAD = 6 };
@@ -222,6 +287,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (g.positions > 9 && g.outputs > 2) g.outputs = 1 + g.outputs % 2;
     g.count = (size_t)(g.outputs * g.inputs * g.positions) + (data[5] == 255);
     int kind = data[0] % 4;
+    if (data[0] >= 200 && data[0] < 240) {
+        check_planes(data, data + HEAD, size - HEAD);
+        return 0;
+    }
     if (data[0] >= 240) {
         check_fast(data, data + HEAD, size - HEAD);
         return 0;

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+import time
 
 import pytest
 
@@ -78,9 +80,41 @@ def test_without_a_terminal_nothing_is_written(screens):
 
 
 def test_compression_reports_every_tensor(network):
-    """In each round of the search all weights are reported, in order."""
+    """All weights are measured, and in each round of the search encoded; each is reported, in order."""
     reports = []
     opq.compress(network, ratio=8, progress=lambda *report: reports.append(report))
     weights = sum(array.ndim > 1 for array in network.values())
-    assert {(stage, total) for stage, _, total in reports} == {("encoding", weights)}
+    assert {(stage, total) for stage, _, total in reports} == {("measuring", weights), ("encoding", weights)}
     assert [done for _, done, _ in reports] == list(range(1, weights + 1)) * (len(reports) // weights)
+
+
+def test_a_bar_shows_rate_and_time_left(screens):
+    """After some steps the bar has the steps per second, and the time that is left."""
+    error, _ = screens(True)
+    with show_progress(True) as report:
+        for done in range(1, 9):
+            report("encoding", done, 4000)
+            time.sleep(0.03)
+    assert re.search(r"[0-9.]+(/s| s each) left", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", error.getvalue()))
+    assert re.search(r"left [0-9]+:[0-9]{2}:[0-9]{2}", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", error.getvalue()))
+
+
+def test_every_slow_function_reports(network, tmp_path):
+    """What reads or writes all tensors reports each step of each of its stages up to the last."""
+    path = tmp_path / "net.opq"
+    opq.save(network, path, ratio=6, progress=False)
+    calls = {
+        "plan": lambda report: opq.plan(network, ratio=6, progress=report),
+        "rd_curve": lambda report: opq.rd_curve(network, progress=report),
+        "inspect": lambda report: opq.inspect(path, progress=report),
+        "compare": lambda report: opq.compare(path, progress=report),
+        "verify": lambda report: opq.verify(path, progress=report),
+        "expand": lambda report: opq.expand(path, tmp_path / "back.safetensors", progress=report),
+        "diff": lambda report: opq.diff(network, path, progress=report),
+    }
+    for name, call in calls.items():
+        reports = []
+        call(lambda *step, reports=reports: reports.append(step))
+        finished = {stage: (done, total) for stage, done, total in reports}
+        assert finished, name
+        assert all(done == total > 0 for done, total in finished.values()), name

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from opq.errors import (
     CalibrationError,
+    ClusterError,
     ConfigError,
     FormatError,
     MissingExtraError,
@@ -126,6 +127,7 @@ __all__ = [
     "BudgetScheduler",
     "Calibration",
     "CalibrationError",
+    "ClusterError",
     "CodedFolder",
     "Comparison",
     "CompressedModel",

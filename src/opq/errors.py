@@ -12,6 +12,7 @@
     ├── TrainingError      a training or an evaluation that cannot be run as requested
     ├── CalibrationError   a network or inputs that do not allow calibration
     ├── OutputError        a file that cannot be written
+    ├── ClusterError       a cluster that cannot be used
     └── MissingExtraError  an optional dependency that is not installed
 
 Every message is one line: it names the place and the value, what was expected, and what to do.
@@ -20,10 +21,20 @@ Every message is one line: it names the place and the value, what was expected, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class OpqError(Exception):
-    """Base class of every error that this library raises on purpose."""
+    """Base class of every error that this library raises on purpose. Other processes can return them: they can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[OpqError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> OpqError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(fields)
+    return error
 
 
 class SourceError(OpqError):
@@ -188,6 +199,17 @@ class OutputError(OpqError):
 
     def __init__(self, path: object, problem: str) -> None:
         super().__init__(f"cannot write {path}: {problem}")
+
+
+class ClusterError(OpqError):
+    """A cluster cannot be used.
+
+    Args:
+        problem: What is wrong, and what to do.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"Ray: {problem}")
 
 
 class MissingExtraError(OpqError):

@@ -30,6 +30,7 @@ def save(
     key: str | None = None,
     base: Any = None,
     progress: Progress | bool = True,
+    ray: str | None = None,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
     """Compress a network into a file.
@@ -44,6 +45,9 @@ def save(
         key: The key of the state dict in a source that has several, such as "params_ema".
         base: What the network was made from, as in `opq.compress`: the file is then a delta.
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
+        ray: Measure and encode weights on a Ray cluster: its address, or "local" for one of this machine's cores. The source is
+            then a checkpoint in .safetensors or GGUF files. Every machine sees it, and the folder of `path`, under the same
+            path. The file is the same. A run that was killed goes on where it was.
         options: The fields of a config as keywords.
 
     Returns:
@@ -51,13 +55,19 @@ def save(
 
     Raises:
         OutputError: The file cannot be written, or is the source.
+        ClusterError: There is no such cluster, or its workers fail.
         OpqError: See `opq.compress`.
     """
-    from opq.compression.compress import compress
+    from opq.compression.compress import compress, request_of
+    from opq.compression.ray_workers import save_with_ray
 
     for read in (source, *(base if isinstance(base, (list, tuple)) else [base])):
         if isinstance(read, str | os.PathLike):
             refuse_same(read, path)
+    if ray is not None:
+        if base is not None:
+            raise TypeError("save() takes base or ray, got both")
+        return save_with_ray(source, path, request_of(config, options), ray, metadata=metadata, key=key, progress=progress)
     compressed = compress(source, config, metadata=metadata, key=key, base=base, progress=progress, **options)
     compressed.save(path)
     return compressed

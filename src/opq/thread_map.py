@@ -94,8 +94,18 @@ def _batches(sizes: Sequence[int], max_size: int) -> Iterator[list[int]]:
         yield batch
 
 
+def limit_threads(count: int) -> None:
+    """Use at most this many threads in this process from now on, for processes that share a machine."""
+    global _limit
+    _limit = count
+
+
+_limit: int | None = None
+
+
 def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return present if _limit is None else min(present, _limit)
 
 
 @cache

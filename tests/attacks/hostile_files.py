@@ -30,7 +30,7 @@ from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
 from opq.codec.code_stream import encode_codes
 from opq.codec.entry import Entry
-from opq.codec.file_writer import MAGIC
+from opq.codec.file_start import MAGIC
 from opq.codec.header import Header, decode_header, header_columns
 
 ATTACKS: dict[str, Callable[[], bytes]] = {}
@@ -399,6 +399,117 @@ def a_fast_section_with_a_patch_beyond_the_weight() -> bytes:
     patch = encode_pack([np.array([2**32 - 1], dtype=np.uint32), np.array([5], dtype=np.uint32)])
     states = (2**16).to_bytes(4, "little") * 32
     return with_sections(fast_file(), [start + varint(len(table)) + table + b"\1" + varint(len(patch)) + patch + states])
+
+
+def plane_file(blocks: list[bytes], size: int = 4096) -> bytes:
+    """A tensor of bytes whose plane has these blocks."""
+    section = varint(size + 1) + b"".join([*(varint(len(block)) for block in blocks), *blocks])
+    return with_entries(
+        with_sections(encode_file({"a": np.zeros(5, dtype=np.uint8)}), [section]), lambda e: replace(e, shape=(size,))
+    )
+
+
+def block_of(
+    tables: int = 1, classes: bytes = b"", *, marks: bytes = b"\1\0", states: int = 2**16, words: bytes = b""
+) -> bytes:
+    """A block of symbols 7 and 8, whose first one has the whole of each table by default, so that it has no words."""
+    return bytes([7, 1, tables - 1]) + classes + marks * tables + states.to_bytes(4, "little") * 32 + words
+
+
+@attack
+def a_fast_plane_of_nothing() -> bytes:
+    """64 MiB from blocks of one byte."""
+    return plane_file([b"\0"] * 256, 2**26)
+
+
+@attack
+def maximum_size_of_fast_planes() -> bytes:
+    """64 MiB of equal bytes, from blocks that have tables and states."""
+    return plane_file([block_of()] * 256, 2**26)
+
+
+@attack
+def a_fast_plane_of_few_bytes() -> bytes:
+    """A fast plane of one byte too few, whose tables take more memory than the bytes."""
+    return plane_file([b"\0"], 4095)
+
+
+@attack
+def a_fast_plane_with_a_long_block() -> bytes:
+    """A block of more bytes than it stands for."""
+    return plane_file([bytes(4097)])
+
+
+@attack
+def a_fast_plane_without_its_last_block() -> bytes:
+    """A plane of two blocks, of which one is there."""
+    return plane_file([b"\0"], 2**18 + 1)
+
+
+@attack
+def a_fast_plane_with_an_empty_block() -> bytes:
+    """A block without bytes."""
+    return plane_file([b""])
+
+
+@attack
+def a_fast_plane_whose_data_end_early() -> bytes:
+    """A stream whose words end after the first columns."""
+    return plane_file([block_of(marks=b"\1\1", words=bytes(20))])
+
+
+@attack
+def a_fast_plane_with_low_states() -> bytes:
+    """The states of a stream begin at 0, from where one word would not lift them to 2^16."""
+    return plane_file([block_of(marks=b"\1\1", states=0, words=bytes(2000))])
+
+
+@attack
+def a_fast_plane_with_high_states() -> bytes:
+    """The states of a stream do not come back to 2^16."""
+    return plane_file([block_of(states=2**16 + 1)])
+
+
+@attack
+def a_fast_plane_with_words_left() -> bytes:
+    """A stream goes on after the last byte."""
+    return plane_file([block_of(words=bytes(2))])
+
+
+@attack
+def a_fast_plane_with_symbols_beyond_a_byte() -> bytes:
+    """The last symbol would be byte 256."""
+    return plane_file([b"\xff" + block_of()[1:]])
+
+
+@attack
+def a_fast_plane_with_nine_tables() -> bytes:
+    """More tables than three bits can name, and than readers have memory for."""
+    return plane_file([block_of(9, bytes(6))])
+
+
+@attack
+def a_fast_plane_with_a_class_beyond_its_tables() -> bytes:
+    """Two tables, and a group that has the third one."""
+    return plane_file([block_of(2, b"\2" + bytes(5))])
+
+
+@attack
+def a_fast_plane_with_unused_bits() -> bytes:
+    """Bits after the class of the last group, a second way to write the same block."""
+    return plane_file([block_of(2, bytes(6) + b"\x80")], 4097 + 16 * 256 - 1)
+
+
+@attack
+def a_fast_plane_with_an_empty_table() -> bytes:
+    """A table without symbols: shares are divided by their sum."""
+    return plane_file([block_of(marks=b"\0\0")])
+
+
+@attack
+def a_fast_plane_with_a_large_mark() -> bytes:
+    """A byte of a table beyond 80, whose weight would be shifted out of 32 bits."""
+    return plane_file([block_of(marks=b"\xff\1")])
 
 
 @attack

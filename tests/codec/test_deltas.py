@@ -412,7 +412,8 @@ def test_every_byte_is_covered(small_delta, noise, at):
 def test_contexts_save_bytes():
     """Where the exponent of the base says how far a weight moves, contexts take at least an eighth less than one table."""
     old = weights(0, "bfloat16", (400, 400))
-    new = (old.astype(np.float32) + 1e-4 * RNG.standard_normal(old.shape).astype(np.float32)).astype(old.dtype)
+    moved = 1e-4 * np.random.default_rng(1).standard_normal(old.shape)
+    new = (old.astype(np.float32) + moved.astype(np.float32)).astype(old.dtype)
     differences = to_integers(new, 0) - to_integers(old, 0)
     grid = Grid([400] * 400, keys_of(old), 400)
     assert len(encode_best(differences, grid)) < 0.875 * len(encode_differences(differences, grid, Classes()))

@@ -206,7 +206,7 @@ def test_shares_are_near_frequencies(counts):
     assert (shares[0, : len(counts)][array[0] > 0] > 0).all()
     used = array[0][array[0] > 0] / array.sum()
     entropy = -float(used @ np.log2(used))
-    mean_bits = fast_tables.coded_bits(np.pad(array, ((0, 0), (0, 256 - len(counts)))), shares) / 4096 / array.sum()
+    mean_bits = fast_tables.symbol_bits(np.pad(array, ((0, 0), (0, 256 - len(counts)))), shares).sum() / 4096 / array.sum()
     assert mean_bits <= 1.01 * entropy + 0.05
 
 

@@ -17,6 +17,7 @@ from opq.codec.file_reader import OpqFile
 from opq.errors import ConfigError
 from opq.quantization.codebook import LevelTable, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
+from opq.quantization.level_search import may_have_levels
 
 KINDS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
 
@@ -181,3 +182,16 @@ def test_compressed_tensors_beyond_the_format_are_refused():
         opq.compress(
             {"w": CompressedTensor(np.full((4, 4), -(2**24), np.int32), UniformCodebook(1.0), "float32")}, lossless=True
         )
+
+
+def test_a_sample_tells_few_values_from_many():
+    """Weights of up to thousands of values may have levels; normal ones, also of bfloat16 in float32, have none."""
+    random = np.random.default_rng(0)
+    normal = random.normal(size=2**18).astype(np.float32)
+    assert not any(may_have_levels(normal.astype(kind)) for kind in (np.float32, np.float64, ml_dtypes.bfloat16))
+    assert not may_have_levels(normal.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert may_have_levels(normal[:100])
+    for count in (2, 16, 256, 4000):
+        assert may_have_levels(np.unique(normal)[random.integers(0, 10 * count, 2**18) // 10 * 60])
+    for bits, kind in ((4, ml_dtypes.bfloat16), (8, np.float16), (8, np.float32)):
+        assert may_have_levels((np.rint(normal * 2 ** (bits - 3)) * np.float32(0.01)).astype(kind))

@@ -21,7 +21,7 @@ from opq.codec.code_stream import Geometry
 from opq.codec.delta_file import DeltaFile
 from opq.codec.delta_writer import write_delta
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import write
+from opq.codec.file_writer import pack_auxiliary, write
 from opq.config import Speed
 from opq.quantization.codebook import LevelTable, UniformCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -224,6 +224,29 @@ def fast() -> bytes:
     return _file(weights, {}, "exact", {}, speed="fast")
 
 
+def planes() -> bytes:
+    """Auxiliary tensors with fast planes: floats and integers of each size, blocks of each form, one and several tables."""
+    few = hashed("few planes", 4200) % 300 == 0
+    blocks = np.full(2**18 + 5000, 7, dtype=np.uint8)
+    blocks[2**18 :: 50] = hashed("spikes", 100, "uint8") % 4 + 5
+    groups = np.repeat(np.array([3, 9, 3, 10, 15, 3, 3, 9, 21, 3, 3, 4] * 2, dtype=np.uint8), 256)[:-11]
+    stored = np.full(2**18 - len(groups) - 5000 + 40, 7, dtype=np.uint8)
+    stored[-40:] = hashed("stored", 40, "uint8")
+    tensors: dict[str, NDArray] = {
+        "blocks": blocks,
+        "groups": groups + (hashed("groups", len(groups)) % 50 == 0),
+        "ints": np.where(few, 70000, 1).astype(np.int32),
+        "stored": stored,
+        "x.bfloat16": np.where(few, -1.5, 0.25).astype(dtypes.NUMPY["bfloat16"]),
+        "x.complex128": np.where(few[:2100].reshape(42, 50), 1.0 + 0.5j, -0.125j),
+        "x.float16": np.where(few, 0.5, -1.0).astype(np.float16),
+        "x.float32": np.where(few, 3.0, -0.5).astype(np.float32),
+        "x.float64": np.where(few[:100], 1e9, 0.0),
+    }
+    packs = pack_auxiliary(tensors.items(), "exact", speed="fast")
+    return b"".join(write({}, packs=packs).pieces())
+
+
 def _thin(seed: str, *shape: int, dense: int = 1, share: int = 32) -> NDArray[np.int32]:
     """Codes of which about one in `share` is not 0."""
     kept = hashed(f"kept {seed}", int(np.prod(shape))).reshape(shape) % share == 0
@@ -247,6 +270,7 @@ FILES = {
     "fast.opq": fast,
     "network.opq": network,
     "packed.opq": packed_dtypes,
+    "planes.opq": planes,
     "scaled.opq": scaled,
     "storages.opq": storages,
     "tables.opq": tables,

@@ -127,13 +127,13 @@ class Calibration:
             )
         state = as_state(self.model, metadata)
         with show_progress(progress) as report:
-            analysis = analyze(state, config)
+            analysis = analyze(state, config, report=report)
             alone = fit(SizeModel.of(analysis, config), config, report)
             if not self.curvatures:
                 return with_warnings(analysis, alone)
             rounding_of_others = "compensated" if config.resolved_rounding == "trellis" else config.rounding
             config = replace(config, cost="squared", rounding=rounding_of_others)
-            analysis = analyze(state, config, estimated=True)
+            analysis = analyze(state, config, estimated=True, report=report)
             rounding = NetworkRounding(self.model, self.curvatures, self._factors, self._corrections, analysis, config, report)
             rounding.warn_of_others()
             if not rounding.curved:
@@ -150,19 +150,19 @@ class Calibration:
             lmbda = first.run(rough, lambda at: encode(at, False), max_rounds=_MAX_ROUNDS, also_above=True)
             search = BudgetSearch(budget, close=_CLOSE_ENOUGH, aim=_AIM, bounds=rounding.bounds, slope=first.slope)
             search.run(lmbda, lambda at: encode(at, True), max_rounds=_MAX_ROUNDS)
-        if search.best is None:
-            raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
-        return with_warnings(analysis, self._better(search.best, alone))
+            if search.best is None:
+                raise TargetError(f"no file of at most {budget:,} bytes was found; give a larger target")
+            return with_warnings(analysis, self._better(search.best, alone, report))
 
     @cached_property
     def _corrections(self) -> Corrections:
         batch = joined(self.inputs, _CORRECTED_ON)
         return Corrections(self.reference, batch, input_statistics(self.reference, batch))
 
-    def _better(self, calibrated: CompressedModel, alone: CompressedModel) -> CompressedModel:
+    def _better(self, calibrated: CompressedModel, alone: CompressedModel, report: Progress) -> CompressedModel:
         """The file whose outputs are closer on the held-out inputs."""
         batches = portions(self.held_out, _HELD_OUT_BATCH)
-        error, error_alone = output_errors(self.reference, [calibrated, alone], batches)
+        error, error_alone = output_errors(self.reference, [calibrated, alone], batches, report)
         logger.debug("error of the outputs: %.4g calibrated, %.4g from the weights alone", error, error_alone)
         if error <= error_alone:
             return calibrated

@@ -14,15 +14,19 @@ from opq.calibration.inputs import Batch
 from opq.calibration.outputs import errors, is_next_token, outputs_of
 from opq.codec.file_reader import OpqFile
 from opq.compression.compressed_model import CompressedModel
+from opq.progress import Progress, counted, no_progress
 
 
-def output_errors(model: nn.Module, files: Sequence[CompressedModel], batches: Sequence[Batch]) -> list[float]:
+def output_errors(
+    model: nn.Module, files: Sequence[CompressedModel], batches: Sequence[Batch], report: Progress = no_progress
+) -> list[float]:
     """The error of the outputs of each file, >= 0.
 
     Args:
         model: The dense network, in evaluation mode and float32.
         files: Files of this network.
         batches: Inputs, few at a time.
+        report: Called after each batch.
 
     Returns:
         For each file, the mean Kullback-Leibler divergence of next-token distributions in nats; of other outputs the squared
@@ -31,7 +35,7 @@ def output_errors(model: nn.Module, files: Sequence[CompressedModel], batches: S
     networks = [_network_of(model, file) for file in files]
     totals, counts = [0.0] * len(files), 0.0
     with torch.no_grad():
-        for batch in batches:
+        for batch in counted(batches, report, "comparing outputs", len(batches)):
             wanted = outputs_of(model, batch)
             distributions = is_next_token(batch, wanted)
             for number, network in enumerate(networks):

@@ -212,7 +212,7 @@ class NetworkRounding:
         state = self.analysis.state
         if corrected and self.corrections.wanted:
             state = as_state(self._corrected(weights), state.metadata)
-        made = encode_state(state, weights, self.analysis.auxiliary, speed=self.config.speed)
+        made = encode_state(state, weights, self.analysis.auxiliary, speed=self.config.speed, report=self.report)
         logger.debug("calibrated at lambda %.4g: %d bytes", lmbda, made.file_bytes)
         return made
 

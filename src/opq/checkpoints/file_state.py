@@ -54,6 +54,11 @@ class FileState(State):
     def __init__(self, places: Mapping[str, TensorPlace]) -> None:
         self._places = places
 
+    @property
+    def contents(self) -> str:
+        """A text that differs if another file is read, or one that was replaced or written to."""
+        return repr(sorted({(str(place.path), place.contents) for place in self._places.values()}))
+
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """As State.describe, from the place."""
         place = self._place(name)
@@ -109,4 +114,5 @@ def contents_of(file: BinaryIO) -> tuple[int, ...]:
         file: The open file.
     """
     status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    # Not the device: machines of a cluster number the device of a shared file system differently.
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from opq.checkpoints.open import as_state
 from opq.checkpoints.state import State
-from opq.codec.delta_file import DeltaFile, magic_of
+from opq.codec.delta_file import DeltaFile
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import DELTA_MAGIC, MAGIC
+from opq.codec.file_start import DELTA_MAGIC, MAGIC, magic_of
 from opq.errors import SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
 

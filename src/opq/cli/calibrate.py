@@ -8,11 +8,12 @@ import click
 
 from opq.cli.calibration_options import calibrate, inputs_options
 from opq.cli.compression_options import byte_target_options, read_config
+from opq.cli.help import Command
 from opq.cli.model_options import make_network, model_options
 from opq.cli.output import check_output, output_options, save_and_print
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @model_options
 @inputs_options

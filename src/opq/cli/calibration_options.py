@@ -8,6 +8,7 @@ import click
 
 import opq
 from opq.cli.compression_options import add_options, is_given
+from opq.cli.help import FurtherOption
 
 if TYPE_CHECKING:
     from opq.zoo.models import NamedModel
@@ -18,14 +19,19 @@ _TRANSFORMERS = "transformers:"
 _TEXTS = 128
 
 _NUMBER = click.option(
-    "--num-images", type=click.IntRange(1), default=256, show_default=True, help="Maximum number of calibration images."
+    "--num-images",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Maximum number of calibration images.",
+    cls=FurtherOption,
 )
 
 calibration_options = add_options(
     click.option(
         "--calibrate",
         metavar=f"DIR|{SYNTHETIC}",
-        help="Calibrate on these unlabelled images, or on generated images.",
+        help="Calibrate on unlabelled images, or on generated ones.",
     ),
     _NUMBER,
 )

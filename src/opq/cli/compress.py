@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
 
 import opq
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
-from opq.cli.output import check_folder, check_output, output_options, save_and_print
+from opq.cli.help import Command, FurtherOption
+from opq.cli.output import check_folder, check_output, output_options, print_sizes, save_and_print
 from opq.cli.source import base_option, open_source, source_options
-from opq.codec.delta_file import magic_of
-from opq.codec.file_writer import DELTA_MAGIC, MAGIC
+from opq.codec.file_start import DELTA_MAGIC, MAGIC, magic_of
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @compression_options
 @source_options
-@click.option(
-    "--lossless", is_flag=True, help="Keep every bit, instead of meeting a target; for clustered or quantized weights."
-)
+@click.option("--lossless", is_flag=True, help="Keep every bit, instead of meeting a target.")
 @base_option("FILE")
-@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
+@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan of `opq plan -o`.")
 @click.option(
     "--as",
     "form",
     type=click.Choice(["file", "transformers"]),
     default="file",
-    help="transformers: FILE is a folder that from_pretrained loads after `import opq.transformers`, with the config and "
-    "tokenizer of the folder SOURCE. [default: file]",
+    help="transformers: FILE is a folder that from_pretrained loads after `import opq.transformers`. [default: file]",
 )
-@click.option("--quality", metavar="TEXT", help="What was measured of the network's quality, for the README.md of that folder.")
+@click.option(
+    "--quality",
+    metavar="TEXT",
+    help="What was measured of the network's quality, for the README.md of that folder.",
+    cls=FurtherOption,
+)
+@click.option("--ray", metavar="CLUSTER", help="Encode on a Ray cluster: its address, or local.")
 @output_options
 def command(
-    source: str, key: str | None, weights: str | None, base: tuple[str, ...], plan_file: str | None, **given: Any
+    source: str,
+    key: str | None,
+    weights: str | None,
+    base: tuple[str, ...],
+    plan_file: str | None,
+    ray: str | None,
+    **given: Any,
 ) -> None:
     """Compress SOURCE to a .opq file, using the weights alone.
 
@@ -43,12 +53,13 @@ def command(
     torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. With --ratio or --size, the file takes at most that
     many bytes, and at least 99.5% of them. With --lossless, every tensor is restored bit for bit.
 
-    With --base, FILE is a delta: what SOURCE, which may also be a .opq file, adds to OLD. `opq expand FILE --base OLD` restores
-    every tensor bit for bit.
+    With --base, FILE is a delta: what SOURCE, which may also be a .opq file, adds to OLD, bit for bit.
 
     Example: opq compress model.safetensors --ratio 8 -o model.opq
     """
     if base:
+        if ray is not None:
+            raise click.UsageError("--base and --ray exclude each other.")
         _compress_delta(source, key, weights, base, plan_file, given)
         return
     if plan_file is not None:
@@ -62,6 +73,11 @@ def command(
         check_folder(given, source)
     else:
         check_output(given, [source, plan_file, weights])
+    if ray is not None:
+        if is_folder or not os.path.exists(source):
+            raise click.UsageError("--ray makes a .opq file of a checkpoint on disk; leave out --ray, or --as and a network.")
+        print_sizes(opq.save(source, given["output"], config, key=key, ray=ray), given)
+        return
     compressed = opq.compress(open_source(source, key, weights), config, progress=True)
     if not is_folder:
         save_and_print(compressed, given)

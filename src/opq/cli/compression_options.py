@@ -9,6 +9,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
+from opq.cli.help import FurtherOption
 from opq.config import (
     AuxiliaryStorage,
     BatchNormForm,
@@ -30,21 +31,25 @@ _LISTS = ("include", "exclude", "layers")
 
 _TARGET_OPTIONS = (
     click.option("--ratio", type=float, metavar="R", help="Target: dense bytes over file bytes."),
-    click.option("--size", metavar="S", help="Target: size of the file, such as 250000, 250kB or 1.5MiB."),
-    click.option("--sparsity", type=float, metavar="P", help="Target, together with --bits: fraction of zeros, 0..1."),
+    click.option("--size", metavar="S", help="Target: size of the file: 250000, 250kB or 1.5MiB."),
     click.option(
-        "--bits", type=float, metavar="B", help="Target, together with --sparsity: mean nominal bits per kept weight."
+        "--sparsity", type=float, metavar="P", help="Target, with --bits: fraction of zeros, 0..1.", cls=FurtherOption
+    ),
+    click.option(
+        "--bits", type=float, metavar="B", help="Target, with --sparsity: mean nominal bits per kept weight.", cls=FurtherOption
     ),
 )
 _OTHER_OPTIONS = (
-    click.option("--include", multiple=True, metavar="GLOB", help="Compress only the weights whose names match. Repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Do not quantize the weights whose names match. Repeatable."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Quantize only the weights that match. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Do not quantize weights that match. Repeatable."),
     click.option(
         "--layer",
         "layers",
         multiple=True,
-        metavar="GLOB:KEY=X[,KEY=X]",
-        help="Fix sparsity, bits or step, or set sensitivity or scales, of the weights whose names match. Repeatable.",
+        metavar="GLOB:KEY=X",
+        help="Fix sparsity, bits or step, or set sensitivity or scales (none or rows), of the weights that match. With several "
+        "keys: GLOB:KEY=X,KEY=X. Repeatable.",
+        cls=FurtherOption,
     ),
     click.option(
         "--rounding",
@@ -52,42 +57,49 @@ _OTHER_OPTIONS = (
         help="compensated: rounding errors within an output row compensate each other. trellis: the same, but larger matrices "
         "are trellis coded. deadzone: each weight is rounded alone, with the dead zone of the least squared error. auto "
         "(default): trellis, except in finetune.",
+        cls=FurtherOption,
     ),
     click.option(
         "--cost",
         type=click.Choice(get_args(CostName)),
         help="balanced: relative errors of all weights count about alike. squared: squared errors count alike, so that all "
         "weights share a step. auto (default): balanced, but squared with dead zones and in finetune.",
+        cls=FurtherOption,
     ),
     click.option(
         "--scales",
         type=click.Choice(get_args(ScalesName)),
         help="rows: the step of each row of a matrix or convolution follows the row's mean magnitude. none: one step. "
         "auto (default): rows for token embeddings and, less so, recurrent weights.",
+        cls=FurtherOption,
     ),
     click.option(
         "--auxiliary",
         type=click.Choice(get_args(AuxiliaryStorage)),
         help="Storage of biases, batch norms and other vectors. exact: bit for bit. float16: relative error at most 2^-11. "
         "uint8: 8 bits where the network's outputs hardly change. auto (default): float16. Buffers are always exact.",
+        cls=FurtherOption,
     ),
     click.option(
         "--batch-norm",
         type=click.Choice(get_args(BatchNormForm)),
         help="folded: fold means and variances of batch norms into their weights and biases. The outputs in evaluation mode "
         "stay the same up to rounding. keep: store them. auto (default): folded in calibration, otherwise keep.",
+        cls=FurtherOption,
     ),
     click.option(
         "--batch-norm-eps",
         type=float,
         metavar="E",
         help="The eps of the checkpoint's batch norms. Default: 1e-5, as in PyTorch; Keras uses 1e-3.",
+        cls=FurtherOption,
     ),
     click.option(
         "--speed",
         type=click.Choice(get_args(Speed)),
         help="Which weights are coded for fast decoding. small: those that do not take more bytes. balanced (default): as many "
         "as let the weights grow by at most 0.5%. fast: all that can be.",
+        cls=FurtherOption,
     ),
 )
 
@@ -114,7 +126,7 @@ selection_options = add_options(*_OTHER_OPTIONS)
 """Adds the options for compression, without the target, to a command."""
 
 _CONFIG = click.option(
-    "--config", "config_file", metavar="JSON", help="Read all of these settings from a CompressionConfig in a JSON file."
+    "--config", "config_file", metavar="JSON", help="All settings from a CompressionConfig in a JSON file.", cls=FurtherOption
 )
 
 byte_target_options = add_options(*_TARGET_OPTIONS[:2], *_OTHER_OPTIONS, _CONFIG)

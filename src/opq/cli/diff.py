@@ -7,12 +7,14 @@ import json
 import click
 
 import opq
+from opq.cli.help import Command
+from opq.cli.output import json_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("before")
 @click.argument("after")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def command(before: str, after: str, as_json: bool) -> None:
     """Print what changed between two .opq files or checkpoints of one network, tensor by tensor.
 
@@ -20,5 +22,5 @@ def command(before: str, after: str, as_json: bool) -> None:
 
     Example: opq diff monday.opq tuesday.opq
     """
-    found = opq.diff(before, after)
+    found = opq.diff(before, after, progress=True)
     click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))

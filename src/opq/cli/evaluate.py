@@ -10,20 +10,23 @@ from typing import Any
 import click
 
 import opq
+from opq.cli.help import Command
 from opq.cli.model_options import data_options, make_network, model_options
+from opq.cli.output import json_option
 from opq.text_table import format_table
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @click.argument("file", required=False)
 @model_options
 @data_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
     """Print the accuracy of MODEL on the images, and the accuracy with the weights of a .opq FILE.
 
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. The agreement is the percentage of images
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. If its accuracy is not what you know, its
+    preprocessing differs: give --mean, --std and --input-size. The agreement is the percentage of images
     that MODEL, dense and with the weights of FILE, assigns to the same class.
 
     Example: opq evaluate torchvision:resnet18 model.opq --data DIR
@@ -33,11 +36,11 @@ def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
 
     named = make_network(model, given, given["device"])
     loader = open_images(given["data"], named.preprocessing, training=False, batch=given["batch"], workers=given["workers"])
-    results = {"dense": opq.evaluate(named.network, loader)}
+    results = {"dense": opq.evaluate(named.network, loader, progress=True)}
     if file is not None:
         compressed = copy.deepcopy(named.network)
         load_weights(model, compressed, file)
-        results["file"] = opq.evaluate(compressed, loader, dense=named.network)
+        results["file"] = opq.evaluate(compressed, loader, dense=named.network, progress=True)
     if as_json:
         click.echo(json.dumps({key: asdict(value) for key, value in results.items()}, indent=1))
         return

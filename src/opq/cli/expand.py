@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import click
 
 import opq
 from opq.atomic_file import refuse_same
+from opq.cli.help import Command
+from opq.cli.output import json_option
 from opq.cli.source import base_option
 from opq.progress import logger
 from opq.reporting.expand import check_output
 from opq.reporting.onnx_export import CHOICES
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Path of the .safetensors or .onnx file, or of a folder.")
 @base_option("FILE")
@@ -25,7 +30,8 @@ from opq.reporting.onnx_export import CHOICES
     help="Of a .onnx file: weights as integers where their codes fit.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-def command(file: str, output: str, base: tuple[str, ...], like: str | None, weights: str, force: bool) -> None:
+@json_option
+def command(file: str, output: str, base: tuple[str, ...], like: str | None, weights: str, force: bool, as_json: bool) -> None:
     """Convert a .opq FILE to a .safetensors checkpoint. Each tensor keeps its name, shape and dtype.
 
     If OUT ends in .onnx, it is the ONNX model from which FILE was made. --weights int8 and int4 keep codes as integers of 8 or
@@ -43,7 +49,11 @@ def command(file: str, output: str, base: tuple[str, ...], like: str | None, wei
     refuse_same(file, output)
     if not force:
         check_output(output, "use --force to replace it")
-    written = opq.expand(file, output, base=list(base) or None, like=like, weights=weights, overwrite=force)
+    written = opq.expand(file, output, base=list(base) or None, like=like, weights=weights, overwrite=force, progress=True)
+    if as_json:
+        fields = asdict(written)
+        click.echo(json.dumps({"file": str(fields.pop("path")), **fields}))
+        return
     integers = f", {len(written.integers)} weights as integers" if written.integers else ""
     click.echo(f"{written.path}: {written.tensors} tensors, {written.file_bytes:,} bytes{integers}")
     for reason in sorted(set(written.floats.values())):

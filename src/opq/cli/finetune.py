@@ -11,26 +11,32 @@ import click
 import opq
 from opq.cli.calibration_options import calibrate, calibration_options
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
+from opq.cli.help import Command, FurtherOption
 from opq.cli.model_options import data_options, make_network, model_options, place
 from opq.cli.output import check_output, output_options, save_and_print, show_information
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @model_options
 @data_options
-@click.option("--epochs", type=click.IntRange(1), required=True, metavar="N", help="Number of passes over the images.")
+@click.option("--epochs", type=click.IntRange(1), required=True, metavar="N", help="Passes over the images.")
 @compression_options
+@click.option("--from", "start", metavar="FILE", help="Start from a .opq file: keep its masks and steps.")
 @click.option(
-    "--from", "start", metavar="FILE", help="Start from a .opq file, instead of a target, and keep its masks and steps."
+    "--plan",
+    "plan_file",
+    metavar="PLAN",
+    help="Follow a plan that `opq plan -o` wrote, instead of a target.",
+    cls=FurtherOption,
 )
-@click.option("--plan", "plan_file", metavar="PLAN", help="Follow a plan that `opq plan -o` wrote, instead of a target.")
 @calibration_options
 @click.option(
     "--mask-update-epochs",
     type=click.IntRange(0),
     metavar="N",
     help="Recompute the pruning masks in the first N epochs. Default with --ratio or --size: two thirds of all epochs; else 0.",
+    cls=FurtherOption,
 )
 @click.option(
     "--label-weight",
@@ -39,18 +45,25 @@ from opq.cli.output import check_output, output_options, save_and_print, show_in
     show_default=True,
     help="Weight of the cross-entropy with the labels, 0..1. Distillation from the dense network has the rest. "
     "0 needs no labels.",
+    cls=FurtherOption,
 )
-@click.option("--learning-rate", type=float, metavar="R", help="Peak learning rate. Default: that of opq.TrainingConfig.")
 @click.option(
-    "--run", "folder", metavar="FOLDER", help="Store history and checkpoints in FOLDER. An interrupted run resumes from there."
+    "--learning-rate",
+    type=float,
+    metavar="R",
+    help="Peak learning rate. Default: that of opq.TrainingConfig.",
+    cls=FurtherOption,
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random numbers.")
+@click.option("--run", "folder", metavar="FOLDER", help="Keep history and checkpoints in FOLDER, to resume.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random numbers.", cls=FurtherOption
+)
 @output_options
 def command(model: str, start: str | None, plan_file: str | None, **given: Any) -> None:
     """Train MODEL with quantized and pruned weights, and write a .opq file of the requested size.
 
-    Step sizes are fixed before training. Pruning masks are fixed after --mask-update-epochs. MODEL is torchvision:NAME,
-    timm:NAME, package.module:factory or file.py:factory. To train in several processes, run `accelerate launch -m opq`.
+    Steps are fixed before training, pruning masks after two thirds of it. MODEL is torchvision:NAME, timm:NAME,
+    package.module:factory or file.py:factory. To train in several processes, run `accelerate launch -m opq`.
 
     Example: opq finetune torchvision:resnet18 --data DIR --epochs 8 --ratio 25 -o model.opq
     """

@@ -7,15 +7,16 @@ import json
 import click
 
 import opq
-from opq.codec.delta_file import magic_of
-from opq.codec.file_writer import DELTA_MAGIC
+from opq.cli.help import Command
+from opq.cli.output import json_option
+from opq.codec.file_start import DELTA_MAGIC, magic_of
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 @click.option("--all", "every", is_flag=True, help="A row for every tensor, and more columns: storage, dtype, error, scales.")
 @click.option("--compare", is_flag=True, help="Also compress the tensors with gzip, zstd and xz; about 3 s per 10 MB.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option
 def command(file: str, every: bool, compare: bool, as_json: bool) -> None:
     """Print the weights of a .opq FILE, their zeros, bits and bytes, and what the bytes of the file are used for.
 
@@ -29,8 +30,8 @@ def command(file: str, every: bool, compare: bool, as_json: bool) -> None:
         delta = opq.inspect_delta(file)
         click.echo(json.dumps(delta.to_dict(), indent=1) if as_json else delta.table(every=every))
         return
-    inspection = opq.inspect(file)
-    comparison = opq.compare(file) if compare else None
+    inspection = opq.inspect(file, progress=True)
+    comparison = opq.compare(file, progress=True) if compare else None
     if as_json:
         compared = {} if comparison is None else {"comparison": comparison.to_dict()}
         click.echo(json.dumps({**inspection.to_dict(), **compared}, indent=1))

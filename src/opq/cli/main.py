@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -15,15 +16,15 @@ from opq.progress import logger
 from opq.version import __version__
 
 COMMANDS = {
-    "compress": "Compress a checkpoint or a network to a .opq file, using the weights alone.",
-    "calibrate": "Compress a network to a .opq file, calibrated on unlabelled or synthetic inputs.",
-    "finetune": "Train a network with quantized and pruned weights, and write a .opq file.",
-    "search": "Find the smallest .opq file whose accuracy falls by at most a given amount.",
-    "plan": "Print zeros, step and predicted bytes of each weight without compressing.",
+    "compress": "Make a .opq file of a checkpoint or a network, from its weights.",
+    "calibrate": "Make a better one, with unlabelled or synthetic inputs.",
+    "finetune": "Train a network with quantized and pruned weights: the best one.",
+    "search": "Find the smallest file that loses at most so much accuracy.",
+    "plan": "Print what each weight would get, without compressing.",
     "evaluate": "Print the accuracy of a network and of its .opq file.",
-    "expand": "Convert a .opq file to a .safetensors checkpoint or an ONNX model.",
-    "inspect": "Print the tensors of a .opq file and what its bytes are used for.",
-    "diff": "Print what changed between two files or checkpoints of one network.",
+    "expand": "Write a .opq file as a .safetensors checkpoint or ONNX model.",
+    "inspect": "Print the tensors of a .opq file and what its bytes are for.",
+    "diff": "Print what changed between two files of one network.",
     "report": "Write a page about a .opq file: sizes, pictures, comparisons.",
     "verify": "Check that a .opq file is complete and valid.",
 }
@@ -45,6 +46,14 @@ class _Commands(click.Group):
         command: click.Command = import_module(f"opq.cli.{cmd_name}").command
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with an error that names the nearest command."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            advice = f"Did you mean {near[0]!r}?" if near else f"The commands are {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {args[0]!r}. {advice}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -55,10 +64,18 @@ class _Commands(click.Group):
 def _opq() -> None:
     """Compress pretrained networks to small .opq files, and read these files.
 
-    SOURCE is a checkpoint (safetensors, PyTorch, NumPy, GGUF, Keras or ONNX), a folder in Hugging Face's layout, or a MODEL.
-    MODEL is torchvision:NAME or timm:NAME, with its published weights, or package.module:factory or file.py:factory. Results go
-    to stdout, progress to stderr. The exit status is 0 for success, 1 for an error, 2 for wrong usage, 130 for an interruption.
-    """
+    Start with a checkpoint that you have, in a file or a folder:
+
+    \b
+      opq compress model.safetensors --ratio 8 -o model.opq
+      opq inspect model.opq
+      opq expand model.opq -o dense.safetensors
+
+    Checkpoints are safetensors, PyTorch, NumPy, GGUF, Keras, ONNX, or folders in Hugging Face's layout. Commands that run a
+    network take a MODEL: torchvision:NAME or timm:NAME, with its published weights, transformers:FOLDER, package.module:factory
+    or file.py:factory. Results go to stdout, progress to stderr. The exit status is 0 for success, 1 for an error, 2 for wrong
+    usage, 130 for an interruption.
+    """  # noqa: D301  click needs the backspace itself, which keeps lines as they are
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

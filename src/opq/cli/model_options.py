@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from opq.cli.compression_options import add_options
+from opq.cli.help import FurtherOption
 
 if TYPE_CHECKING:
     from opq.zoo.models import NamedModel
@@ -16,25 +17,39 @@ model_options = add_options(
     click.option(
         "--weights",
         metavar="W",
-        help="A checkpoint, a .opq file, the name of published weights, or none. Default: the best published ones.",
+        help="A checkpoint, a .opq file, the name of published weights, or none. [default: the best published ones]",
     ),
     click.option(
         "--input-size",
         type=click.IntRange(1),
-        help="Height and width of the images. Default: the published size, if MODEL has one.",
+        metavar="N",
+        help="Height and width of the images. Default: as published.",
+        cls=FurtherOption,
     ),
-    click.option("--mean", metavar="R,G,B", help="Mean per channel of images in 0..1. Default: as published, else ImageNet's."),
-    click.option("--std", metavar="R,G,B", help="Standard deviation per channel, likewise."),
+    click.option(
+        "--mean",
+        metavar="R,G,B",
+        help="Mean per channel of images in 0..1. Default: as published, else ImageNet's.",
+        cls=FurtherOption,
+    ),
+    click.option("--std", metavar="R,G,B", help="Standard deviation per channel, likewise.", cls=FurtherOption),
 )
 """Adds the options of MODEL to a command."""
 
 data_options = add_options(
-    click.option("--data", required=True, metavar="DIR", help="A folder of images with one folder per class, or a .npz file."),
-    click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images per batch."),
+    click.option("--data", required=True, metavar="DIR", help="Images: a folder for each class, or a .npz."),
     click.option(
-        "--workers", type=click.IntRange(0), default=0, show_default=True, help="Number of processes that read images."
+        "--batch", type=click.IntRange(1), default=128, show_default=True, help="Images per batch.", cls=FurtherOption
     ),
-    click.option("--device", metavar="D", help="cpu, cuda, cuda:1 and so on. Default: cuda if available."),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Number of processes that read images.",
+        cls=FurtherOption,
+    ),
+    click.option("--device", metavar="D", help="cpu, cuda, cuda:1. Default: cuda if available."),
 )
 """Adds the options of images and device to a command."""
 

@@ -18,10 +18,13 @@ from opq.errors import OutputError
 from opq.progress import logger
 from opq.reporting.model_folder import refuse_files, transformers_config
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON. docs/options.md lists its keys.")
+"""Adds --json to a command."""
+
 output_options = add_options(
     click.option("-o", "--output", required=True, metavar="FILE", help="Path of the .opq file."),
     click.option("--force", is_flag=True, help="Replace FILE if it exists."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    json_option,
 )
 """Adds the options of the output to a command that writes a .opq file."""
 
@@ -96,11 +99,21 @@ def save_and_print(
     Raises:
         OutputError: The file cannot be written.
     """
+    compressed.save(given["output"], overwrite=given["force"])
+    print_sizes(compressed, given, line, more)
+
+
+def print_sizes(
+    compressed: opq.CompressedModel,
+    given: dict[str, Any],
+    line: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """As `save_and_print`, of a file that is written."""
     output = given["output"]
-    compressed.save(output, overwrite=given["force"])
     if given["as_json"]:
         inspection = opq.inspect_delta if isinstance(compressed, opq.Delta) else opq.inspect
-        result = inspection(compressed.data).to_dict()
+        result = inspection(output).to_dict()
         del result["tensors"], result["metadata"]
         click.echo(json.dumps({"file": output, **result, **(more or {})}))
     else:

@@ -14,23 +14,26 @@ import click
 import opq
 from opq.atomic_file import refuse_existing, refuse_same, write_file
 from opq.cli.compression_options import compression_options, read_config, read_selection
+from opq.cli.help import Command, FurtherOption
+from opq.cli.output import json_option
 from opq.cli.source import open_source, source_options
 from opq.errors import MissingExtraError
 from opq.text_table import format_table
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @compression_options
 @source_options
 @click.option("-o", "--output", metavar="PLAN", help="Write the plan as JSON, for the option --plan of compress and finetune.")
 @click.option("--force", is_flag=True, help="Replace PLAN or PICTURE if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 @click.option("--curve", is_flag=True, help="Print bytes and distortion at eleven ratios from 4 to 50, instead of a target.")
 @click.option(
     "--plot",
     metavar="PICTURE",
     help="With --curve: also draw the curve to a .png, .svg or .pdf file. Needs the extra opq[plot].",
+    cls=FurtherOption,
 )
 def command(
     source: str,
@@ -64,12 +67,12 @@ def command(
             raise click.UsageError("--curve makes no plan; leave out --output.")
         if given["config_file"] is not None or any(given[key] is not None for key in ("ratio", "size", "sparsity", "bits")):
             raise click.UsageError("--curve covers all ratios; leave out the target.")
-        _show_curve(opq.rd_curve(open_source(source, key, weights), **read_selection(given)), as_json, plot)
+        _show_curve(opq.rd_curve(open_source(source, key, weights), progress=True, **read_selection(given)), as_json, plot)
         return
     if plot is not None:
         raise click.UsageError("--plot requires --curve.")
     config = read_config(given)
-    plan = opq.plan(open_source(source, key, weights), config)
+    plan = opq.plan(open_source(source, key, weights), config, progress=True)
     if output is not None:
         write_file(output, plan.to_json().encode(), overwrite=force)
     click.echo(plan.to_json() if as_json else str(plan), nl=not as_json)

@@ -9,6 +9,7 @@ import click
 import opq
 from opq.cli.calibration_options import calibrate, calibration_options
 from opq.cli.compression_options import read_selection, selection_options
+from opq.cli.help import Command
 from opq.cli.model_options import data_options, make_network, model_options, place
 from opq.cli.output import check_output, output_options, save_and_print
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from opq.evaluation.accuracy_search import AccuracyTrial
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @click.option(
     "--max-drop",
@@ -47,9 +48,11 @@ def command(model: str, max_drop: float, **given: Any) -> None:
     loader = open_images(given["data"], named.preprocessing, training=False, batch=given["batch"], workers=given["workers"])
     place(named, given["device"])
     found = opq.compress_to_accuracy(
-        named.network, loader, max_drop=max_drop, calibration=calibration, report=_report, **selection
+        named.network, loader, max_drop=max_drop, calibration=calibration, report=_report, progress=True, **selection
     )
-    save_and_print(found.compressed, given, f"{found.compressed}, top-1 drop {found.best.drop:.2f} points")
+    trials = [{"file_bytes": trial.compressed.file_bytes, "drop": trial.drop} for trial in found.trials]
+    more = {"drop": found.best.drop, "dense_top1": found.dense.top1, "trials": trials}
+    save_and_print(found.compressed, given, f"{found.compressed}, top-1 drop {found.best.drop:.2f} points", more)
 
 
 def _report(trial: AccuracyTrial) -> None:

@@ -11,6 +11,7 @@ import click
 from opq.checkpoints import as_state
 from opq.checkpoints.state import State
 from opq.cli.compression_options import add_options
+from opq.cli.help import FurtherOption
 from opq.cli.model_options import chosen_weights
 
 source_options = add_options(
@@ -18,11 +19,13 @@ source_options = add_options(
         "--key",
         metavar="KEY",
         help="The key of the state dict in a SOURCE that has several; keys within keys are joined by dots.",
+        cls=FurtherOption,
     ),
     click.option(
         "--weights",
         metavar="W",
-        help="Of a SOURCE that is a network: as for opq calibrate. Default: the best published ones.",
+        help="Of a SOURCE that is a network: a checkpoint, a .opq file, the name of published weights, or none. "
+        "[default: the best published ones]",
     ),
 )
 """Adds the options of SOURCE to a command."""
@@ -38,7 +41,7 @@ def base_option(metavar: str) -> Callable[[Any], Any]:
         "--base",
         multiple=True,
         metavar="OLD",
-        help=f"The checkpoint or .opq file from which {metavar} is a delta. Of a chain, first that, then each delta in order.",
+        help=f"What {metavar} is a delta of. Of a chain, each in order.",
     )
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import click
 
 import opq
+from opq.cli.help import Command
+from opq.cli.output import json_option
 from opq.cli.source import base_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 @base_option("FILE")
-def command(file: str, base: tuple[str, ...]) -> None:
+@json_option
+def command(file: str, base: tuple[str, ...], as_json: bool) -> None:
     """Check that a .opq FILE is complete and valid.
 
     All checksums must match, every tensor must decode, and encoding the tensors again must give the same bytes.
@@ -20,7 +26,10 @@ def command(file: str, base: tuple[str, ...]) -> None:
 
     Example: opq verify model.opq
     """
-    found = opq.verify(file, base=list(base) or None)
+    found = opq.verify(file, base=list(base) or None, progress=True)
+    if as_json:
+        click.echo(json.dumps({"file": file, "valid": found.decoded, **asdict(found)}))
+        return
     if found.base is not None:
         checked = "valid" if found.decoded else "undamaged; --base OLD checks its tensors too"
         click.echo(

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
-from opq.codec import _native
+from opq.codec import _native, fast_planes
 from opq.codec.byte_reader import ByteReader, varint
 from opq.codec.code_length import zero_order_entropy
 from opq.errors import FormatError
@@ -30,7 +31,7 @@ _LARGEST_WORD = {name: 2**bits - 1 for name, bits in dtypes.BITS.items() if bits
 
 
 def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
-    """Encode a pack.
+    """Encode a pack with adaptive planes.
 
     Args:
         arrays: Arrays of any shapes and of dtypes in opq.dtypes.
@@ -39,14 +40,36 @@ def encode_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes:
         The section's bytes.
     """
     pairs: list[tuple[NDArray[np.uint8], bytes]] = []
-    for planes in _planes(_real(arrays)):
+    for words in _words_of(arrays):
+        planes = words.planes()
         pairs += zip(planes, [b"", *(plane.tobytes() for plane in planes)], strict=False)
     return b"".join(thread_map(lambda pair: _encode_plane(*pair), pairs))
 
 
+def encode_fast_pack(arrays: Sequence[NDArray[np.generic]]) -> bytes | None:
+    """As `encode_pack`, with fast planes where they are shorter than the bytes themselves; None if none is."""
+    parts: list[bytes | memoryview] = []
+    has_fast = False
+    for words in _words_of(arrays):
+        count = words.words.size
+        may_be_fast = count >= fast_planes.FEWEST
+
+        def encode(piece: _Words, may_be_fast: bool = may_be_fast) -> list[Sequence[bytes | memoryview]]:
+            return [fast_planes.encode_blocks(plane) if may_be_fast else [plane.data] for plane in piece.planes()]
+
+        encoded = list(thread_map(encode, words.pieces(fast_planes.PIECE)))
+        for byte in range(words.size):
+            blocks = [block for piece in encoded for block in piece[byte]]
+            is_fast = may_be_fast and sum(map(len, blocks)) < count
+            has_fast |= is_fast
+            parts += [varint(count + 1), *(varint(len(block)) for block in blocks)] if is_fast else [varint(count)]
+            parts += blocks
+    return b"".join(parts) if has_fast else None
+
+
 def estimate_pack(arrays: Sequence[NDArray[np.generic]]) -> int:
     """Estimate the bytes of `encode_pack(arrays)` without encoding: the zero-order entropy of each plane."""
-    planes = chain.from_iterable(_planes(_real(arrays)))
+    planes = chain.from_iterable(words.planes() for words in _words_of(arrays))
     return sum(round(zero_order_entropy(np.bincount(plane)) / 8.0) + 4 for plane in planes)
 
 
@@ -69,11 +92,44 @@ def _real(arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     ]
 
 
-def _planes(arrays: Sequence[NDArray[np.generic]]) -> Iterator[list[NDArray[np.uint8]]]:
-    """The byte planes of each item size that occurs, highest byte first."""
+@dataclass(frozen=True)
+class _Words:
+    """The elements of all arrays of one size.
+
+    Args:
+        words: In one dimension and native byte order.
+        rotated: Whether planes are those of words rotated left by one bit.
+    """
+
+    words: NDArray[np.unsignedinteger]
+    rotated: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of a word."""
+        return self.words.itemsize
+
+    def plane(self, byte: int) -> NDArray[np.uint8]:
+        """One byte of each word, counted from the highest."""
+        plane = np.empty(self.words.size, dtype=np.uint8)
+        _native.split_words(self.words.view(np.uint8).data, self.size, self.rotated, byte, plane.data)
+        return plane
+
+    def planes(self) -> list[NDArray[np.uint8]]:
+        """The planes of all bytes, the highest first."""
+        return [self.plane(byte) for byte in range(self.size)]
+
+    def pieces(self, count: int) -> Iterator[_Words]:
+        """The words in pieces of `count`; the last one has the rest."""
+        return (replace(self, words=self.words[start : start + count]) for start in range(0, self.words.size, count))
+
+
+def _words_of(arrays: Sequence[NDArray[np.generic]]) -> Iterator[_Words]:
+    """The words of each item size that occurs."""
+    real = _real(arrays)
     for size in _SIZES:
-        if chosen := [array for array in arrays if array.dtype.itemsize == size and array.size]:
-            yield list(_to_words(chosen, size).view(np.uint8).reshape(-1, size).T[::-1])
+        if chosen := [array for array in real if array.dtype.itemsize == size and array.size]:
+            yield _to_words(chosen, size)
 
 
 def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:
@@ -101,20 +157,57 @@ def decode_pack(
     counts = [math.prod(shape) * kind.itemsize // word.itemsize for shape, kind, word in zip(shapes, kinds, words, strict=True)]
     data = {}
     for size in _SIZES:
-        count = sum(count for count, word in zip(counts, words, strict=True) if word.itemsize == size)
-        planes: list[NDArray[np.uint8]] = []
-        for _ in range(size if count else 0):
-            planes.append(_decode_plane(reader, count, planes[-1] if planes else np.zeros(0, dtype=np.uint8)))
-        data[size] = np.stack(planes[::-1], axis=-1).reshape(-1) if planes else np.zeros(0, dtype=np.uint8)
+        members = [(count, word) for count, word in zip(counts, words, strict=True) if word.itemsize == size]
+        rotated = {_is_rotated(word) for count, word in members if count}
+        data[size] = (
+            _decode_words(reader, size, sum(count for count, _ in members), rotated == {True}),
+            rotated == {False, True},
+        )
     reader.end()
     at = dict.fromkeys(_SIZES, 0)
     arrays = []
     for shape, kind, word, count in zip(shapes, kinds, words, counts, strict=True):
         size = word.itemsize
-        piece: NDArray[np.unsignedinteger] = data[size][at[size] : at[size] + count * size].view(f"<u{size}")
-        at[size] += count * size
-        arrays.append(_from_words(piece, word).view(kind).reshape(shape))
+        whole, mixed = data[size]
+        piece = whole[at[size] : at[size] + count]
+        at[size] += count
+        arrays.append(_from_words(piece, word, mixed and _is_rotated(word)).view(kind).reshape(shape))
     return arrays
+
+
+def is_fast_pack(section: bytes, tensors: Sequence[tuple[int, np.dtype[np.generic]]]) -> bool:
+    """Whether a pack has a fast plane.
+
+    Args:
+        section: A section that `decode_pack` accepts.
+        tensors: The number of elements, and the dtype, of each tensor.
+    """
+    reader = ByteReader(section, _WHERE)
+    words = [(count * (1 + (kind == np.complex128)), min(kind.itemsize, _SIZES[-1])) for count, kind in tensors]
+    for size in _SIZES:
+        count = sum(count for count, own in words if own == size)
+        for _ in range(size if count else 0):
+            length = reader.varint()
+            if length > count:
+                return True
+            reader.view(length)
+    return False
+
+
+def _decode_words(reader: ByteReader, size: int, count: int, rotated: bool) -> NDArray[np.unsignedinteger]:
+    """The words of one size."""
+    words: NDArray[np.unsignedinteger] = np.empty(count, dtype=f"u{size}")
+    planes: list[list[memoryview]] = []
+    for _ in range(size if count else 0):
+        planes.append(_decode_plane(reader, count, planes[-1] if planes else []))
+
+    def merge(blocks: tuple[memoryview, ...], number: int) -> None:
+        start = number * fast_planes.BLOCK
+        fast_planes.merge(blocks, rotated, words[start : start + fast_planes.BLOCK], _WHERE)
+
+    for _ in thread_map(lambda job: merge(job[1], job[0]), enumerate(zip(*planes, strict=True))):
+        pass
+    return words
 
 
 def _is_noise(plane: NDArray[np.uint8]) -> bool:
@@ -123,31 +216,42 @@ def _is_noise(plane: NDArray[np.uint8]) -> bool:
     return 256 * int(counts @ counts) <= len(plane) ** 2 + 512 * len(plane)
 
 
-def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> NDArray[np.unsignedinteger]:
-    """The elements of all arrays as words of `size` bytes, concatenated, floats rotated."""
+def _is_rotated(kind: np.dtype[np.generic]) -> bool:
+    return kind.kind in _FLOAT_KINDS
+
+
+def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> _Words:
+    """The elements of all arrays, which have `size` bytes, concatenated."""
     native = [np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) for array in arrays]
-    words = np.concatenate([array.reshape(-1).view(f"u{size}") for array in native])
-    is_float = np.repeat([array.dtype.kind in _FLOAT_KINDS for array in arrays], [array.size for array in arrays])
-    rotated = (words << 1) | (words >> (8 * size - 1))
-    return np.where(is_float, rotated, words).astype(f"<u{size}", copy=False)
+    parts: list[NDArray[np.unsignedinteger]] = [array.reshape(-1).view(f"u{size}") for array in native]
+    rotated = [_is_rotated(array.dtype) for array in arrays]
+    if any(rotated) and not all(rotated):
+        pairs = zip(parts, rotated, strict=True)
+        parts = [np.asarray((part << 1) | (part >> (8 * size - 1)), dtype=part.dtype) if turn else part for part, turn in pairs]
+    return _Words(parts[0] if len(parts) == 1 else np.concatenate(parts), all(rotated))
 
 
-def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic]) -> NDArray[np.generic]:
-    size = kind.itemsize
-    words = words.astype(f"u{size}", copy=False)
-    if kind.kind in _FLOAT_KINDS:
-        words = np.asarray((words >> 1) | (words << (8 * size - 1)), dtype=words.dtype)
+def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic], rotated: bool) -> NDArray[np.generic]:
+    """Words as numbers; those that are rotated are rotated back."""
+    if rotated:
+        words = np.asarray((words >> 1) | (words << (8 * kind.itemsize - 1)), dtype=words.dtype)
     array: NDArray[np.generic] = words.view(kind)
     if not is_valid(array):
         raise FormatError(_WHERE, f"a byte of {kind.name} must be at most {_LARGEST_WORD[kind.name]}, got {words.max()}")
     return array
 
 
-def _decode_plane(reader: ByteReader, count: int, above: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    data = reader.take(reader.varint(limit=count))
-    if len(data) == count:
-        return np.frombuffer(data, dtype=np.uint8)
-    plane = np.empty(count, dtype=np.uint8)
-    if not _native.decode_plane(data, above.data, plane.data):
+def _decode_plane(reader: ByteReader, count: int, above: Sequence[memoryview]) -> list[memoryview]:
+    """A plane as blocks; `above` is the one before, if there is one."""
+    length = reader.varint(limit=count + (count >= fast_planes.FEWEST))
+    if length > count:
+        return fast_planes.read_plane(reader, count)
+    if length == count:
+        return fast_planes.blocks_of(reader.view(length))
+    plane, upper = np.empty(count, dtype=np.uint8), np.empty(count if above else 0, dtype=np.uint8)
+    for number, block in enumerate(above):
+        start = number * fast_planes.BLOCK
+        fast_planes.merge([block], False, upper[start : start + fast_planes.BLOCK], _WHERE)
+    if not _native.decode_plane(reader.view(length), upper.data, plane.data):
         raise FormatError(_WHERE, f"the data of a plane do not end with its {count:,} values")
-    return plane
+    return fast_planes.blocks_of(plane.data)

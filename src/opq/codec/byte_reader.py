@@ -30,12 +30,16 @@ class ByteReader:
 
     def take(self, count: int) -> bytes:
         """Read the next `count` bytes; FormatError if there are fewer."""
+        return bytes(self.view(count))
+
+    def view(self, count: int) -> memoryview:
+        """As `take`, without a copy."""
         if count > len(self._data) - self._at:
             raise FormatError(
                 self._where, f"expected {count:,} bytes at {self._at:,}, but only {len(self._data) - self._at:,} are left"
             )
         self._at += count
-        return bytes(self._data[self._at - count : self._at])
+        return self._data[self._at - count : self._at]
 
     def rest(self) -> memoryview:
         """Read all remaining bytes. They are not copied, because thousands of weights may share them."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from opq.codec.delta_sections import (
 )
 from opq.codec.entry import OF_BASE, Entry, is_alone
 from opq.codec.file_reader import Content, OpqFile
-from opq.codec.file_writer import DELTA_MAGIC, MAGIC
+from opq.codec.file_start import DELTA_MAGIC
 from opq.errors import FormatError, SourceError
 
 
@@ -127,13 +125,3 @@ class DeltaFile(OpqFile):
             if members[0].is_weight and is_code_difference(data, members[0]):
                 return encode_codes_again(data, members[0], self.of_base(members[0]))
         return data
-
-
-def magic_of(source: Any) -> bytes:
-    """The first bytes of a file by its path, or of bytes; empty for anything else."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source[: len(MAGIC)])
-    if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
-        return b""
-    with open(source, "rb") as file:
-        return file.read(len(MAGIC))

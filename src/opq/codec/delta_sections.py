@@ -157,7 +157,7 @@ def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> 
         whole = encoded.fast if fast else encoded.adaptive
         if whole is None:
             raise FormatError(_WHERE, "these codes have no fast section")
-        return whole
+        return bytes(whole)
 
 
 def encode_codes_again(section: bytes, entry: Entry, base: NDArray[np.generic]) -> bytes:

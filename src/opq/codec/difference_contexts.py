@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opq.codec.byte_planes import estimate_pack
 from opq.codec.difference_layout import KEYS, Grid, largest_contexts, magnitudes_of, symbols_of
 from opq.codec.difference_stream import Classes, context_counts, encode_differences
-from opq.codec.fast_tables import coded_bits, shares_of, table_bytes
+from opq.codec.fast_tables import shares_of, symbol_bits, table_bytes
 
 _CONTEXTS = 32
 _PER_OCTAVE = 2
@@ -50,7 +50,7 @@ def _bits(symbols: NDArray[np.uint8], grid: Grid, classes: Classes) -> int:
     tables = table_bytes(counts[:, :size])
     axes = [axis for axis in (classes.rows, classes.columns, classes.keys) if axis is not None]
     side = estimate_pack([np.ascontiguousarray(tables.T)]) + (estimate_pack(axes) if axes else 0)
-    return coded_bits(counts, shares_of(tables)) + 8 * 4096 * side
+    return int(symbol_bits(counts, shares_of(tables)).sum()) + 8 * 4096 * side
 
 
 def _classes(differences: NDArray[np.int64], grid: Grid, most: int, axes: bool) -> Classes | None:

@@ -17,7 +17,7 @@ from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
 from opq.codec.code_stream import Geometry, chunk_spans
 from opq.codec.fast_section import FAST, TRELLIS, block_rows, largest_contexts, most_patches
-from opq.codec.fast_tables import MAX_CONTEXTS, SYMBOLS, coded_bits, magnitude_classes, shares_of, table_bytes
+from opq.codec.fast_tables import MAX_CONTEXTS, SYMBOLS, magnitude_classes, shares_of, symbol_bits, table_bytes
 from opq.thread_map import thread_map
 
 _RARE = 2**14
@@ -197,7 +197,7 @@ def _contexts(found: _Symbols, sums: tuple[NDArray[np.int64], NDArray[np.int64]]
     packed = encode_pack([np.ascontiguousarray(tables.T)])
     head += varint(len(packed)) + packed
     shares = shares_of(tables)
-    return _Contexts(count, base, *classes, head, shares, coded_bits(counts, shares) + 8 * 4096 * len(head))
+    return _Contexts(count, base, *classes, head, shares, int(symbol_bits(counts, shares).sum()) + 8 * 4096 * len(head))
 
 
 def _encode_patches(positions: NDArray[np.int64], codes: NDArray[np.int32]) -> bytes:

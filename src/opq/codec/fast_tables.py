@@ -106,6 +106,6 @@ def decoding_tables(shares: NDArray[np.uint16]) -> NDArray[np.uint32]:
     return tables
 
 
-def coded_bits(counts: NDArray[np.uint32], shares: NDArray[np.uint16]) -> int:
-    """Bits of symbols that occur this often, in 4096ths, rounded in each share."""
-    return int((counts.astype(np.int64) * _BITS[shares]).sum())
+def symbol_bits(counts: NDArray[np.uint32], shares: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Bits of symbols that occur this often, in 4096ths, rounded in each share; arrays of the same shape."""
+    return np.asarray(counts * _BITS[shares], dtype=np.int64)

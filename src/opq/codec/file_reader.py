@@ -20,11 +20,13 @@ from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_stream import CHUNK
 from opq.codec.direct_values import DirectWeight, direct_weights, weight_values
 from opq.codec.entry import Entry, grouped
-from opq.codec.file_writer import DELTA_MAGIC, FORMAT_VERSION, MAGIC, OTHER_KIND, PREFIX, file_of_one, largest_content
+from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX, read_start
+from opq.codec.file_writer import file_of_one, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
 from opq.errors import FormatError, SourceError
+from opq.progress import Progress, no_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 
 Content = CompressedTensor | NDArray[np.generic]
@@ -76,18 +78,7 @@ class OpqFile(Mapping[str, Content]):
         except OSError:
             raise SourceError(self._path or "the file", IRREGULAR) from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
-        if prefix[: len(MAGIC)] != self._magic:
-            found = prefix[: len(MAGIC)]
-            raise FormatError("start", OTHER_KIND.get(found) or f"expected {self._magic!r}, got {found!r}")
-        if len(prefix) < PREFIX.size:
-            raise FormatError("start", f"expected at least {PREFIX.size} bytes, got {self.file_bytes}")
-        _, version, length, checksum = PREFIX.unpack(prefix)
-        if version != FORMAT_VERSION:
-            problem = f"format version {version}, but this opq reads version {FORMAT_VERSION}; install another version of opq"
-            raise FormatError("start", problem)
-        if PREFIX.size + length > self.file_bytes:
-            problem = f"it ends at byte {PREFIX.size + length:,}, but the file has {self.file_bytes:,}; is it truncated?"
-            raise FormatError("header", problem)
+        length, checksum = read_start(prefix, self._magic, self.file_bytes)
         packed = self._read(PREFIX.size, length)
         if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
             raise FormatError("header", "the checksum does not match: the file is damaged")
@@ -241,13 +232,18 @@ class OpqFile(Mapping[str, Content]):
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Decode all tensors to arrays in their own dtypes, on all cores."""
+    def arrays(self, report: Progress = no_progress) -> dict[str, NDArray[np.generic]]:
+        """Decode all tensors to arrays in their own dtypes, on all cores.
+
+        Args:
+            report: Called after some tensors.
+        """
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
             values = weight_values({number: self.section(number) for number in {entry.section for entry in weights}}, weights)
             arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
+            report("decoding", len(arrays), len(self))
         return arrays
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,27 +11,18 @@ from numpy.typing import NDArray
 
 from opq import dtypes
 from opq.codec.auxiliary import store
-from opq.codec.byte_planes import encode_pack, estimate_pack, is_valid
+from opq.codec.byte_planes import estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
+from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX
 from opq.codec.header import Header, encode_header
-from opq.codec.section_choice import EncodedWeight, choose_sections
+from opq.codec.section_choice import EncodedWeight, choose_pack, choose_sections
+from opq.codec.stored_section import Section, checksum_of
 from opq.codec.weight_section import encode_weight, entry_of
 from opq.config import Speed
 from opq.errors import SourceError, TargetError, WeightError
-from opq.progress import Progress
+from opq.progress import Progress, counted, no_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.thread_map import thread_map
-
-MAGIC, DELTA_MAGIC = b"OPQ", b"OPD"
-OTHER_KIND = {
-    DELTA_MAGIC: "it is a delta, which needs the checkpoint that it was made from: base=, or --base on the command line",
-    MAGIC: "it is a complete file, which needs no base",
-}
-"""What to say of a file that is not of the kind that was expected, by its first bytes."""
-
-FORMAT_VERSION = 1
-PREFIX = struct.Struct("<3sBII")
-"""Magic, format version, length of the header, CRC-32 of the first eight bytes and of the header."""
 
 LARGEST_PACK = 2**20
 """Largest number of dense bytes in a section of several auxiliary tensors."""
@@ -55,7 +45,12 @@ class AuxiliaryPack:
 
 
 def pack_auxiliary(
-    tensors: Iterable[tuple[str, NDArray[np.generic]]], storage: str | Mapping[str, str], *, estimated: bool = False
+    tensors: Iterable[tuple[str, NDArray[np.generic]]],
+    storage: str | Mapping[str, str],
+    *,
+    estimated: bool = False,
+    speed: Speed = "small",
+    compared: bool = False,
 ) -> list[AuxiliaryPack]:
     """Encode auxiliary tensors.
 
@@ -63,6 +58,8 @@ def pack_auxiliary(
         tensors: (name, array), in ascending order of the UTF-8 names; read one at a time.
         storage: "exact", "float16" or "uint8", as in `opq.codec.auxiliary.store`: of all of them, or of each name.
         estimated: If True, the sections are zero bytes of approximately the right length. That is fast, and enough for a plan.
+        speed: Which packs are coded for fast decoding, as in CompressionConfig.
+        compared: As in `opq.codec.section_choice.choose_pack`.
 
     Returns:
         The packs, each of at most LARGEST_PACK dense bytes or with a single tensor.
@@ -80,7 +77,7 @@ def pack_auxiliary(
 
     def encode(pairs: Sequence[tuple[Entry, NDArray[np.generic]]]) -> bytes:
         arrays = [array for _, array in pairs]
-        return bytes(estimate_pack(arrays)) if estimated else encode_pack(arrays)
+        return bytes(estimate_pack(arrays)) if estimated else choose_pack(arrays, speed, compared=compared)
 
     return [AuxiliaryPack(tuple(entry for entry, _ in pairs), encode(pairs)) for pairs in in_packs(stored())]
 
@@ -141,7 +138,7 @@ class Layout:
     """
 
     header: bytes
-    sections: Sequence[bytes]
+    sections: Sequence[Section]
     entries: Sequence[Entry]
     nonzero: Mapping[str, int]
 
@@ -153,7 +150,7 @@ class Layout:
     def pieces(self) -> Iterator[bytes]:
         """The bytes of the file, a section at a time."""
         yield self.header
-        yield from self.sections
+        yield from map(bytes, self.sections)
 
     def weight_bytes(self) -> dict[str, int]:
         """{weight name: bytes of its section}."""
@@ -168,6 +165,7 @@ def write(
     metadata: Mapping[str, str] | None = None,
     speed: Speed = "balanced",
     report: Progress | None = None,
+    encoded: Iterable[EncodedWeight] | None = None,
 ) -> Layout:
     """Encode tensors to a file: weights as codes, arrays as auxiliary tensors.
 
@@ -181,6 +179,7 @@ def write(
         metadata: {text: text} to keep in the file.
         speed: Which weights are coded for fast decoding, as in CompressionConfig.
         report: Called after each weight.
+        encoded: The weights, encoded, in their order. None: they are encoded on all cores of this machine.
 
     Raises:
         WeightError: A tensor cannot be stored.
@@ -192,14 +191,11 @@ def write(
     arrays = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
     for text in [*tensors, *metadata, *metadata.values()]:
         check_text(text)
-    encoded: dict[str, EncodedWeight] = {}
-    for name, found in zip(weights, thread_map(_encode, weights.items()), strict=True):
-        encoded[name] = found
-        if report is not None:
-            report("encoding", len(encoded), len(weights))
+    encoded = encoded or thread_map(lambda item: encode_named(*item), weights.items())
+    found = dict(zip(weights, counted(encoded, report or no_progress, "encoding", len(weights)), strict=True))
     opened = [entry_of(name, weight) for name, weight in weights.items()]
-    chosen = choose_sections(list(encoded.values()), list(map(contents_of, opened)), speed)
-    nonzero = {name: found.nonzero for name, found in encoded.items()}
+    chosen = choose_sections(list(found.values()), list(map(contents_of, opened)), speed)
+    nonzero = {name: weight.nonzero for name, weight in found.items()}
     own_packs = pack_auxiliary(((name, arrays[name]) for name in in_order(arrays)), storage)
     entries, sections = number_sections(list(zip(opened, chosen, strict=True)), [*packs, *own_packs])
     layout = Layout(prefixed_header(entries, sections, metadata), sections, entries, nonzero)
@@ -217,8 +213,8 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name.encode())
 
 
-def _encode(item: tuple[str, QuantizedWeight]) -> EncodedWeight:
-    name, weight = item
+def encode_named(name: str, weight: QuantizedWeight) -> EncodedWeight:
+    """Encode a weight, both ways; WeightError, which names it, if it cannot be stored."""
     try:
         return encode_weight(weight, fast=True)
     except WeightError as error:
@@ -237,7 +233,7 @@ def fixed_bytes(
         packs: The auxiliary tensors.
         metadata: {text: text} to keep in the file.
     """
-    placeholders = [
+    placeholders: list[tuple[Entry, Section]] = [
         (Entry(name, shape, dtype, "codes", 0, (number * 0.6180339887) % 1.0 + 0.5), number.to_bytes(4, "big") * 50)
         for number, (name, shape, dtype) in enumerate(weights)
     ]
@@ -260,7 +256,9 @@ def file_of_one(entry: Entry, section: bytes) -> bytes:
     return prefixed_header([replace(entry, section=0)], [section], {}) + section
 
 
-def number_sections(alone: Sequence[tuple[Entry, bytes]], packs: Sequence[AuxiliaryPack]) -> tuple[list[Entry], list[bytes]]:
+def number_sections(
+    alone: Sequence[tuple[Entry, Section]], packs: Sequence[AuxiliaryPack]
+) -> tuple[list[Entry], list[Section]]:
     """Entries in order of names, and their sections in order of first use.
 
     Args:
@@ -268,12 +266,12 @@ def number_sections(alone: Sequence[tuple[Entry, bytes]], packs: Sequence[Auxili
         packs: All others.
     """
     # Weights with equal bytes and size share a section; packs with equal bytes do not, since they hold different tensors.
-    rows: list[tuple[Entry, object, bytes]] = [(entry, (contents_of(entry), section), section) for entry, section in alone]
+    rows: list[tuple[Entry, object, Section]] = [(entry, (contents_of(entry), section), section) for entry, section in alone]
     for number, pack in enumerate(packs):
         rows += [(entry, number, pack.section) for entry in pack.entries]
     rows.sort(key=lambda row: row[0].name.encode())
     numbers: dict[object, int] = {}
-    sections: list[bytes] = []
+    sections: list[Section] = []
     entries = []
     for entry, key, section in rows:
         if key not in numbers:
@@ -284,9 +282,9 @@ def number_sections(alone: Sequence[tuple[Entry, bytes]], packs: Sequence[Auxili
 
 
 def prefixed_header(
-    entries: Sequence[Entry], sections: Sequence[bytes], metadata: Mapping[str, str], base: bytes = b""
+    entries: Sequence[Entry], sections: Sequence[Section], metadata: Mapping[str, str], base: bytes = b""
 ) -> bytes:
     """Prefix and header of a file; with the digest of a base, of a delta."""
-    packed = encode_header(Header(entries, list(map(len, sections)), list(map(zlib.crc32, sections)), metadata, base))
+    packed = encode_header(Header(entries, list(map(len, sections)), list(map(checksum_of, sections)), metadata, base))
     start = PREFIX.pack(DELTA_MAGIC if base else MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
     return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed

@@ -9,16 +9,18 @@ from typing import cast
 
 import numpy as np
 
-from opq.codec.byte_planes import encode_pack
+from opq.codec.byte_planes import encode_fast_pack, encode_pack, is_fast_pack
 from opq.codec.code_stream import Geometry
 from opq.codec.delta_base import Base
-from opq.codec.delta_file import DeltaFile, magic_of
+from opq.codec.delta_file import DeltaFile
 from opq.codec.entry import Entry
 from opq.codec.fast_section import is_fast
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import DELTA_MAGIC
+from opq.codec.file_start import DELTA_MAGIC, magic_of
+from opq.codec.stored_section import Section
 from opq.codec.weight_section import encode_weight, naming, split, with_step_of
 from opq.errors import FormatError
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
@@ -46,7 +48,9 @@ class Verification:
     decoded: bool = True
 
 
-def verify(source: str | os.PathLike[str] | bytes, base: Base | None = None) -> Verification:
+def verify(
+    source: str | os.PathLike[str] | bytes, base: Base | None = None, *, progress: Progress | bool = False
+) -> Verification:
     """Verify every byte of a file:
 
     * header and sections match their checksums, and every tensor can be decoded;
@@ -58,16 +62,18 @@ def verify(source: str | os.PathLike[str] | bytes, base: Base | None = None) -> 
     Args:
         source: A path, or the file's bytes.
         base: Of a delta, the tensors that it was made from.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Raises:
         FormatError: One of these does not hold; the message names the tensor.
         SourceError: The path cannot be read, or the base is not that of the delta.
     """
     is_delta = base is not None or magic_of(source) == DELTA_MAGIC
-    with DeltaFile(source, base) if is_delta else OpqFile(source) as file:
+    with DeltaFile(source, base) if is_delta else OpqFile(source) as file, show_progress(progress) as report:
         decoded = not isinstance(file, DeltaFile) or file.has_base
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
-        for number in range(sections):  # one at a time, so that memory holds only one weight or pack
+        # One at a time, so that memory holds only one weight or pack.
+        for number in counted(range(sections), report, "verifying", sections):
             if decoded:
                 _check_section(file, number)
             else:
@@ -87,7 +93,7 @@ def _check_section(file: OpqFile, number: int) -> None:
     if first.storage == "difference":
         return
     if not first.is_weight:
-        _check_same(first.name, encode_pack([file.stored(entry.name) for entry in entries]), file.section(number))
+        _check_same(first.name, _encode_again(file, entries), file.section(number))
         return
     by_geometry: dict[Geometry, list[Entry]] = {}
     for entry in entries:
@@ -102,6 +108,13 @@ def _check_section(file: OpqFile, number: int) -> None:
         _check_codebooks(same, weight)
 
 
+def _encode_again(file: OpqFile, entries: Sequence[Entry]) -> bytes | None:
+    """The pack of these tensors, encoded as it is in the file."""
+    arrays = [file.stored(entry.name) for entry in entries]
+    fast = is_fast_pack(file.section(entries[0].section), [(array.size, array.dtype) for array in arrays])
+    return encode_fast_pack(arrays) if fast else encode_pack(arrays)
+
+
 def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None:
     codes = weight.codes
     if isinstance(weight.codebook, UniformCodebook):  # rounding is monotone: what holds for the extreme codes holds for all
@@ -114,6 +127,6 @@ def _check_codebooks(entries: Sequence[Entry], weight: CompressedTensor) -> None
                 raise FormatError("codes", problem)
 
 
-def _check_same(name: str, encoded: bytes | None, stored: bytes) -> None:
+def _check_same(name: str, encoded: Section | None, stored: bytes) -> None:
     if encoded != stored:
         raise FormatError(f"tensor {name!r}", _OTHER_BYTES)

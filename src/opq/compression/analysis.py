@@ -9,14 +9,14 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from opq import dtypes
 from opq.checkpoints import State
 from opq.checkpoints.folded_state import FoldedBatchNormState
 from opq.checkpoints.reparametrized_state import ReparametrizedState
-from opq.codec.entry import LARGEST_TENSOR
 from opq.codec.file_writer import AuxiliaryPack, check_text, fixed_bytes, in_order, pack_auxiliary
+from opq.codec.section_choice import LARGEST_COMPARED
 from opq.compression.auxiliary_storage import storages
 from opq.compression.equal_weights import equal_weights
 from opq.compression.packed_layouts import refuse_packed
@@ -24,20 +24,16 @@ from opq.compression.role_factors import role_factors
 from opq.compression.row_scales import row_power
 from opq.compression.tensor_roles import TensorRoles, lossless_roles, tensor_roles
 from opq.compression.trellis_weights import refuse_trellis_directions, trellis_weights
-from opq.config import CompressionConfig, LayerConfig, Lossless
-from opq.errors import PlanError, SourceError, TargetError, WeightError
-from opq.progress import logger
-from opq.quantization.statistics import measure, measure_rows
+from opq.compression.workers import THREADS, Workers
+from opq.config import CompressionConfig, LayerConfig, Lossless, Speed
+from opq.errors import PlanError, SourceError, TargetError
+from opq.progress import Progress, counted, logger, no_progress
 from opq.rate_distortion.costs import balanced_costs
 from opq.rate_distortion.layers import Layer, LayerStatistics
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
-from opq.thread_map import thread_map
 
 _PREPARED = re.compile(r"(^|\.)parametrizations\.[^.]+\.0\.max_codes$")
 """The name of a parametrization's buffer, as `opq.prepare` makes it, in a state dict."""
-
-_LARGEST_SCALE = 2.0**151
-"""The largest step times the largest code. Weights of a larger mean magnitude cannot be quantized."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +119,22 @@ class CheckpointAnalysis:
         return found
 
 
-def analyze(state: State, config: CompressionConfig, *, estimated: bool = False) -> CheckpointAnalysis:
+def analyze(
+    state: State,
+    config: CompressionConfig,
+    *,
+    estimated: bool = False,
+    report: Progress = no_progress,
+    workers: Workers = THREADS,
+) -> CheckpointAnalysis:
     """Analyze a checkpoint under a config.
 
     Args:
         state: The checkpoint.
         config: Selects the weights and the storage of auxiliary tensors.
         estimated: If True, auxiliary tensors are not encoded, and only their size is estimated. That is enough for a plan.
+        report: Called after each weight.
+        workers: They measure the weights.
 
     Raises:
         SourceError: The checkpoint cannot be read, has no tensors, or is the state dict of a network prepared for training.
@@ -137,15 +142,17 @@ def analyze(state: State, config: CompressionConfig, *, estimated: bool = False)
         WeightError: A weight cannot be compressed.
     """
     roles = choose_roles(state, config)
-    return _analyze(state, roles.weights, auxiliary_plan(state, config), estimated, roles.exact)
+    return _analyze(state, roles.weights, auxiliary_plan(state, config), estimated, roles.exact, report, workers)
 
 
-def analyze_planned(state: State, plan: Plan) -> CheckpointAnalysis:
+def analyze_planned(state: State, plan: Plan, report: Progress = no_progress, workers: Workers = THREADS) -> CheckpointAnalysis:
     """As `analyze`, for the weights of a plan.
 
     Args:
         state: The checkpoint.
         plan: Its layers are the weights. It also specifies how auxiliary tensors are stored.
+        report: Called after each weight.
+        workers: They measure the weights.
 
     Raises:
         SourceError, WeightError: As `analyze`.
@@ -163,7 +170,7 @@ def analyze_planned(state: State, plan: Plan) -> CheckpointAnalysis:
             raise PlanError(
                 f"layer {name!r}: the plan has shape {layer.shape}, but the checkpoint has {shape}; make a plan for this one"
             )
-    analysis = _analyze(state, plan.layers, plan.auxiliary, False, plan.exact)
+    analysis = _analyze(state, plan.layers, plan.auxiliary, False, plan.exact, report, workers)
     refuse_trellis_directions(analysis.state, plan.layers)
     return analysis
 
@@ -256,20 +263,27 @@ def _bytes_without(state: State, repeats: Collection[str]) -> int:
 
 
 def _analyze(
-    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, estimated: bool, exact: Mapping[str, str]
+    state: State,
+    weights: Collection[str],
+    auxiliary: AuxiliaryPlan,
+    estimated: bool,
+    exact: Mapping[str, str],
+    report: Progress,
+    workers: Workers,
 ) -> CheckpointAnalysis:
     chosen = set(weights)
     reparametrized = ReparametrizedState(state, chosen)
     repeats = equal_weights(reparametrized, chosen)
     dense = _bytes_without(state, repeats)
     state = fold_if_requested(reparametrized, auxiliary)
-    statistics = dict(thread_map(lambda name: (name, _measure(state, name)), in_order(chosen)))
+    names = in_order(chosen)
+    statistics = dict(zip(names, counted(workers.measure(state, names), report, "measuring", len(names)), strict=True))
     packs = pack_rest(state, chosen, auxiliary, estimated=estimated)
     return CheckpointAnalysis(state, statistics, packs, auxiliary, dense, exact, repeats)
 
 
 def pack_rest(
-    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False
+    state: State, weights: Collection[str], auxiliary: AuxiliaryPlan, *, estimated: bool = False, speed: Speed = "small"
 ) -> list[AuxiliaryPack]:
     """Encode the tensors that are not weights.
 
@@ -278,17 +292,9 @@ def pack_rest(
         weights: Names of its weights.
         auxiliary: How the others are stored.
         estimated: As in `opq.codec.file_writer.pack_auxiliary`.
+        speed: As in CompressionConfig.
     """
     rest = [name for name in in_order(state) if name not in weights]
     tensors = ((name, state[name]) for name in rest)
-    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated)
-
-
-def _measure(state: State, name: str) -> LayerStatistics:
-    _, shape = state.describe(name)
-    if math.prod(shape) > LARGEST_TENSOR:
-        raise WeightError(name, shape, f"it must have at most {LARGEST_TENSOR:,} elements; skip it with exclude=[{name!r}]")
-    measured = measure_rows(shape, partial(state.rows, name), name) if shape else measure(state[name], name)
-    if measured.laplace_scale > _LARGEST_SCALE:
-        raise WeightError.beyond_float32(name, shape, measured.laplace_scale)
-    return measured
+    compared = sum(dtypes.dense_bytes(kind, math.prod(shape)) for kind, shape in map(state.describe, rest)) <= LARGEST_COMPARED
+    return pack_auxiliary(tensors, storages(state, rest, auxiliary), estimated=estimated, speed=speed, compared=compared)

@@ -14,6 +14,7 @@ from opq.compression.lossless import compress_losslessly
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, guess_two_stage, joint_plan
 from opq.compression.size_model import SizeModel
+from opq.compression.workers import THREADS, Workers
 from opq.config import CompressionConfig, CompressionOptions, Lossless, TwoStage, as_config
 from opq.errors import TargetError
 from opq.progress import Progress, logger, show_progress
@@ -67,33 +68,54 @@ def compress(
         if config is not None or options:
             raise TypeError("compress() with base= keeps every bit, so it takes no config and no settings")
         return compress_delta(source, base, metadata=metadata, key=key, progress=progress)
+    request = request_of(config, options)
+    with show_progress(progress) as report:
+        return compress_state(as_state(source, metadata, key), request, report)
+
+
+def request_of(config: CompressionConfig | Plan | None, options: Mapping[str, Any]) -> CompressionConfig | Plan:
+    """The config or plan that the arguments of `compress` describe; TypeError if they contradict each other."""
     if isinstance(config, Plan) and options:
         raise TypeError(f"compress() takes a plan or keywords, got both a plan and {min(options)!r}")
-    request = config if isinstance(config, Plan) else as_config(config, options, "compress")
-    with show_progress(progress) as report:
-        return _compress(as_state(source, metadata, key), request, report)
+    return config if isinstance(config, Plan) else as_config(config, options, "compress")
 
 
-def _compress(state: State, request: CompressionConfig | Plan, report: Progress) -> CompressedModel:
+def compress_state(
+    state: State, request: CompressionConfig | Plan, report: Progress, workers: Workers = THREADS
+) -> CompressedModel:
+    """As `compress`, of an opened checkpoint.
+
+    Args:
+        state: The checkpoint.
+        request: The config or the plan.
+        report: Called after each tensor.
+        workers: They measure and encode the weights.
+
+    Raises:
+        TargetError: The target cannot be reached, or is lossless and `workers` are not this process's threads.
+    """
     if isinstance(request, Plan):
-        analysis = analyze_planned(state, request)
-        return with_warnings(analysis, _encode(analysis, request, report))
+        analysis = analyze_planned(state, request, report, workers)
+        return with_warnings(analysis, _encode(analysis, request, report, workers))
     if isinstance(request.target, Lossless):
+        if workers is not THREADS:
+            raise TargetError("lossless compression runs on one machine; leave ray out, or give a ratio or a size")
         return compress_losslessly(state, request, report)
-    analysis = analyze(state, request)
+    analysis = analyze(state, request, report=report, workers=workers)
     size_model = SizeModel.of(analysis, request)
     if isinstance(request.target, TwoStage):
-        return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, request.target)[1], report))
-    return with_warnings(analysis, fit(size_model, request, report))
+        return with_warnings(analysis, _encode(analysis, guess_two_stage(size_model, request.target)[1], report, workers))
+    return with_warnings(analysis, fit(size_model, request, report, workers))
 
 
-def fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> CompressedModel:
+def fit(size_model: SizeModel, config: CompressionConfig, report: Progress, workers: Workers = THREADS) -> CompressedModel:
     """Encode with different lambdas until a file is just within the budget.
 
     Args:
         size_model: That of the checkpoint under `config`, before any excerpt was encoded.
         config: The settings, with a Ratio or a Size as target.
         report: Called after each tensor.
+        workers: They encode the weights.
 
     Returns:
         The largest file within the budget.
@@ -111,7 +133,7 @@ def fit(size_model: SizeModel, config: CompressionConfig, report: Progress) -> C
 
     def encode(lmbda: float) -> tuple[CompressedModel, int]:
         nonlocal last
-        last = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), report)
+        last = _encode(analysis, plan if lmbda == first else joint_plan(size_model, target, lmbda), report, workers)
         logger.debug("lambda %.4g gives %d bytes, the budget is %d", lmbda, last.file_bytes, budget)
         return last, last.file_bytes
 
@@ -135,7 +157,14 @@ def with_warnings(analysis: CheckpointAnalysis, compressed: CompressedModel) -> 
     return compressed
 
 
-def _encode(analysis: CheckpointAnalysis, plan: Plan, report: Progress) -> CompressedModel:
+def _encode(analysis: CheckpointAnalysis, plan: Plan, report: Progress, workers: Workers) -> CompressedModel:
     weights = {name: PlannedWeight(analysis.state, name, layer) for name, layer in plan.layers.items()}
-    layout = write(weights, packs=analysis.packs, metadata=analysis.state.metadata, speed=plan.speed, report=report)
+    layout = write(
+        weights,
+        packs=analysis.packs,
+        metadata=analysis.state.metadata,
+        speed=plan.speed,
+        report=report,
+        encoded=workers.encode(weights),
+    )
     return CompressedModel(plan, layout)

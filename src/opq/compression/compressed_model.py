@@ -102,6 +102,7 @@ def encode_state(
     *,
     plan: Plan | None = None,
     speed: Speed = "small",
+    pack_speed: Speed = "small",
     report: Progress | None = None,
 ) -> CompressedModel:
     """Encode a checkpoint whose weights are given as codes.
@@ -112,6 +113,7 @@ def encode_state(
         auxiliary: How auxiliary tensors are stored.
         plan: The plan of the codes, if there is one.
         speed: As in CompressionConfig.
+        pack_speed: The same for tensors that are not weights.
         report: Called after each weight.
 
     Returns:
@@ -121,6 +123,6 @@ def encode_state(
         WeightError, SourceError, TargetError: See `opq.codec.file_writer.write`.
     """
     folded = fold_if_requested(state, auxiliary)
-    packs = pack_rest(folded, weights.keys(), auxiliary)
+    packs = pack_rest(folded, weights.keys(), auxiliary, speed=pack_speed)
     layout = write(weights, packs=packs, metadata=state.metadata, speed=speed, report=report)
     return CompressedModel(plan, layout)

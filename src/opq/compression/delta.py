@@ -10,11 +10,12 @@ from typing import Any
 from opq.checkpoints import as_state
 from opq.checkpoints.opq_state import OpqState, open_base, parts_of
 from opq.codec.byte_planes import encode_pack
-from opq.codec.delta_file import DeltaFile, magic_of
+from opq.codec.delta_file import DeltaFile
 from opq.codec.delta_writer import write_delta
 from opq.codec.entry import Entry, dense_bytes
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import DELTA_MAGIC, MAGIC, AuxiliaryPack, Layout, in_packs, number_sections, prefixed_header
+from opq.codec.file_start import DELTA_MAGIC, MAGIC, magic_of
+from opq.codec.file_writer import AuxiliaryPack, Layout, in_packs, number_sections, prefixed_header
 from opq.compression.compressed_model import CompressedModel
 from opq.errors import SourceError
 from opq.progress import Progress, show_progress

@@ -14,7 +14,7 @@ from opq.errors import WeightError
 from opq.progress import Progress
 from opq.quantization.codebook import UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
-from opq.quantization.level_search import find_levels
+from opq.quantization.level_search import find_levels, may_have_levels
 from opq.quantization.quantizer import LARGEST_CODE
 from opq.rate_distortion.plan import AuxiliaryPlan
 from opq.thread_map import thread_map
@@ -43,7 +43,7 @@ def compress_losslessly(state: State, config: CompressionConfig, report: Progres
     names = choose_roles(state, config).weights
     candidates = zip(names, thread_map(lambda name: _as_codes(state, name), names), strict=True)
     weights = {name: tensor for name, tensor in candidates if tensor is not None}
-    return encode_state(state, weights, AuxiliaryPlan(), speed=config.speed, report=report)
+    return encode_state(state, weights, AuxiliaryPlan(), speed=config.speed, pack_speed=config.speed, report=report)
 
 
 def _as_codes(state: State, name: str) -> CompressedTensor | None:
@@ -53,6 +53,8 @@ def _as_codes(state: State, name: str) -> CompressedTensor | None:
         _check_codes(name, compressed)
         return compressed
     weight = state[name]
+    if not may_have_levels(weight):
+        return None
     sizes = [(len(encode_weight(tensor).adaptive), tensor) for tensor in find_levels(weight)]
     if not sizes:
         return None

@@ -13,6 +13,7 @@ from opq.compression.analysis import analyze
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Lossless, Target, TwoStage, as_config
 from opq.errors import TargetError, WeightError
+from opq.progress import Progress, show_progress
 from opq.rate_distortion import joint, trellis, two_stage
 from opq.rate_distortion.layer_plan import LayerPlan
 from opq.rate_distortion.layers import Layer, LayerStatistics
@@ -28,6 +29,7 @@ def plan(
     config: CompressionConfig | None = None,
     *,
     key: str | None = None,
+    progress: Progress | bool = False,
     **options: Unpack[CompressionOptions],
 ) -> Plan:
     """Choose the sparsity and the step of each weight, from the weights alone.
@@ -40,6 +42,7 @@ def plan(
         source: A state dict of NumPy arrays or torch tensors, a torch module, or the path of a checkpoint.
         config: The target and all settings; or None if `options` give them.
         key: The key of the state dict in a source that has several, such as "params_ema".
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
     Raises:
@@ -53,7 +56,8 @@ def plan(
     config = as_config(config, options, "plan")
     if isinstance(config.target, Lossless):
         raise TargetError("a plan cannot be lossless, because there are no quantizers to choose; give a ratio or a size")
-    analysis = analyze(as_state(source, key=key), config, estimated=True)
+    with show_progress(progress) as report:
+        analysis = analyze(as_state(source, key=key), config, estimated=True, report=report)
     size_model = SizeModel.of(analysis, config)
     if isinstance(config.target, TwoStage):
         return guess_two_stage(size_model, config.target)[1]

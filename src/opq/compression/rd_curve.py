@@ -9,12 +9,13 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from opq.checkpoints import as_state
+from opq.checkpoints import State, as_state
 from opq.compression.analysis import analyze
 from opq.compression.planning import joint_plan
 from opq.compression.size_model import SizeModel
 from opq.config import CompressionConfig, CompressionOptions, Ratio, without_target
 from opq.errors import TargetError
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.rounding import ROUNDINGS, magnitude_levels
 from opq.rate_distortion import joint, trellis
 from opq.rate_distortion.layers import Layer
@@ -48,7 +49,12 @@ class RDPoint:
 
 
 def rd_curve(
-    source: Any, *, ratios: Sequence[float] = RATIOS, key: str | None = None, **options: Unpack[CompressionOptions]
+    source: Any,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    key: str | None = None,
+    progress: Progress | bool = False,
+    **options: Unpack[CompressionOptions],
 ) -> list[RDPoint]:
     """Predict the file at several ratios, in joint mode.
 
@@ -56,6 +62,7 @@ def rd_curve(
         source: As in `opq.plan`.
         ratios: File ratios, > 0.
         key: As in `opq.plan`.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
         options: The fields of a config as keywords, without a target.
 
     Returns:
@@ -73,23 +80,31 @@ def rd_curve(
         valid = False
     if not valid:
         raise TargetError(f"ratios must be a list of positive and finite numbers, got {ratios!r}")
-    target = Ratio(1.0)
-    config = CompressionConfig(target=target, **settings)
-    analysis = analyze(as_state(source, key=key), config, estimated=True)
+    config = CompressionConfig(target=Ratio(1.0), **settings)
+    with show_progress(progress) as report:
+        points = _points(as_state(source, key=key), config, sorted(ratios), report)
+    if not points:
+        raise TargetError(f"ratios must contain one that can be reached, got {tuple(ratios)}; choose others")
+    return points
+
+
+def _points(state: State, config: CompressionConfig, ratios: Sequence[float], report: Progress) -> list[RDPoint]:
+    """The points of the ratios that can be reached."""
+    analysis = analyze(state, config, estimated=True, report=report)
     size_model = SizeModel.of(analysis, config)
     layers = size_model.layers
     low, high = joint.lambda_bounds(layers, size_model.family)
     points = []
-    for ratio in sorted(ratios):
+    for ratio in counted(ratios, report, "planning", len(ratios)):
         size = analysis.dense_bytes / ratio
         if size <= size_model.fixed_bytes:
             break
         # The gain of contexts depends on the size, so it is measured at each ratio.
-        near = size_model.guessed(joint_plan(size_model, target, size_model.rough_lambda(size)).layers)
+        near = size_model.guessed(joint_plan(size_model, config.target, size_model.rough_lambda(size)).layers)
         lmbda = near.lambda_for(size)
         if not low * (1.0 + 1e-9) < lmbda < high * (1.0 - 1e-9):
             continue
-        plan = joint_plan(near, target, lmbda)
+        plan = joint_plan(near, config.target, lmbda)
         weights = sum(layer.count for layer in plan.layers.values())
         points.append(
             RDPoint(
@@ -100,8 +115,6 @@ def rd_curve(
                 distortion=_distortion(layers, plan),
             )
         )
-    if not points:
-        raise TargetError(f"ratios must contain one that can be reached, got {tuple(ratios)}; choose others")
     return points
 
 

@@ -80,7 +80,9 @@ class CompressionConfig:
             else "keep".
         speed: Which weights of at least 4,096 elements are coded for fast decoding, which is several times faster. "small":
             those that do not take more bytes. "balanced": those that take at most 2% more, as long as all weights together take
-            at most 0.5% more. "fast": all that can be.
+            at most 0.5% more. "fast": all that can be. In a lossless file other tensors too, of at least 4,096
+            elements; with "balanced" if their bytes grow by at most 0.5%, which is measured where they have at most 4 MiB
+            together, and otherwise left to a sample.
             `opq.finetune` always takes "small", because it predicts the bytes of its file.
         batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
 

@@ -18,6 +18,7 @@ from opq.compression.compressed_model import CompressedModel
 from opq.config import CompressionConfig, CompressionOptions, Ratio, Size, Target, without_target
 from opq.errors import TargetError
 from opq.evaluation.evaluate import Evaluation, evaluate
+from opq.progress import Progress
 from opq.rate_distortion.rate_control import geometric_bisection
 from opq.text_table import format_table, html_text
 from opq.training.batches import Loader
@@ -89,6 +90,7 @@ def compress_to_accuracy(
     calibration: Calibration | None = None,
     tolerance: float = TOLERANCE,
     report: Callable[[AccuracyTrial], None] | None = None,
+    progress: Progress | bool = False,
     **options: Unpack[CompressionOptions],
 ) -> AccuracySearchResult:
     """Find the smallest file whose top-1 on `loader` is at most `max_drop` points below that of `model`.
@@ -104,6 +106,7 @@ def compress_to_accuracy(
         calibration: A calibration of `model`, whose `compress` makes the files; None for `opq.compress`.
         tolerance: The search ends when a file smaller by this share was too lossy, 0 < tolerance < 1.
         report: Called with each file that was evaluated.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
         options: The fields of a CompressionConfig as keywords, without a target.
 
     Returns:
@@ -121,7 +124,7 @@ def compress_to_accuracy(
     if not isinstance(tolerance, Real) or not 0.0 < tolerance < 1.0:
         raise TargetError(f"tolerance must lie in (0, 1), got {tolerance!r}")
     settings = without_target(options, "compress_to_accuracy", "max_drop decides the size")
-    dense = evaluate(model, loader)
+    dense = evaluate(model, loader, progress=progress)
     if dense.top1 is None:
         raise TargetError(
             "the images must have labels, because the search measures top-1; in a folder, use one folder per class"
@@ -134,7 +137,9 @@ def compress_to_accuracy(
     def make(target: Target) -> CompressedModel | None:
         config = CompressionConfig(target=target, **settings)
         try:
-            return calibration.compress(config) if calibration is not None else compress(model, config)
+            if calibration is not None:
+                return calibration.compress(config, progress=progress)
+            return compress(model, config, progress=progress)
         except TargetError as error:
             errors.append(error)
             return None
@@ -146,7 +151,7 @@ def compress_to_accuracy(
         if compressed is None:
             return math.inf
         network.load_state_dict(save_load.load(compressed.data))
-        evaluation = evaluate(network, loader)
+        evaluation = evaluate(network, loader, progress=progress)
         trials.append(AccuracyTrial(compressed, evaluation, dense_top1 - (evaluation.top1 or 0.0)))
         if report is not None:
             report(trials[-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from opq.errors import TrainingError
+from opq.progress import Progress, counted, show_progress
 from opq.training.batches import Batch, Loader, call, check_labels, check_logits, count, labels_of, to_device
 from opq.training.device import autocast, device_of
 
@@ -35,7 +38,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None) -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: Loader, *, dense: nn.Module | None = None, progress: Progress | bool = False
+) -> Evaluation:
     """Evaluate a network on the batches of `loader`.
 
     Networks run in bfloat16 autocast if the device computes faster so. Every module keeps its training or evaluation mode.
@@ -46,6 +51,7 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
         loader: Batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels". Labels are integers (n,).
             Every token counts, padding too, so batches of a language model should have none.
         dense: A network on the same device whose classes are compared with those of `model`.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Returns:
         The evaluation.
@@ -56,6 +62,11 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"evaluate() takes a torch module, got {type(model).__name__}")
+    with show_progress(progress) as report:
+        return _evaluate(model, counted(loader, report, "evaluating", length_hint(loader)), dense)
+
+
+def _evaluate(model: nn.Module, batches: Iterator[Batch], dense: nn.Module | None) -> Evaluation:
     networks = [network for network in (model, dense) if network is not None]
     modes = {module: module.training for network in networks for module in network.modules()}
     device = device_of(model)
@@ -64,7 +75,7 @@ def evaluate(model: nn.Module, loader: Loader, *, dense: nn.Module | None = None
     try:
         for network in networks:
             network.eval()
-        for batch in loader:
+        for batch in batches:
             batch = to_device(batch, device)
             with autocast(device):
                 outputs = _logits(model, batch)

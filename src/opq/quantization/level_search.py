@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,44 @@ from opq.quantization.quantizer import LARGEST_CODE, dequantize
 _SAMPLE = 2**16
 """Elements of the sample that shows whether a weight has few distinct values."""
 
+_FIRST_SAMPLE = 2**14
+"""Elements of the sample of `may_have_levels`."""
+
+_DISTINCT = 0.94
+"""The largest share of distinct values in it; a sample of LARGEST_TABLE equally likely levels has 0.88."""
+
+_GAIN = 0.95
+"""The largest ratio of the entropy of values and that of their bytes at which codes may take fewer bytes."""
+
 _TOLERANCE = 0.05
 """Largest deviation from a multiple of the step, in steps. The deviations that rounding causes are smaller."""
 
 _ULPS = np.arange(-3, 4)
+
+
+def may_have_levels(weight: NDArray[np.generic]) -> bool:
+    """Whether a sample of a weight leaves it open that codes take fewer bytes than byte planes do. It takes little time.
+
+    Args:
+        weight: As in `find_levels`.
+    """
+    sample = np.ascontiguousarray(weight.reshape(-1)[:: -(-weight.size // _FIRST_SAMPLE)])
+    if len(sample) < _FIRST_SAMPLE // 4:
+        return True
+    words: NDArray[np.unsignedinteger[Any]] = sample.view(f"u{sample.itemsize}")
+    counts = np.unique(words, return_counts=True)[1]
+    if len(counts) > _DISTINCT * len(words):
+        return False
+    rotated = (words << 1) | (words >> (8 * sample.itemsize - 1))  # so that the highest byte is the exponent
+    planes = rotated.view(np.uint8).reshape(len(sample), -1).T
+    return _entropy(counts) <= _GAIN * sum(_entropy(np.bincount(plane)) for plane in planes)
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Bits of a symbol, from the counts of a sample, with the correction of Miller and Madow (1955) for what it lacks."""
+    used = counts[counts > 0]
+    total = float(used.sum())
+    return float(used @ (math.log2(total) - np.log2(used)) + (len(used) - 1) / math.log(4.0)) / total
 
 
 def find_levels(weight: NDArray[np.generic]) -> list[CompressedTensor]:

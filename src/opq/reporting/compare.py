@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from opq.codec.code_length import zero_order_entropy
 from opq.codec.file_reader import OpqFile
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.reporting.safetensors_bytes import safetensors_bytes
 from opq.text_table import format_table, html_text
@@ -68,11 +69,12 @@ class Comparison:
         return html_text(str(self))
 
 
-def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
+def compare(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool = False) -> Comparison:
     """Compress the tensors of a .opq file with gzip, zstd and xz. It takes about 3 s per 10 MB of dense tensors.
 
     Args:
         source: The file, by path or as bytes.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Returns:
         The sizes, which print as a table.
@@ -91,7 +93,9 @@ def compare(source: str | os.PathLike[str] | bytes) -> Comparison:
     integers = b"".join(integers for integers, _ in weights)
     methods = _methods()
     jobs = [(method, data) for data in (dense, integers) for method in methods.values()]
-    sizes = list(thread_map(lambda job: len(job[0](job[1])) if job[0] else None, jobs))
+    with show_progress(progress) as report:
+        found = thread_map(lambda job: len(job[0](job[1])) if job[0] else None, jobs)
+        sizes = list(counted(found, report, "compressing", len(jobs)))
     return Comparison(
         opq_bytes=file_bytes,
         code_bytes=code_bytes,

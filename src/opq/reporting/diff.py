@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.checkpoints import State, as_state
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import MAGIC
+from opq.codec.file_start import MAGIC
 from opq.natural_order import natural_key
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.reporting.inspect import bytes_by_tensor
@@ -116,12 +117,13 @@ COLUMNS = ("tensor", "change", "error", "codes", "step x", "bytes")
 """Columns of `Difference.rows`."""
 
 
-def diff(before: Any, after: Any) -> Difference:
+def diff(before: Any, after: Any, *, progress: Progress | bool = False) -> Difference:
     """Compare two files or checkpoints of one network.
 
     Args:
         before: The path of a .opq file, or what `opq.compress` takes: the path of a checkpoint, a state dict, a module.
         after: Likewise.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Returns:
         The difference, which prints as a table.
@@ -130,10 +132,10 @@ def diff(before: Any, after: Any) -> Difference:
         SourceError: One of them cannot be read.
         FormatError: A .opq file is not valid.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, show_progress(progress) as report:
         one, two = (_Side(source, stack) for source in (before, after))
         names = sorted({*one.state, *two.state}, key=natural_key)
-        tensors = tuple(_compare(name, one, two) for name in names)
+        tensors = tuple(_compare(name, one, two) for name in counted(names, report, "comparing", len(names)))
         return Difference((one.name, two.name), (one.file_bytes, two.file_bytes), tensors)
 
 

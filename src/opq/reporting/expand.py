@@ -13,7 +13,7 @@ from opq.checkpoints.opq_state import open_file, parts_of
 from opq.codec.file_reader import OpqFile
 from opq.compression.delta import complete_file
 from opq.errors import ConfigError, OutputError, SourceError
-from opq.progress import logger
+from opq.progress import Progress, logger, show_progress
 from opq.reporting.model_folder import checkpoint_name, copy_other_files, has_config, make_folder, refuse_files
 from opq.reporting.onnx_export import CHOICES, onnx_model
 from opq.reporting.safetensors_bytes import safetensors_bytes
@@ -50,6 +50,7 @@ def expand(
     like: str | os.PathLike[str] | None = None,
     weights: str = "float",
     overwrite: bool = True,
+    progress: Progress | bool = False,
 ) -> Expansion:
     """Write every tensor of a .opq file, with its name, shape and dtype, to a .safetensors file; or to an ONNX model.
 
@@ -66,6 +67,7 @@ def expand(
             which the model multiplies by their steps; "auto" for 4 bits where all codes fit, and 8 otherwise. The values are
             the same in all.
         overwrite: Whether existing files are replaced.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Returns:
         The number of tensors, and the size and path of the checkpoint.
@@ -101,8 +103,8 @@ def expand(
         return _write_onnx(source, output, weights, overwrite)
     folder = Path(like) if like is not None else None if isinstance(source, bytes) else Path(source).parent
     path = output if is_file else output / checkpoint_name(folder or output)
-    with open_file(source, base) as file:
-        tensors, metadata = file.arrays(), dict(file.metadata)
+    with open_file(source, base) as file, show_progress(progress) as report:
+        tensors, metadata = file.arrays(report), dict(file.metadata)
     if not is_file:
         metadata.setdefault("format", "pt")  # transformers refuses a file without it
         make_folder(output)

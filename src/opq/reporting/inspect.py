@@ -12,6 +12,7 @@ from opq.codec.code_stream import Geometry
 from opq.codec.entry import Entry, dense_bytes, repeated_weights
 from opq.codec.file_reader import OpqFile
 from opq.codec.weight_section import naming, split
+from opq.progress import Progress, counted, show_progress
 from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook
 from opq.reporting.inspection import KINDS, Inspection, TensorReport
 from opq.thread_map import thread_map
@@ -22,11 +23,12 @@ _Codebooks = dict[int, tuple[Codebook, int]]
 """{number of a section with scales or levels: its codebook, and the bytes of that}"""
 
 
-def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
+def inspect(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool = False) -> Inspection:
     """Read a .opq file and report its tensors and sizes. Every tensor is decoded.
 
     Args:
         source: The file, by path or as bytes.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Returns:
         The report, which prints as tables.
@@ -35,11 +37,11 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         SourceError: The file cannot be read.
         FormatError: It is not a valid file.
     """
-    with OpqFile(source) as file:
+    with OpqFile(source) as file, show_progress(progress) as report:
         sizes = dict(bytes_by_tensor(file))
         codebooks = _codebooks(file)
         norms = set(prefixes(file))
-        tensors, weights, kept, code_bits, counts = [], 0, 0, 0.0, list(_count_all(file))
+        tensors, weights, kept, code_bits, counts = [], 0, 0, 0.0, list(_count_all(file, report))
         nonzero = {entry.name: stays for entry, (stays, _, _) in zip(file.entries, counts, strict=True) if entry.is_weight}
         repeats = repeated_weights(file.entries, nonzero)
         dense = dense_bytes(file.entries, repeats)
@@ -84,13 +86,14 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         )
 
 
-def _count_all(file: OpqFile) -> Iterator[tuple[int, float, bool]]:
+def _count_all(file: OpqFile, report: Progress) -> Iterator[tuple[int, float, bool]]:
     """As `_count`, for each tensor in order; once for weights that differ only in values."""
     keys = [(entry.section, Geometry.of(entry.shape), entry.shape[:1]) if entry.is_weight else None for entry in file.entries]
     first: dict[object, Entry] = {}
     for key, entry in zip(keys, file.entries, strict=True):
         first.setdefault(key, entry)
-    found = dict(zip(first, thread_map(lambda entry: _count(file, entry), first.values()), strict=True))
+    counts = counted(thread_map(lambda entry: _count(file, entry), first.values()), report, "decoding", len(first))
+    found = dict(zip(first, counts, strict=True))
     return (found[key] for key in keys)
 
 

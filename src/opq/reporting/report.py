@@ -19,6 +19,7 @@ from opq.codec.file_reader import OpqFile
 from opq.compression.rd_curve import RDPoint, rd_curve
 from opq.compression.tensor_roles import tensor_roles
 from opq.errors import SourceError, TargetError
+from opq.progress import Progress, show_progress
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.reporting.compare import Comparison, compare
@@ -109,6 +110,7 @@ def report(
     run: str | os.PathLike[str] | None = None,
     curve: bool = False,
     since: Any = None,
+    progress: Progress | bool = False,
 ) -> Report:
     """Collect what a report shows. Every tensor is decoded, and compressed with gzip, zstd and xz: 3 s per 10 MB.
 
@@ -119,6 +121,7 @@ def report(
         run: The folder of `opq.finetune`, for the history of the training.
         curve: Whether to compute the rate-distortion curve; needs `dense`.
         since: Another file or checkpoint of the network, as `opq.diff` takes it: then the report says what changed since.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Raises:
         SourceError: The file, the checkpoint or the run cannot be read, or the checkpoint has other tensors.
@@ -134,10 +137,12 @@ def report(
         weights = sorted((entry for entry in opened.entries if entry.is_weight), key=lambda entry: -entry.count)
         histograms = [_histogram(opened, entry.name, state) for entry in weights[:HISTOGRAMS]]
     roles = {} if state is None else tensor_roles(state).exact
-    points = [] if state is None or not curve else rd_curve(dense)
     history = [] if run is None else _history(Path(run))
-    changes = None if since is None else diff(since, file)
-    return Report(Path(file).name, inspect(file), compare(file), histograms, roles, points, history, changes)
+    with show_progress(progress) as show:
+        points = [] if state is None or not curve else rd_curve(dense, progress=show)
+        changes = None if since is None else diff(since, file, progress=show)
+        inspection, comparison = inspect(file, progress=show), compare(file, progress=show)
+    return Report(Path(file).name, inspection, comparison, histograms, roles, points, history, changes)
 
 
 def _check_names(file: OpqFile, state: State, path: Path) -> None:

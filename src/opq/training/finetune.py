@@ -180,11 +180,14 @@ def finetune(
     taught_by = None if isinstance(teacher, str) else teacher
     with restore_on_failure(network), show_progress(progress if leads or callable(progress) else False) as report:
         seed_everything(training.seed, training.epochs, loader)
-        before = measure(_in_float32(network), loader if validation is None else validation, objective, taught_by)
+        measured_on = loader if validation is None else validation
+        before = measure(_in_float32(network), measured_on, objective, taught_by, report)
         if before is not None and leads:
             logger.info("before: %s", before)
         if prepared is None and start is not None:
-            prepared = initialize(network, start, training, calibration=calibration, run=run, accelerator=accelerator)
+            prepared = initialize(
+                network, start, training, calibration=calibration, run=run, accelerator=accelerator, report=report
+            )
         if prepared is None:
             raise TrainingError("start must be a CompressionConfig, a plan or a .opq file, unless model is a PreparedModel")
         prepared = replace(
@@ -207,7 +210,7 @@ def finetune(
         to_contiguous(network)
         network.load_state_dict(save_load.load(compressed.data, device_of(network)))
         seed_everything(training.seed, training.epochs, loader)
-        after = measure(_in_float32(network), loader if validation is None else validation, objective, taught_by)
+        after = measure(_in_float32(network), measured_on, objective, taught_by, report)
     result = FinetuneResult(compressed, prepared.budget, trained_bytes, reduction, history, before, after)
     if run is not None and leads:
         result.save(run.path / FILE)

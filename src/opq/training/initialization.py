@@ -12,6 +12,7 @@ from opq.calibration.calibrate import Calibration
 from opq.codec.file_reader import OpqFile
 from opq.config import CompressionConfig, TwoStage
 from opq.errors import PlanError
+from opq.progress import Progress
 from opq.rate_distortion.plan import Plan
 from opq.training.attach import prepared_weights
 from opq.training.config import TrainingConfig
@@ -31,6 +32,7 @@ def initialize(
     calibration: Calibration | None,
     run: RunFolder | None,
     accelerator: Accelerator | None,
+    report: Progress,
 ) -> PreparedModel:
     """Prepare `model` for a finetuning.
 
@@ -43,6 +45,7 @@ def initialize(
         calibration: As in `opq.finetune`.
         run: The folder of the run; None for none.
         accelerator: As in `opq.finetune`.
+        report: Called after each step of a calibrated compression.
 
     Returns:
         The prepared network.
@@ -54,7 +57,7 @@ def initialize(
     if not isinstance(start, CompressionConfig):
         return prepare(model, start, reserve=0.0)
     if calibration is not None:
-        return _from_calibration(model, calibration, start, training, run, accelerator)
+        return _from_calibration(model, calibration, start, training, run, accelerator, report)
     kept = run.plan() if run is not None else None
     return prepare(model, start, reserve=training.reserve) if kept is None else prepare(model, kept, reserve=0.0)
 
@@ -118,6 +121,7 @@ def _from_calibration(
     training: TrainingConfig,
     run: RunFolder | None,
     accelerator: Accelerator | None,
+    report: Progress,
 ) -> PreparedModel:
     """Prepare `model` with masks, steps and values of the calibrated file, which one process makes and the run folder keeps."""
     budget = byte_budget(model, config)
@@ -126,7 +130,7 @@ def _from_calibration(
         return prepare(model, kept, budget=budget)
     data: list[bytes | None] = [None]
     if leads := accelerator is None or accelerator.is_main_process:
-        data = [calibrated_file(model, calibration, config, training.reserve)]
+        data = [calibrated_file(model, calibration, config, training.reserve, report)]
     if accelerator is not None:
         from accelerate.utils import broadcast_object_list
 

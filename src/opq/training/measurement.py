@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 
 import torch
 from torch import nn
 
+from opq.progress import Progress, counted, no_progress
 from opq.training.batches import Loader, forward, to_device
 from opq.training.bn_statistics import REFRESHING
 from opq.training.device import autocast, device_of
@@ -32,7 +34,9 @@ class Measurement:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, loader: Loader, objective: Objective, teacher: object = None) -> Measurement | None:
+def measure(
+    model: nn.Module, loader: Loader, objective: Objective, teacher: object = None, report: Progress = no_progress
+) -> Measurement | None:
     """Measure a network on up to REFRESHING batches. Every module keeps its training or evaluation mode.
 
     Args:
@@ -40,6 +44,7 @@ def measure(model: nn.Module, loader: Loader, objective: Objective, teacher: obj
         loader: Batches.
         objective: The loss of the training.
         teacher: Function or network for distillation; None for none.
+        report: Called after each batch.
 
     Returns:
         The measurement; None if the network, in evaluation mode, does not return what a loss function needs.
@@ -52,7 +57,8 @@ def measure(model: nn.Module, loader: Loader, objective: Objective, teacher: obj
     counts = torch.zeros(2, dtype=torch.long, device=device)
     try:
         model.eval()
-        for batch in islice(loader, REFRESHING):
+        total = min(length_hint(loader), REFRESHING)
+        for batch in counted(islice(loader, REFRESHING), report, "measuring", total):
             batch = to_device(batch, device)
             with autocast(device):
                 outputs = forward(model, batch)

@@ -14,6 +14,7 @@ from opq.compression.compress import compress
 from opq.compression.planning import plan as make_plan
 from opq.config import CompressionConfig, Lossless, Size
 from opq.errors import PlanError, TargetError
+from opq.progress import Progress, no_progress
 from opq.quantization.rounding import ROUNDINGS
 from opq.rate_distortion.plan import Plan
 from opq.training.fingerprint import fingerprint
@@ -50,14 +51,20 @@ def training_plan(model: nn.Module, config: CompressionConfig, reserve: float) -
     return replace(plan, target=config.target)
 
 
-def calibrated_file(model: nn.Module, calibration: Calibration, config: CompressionConfig, reserve: float) -> bytes:
+def calibrated_file(
+    model: nn.Module,
+    calibration: Calibration,
+    config: CompressionConfig,
+    reserve: float,
+    report: Progress = no_progress,
+) -> bytes:
     """The calibrated file from which a training starts, smaller than the target of `config` by `reserve`.
 
     Raises:
         PlanError: The calibration is of another network.
     """
     check_calibration(model, calibration)
-    return calibration.compress(with_reserve(model, config, reserve)).data
+    return calibration.compress(with_reserve(model, config, reserve), progress=report).data
 
 
 def check_calibration(model: nn.Module, calibration: Calibration) -> None:

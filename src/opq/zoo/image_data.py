@@ -156,8 +156,13 @@ def _from_npz(path: Path, training: bool, transform: Transform) -> Images:
     part = "train" if training else "test"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            if f"x_{part}" not in content:
+                found = ", ".join(content) or "none"
+                raise SourceError(path, f"it must have the arrays x_{part} (uint8 images) and y_{part} (labels), got {found}")
             images = content[f"x_{part}"]
             labels = content[f"y_{part}"].reshape(-1).tolist() if f"y_{part}" in content else None
+    except SourceError:
+        raise
     except Exception as error:  # the readers of NumPy, zipfile and zlib raise errors of many kinds
         raise SourceError(
             path, f"it must be a .npz file with the arrays x_{part} and y_{part}: {' '.join(str(error).split())}"

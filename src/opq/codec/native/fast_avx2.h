@@ -18,14 +18,31 @@ static void fast_init_word_order(void) {
     }
 }
 
-/* The gather of 32-bit numbers. Its result must not depend on the register's old content, which a compiler may leave there. */
+/* The gather of 32-bit numbers. Its result depends on the register's old content, whatever the mask is, so the register is cleared
+ * before. GCC would see that the mask is of ones and leave that out; the empty statements hide what the values are. */
 TARGET_AVX2 ALWAYS_INLINE __m256i fast_gather(const uint32_t *base, __m256i index) {
-    return _mm256_mask_i32gather_epi32(_mm256_setzero_si256(), (const int *)base, index, _mm256_set1_epi32(-1), 4);
+    __m256i result = _mm256_setzero_si256(), mask = _mm256_set1_epi32(-1);
+    __asm__("" : "+x"(result));
+    __asm__("" : "+x"(mask));
+    return _mm256_mask_i32gather_epi32(result, (const int *)base, index, mask, 4);
 }
 
-/* As fast_decode_tile, for all lanes. */
+/* Stores the symbols of a column: 16 bits each, or 8 if `narrow`. */
+TARGET_AVX2 ALWAYS_INLINE void fast_store_column(const __m256i symbols[4], uint16_t *restrict tile, const int narrow) {
+    const __m256i low = _mm256_packus_epi32(symbols[0], symbols[1]), high = _mm256_packus_epi32(symbols[2], symbols[3]);
+    if (narrow) {
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256((__m256i *)tile, _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+    } else {
+        _mm256_storeu_si256((__m256i *)tile, _mm256_permute4x64_epi64(low, 0xD8));
+        _mm256_storeu_si256((__m256i *)(tile + 16), _mm256_permute4x64_epi64(high, 0xD8));
+    }
+}
+
+/* As fast_decode_tile, for all lanes; `narrow` symbols are bytes. */
 TARGET_AVX2 ALWAYS_INLINE int fast_decode_tile_avx2(FastDecoder *d, const uint8_t *row_classes, uint32_t *row_states, int64_t from,
-                                                    int64_t to, uint16_t *restrict tile, const int contexts, const int trellis) {
+                                                    int64_t to, uint16_t *restrict tile, const int contexts, const int trellis,
+                                                    const int narrow) {
     const FastMatrix *m = d->matrix;
     const uint32_t *const tables = d->tables;
     const __m256i slots = _mm256_set1_epi32(FAST_TABLE - 1), one = _mm256_set1_epi32(1), zero = _mm256_setzero_si256();
@@ -38,7 +55,7 @@ TARGET_AVX2 ALWAYS_INLINE int fast_decode_tile_avx2(FastDecoder *d, const uint8_
         classes[k] = _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(row_classes + 8 * k))),
                                       _mm256_set1_epi32(m->base));
     }
-    for (int64_t column = from; column < to; column++, tile += FAST_LANES) {
+    for (int64_t column = from; column < to; column++, tile += narrow ? FAST_LANES / 2 : FAST_LANES) {
         if (UNLIKELY(!fast_refill(d))) return 0;
         const __m256i column_class = contexts ? _mm256_set1_epi32(m->column_classes[column]) : zero;
         const uint8_t *words = d->words;
@@ -76,10 +93,7 @@ TARGET_AVX2 ALWAYS_INLINE int fast_decode_tile_avx2(FastDecoder *d, const uint8_
             }
         }
         d->words = words;
-        for (int k = 0; k < 4; k += 2) {
-            const __m256i packed = _mm256_packus_epi32(symbols[k], symbols[k + 1]);
-            _mm256_storeu_si256((__m256i *)(tile + 8 * k), _mm256_permute4x64_epi64(packed, 0xD8));
-        }
+        fast_store_column(symbols, tile, narrow);
     }
     for (int k = 0; k < 4; k++) {
         _mm256_storeu_si256((__m256i *)(d->x + 8 * k), x[k]);
@@ -90,9 +104,16 @@ TARGET_AVX2 ALWAYS_INLINE int fast_decode_tile_avx2(FastDecoder *d, const uint8_
 
 TARGET_AVX2 NOINLINE int fast_decode_32_avx2(
     FastDecoder *d, const uint8_t *row_classes, uint32_t *states, int64_t from, int64_t to, uint16_t *tile) {
-    if (d->matrix->trellis) return fast_decode_tile_avx2(d, row_classes, states, from, to, tile, 1, 1);
-    if (d->matrix->contexts > 1) return fast_decode_tile_avx2(d, row_classes, states, from, to, tile, 1, 0);
-    return fast_decode_tile_avx2(d, row_classes, states, from, to, tile, 0, 0);
+    if (d->matrix->trellis) return fast_decode_tile_avx2(d, row_classes, states, from, to, tile, 1, 1, 0);
+    if (d->matrix->contexts > 1) return fast_decode_tile_avx2(d, row_classes, states, from, to, tile, 1, 0, 0);
+    return fast_decode_tile_avx2(d, row_classes, states, from, to, tile, 0, 0, 0);
+}
+
+/* Columns of one context, to bytes. */
+TARGET_AVX2 NOINLINE int fast_decode_bytes_avx2(FastDecoder *d, int64_t columns, uint8_t *bytes) {
+    static const uint8_t no_classes[FAST_LANES];
+    uint32_t no_states[FAST_LANES] = {0};
+    return fast_decode_tile_avx2(d, no_classes, no_states, 0, columns, (uint16_t *)bytes, 0, 0, 1);
 }
 
 /* Eight rows of eight 32-bit numbers, from eight columns. */

@@ -35,21 +35,6 @@ typedef struct {
     int size;
 } FastValues;
 
-/* Builds the entries of tables from their shares, which sum to 4096 in each table; whether they do. */
-static int fast_fill_tables(const uint16_t *shares, uint32_t *entries, int64_t tables) {
-    for (; tables > 0; tables--) {
-        uint32_t sum = 0;
-        for (uint32_t symbol = 0; symbol < FAST_SYMBOLS; symbol++, shares++) {
-            if (*shares > FAST_TABLE - sum) return 0;
-            for (uint32_t place = 0; place < *shares; place++)
-                *entries++ = (*shares - 1u) | place << FAST_TABLE_BITS | symbol << 24;
-            sum += *shares;
-        }
-        if (sum != FAST_TABLE) return 0;
-    }
-    return 1;
-}
-
 /* The values of a tile, row by row. */
 #define FAST_WRITE(type)                                                                                  \
     for (int lane = 0; lane < rows; lane++) {                                                             \

@@ -9,6 +9,7 @@
 
 #include "fast_coder.h"
 #include "fast_decoder.h"
+#include "fast_table.h"
 
 /* The arguments that all functions begin with: rows, columns, row classes, column classes, contexts, base, trellis, lowest. */
 #define FAST_MATRIX "LLy*y*iiii"

@@ -11,12 +11,15 @@
  *     workspace.h     the memory for these
  *     byte_model.h    byte planes                                             "Packs of auxiliary tensors"
  *     fast_*.h        interleaved rANS; fast_functions.h for Python           "Fast sections"
+ *     fast_plane*.h   blocks of bytes by the same coder                       "Fast planes"
+ *     words.h         words <-> planes; plane_functions.h for Python          "Packs of auxiliary tensors"
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "byte_model.h"
 #include "fast_functions.h"
+#include "plane_functions.h"
 #include "workspace.h"
 
 typedef struct {
@@ -252,6 +255,11 @@ static PyMethodDef methods[] = {
     {"fast_encode", py_fast_encode, METH_VARARGS, "fast_encode(*matrix, symbols, shares) -> bytes"},
     {"fast_tables", py_fast_tables, METH_VARARGS, "fast_tables(shares, tables)"},
     {"fast_decode", py_fast_decode, METH_VARARGS, "fast_decode(*matrix, stream, tables, values, size, sets, output) -> bool"},
+    {"split_words", py_split_words, METH_VARARGS, "split_words(words, size, rotated, byte, plane)"},
+    {"sum_groups", py_sum_groups, METH_VARARGS, "sum_groups(bytes, sums)"},
+    {"count_groups", py_count_groups, METH_VARARGS, "count_groups(bytes, tables, counts)"},
+    {"encode_block", py_encode_block, METH_VARARGS, "encode_block(bytes, tables, shares) -> bytes"},
+    {"merge_blocks", py_merge_blocks, METH_VARARGS, "merge_blocks(blocks, rotated, words) -> str | None"},
     {NULL, NULL, 0, NULL},
 };
 
@@ -265,5 +273,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     init_tables();
     detect_avx2();
     fast_init();
+#if defined(OPQ_AVX2)
+    fast_init_written_order();
+#endif
     return PyModuleDef_Init(&definition);
 }
