@@ -16,7 +16,7 @@ WORKERS ?= auto
 FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -malloc_limit_mb=1000 -print_final_stats=1
 # Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
-LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py speeds.py lossless.py 'allocation.py --anew' peers.py large.py 'large.py --ray' zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
+LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py lossless.py 'allocation.py --anew' peers.py large.py 'large.py --ray' zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

@@ -184,6 +184,38 @@ def codec(rows: list[Row]) -> list[str]:
     )
 
 
+def deltas(rows: list[Row]) -> list[str]:
+    """Bytes of opq and of the other tools."""
+    names = {"bf16": "bfloat16", "fp32": "float32", "codes": ".opq files"}
+    return table(
+        (
+            "learning rate",
+            "checkpoints",
+            "changed",
+            "whole, bytes",
+            "sparse",
+            "zstd -19",
+            "z4ai",
+            "nncodec",
+            "opq",
+            "opq / sparse",
+        ),
+        (
+            (
+                f"{row['learning_rate']:g}",
+                names[row["tensors"]],
+                f"{100 * row['changed']:.2f}%",
+                f"{row['whole_bytes']:,}",
+                f"{row['sparse_bytes']:,}",
+                *("-" if row[f"{tool}_bytes"] is None else f"{row[f'{tool}_bytes']:,}" for tool in ("zstd", "z4ai", "nncodec")),
+                f"{row['opq_bytes']:,}",
+                f"{row['opq_over_sparse']:.3f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def squeezenet(rows: list[Row]) -> list[str]:
     """Bytes of the whole file, and of its parts."""
     return table(
@@ -751,6 +783,7 @@ SECTIONS: dict[str, Section] = {
             ray,
             plan_cost,
             codec,
+            deltas,
             squeezenet,
             loading,
             speeds,

@@ -98,6 +98,7 @@ uint64_t opq_tensor_bytes(const opq_file *file, size_t tensor) {
 static Problem open_file(opq_file *file, uint64_t max_bytes, const char **where) {
     Bytes in = bytes_of(file->bytes, file->size);
     *where = "start";
+    if (file->size >= 3 && !memcmp(file->bytes, "OPD", 3)) return "it is a delta; expand it with its base first (opq expand)";
     if (file->size < 3 || memcmp(file->bytes, "OPQ", 3)) return "expected OPQ";
     if (file->size < 12) return "expected at least 12 bytes";
     take(&in, 3);

@@ -55,7 +55,7 @@ JSON_KEYS = {
     "inspect --compare": f"{_SIZES} metadata tensors comparison",
     "diff": "names file_bytes tensors counts",
     "report": "file page_bytes",
-    "verify": "file valid file_bytes weights auxiliary sections",
+    "verify": "file valid file_bytes weights auxiliary sections base decoded",
 }
 """{command: keys of what it prints with --json}."""
 

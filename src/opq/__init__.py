@@ -34,9 +34,10 @@ from opq.version import __version__
 if TYPE_CHECKING:
     from opq.calibration.calibrate import Calibration, calibrate
     from opq.codec.file_reader import OpqFile
-    from opq.codec.verify import Verification, verify
+    from opq.codec.verify import Verification
     from opq.compression.compress import compress
     from opq.compression.compressed_model import CompressedModel
+    from opq.compression.delta import Delta
     from opq.compression.planning import plan
     from opq.compression.rd_curve import RDPoint, rd_curve
     from opq.config import CompressionConfig, LayerConfig, Lossless, Ratio, Size, TwoStage
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
     from opq.reporting.diff import Difference, TensorDifference, diff
     from opq.reporting.expand import Expansion, expand
     from opq.reporting.inspect import inspect
+    from opq.reporting.inspect_delta import DeltaInspection, inspect_delta
     from opq.reporting.inspection import Inspection
     from opq.reporting.report import Report, report
+    from opq.reporting.verify import verify
     from opq.save_load import load, save
     from opq.training.budget.scheduler import BudgetScheduler
     from opq.training.config import TrainingConfig
@@ -65,7 +68,10 @@ _MODULE_OF = {
     "calibrate": "opq.calibration.calibrate",
     "OpqFile": "opq.codec.file_reader",
     "Verification": "opq.codec.verify",
-    "verify": "opq.codec.verify",
+    "verify": "opq.reporting.verify",
+    "Delta": "opq.compression.delta",
+    "DeltaInspection": "opq.reporting.inspect_delta",
+    "inspect_delta": "opq.reporting.inspect_delta",
     "compress": "opq.compression.compress",
     "CompressedModel": "opq.compression.compressed_model",
     "plan": "opq.compression.planning",
@@ -128,6 +134,8 @@ __all__ = [
     "CompressedTensor",
     "CompressionConfig",
     "ConfigError",
+    "Delta",
+    "DeltaInspection",
     "Difference",
     "Evaluation",
     "Expansion",
@@ -172,6 +180,7 @@ __all__ = [
     "expand",
     "finetune",
     "inspect",
+    "inspect_delta",
     "load",
     "plan",
     "prepare",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from opq.checkpoints.opq_state import open_file
 from opq.codec.file_reader import OpqFile
 from opq.codec.tensor_reader import TensorReader, check_framework
 
@@ -67,19 +68,22 @@ def save(
     return compress(tensors, config, metadata=metadata, **options).data
 
 
-def load_file(filename: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, NDArray[np.generic]]:
+def load_file(
+    filename: str | os.PathLike[str], *, base: Any = None, max_bytes: int | None = None
+) -> dict[str, NDArray[np.generic]]:
     """All tensors of a file by name, each in its own dtype and shape.
 
     Args:
         filename: The .opq file.
+        base: Of a delta, what it was made from, as in `opq.compress`.
         max_bytes: Largest allowed number of dense bytes, as a limit for untrusted files. Default: 64 MiB plus 4096 times the
             size of the file.
 
     Raises:
-        SourceError: The file cannot be read.
+        SourceError: The file cannot be read, or the base is another one than that of the delta.
         FormatError: It is not a complete, valid file.
     """
-    with OpqFile(filename, max_bytes=max_bytes) as file:
+    with open_file(filename, base, max_bytes=max_bytes) as file:
         return file.arrays()
 
 

@@ -28,6 +28,7 @@ def save(
     *,
     metadata: Mapping[str, str] | None = None,
     key: str | None = None,
+    base: Any = None,
     progress: Progress | bool = True,
     ray: str | None = None,
     **options: Unpack[CompressionOptions],
@@ -42,6 +43,7 @@ def save(
         config: A CompressionConfig or a Plan. None: the config is made from `options`.
         metadata: {text: text} to keep in the file if the source has no metadata.
         key: The key of the state dict in a source that has several, such as "params_ema".
+        base: What the network was made from, as in `opq.compress`: the file is then a delta.
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         ray: Measure and encode weights on a Ray cluster: its address, or "local" for one of this machine's cores. The source is
             then a checkpoint in .safetensors or GGUF files. Every machine sees it, and the folder of `path`, under the same
@@ -59,11 +61,14 @@ def save(
     from opq.compression.compress import compress, request_of
     from opq.compression.ray_workers import save_with_ray
 
-    if isinstance(source, str | os.PathLike):
-        refuse_same(source, path)
+    for read in (source, *(base if isinstance(base, (list, tuple)) else [base])):
+        if isinstance(read, str | os.PathLike):
+            refuse_same(read, path)
     if ray is not None:
+        if base is not None:
+            raise TypeError("save() takes base or ray, got both")
         return save_with_ray(source, path, request_of(config, options), ray, metadata=metadata, key=key, progress=progress)
-    compressed = compress(source, config, metadata=metadata, key=key, progress=progress, **options)
+    compressed = compress(source, config, metadata=metadata, key=key, base=base, progress=progress, **options)
     compressed.save(path)
     return compressed
 
@@ -73,6 +78,7 @@ def load(
     target: torch.nn.Module,
     path: Path,
     *,
+    base: Any = None,
     device: Any = "cpu",
     strict: bool = True,
     max_bytes: int | None = None,
@@ -82,7 +88,13 @@ def load(
 
 @overload
 def load(
-    target: Path, path: None = None, *, device: Any = "cpu", strict: bool = True, max_bytes: int | None = None
+    target: Path,
+    path: None = None,
+    *,
+    base: Any = None,
+    device: Any = "cpu",
+    strict: bool = True,
+    max_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]: ...
 
 
@@ -90,6 +102,7 @@ def load(
     target: torch.nn.Module | Path,
     path: Path | None = None,
     *,
+    base: Any = None,
     device: Any = "cpu",
     strict: bool = True,
     max_bytes: int | None = None,
@@ -108,13 +121,14 @@ def load(
     Args:
         target: The network; or the file, to get its tensors.
         path: The file, if `target` is a network.
+        base: Of a delta, what it was made from, as in `opq.compress`; it is read, and checked by its digest.
         device: Device of the loaded tensors.
         strict: Whether the file and the network must have the same names.
         max_bytes: Largest allowed number of dense bytes. Default: 64 MiB plus 4096 times the file's size.
         resident: What stays in memory: "tensors", or "codes" of weights of at least 4,096 elements.
 
     Raises:
-        SourceError: The file cannot be read.
+        SourceError: The file cannot be read, or the base is another one than that of the delta.
         FormatError: It is not a complete, valid file.
         RuntimeError: Raised by PyTorch if the file belongs to another network.
         MissingExtraError: PyTorch is not installed.
@@ -130,12 +144,14 @@ def load(
             raise TypeError("load() with resident='codes' takes a network and a file; got a file alone")
         if path is not None:
             raise TypeError("load() takes a network and a file, or a file alone; got two files")
-        return opq_torch.load_file(target, device, max_bytes=max_bytes)
+        return opq_torch.load_file(target, device, base=base, max_bytes=max_bytes)
     if path is None:
         raise TypeError("load() takes a network and a file, or a file alone; got no file")
     if resident == "codes":
+        if base is not None:
+            raise TypeError("load() with resident='codes' takes a complete file; got a base")
         from opq.resident import load_coded
 
         return load_coded(target, path, device, strict=strict, max_bytes=max_bytes)
-    opq_torch.load_model(target, path, strict, device, max_bytes=max_bytes)
+    opq_torch.load_model(target, path, strict, device, base=base, max_bytes=max_bytes)
     return target

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes, packed_floats
+from opq.checkpoints.opq_state import open_file
 from opq.codec.file_reader import OpqFile
 from opq.codec.tensor_reader import TensorReader, check_framework
 from opq.errors import MissingExtraError, SourceError
@@ -88,21 +89,26 @@ def save_model(
 
 
 def load_file(
-    filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, max_bytes: int | None = None
+    filename: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    base: Any = None,
+    max_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a file by name, each in its own dtype and shape.
 
     Args:
         filename: The .opq file.
         device: Device of the loaded tensors.
+        base: Of a delta, what it was made from, as in `opq.compress`.
         max_bytes: Largest allowed number of dense bytes, as a limit for untrusted files. Default: 64 MiB plus 4096 times the
             size of the file.
 
     Raises:
-        SourceError: The file cannot be read.
+        SourceError: The file cannot be read, or the base is another one than that of the delta.
         FormatError: It is not a complete, valid file.
     """
-    with OpqFile(filename, max_bytes=max_bytes) as file:
+    with open_file(filename, base, max_bytes=max_bytes) as file:
         return {name: to_tensor(array).to(device) for name, array in file.arrays().items()}
 
 
@@ -118,6 +124,7 @@ def load_model(
     strict: bool = True,
     device: str | int | torch.device = "cpu",
     *,
+    base: Any = None,
     max_bytes: int | None = None,
 ) -> tuple[set[str], list[str]]:
     """Load the tensors of a file into `model`, as safetensors.torch.load_model does: tied tensors need one of their names.
@@ -127,6 +134,7 @@ def load_model(
         filename: The .opq file.
         strict: Whether torch raises RuntimeError if the file and the model do not have the same names.
         device: Device to which the tensors are loaded before they are copied into the model.
+        base: As in `load_file`.
         max_bytes: As in `load_file`.
 
     Returns:
@@ -137,7 +145,7 @@ def load_model(
         SourceError, FormatError: As in `load_file`.
         RuntimeError: A shape differs; or a name is missing or unexpected, and `strict` is True.
     """
-    missing, unexpected = load_tensors(model, load_file(filename, device, max_bytes=max_bytes))
+    missing, unexpected = load_tensors(model, load_file(filename, device, base=base, max_bytes=max_bytes))
     if strict:
         refuse_other_names(model, missing, unexpected)
     return missing, unexpected

@@ -30,7 +30,7 @@ from opq.codec.byte_planes import encode_pack
 from opq.codec.byte_reader import varint
 from opq.codec.code_stream import encode_codes
 from opq.codec.entry import Entry
-from opq.codec.file_writer import MAGIC
+from opq.codec.file_start import MAGIC
 from opq.codec.header import Header, decode_header, header_columns
 
 ATTACKS: dict[str, Callable[[], bytes]] = {}

@@ -15,6 +15,7 @@ import opq.numpy
 from opq import dtypes
 from opq.codec import code_stream, file_writer, header
 from opq.codec.file_reader import OpqFile
+from opq.codec.file_start import FORMAT_VERSION
 from opq.errors import FormatError
 from opq.quantization.codebook import LARGEST_TABLE
 
@@ -178,6 +179,6 @@ def test_the_limits_are_right():
 
 def test_the_document_names_the_version_of_the_format():
     """The heading has the version that opq writes."""
-    assert TEXT.startswith(f"# The .opq file format, version {file_writer.FORMAT_VERSION}\n")
+    assert TEXT.startswith(f"# The .opq file format, version {FORMAT_VERSION}\n")
     with OpqFile(small_file()) as file:
-        assert file.format_version == file_writer.FORMAT_VERSION
+        assert file.format_version == FORMAT_VERSION

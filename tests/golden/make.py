@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.checkpoints.opq_state import OpqState
+from opq.checkpoints.state import TensorState
 from opq.codec.code_stream import Geometry
+from opq.codec.delta_file import DeltaFile
+from opq.codec.delta_writer import write_delta
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import pack_auxiliary, write
 from opq.config import Speed
@@ -274,6 +279,71 @@ FILES = {
 """{name: function that gives the bytes}"""
 
 
+def delta_of_tensors() -> bytes:
+    """A delta of a dict: a matrix of each kind of float, small tensors of every dtype, the same, changed, new and removed."""
+    base, new = base_of_tensors(), dict(base_of_tensors())
+    for name in ("float16", "bfloat16", "float32", "float64"):
+        words = new[f"w.{name}"].view(f"u{new[f'w.{name}'].itemsize}").copy()
+        words.reshape(-1)[::7] += (hashed(name, len(words.reshape(-1)[::7])) % 1000 // 30).astype(words.dtype)
+        new[f"w.{name}"] = words.view(new[f"w.{name}"].dtype)
+    for name in ("float16", "int64", "uint8", "float8_e5m2"):
+        new[f"x.{name}"] = new[f"x.{name}"].copy()
+        new[f"x.{name}"].view(np.uint8)[::5] ^= 1
+    new["y"] = hashed("y", 5)
+    del new["x.bool"]
+    return b"".join(write_delta(TensorState(new), TensorState(base), metadata={"step": "2"}).pieces())
+
+
+def base_of_tensors() -> dict[str, NDArray[np.generic]]:
+    """The base of that delta."""
+    base: dict[str, NDArray[np.generic]] = {}
+    for kind in ("float16", "bfloat16", "float32", "float64"):
+        numbers = uniform(kind, 180 * 96, -0.5, 0.5)
+        base[f"w.{kind}"] = (numbers * numbers * numbers).astype(dtypes.NUMPY[kind]).reshape(180, 96)
+    for name, kind in dtypes.NUMPY.items():
+        bits = hashed(name, 40 * kind.itemsize, "uint8")
+        mask = 1 if name == "bool" else 2 ** min(dtypes.BITS[name], 8) - 1
+        base[f"x.{name}"] = (bits & np.uint8(mask)).view(kind)
+    return base
+
+
+def delta_of_codes() -> bytes:
+    """A delta of a file against fast.opq: other codes of some weights, with and without a trellis."""
+    with OpqFile(fast()) as file, OpqFile(changed_codes()) as new:
+        return b"".join(write_delta(new, OpqState(file), metadata=new.metadata).pieces())
+
+
+def changed_codes() -> bytes:
+    """The file that this delta gives: fast.opq with some codes one further from 0."""
+    with OpqFile(fast()) as file:
+        tensors: dict[str, Any] = dict(file.items())
+        for name, weight in file.weights():
+            if weight.codes.size > 4000 and not weight.trellis:
+                moved = weight.codes.copy()
+                moved.reshape(-1)[::97] += np.sign(moved.reshape(-1)[::97])
+                tensors[name] = CompressedTensor(moved, weight.codebook, weight.dtype)
+        return b"".join(write(tensors, metadata=file.metadata, speed="fast").pieces())
+
+
+DELTAS = {"codes.opd": delta_of_codes, "tensors.opd": delta_of_tensors}
+"""{name: function that gives the bytes} of golden deltas."""
+
+
+def base_of(name: str) -> Any:
+    """The base of a golden delta, as a State."""
+    return OpqState(OpqFile((HERE / "fast.opq").read_bytes())) if name == "codes.opd" else TensorState(base_of_tensors())
+
+
+def describe_delta(name: str, data: bytes) -> dict[str, object]:
+    """As `describe`, for a golden delta; and the digest of its base."""
+    with DeltaFile(data, base_of(name)) as file:
+        tensors = {
+            key: [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+            for key, array in ((key, file.array(key)) for key in file)
+        }
+        return {"base": file.base_digest.hex(), "metadata": file.metadata, "tensors": tensors}
+
+
 def describe(data: bytes) -> dict[str, object]:
     """The manifest's entry for a file: its metadata; dtype, shape and SHA-256 of the little-endian bytes of each tensor."""
     with OpqFile(data) as file:
@@ -300,5 +370,10 @@ if __name__ == "__main__":
     contents = {name: make() for name, make in FILES.items()}
     for name, data in contents.items():
         (HERE / name).write_bytes(data)
+    deltas = {name: make() for name, make in DELTAS.items()}
+    for name, data in deltas.items():
+        (HERE / name).write_bytes(data)
+    described = {name: describe_delta(name, data) for name, data in deltas.items()}
+    (HERE / "deltas.json").write_text(json.dumps(described, indent=1, ensure_ascii=True, sort_keys=True) + "\n")
     manifest = {name: describe(data) for name, data in contents.items()}
     (HERE / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=True, sort_keys=True) + "\n")

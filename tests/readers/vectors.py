@@ -55,11 +55,13 @@ def vectors(changed: int) -> dict[str, bytes]:
         changed: How many files are changed at random, nearly all with correct checksums.
     """
     golden = {f"golden {path.name}": path.read_bytes() for path in sorted((TESTS / "golden").glob("*.opq"))}
+    deltas = {f"golden {path.name}": path.read_bytes() for path in sorted((TESTS / "golden").glob("*.opd"))}
     hostile = {f"hostile {name}": make() for name, make in ATTACKS.items() if not COSTLY.search(name)}
     corpus = {f"corpus {path.name}": path.read_bytes() for path in sorted((ROOT / "fuzz" / "corpus" / "reader").iterdir())}
     seeds = {f"seed {name}": data for name, data in SEEDS.items()}
     return {
         **golden,
+        **deltas,
         **hostile,
         **corpus,
         **seeds,

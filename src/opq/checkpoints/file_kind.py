@@ -27,6 +27,7 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it"),
     (b"BZh", "a bzip2 file; unpack it"),
     (b"OPQ", "a .opq file, which is compressed already; `opq expand` gives its tensors"),
+    (b"OPD", "a delta; `opq expand --base` gives its tensors"),
     (b"<", "a web page or XML"),
 )
 

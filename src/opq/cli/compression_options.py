@@ -197,19 +197,20 @@ def read_selection(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def refuse_compression_options(given: dict[str, Any], instead: str) -> None:
+def refuse_compression_options(given: dict[str, Any], instead: str, reason: str = "already determines masks and steps") -> None:
     """Check that no option for compression is given.
 
     Args:
         given: The command's parameters.
-        instead: The option that already holds masks and steps.
+        instead: The option that excludes them.
+        reason: What that option does.
 
     Raises:
         click.UsageError: An option for compression is given.
     """
     idle = "config" if given.get("config_file") is not None else _first_given(given)
     if idle is not None:
-        raise click.UsageError(f"{instead} already determines masks and steps; leave out --{idle.replace('_', '-')}.")
+        raise click.UsageError(f"{instead} {reason}; leave out --{idle.replace('_', '-')}.")
 
 
 def read_plan(path: str) -> Plan:

@@ -9,6 +9,7 @@ import click
 import opq
 from opq.cli.help import Command
 from opq.cli.output import json_option
+from opq.codec.file_start import DELTA_MAGIC, magic_of
 
 
 @click.command(cls=Command)
@@ -19,8 +20,16 @@ from opq.cli.output import json_option
 def command(file: str, every: bool, compare: bool, as_json: bool) -> None:
     """Print the weights of a .opq FILE, their zeros, bits and bytes, and what the bytes of the file are used for.
 
+    Of a delta, print how each tensor is stored that is not as in its base.
+
     Example: opq inspect model.opq
     """
+    if magic_of(file) == DELTA_MAGIC:
+        if compare:
+            raise click.UsageError("--compare needs a complete file; FILE is a delta.")
+        delta = opq.inspect_delta(file)
+        click.echo(json.dumps(delta.to_dict(), indent=1) if as_json else delta.table(every=every))
+        return
     inspection = opq.inspect(file, progress=True)
     comparison = opq.compare(file, progress=True) if compare else None
     if as_json:

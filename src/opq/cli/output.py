@@ -112,7 +112,8 @@ def print_sizes(
     """As `save_and_print`, of a file that is written."""
     output = given["output"]
     if given["as_json"]:
-        result = opq.inspect(output).to_dict()
+        inspection = opq.inspect_delta if isinstance(compressed, opq.Delta) else opq.inspect
+        result = inspection(output).to_dict()
         del result["tensors"], result["metadata"]
         click.echo(json.dumps({"file": output, **result, **(more or {})}))
     else:

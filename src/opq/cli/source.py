@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -27,6 +29,20 @@ source_options = add_options(
     ),
 )
 """Adds the options of SOURCE to a command."""
+
+
+def base_option(metavar: str) -> Callable[[Any], Any]:
+    """The option --base of a command that makes or reads deltas.
+
+    Args:
+        metavar: What the command calls the delta.
+    """
+    return click.option(
+        "--base",
+        multiple=True,
+        metavar="OLD",
+        help=f"What {metavar} is a delta of. Of a chain, each in order.",
+    )
 
 
 def open_source(source: str, key: str | None, weights: str | None) -> State:

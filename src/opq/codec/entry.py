@@ -18,6 +18,15 @@ EIGHT_BITS = ("linear8", "relative8")
 STEPPED = ("codes", "scaled")
 """Storages that have a step."""
 
+OF_BASE = ("base", "difference")
+"""Storages of a delta: the same as in the base, without a section; and as a difference from it."""
+
+NO_SECTION = -1
+"""The section of a tensor that is the same as in the base."""
+
+ALONE = 2**14
+"""A difference of at least so many elements has a section of its own."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -28,8 +37,9 @@ class Entry:
         shape: Sizes, all >= 0, with at most LARGEST_TENSOR elements.
         dtype: Name of the dtype of the restored tensor.
         storage: Of a weight "codes" (with a step), "scaled" (with a step, and scales in its section) or "levels" (with a table
-            in its section); of an auxiliary tensor "exact", "float16", "linear8" or "relative8" (see opq.codec.auxiliary).
-        section: Number of the section that holds it. Tensors may share a section.
+            in its section); of an auxiliary tensor "exact", "float16", "linear8" or "relative8" (see opq.codec.auxiliary). Of a
+            tensor that a delta takes from its base "base" or "difference".
+        section: Number of the section that holds it; NO_SECTION if the storage is "base". Tensors may share a section.
         step: Quantization step if the storage is "codes" or "scaled"; otherwise None.
         bounds: The lowest and the highest value of an 8-bit grid, float32 numbers; None for other storages.
     """
@@ -65,11 +75,18 @@ class Entry:
 
 def contents_of(entry: Entry) -> object:
     """A key that all tensors of a section share: for weights storage and size, with levels also dtype, with scales shape."""
+    if entry.storage == "difference":
+        return (entry.storage, entry.shape, entry.dtype) if is_alone(entry.count) else entry.storage
     if not entry.is_weight:
         return "pack"
     if entry.storage == "scaled":
         return entry.storage, entry.shape
     return entry.storage, entry.count, entry.dtype if entry.storage == "levels" else ""
+
+
+def is_alone(count: int) -> bool:
+    """Whether the difference of a tensor with so many elements has a section of its own."""
+    return count >= ALONE
 
 
 def repeated_weights(entries: Sequence[Entry], nonzero: Mapping[str, int]) -> set[str]:

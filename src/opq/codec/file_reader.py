@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_stream import CHUNK
 from opq.codec.direct_values import DirectWeight, direct_weights, weight_values
 from opq.codec.entry import Entry, grouped
-from opq.codec.file_writer import FORMAT_VERSION, MAGIC, PREFIX, file_of_one, largest_content
+from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX, read_start
+from opq.codec.file_writer import file_of_one, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
@@ -52,6 +54,8 @@ class OpqFile(Mapping[str, Content]):
         file_bytes: Size of the file.
     """
 
+    _magic = MAGIC
+
     def __init__(
         self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
     ) -> None:
@@ -74,21 +78,11 @@ class OpqFile(Mapping[str, Content]):
         except OSError:
             raise SourceError(self._path or "the file", IRREGULAR) from None
         prefix = self._read(0, min(PREFIX.size, self.file_bytes))
-        if prefix[: len(MAGIC)] != MAGIC:
-            raise FormatError("start", f"expected {MAGIC!r}, got {prefix[: len(MAGIC)]!r}")
-        if len(prefix) < PREFIX.size:
-            raise FormatError("start", f"expected at least {PREFIX.size} bytes, got {self.file_bytes}")
-        _, version, length, checksum = PREFIX.unpack(prefix)
-        if version != FORMAT_VERSION:
-            problem = f"format version {version}, but this opq reads version {FORMAT_VERSION}; install another version of opq"
-            raise FormatError("start", problem)
-        if PREFIX.size + length > self.file_bytes:
-            problem = f"it ends at byte {PREFIX.size + length:,}, but the file has {self.file_bytes:,}; is it truncated?"
-            raise FormatError("header", problem)
+        length, checksum = read_start(prefix, self._magic, self.file_bytes)
         packed = self._read(PREFIX.size, length)
         if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
             raise FormatError("header", "the checksum does not match: the file is damaged")
-        self._header: Header = decode_header(packed)
+        self._header: Header = decode_header(packed, delta=self._magic == DELTA_MAGIC)
         self._entries = {entry.name: entry for entry in self._header.entries}
         self._members: dict[int, list[Entry]] = {}
         for entry in self._header.entries:
@@ -100,9 +94,13 @@ class OpqFile(Mapping[str, Content]):
             problem = f"they end at byte {self._offsets[-1]:,}, but the file has {self.file_bytes:,}; is it truncated?"
             raise FormatError("sections", problem)
         limit = largest_content(self.file_bytes) if max_bytes is None else max_bytes
-        decoded = sum(entry.decoded_bytes for entry in self._header.entries)
+        decoded = sum(entry.decoded_bytes for entry in self._header.entries if not self._is_in_base(entry))
         if decoded > limit:
             raise FormatError("header", f"the tensors must have at most {limit:,} bytes, got {decoded:,}; see max_bytes")
+
+    def _is_in_base(self, entry: Entry) -> bool:
+        """Whether a delta's base has a tensor of the same name and size."""
+        return False
 
     def place(self, part: str) -> str:
         """A part of the file for the message of an error: with the path, unless the file was given as bytes."""
@@ -265,7 +263,7 @@ class OpqFile(Mapping[str, Content]):
         """Close the file. Later look-ups fail."""
         self._file.close()
 
-    def __enter__(self) -> OpqFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

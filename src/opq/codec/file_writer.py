@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from opq import dtypes
 from opq.codec.auxiliary import store
 from opq.codec.byte_planes import estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
+from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX
 from opq.codec.header import Header, encode_header
 from opq.codec.section_choice import EncodedWeight, choose_pack, choose_sections
 from opq.codec.stored_section import Section, checksum_of
@@ -23,11 +23,6 @@ from opq.errors import SourceError, TargetError, WeightError
 from opq.progress import Progress, counted, no_progress
 from opq.quantization.compressed_tensor import QuantizedWeight
 from opq.thread_map import thread_map
-
-MAGIC = b"OPQ"
-FORMAT_VERSION = 1
-PREFIX = struct.Struct("<3sBII")
-"""Magic, format version, length of the header, CRC-32 of the first eight bytes and of the header."""
 
 LARGEST_PACK = 2**20
 """Largest number of dense bytes in a section of several auxiliary tensors."""
@@ -73,41 +68,50 @@ def pack_auxiliary(
         WeightError: A dtype is not supported, or a tensor has too many elements.
         SourceError: A name cannot be encoded as UTF-8.
     """
-    packs: list[AuxiliaryPack] = []
-    pending: list[Entry] = []
-    arrays: list[NDArray[np.generic]] = []
+
+    def stored() -> Iterator[tuple[Entry, NDArray[np.generic]]]:
+        for name, array in tensors:
+            check_auxiliary(name, array)
+            how, bounds, kept = store(array, storage if isinstance(storage, str) else storage[name])
+            yield Entry(name, array.shape, dtypes.name_of(array.dtype), how, 0, bounds=bounds), kept
+
+    def encode(pairs: Sequence[tuple[Entry, NDArray[np.generic]]]) -> bytes:
+        arrays = [array for _, array in pairs]
+        return bytes(estimate_pack(arrays)) if estimated else choose_pack(arrays, speed, compared=compared)
+
+    return [AuxiliaryPack(tuple(entry for entry, _ in pairs), encode(pairs)) for pairs in in_packs(stored())]
+
+
+def in_packs(
+    tensors: Iterable[tuple[Entry, NDArray[np.generic]]],
+) -> Iterator[list[tuple[Entry, NDArray[np.generic]]]]:
+    """Auxiliary tensors in groups of at most LARGEST_PACK dense bytes, or of one tensor.
+
+    Args:
+        tensors: (entry, array as it is stored), in ascending order of the UTF-8 names; read one at a time.
+    """
+    pending: list[tuple[Entry, NDArray[np.generic]]] = []
     size = 0
+    for entry, array in tensors:
+        if pending and size + entry.dense_bytes > LARGEST_PACK:
+            yield pending
+            pending, size = [], 0
+        pending.append((entry, array))
+        size += entry.dense_bytes
+    if pending:
+        yield pending
 
-    def close() -> None:
-        nonlocal size
-        if pending:
-            packs.append(
-                AuxiliaryPack(
-                    tuple(pending), bytes(estimate_pack(arrays)) if estimated else choose_pack(arrays, speed, compared=compared)
-                )
-            )
-        pending.clear()
-        arrays.clear()
-        size = 0
 
-    for name, array in tensors:
-        check_text(name)
-        kind = dtypes.name_of(array.dtype)
-        if kind not in dtypes.NUMPY:
-            raise WeightError(name, array.shape, f"dtype {kind} is not supported; convert the tensor, or remove it")
-        if array.size > LARGEST_TENSOR:
-            raise WeightError(name, array.shape, f"it must have at most {LARGEST_TENSOR:,} elements, got {array.size:,}")
-        if not is_valid(array):
-            raise WeightError(name, array.shape, f"its bytes are not valid {kind} numbers; create it from numbers")
-        dense = dtypes.dense_bytes(kind, array.size)
-        if size + dense > LARGEST_PACK:
-            close()
-        how, bounds, stored = store(array, storage if isinstance(storage, str) else storage[name])
-        pending.append(Entry(name, array.shape, kind, how, 0, bounds=bounds))
-        arrays.append(stored)
-        size += dense
-    close()
-    return packs
+def check_auxiliary(name: str, array: NDArray[np.generic]) -> None:
+    """Raise WeightError or SourceError if an array or its name cannot be stored."""
+    check_text(name)
+    kind = dtypes.name_of(array.dtype)
+    if kind not in dtypes.NUMPY:
+        raise WeightError(name, array.shape, f"dtype {kind} is not supported; convert the tensor, or remove it")
+    if array.size > LARGEST_TENSOR:
+        raise WeightError(name, array.shape, f"it must have at most {LARGEST_TENSOR:,} elements, got {array.size:,}")
+    if not is_valid(array):
+        raise WeightError(name, array.shape, f"its bytes are not valid {kind} numbers; create it from numbers")
 
 
 def check_text(text: str) -> None:
@@ -193,8 +197,8 @@ def write(
     chosen = choose_sections(list(found.values()), list(map(contents_of, opened)), speed)
     nonzero = {name: weight.nonzero for name, weight in found.items()}
     own_packs = pack_auxiliary(((name, arrays[name]) for name in in_order(arrays)), storage)
-    entries, sections = _number_sections(list(zip(opened, chosen, strict=True)), [*packs, *own_packs])
-    layout = Layout(_prefixed_header(entries, sections, metadata), sections, entries, nonzero)
+    entries, sections = number_sections(list(zip(opened, chosen, strict=True)), [*packs, *own_packs])
+    layout = Layout(prefixed_header(entries, sections, metadata), sections, entries, nonzero)
     decoded = sum(entry.decoded_bytes for entry in entries)
     if decoded > largest_content(layout.size):
         raise TargetError(
@@ -233,8 +237,8 @@ def fixed_bytes(
         (Entry(name, shape, dtype, "codes", 0, (number * 0.6180339887) % 1.0 + 0.5), number.to_bytes(4, "big") * 50)
         for number, (name, shape, dtype) in enumerate(weights)
     ]
-    entries, sections = _number_sections(placeholders, packs)
-    return len(_prefixed_header(entries, sections, metadata)) + sum(len(pack.section) for pack in packs)
+    entries, sections = number_sections(placeholders, packs)
+    return len(prefixed_header(entries, sections, metadata)) + sum(len(pack.section) for pack in packs)
 
 
 def largest_content(file_bytes: int) -> int:
@@ -249,15 +253,20 @@ def file_of_one(entry: Entry, section: bytes) -> bytes:
         entry: The tensor, the first of its section.
         section: The section's bytes.
     """
-    return _prefixed_header([replace(entry, section=0)], [section], {}) + section
+    return prefixed_header([replace(entry, section=0)], [section], {}) + section
 
 
-def _number_sections(
-    weights: Sequence[tuple[Entry, Section]], packs: Sequence[AuxiliaryPack]
+def number_sections(
+    alone: Sequence[tuple[Entry, Section]], packs: Sequence[AuxiliaryPack]
 ) -> tuple[list[Entry], list[Section]]:
-    """Entries in order of names, and their sections in order of first use."""
+    """Entries in order of names, and their sections in order of first use.
+
+    Args:
+        alone: Tensors whose sections hold nothing else, and these.
+        packs: All others.
+    """
     # Weights with equal bytes and size share a section; packs with equal bytes do not, since they hold different tensors.
-    rows: list[tuple[Entry, object, Section]] = [(entry, (contents_of(entry), section), section) for entry, section in weights]
+    rows: list[tuple[Entry, object, Section]] = [(entry, (contents_of(entry), section), section) for entry, section in alone]
     for number, pack in enumerate(packs):
         rows += [(entry, number, pack.section) for entry in pack.entries]
     rows.sort(key=lambda row: row[0].name.encode())
@@ -272,7 +281,10 @@ def _number_sections(
     return entries, sections
 
 
-def _prefixed_header(entries: Sequence[Entry], sections: Sequence[Section], metadata: Mapping[str, str]) -> bytes:
-    packed = encode_header(Header(entries, list(map(len, sections)), list(map(checksum_of, sections)), metadata))
-    start = PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
+def prefixed_header(
+    entries: Sequence[Entry], sections: Sequence[Section], metadata: Mapping[str, str], base: bytes = b""
+) -> bytes:
+    """Prefix and header of a file; with the digest of a base, of a delta."""
+    packed = encode_header(Header(entries, list(map(len, sections)), list(map(checksum_of, sections)), metadata, base))
+    start = PREFIX.pack(DELTA_MAGIC if base else MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
     return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed

@@ -15,7 +15,8 @@ from itertools import pairwise
 
 from opq import dtypes
 from opq.codec.byte_reader import ByteReader, varint
-from opq.codec.entry import EIGHT_BITS, LARGEST_TENSOR, STEPPED, Entry, contents_of
+from opq.codec.difference_words import SUPPORTED
+from opq.codec.entry import EIGHT_BITS, LARGEST_TENSOR, NO_SECTION, OF_BASE, STEPPED, Entry, contents_of
 from opq.errors import FormatError, TargetError, WeightError
 
 LARGEST_HEADER, HEADER_START, HEADER_EXPANSION = 2**26, 2**20, 64
@@ -29,7 +30,9 @@ _LARGEST_NAMES = 2**24
 _LARGEST_RANK = 32
 _LARGEST_METADATA = 2**12
 _WHERE = "header"
-_STORAGE = ("exact", "float16", "codes", "levels", "linear8", "relative8", "scaled")
+_STORAGE = ("exact", "float16", "codes", "levels", "linear8", "relative8", "scaled", *OF_BASE)
+DIGEST = 32
+"""Bytes of the digest of a delta's base."""
 
 _WIDE = frozenset({"float32", "float64"})
 _ALLOWED = {
@@ -39,6 +42,7 @@ _ALLOWED = {
     "linear8": _WIDE,
     "relative8": _WIDE,
     "scaled": dtypes.COMPRESSIBLE,
+    "difference": SUPPORTED,
 }
 
 
@@ -51,12 +55,14 @@ class Header:
         lengths: Bytes of each section, in the order of the file.
         checksums: CRC-32 of each section.
         metadata: {text: text}.
+        base: Of a delta the digest of its base, DIGEST bytes; otherwise empty.
     """
 
     entries: Sequence[Entry]
     lengths: Sequence[int]
     checksums: Sequence[int]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    base: bytes = b""
 
 
 def encode_header(header: Header) -> bytes:
@@ -78,16 +84,17 @@ def encode_header(header: Header) -> bytes:
     return packed
 
 
-def decode_header(data: bytes) -> Header:
+def decode_header(data: bytes, *, delta: bool = False) -> Header:
     """Inverse of `encode_header`.
 
     Args:
         data: The deflated header, untrusted.
+        delta: Whether it is that of a delta.
 
     Raises:
         FormatError: The header breaks a rule of the format.
     """
-    return _parse(inflate_header(data))
+    return _parse(inflate_header(data), delta)
 
 
 def _check_writable(header: Header) -> None:
@@ -112,11 +119,14 @@ def header_columns(header: Header) -> bytes:
     num_sections = 0
     references = []
     for entry in entries:
+        if entry.section == NO_SECTION:
+            continue
         references.append(0 if entry.section == num_sections else entry.section + 1)
         num_sections = max(num_sections, entry.section + 1)
     pairs = sorted((key.encode(), value.encode()) for key, value in header.metadata.items())
     return b"".join(
         [
+            header.base,
             varint(len(pairs)),
             *(varint(len(text)) + text for pair in pairs for text in pair),
             varint(len(entries)),
@@ -172,16 +182,18 @@ def _largest_header(packed: int) -> int:
     return min(LARGEST_HEADER, HEADER_START + HEADER_EXPANSION * packed)
 
 
-def _parse(columns: bytes) -> Header:
+def _parse(columns: bytes, delta: bool) -> Header:
     reader = ByteReader(columns, _WHERE)
+    base = reader.take(DIGEST) if delta else b""
     metadata = _metadata(reader, reader.varint(_LARGEST_METADATA))
     count = reader.varint(LARGEST_COUNT)
     names = _names(reader, count)
     kinds = [_lookup(dtypes.NAME, code, "dtype") for code in reader.take(count)]
-    storages = [_lookup(dict(enumerate(_STORAGE)), code, "storage") for code in reader.take(count)]
+    known = {code: storage for code, storage in enumerate(_STORAGE) if delta or storage not in OF_BASE}
+    storages = [_lookup(known, code, "storage") for code in reader.take(count)]
     ranks = [reader.varint(_LARGEST_RANK) for _ in range(count)]
     shapes = [_shape(reader, rank, name) for rank, name in zip(ranks, names, strict=True)]
-    sections = _sections(reader, count)
+    sections = _sections(reader, storages)
     steps = [struct.unpack("<f", reader.take(4))[0] if storage in STEPPED else None for storage in storages]
     grids = iter(_decode_bounds(reader, sum(storage in EIGHT_BITS for storage in storages)))
     bounds = [next(grids) if storage in EIGHT_BITS else None for storage in storages]
@@ -192,7 +204,7 @@ def _parse(columns: bytes) -> Header:
     rows = zip(names, shapes, kinds, storages, sections, steps, bounds, strict=True)
     entries = [Entry(*row) for row in rows]
     _check(entries)
-    return Header(entries, lengths, checksums, metadata)
+    return Header(entries, lengths, checksums, metadata, base)
 
 
 def _metadata(reader: ByteReader, count: int) -> dict[str, str]:
@@ -228,10 +240,13 @@ def _shape(reader: ByteReader, rank: int, name: str) -> tuple[int, ...]:
     return shape
 
 
-def _sections(reader: ByteReader, count: int) -> list[int]:
+def _sections(reader: ByteReader, storages: Sequence[str]) -> list[int]:
     sections: list[int] = []
     num_sections = 0
-    for _ in range(count):
+    for storage in storages:
+        if storage == "base":
+            sections.append(NO_SECTION)
+            continue
         reference = reader.varint(num_sections)
         sections.append(reference - 1 if reference else num_sections)
         num_sections += reference == 0
@@ -244,7 +259,7 @@ def _check(entries: Sequence[Entry]) -> None:
         where = f"tensor {entry.name!r}"
         if entry.dtype not in _ALLOWED.get(entry.storage, dtypes.CODE):
             raise FormatError(_WHERE, f"{where}: {entry.dtype} cannot be stored as {entry.storage}")
-        if entry.is_weight and entry.count == 0:
+        if (entry.is_weight or entry.storage == "difference") and entry.count == 0:
             raise FormatError(_WHERE, f"{where}: an empty tensor must not be stored as {entry.storage}")
         if entry.storage == "scaled" and not entry.shape:
             raise FormatError(_WHERE, f"{where}: a tensor without dimensions must not be stored as {entry.storage}")
@@ -252,7 +267,7 @@ def _check(entries: Sequence[Entry]) -> None:
             raise FormatError(_WHERE, f"{where}: step must be positive and finite, got {entry.step}")
         if entry.bounds is not None and not _are_bounds(entry.storage, *entry.bounds):
             raise FormatError(_WHERE, f"{where}: the bounds of a grid must be finite and ascending, got {entry.bounds}")
-        if contents.setdefault(entry.section, contents_of(entry)) != contents_of(entry):
+        if entry.section != NO_SECTION and contents.setdefault(entry.section, contents_of(entry)) != contents_of(entry):
             raise FormatError(_WHERE, f"{where}: it must not share a section with a tensor of another kind or size")
 
 

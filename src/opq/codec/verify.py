@@ -11,9 +11,12 @@ import numpy as np
 
 from opq.codec.byte_planes import encode_fast_pack, encode_pack, is_fast_pack
 from opq.codec.code_stream import Geometry
+from opq.codec.delta_base import Base
+from opq.codec.delta_file import DeltaFile
 from opq.codec.entry import Entry
 from opq.codec.fast_section import is_fast
 from opq.codec.file_reader import OpqFile
+from opq.codec.file_start import DELTA_MAGIC, magic_of
 from opq.codec.stored_section import Section
 from opq.codec.weight_section import encode_weight, naming, split, with_step_of
 from opq.errors import FormatError
@@ -33,52 +36,76 @@ class Verification:
         auxiliary: Number of auxiliary tensors.
         sections: Number of sections.
         file_bytes: Size of the file.
+        base: Of a delta the SHA-256 of its base in hexadecimal; otherwise None.
+        decoded: Whether the tensors were decoded. A delta without its base cannot be.
     """
 
     weights: int
     auxiliary: int
     sections: int
     file_bytes: int
+    base: str | None = None
+    decoded: bool = True
 
 
-def verify(source: str | os.PathLike[str] | bytes, *, progress: Progress | bool = False) -> Verification:
+def verify(
+    source: str | os.PathLike[str] | bytes, base: Base | None = None, *, progress: Progress | bool = False
+) -> Verification:
     """Verify every byte of a file:
 
     * header and sections match their checksums, and every tensor can be decoded;
     * every weight is in its codebook: it is finite, and it is zero exactly where its code is zero;
     * encoding the tensors again gives the same sections, byte for byte, and the same header before deflation.
 
+    Of a delta without its base only the checksums and the header can be verified.
+
     Args:
         source: A path, or the file's bytes.
+        base: Of a delta, the tensors that it was made from.
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
 
     Raises:
         FormatError: One of these does not hold; the message names the tensor.
-        SourceError: The path cannot be read.
+        SourceError: The path cannot be read, or the base is not that of the delta.
     """
-    with OpqFile(source) as file, show_progress(progress) as report:
+    is_delta = base is not None or magic_of(source) == DELTA_MAGIC
+    with DeltaFile(source, base) if is_delta else OpqFile(source) as file, show_progress(progress) as report:
+        decoded = not isinstance(file, DeltaFile) or file.has_base
         sections = 1 + max((entry.section for entry in file.entries), default=-1)
         # One at a time, so that memory holds only one weight or pack.
         for number in counted(range(sections), report, "verifying", sections):
-            first, *others = file.members(number)
-            if not first.is_weight:
-                _check_same(first.name, _encode_again(file, [first, *others]), file.section(number))
-                continue
-            by_geometry: dict[Geometry, list[Entry]] = {}
-            for entry in [first, *others]:
-                by_geometry.setdefault(Geometry.of(entry.shape), []).append(entry)
-            for entries in by_geometry.values():  # memory holds only one weight
-                weight = cast(CompressedTensor, file[entries[0].name])
-                section = file.section(number)
-                if is_fast(split(section, entries[0])[1]):
-                    _check_same(entries[0].name, encode_weight(weight, fast=True).fast, section)
-                else:
-                    _check_same(entries[0].name, encode_weight(weight).adaptive, section)
-                _check_codebooks(entries, weight)
+            if decoded:
+                _check_section(file, number)
+            else:
+                file.section(number)
         if not file.has_canonical_header():
             raise FormatError("header", _OTHER_BYTES)
         weights = sum(entry.is_weight for entry in file.entries)
-        return Verification(weights, len(file) - weights, sections, file.file_bytes)
+        digest = file.base_digest.hex() if isinstance(file, DeltaFile) else None
+        return Verification(weights, len(file) - weights, sections, file.file_bytes, digest, decoded)
+
+
+def _check_section(file: OpqFile, number: int) -> None:
+    entries = file.members(number)
+    first = entries[0]
+    if isinstance(file, DeltaFile):
+        _check_same(first.name, file.encoded_again(number), file.stored_section(number))
+    if first.storage == "difference":
+        return
+    if not first.is_weight:
+        _check_same(first.name, _encode_again(file, entries), file.section(number))
+        return
+    by_geometry: dict[Geometry, list[Entry]] = {}
+    for entry in entries:
+        by_geometry.setdefault(Geometry.of(entry.shape), []).append(entry)
+    for same in by_geometry.values():  # memory holds only one weight
+        weight = cast(CompressedTensor, file[same[0].name])
+        section = file.section(number)
+        if is_fast(split(section, same[0])[1]):
+            _check_same(same[0].name, encode_weight(weight, fast=True).fast, section)
+        else:
+            _check_same(same[0].name, encode_weight(weight).adaptive, section)
+        _check_codebooks(same, weight)
 
 
 def _encode_again(file: OpqFile, entries: Sequence[Entry]) -> bytes | None:

@@ -9,6 +9,7 @@ from opq.checkpoints import State, as_state
 from opq.codec.file_writer import write
 from opq.compression.analysis import CheckpointAnalysis, analyze, analyze_planned
 from opq.compression.compressed_model import CompressedModel
+from opq.compression.delta import compress_delta
 from opq.compression.lossless import compress_losslessly
 from opq.compression.planned_weight import PlannedWeight
 from opq.compression.planning import guess_joint, guess_two_stage, joint_plan
@@ -31,6 +32,7 @@ def compress(
     *,
     metadata: Mapping[str, str] | None = None,
     key: str | None = None,
+    base: Any = None,
     progress: Progress | bool = False,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
@@ -46,6 +48,10 @@ def compress(
             if even the finest steps give fewer bytes.
         metadata: {text: text} to keep in the file if the source has no metadata.
         key: The key of the state dict in a source that has several, such as "params_ema".
+        base: What the network was made from, such as the checkpoint before a finetuning: the path of a .opq file, or what
+            `source` may be; or a sequence of one of these and of deltas, each made from what is before it. The result is then a
+            delta, from which and from the base every tensor is restored bit for bit, and `source` may also be a .opq file,
+            whose codes are kept. There are no other settings.
         progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each tensor.
         options: The fields of a config as keywords, such as `ratio=20` and `exclude=["fc.*"]`.
 
@@ -58,6 +64,10 @@ def compress(
         SourceError, SelectionError, WeightError: See `opq.plan`.
         PlanError: The plan was made for other names or shapes.
     """
+    if base is not None:
+        if config is not None or options:
+            raise TypeError("compress() with base= keeps every bit, so it takes no config and no settings")
+        return compress_delta(source, base, metadata=metadata, key=key, progress=progress)
     request = request_of(config, options)
     with show_progress(progress) as report:
         return compress_state(as_state(source, metadata, key), request, report)

@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 from opq.atomic_file import write_file
 from opq.checkpoints import State, as_state
 from opq.checkpoints.file_state import FileState
-from opq.codec.file_writer import FORMAT_VERSION, encode_named
+from opq.codec.file_start import FORMAT_VERSION
+from opq.codec.file_writer import encode_named
 from opq.codec.section_choice import EncodedWeight
 from opq.codec.stored_section import StoredSection
 from opq.compression.compress import compress_state

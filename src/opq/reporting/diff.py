@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from opq import dtypes
 from opq.checkpoints import State, as_state
 from opq.codec.file_reader import OpqFile
-from opq.codec.file_writer import MAGIC
+from opq.codec.file_start import MAGIC
 from opq.natural_order import natural_key
 from opq.progress import Progress, counted, show_progress
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook

@@ -6,9 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from opq.atomic_file import refuse_existing, refuse_same, write_file
+from opq.checkpoints.opq_state import open_file, parts_of
 from opq.codec.file_reader import OpqFile
+from opq.compression.delta import complete_file
 from opq.errors import ConfigError, OutputError, SourceError
 from opq.progress import Progress, logger, show_progress
 from opq.reporting.model_folder import checkpoint_name, copy_other_files, has_config, make_folder, refuse_files
@@ -17,7 +20,7 @@ from opq.reporting.safetensors_bytes import safetensors_bytes
 
 _SAFETENSORS = (".safetensors", ".sft")
 _OTHER_FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".npz", ".opq", ".h5", ".keras", ".gguf")
-_ONNX = ".onnx"
+_ONNX, _OPQ = ".onnx", ".opq"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def expand(
     source: str | os.PathLike[str] | bytes,
     output: str | os.PathLike[str],
     *,
+    base: Any = None,
     like: str | os.PathLike[str] | None = None,
     weights: str = "float",
     overwrite: bool = True,
@@ -56,7 +60,8 @@ def expand(
             or .sft is a file. In a folder the file has the name that from_pretrained looks for, and lies beside copies of the
             config, the tokenizer and the other files of `like` that are no weights. A path that ends in .onnx is an ONNX model,
             if the .opq file was made from one; if its tensors take more than 2 GiB, they are in a file beside it, with ".data"
-            behind its name.
+            behind its name. Of a delta it may also end in .opq, if its base is a .opq file.
+        base: Of a delta, what it was made from, as in `opq.compress`.
         like: The folder of the network before it was compressed. None: that of the source, if it has a config.
         weights: Of an ONNX model: "float"; "int8" or "int4" for integers of 8 or 4 bits where nearly all codes of a weight fit,
             which the model multiplies by their steps; "auto" for 4 bits where all codes fit, and 8 otherwise. The values are
@@ -69,7 +74,7 @@ def expand(
 
     Raises:
         ConfigError: `weights` is none of these, or not "float" for a checkpoint.
-        SourceError: The source cannot be read, or `like` is not a folder.
+        SourceError: The source cannot be read, the base is another one than that of the delta, or `like` is not a folder.
         FormatError: The source is not a valid file.
         OutputError: The output cannot be written, is the source or `like`, exists and `overwrite` is False, or has the suffix
             of another format; safetensors cannot store a tensor; or an ONNX model is requested of a file that has no graph.
@@ -78,20 +83,27 @@ def expand(
     output = Path(output)
     is_onnx = output.suffix.lower() == _ONNX and not output.is_dir()
     _check_weights(weights, is_onnx)
-    if not isinstance(source, bytes):
-        refuse_same(source, output)
+    for read in (source, *parts_of(base)):
+        if isinstance(read, (str, os.PathLike)):
+            refuse_same(read, output)
     if like is not None:
         _check_like(Path(like), output)
     if not overwrite:
         check_output(output)
+    if base is not None and output.suffix == _OPQ:
+        layout = complete_file(source, base)
+        write_file(output, layout.pieces(), overwrite=overwrite)
+        return Expansion(len(layout.entries), layout.size, output)
     is_file = _is_file(output)
     if is_file and like is not None:
         raise OutputError(output, "only a folder can be like another one; choose a path without a suffix")
     if is_onnx:
+        if base is not None:
+            raise OutputError(output, "a delta has no graph; expand it to a .opq file, and that to an ONNX model")
         return _write_onnx(source, output, weights, overwrite)
     folder = Path(like) if like is not None else None if isinstance(source, bytes) else Path(source).parent
     path = output if is_file else output / checkpoint_name(folder or output)
-    with OpqFile(source) as file, show_progress(progress) as report:
+    with open_file(source, base) as file, show_progress(progress) as report:
         tensors, metadata = file.arrays(report), dict(file.metadata)
     if not is_file:
         metadata.setdefault("format", "pt")  # transformers refuses a file without it
@@ -133,7 +145,7 @@ def check_output(output: str | os.PathLike[str], remedy: str = "pass overwrite=T
         OutputError: The file exists, or the folder has files.
     """
     path = Path(output)
-    if _is_file(path):
+    if path.suffix == _OPQ or _is_file(path):
         refuse_existing(path, remedy)
     else:
         refuse_files(path, remedy)
