@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 
 from opq import dtypes
 from opq.codec import _native
-from opq.codec.byte_planes import decode_pack, encode_pack, estimate_pack
+from opq.codec.byte_planes import decode_pack, encode_fast_pack, encode_pack, estimate_pack
 from opq.codec.byte_reader import varint
 from opq.errors import FormatError
 
@@ -84,6 +84,16 @@ def test_strides_make_no_difference(array, random):
         copy = np.ascontiguousarray(view).reshape(view.shape)
         assert encode_pack([view]) == encode_pack([copy])
         assert same_bits(there_and_back([view])[0], copy)
+
+
+@pytest.mark.parametrize("name", ["float16", "float32", "float64", "int64", "complex64"])
+def test_alignment_makes_no_difference(name):
+    """An array at an odd address, as a file that was read whole has them, gives the bytes of an aligned one."""
+    kind = dtypes.NUMPY[name]
+    aligned = np.arange(40).astype(kind)
+    odd = np.frombuffer(bytes(1) + aligned.tobytes(), np.uint8)[1:].view(kind)
+    assert encode_pack([odd]) == encode_pack([aligned])
+    assert encode_fast_pack([odd]) == encode_fast_pack([aligned])
 
 
 @pytest.mark.parametrize("name", ["uint16", "float32", "float64", "complex64", "complex128"])

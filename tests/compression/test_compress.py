@@ -397,8 +397,8 @@ def test_sizes_have_three_digits(size):
 
 
 def test_progress_counts_the_weights(network):
-    """The callback gets the stage, the number of finished weights and the number of all."""
+    """The callback gets the stage, first measuring and then encoding, the number of finished weights and the number of all."""
     calls = []
     plan = opq.compress(network, ratio=8).plan
     opq.compress(network, plan, progress=lambda *call: calls.append(call))
-    assert calls == [("encoding", number, 4) for number in (1, 2, 3, 4)]
+    assert calls == [(stage, number, 4) for stage in ("measuring", "encoding") for number in (1, 2, 3, 4)]

@@ -334,7 +334,7 @@ def test_a_budget_that_leaves_no_bytes_for_codes_is_refused_before_training():
 
     others = named(500)
     assert named(others) == others > 500
-    assert not steps
+    assert not [stage for stage, *_ in steps if stage.startswith("epoch")]
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 

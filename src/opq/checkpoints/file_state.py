@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from opq import dtypes, packed_floats
 from opq.checkpoints.state import State
 from opq.errors import SourceError
+
+
+class Contents(NamedTuple):
+    """What differs after a file was replaced or written to: its node, its size in bytes, and the time of the change."""
+
+    node: int
+    size: int
+    changed: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class TensorPlace:
     """
 
     path: Path
-    contents: tuple[int, ...]
+    contents: Contents
     offset: int
     dtype: str
     shape: tuple[int, ...]
@@ -107,7 +115,7 @@ class FileState(State):
         return len(self._places)
 
 
-def contents_of(file: BinaryIO) -> tuple[int, ...]:
+def contents_of(file: BinaryIO) -> Contents:
     """What differs after a file was replaced or written to.
 
     Args:
@@ -115,4 +123,4 @@ def contents_of(file: BinaryIO) -> tuple[int, ...]:
     """
     status = os.fstat(file.fileno())
     # Not the device: machines of a cluster number the device of a shared file system differently.
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return Contents(status.st_ino, status.st_size, status.st_mtime_ns)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq.checkpoints.file_kind import check_memory
-from opq.checkpoints.file_state import FileState, TensorPlace, contents_of
+from opq.checkpoints.file_state import Contents, FileState, TensorPlace, contents_of
 from opq.checkpoints.wrappers import warn_of_ignored, without_prefixes
 from opq.errors import MissingExtraError, SourceError
 
@@ -181,7 +181,7 @@ def _read_tables(path: Path, header: _Header) -> tuple[dict[str, _Tensor], dict[
 
 
 def _find_tensors(
-    path: Path, contents: tuple[int, ...], tensors: Mapping[str, _Tensor], start: int
+    path: Path, contents: Contents, tensors: Mapping[str, _Tensor], start: int
 ) -> tuple[dict[str, TensorPlace], dict[str, str]]:
     """As `_read_header`; the data of the file begin at `start`."""
     try:
@@ -200,7 +200,7 @@ def _find_tensors(
             shape = (*shape[:-1], shape[-1] // block, block_bytes)
             types[name] = kind
         places[name] = TensorPlace(path, contents, start + offset, _DTYPES.get(kind, "uint8"), shape)
-        if places[name].offset + places[name].nbytes > contents[2]:
+        if places[name].offset + places[name].nbytes > contents.size:
             raise SourceError(path, f"tensor {name!r} ends after the file; it is damaged, or not complete")
     check_memory(path, ((name, place.nbytes) for name, place in places.items()))
     return places, types

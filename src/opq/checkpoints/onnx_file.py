@@ -232,6 +232,6 @@ def _place_of(path: Path, value: str, tensor: Any, kind: str, shape: tuple[int, 
         place = TensorPlace(file, contents_of(data), offset, kind, shape)
     if length not in (-1, place.nbytes):
         raise ValueError(f"tensor {value!r:.80} {shape} of {kind} must have {place.nbytes:,} bytes, got {length:,}")
-    if offset < 0 or offset + place.nbytes > place.contents[2]:
+    if offset < 0 or offset + place.nbytes > place.contents.size:
         raise SourceError(file, f"tensor {value!r:.80} ends after the file; it is damaged, or not complete")
     return place

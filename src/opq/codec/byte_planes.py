@@ -222,7 +222,7 @@ def _is_rotated(kind: np.dtype[np.generic]) -> bool:
 
 def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> _Words:
     """The elements of all arrays, which have `size` bytes, concatenated."""
-    native = [np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) for array in arrays]
+    native = [np.require(array, array.dtype.newbyteorder("="), ["C", "A"]) for array in arrays]
     parts: list[NDArray[np.unsignedinteger]] = [array.reshape(-1).view(f"u{size}") for array in native]
     rotated = [_is_rotated(array.dtype) for array in arrays]
     if any(rotated) and not all(rotated):
