@@ -316,7 +316,7 @@ def resident(rows: list[Row]) -> list[str]:
 def from_pretrained(rows: list[Row]) -> list[str]:
     """Bytes, time and memory of loading folders of transformers."""
     return table(
-        ("network", "folder", "bytes", "seconds", "peak, MB", "relative to the network's bytes"),
+        ("network", "folder", "bytes", "seconds", "peak, MB", "relative to the network's bytes", "largest"),
         (
             (
                 NETWORKS[row["network"]],
@@ -325,6 +325,7 @@ def from_pretrained(rows: list[Row]) -> list[str]:
                 f"{row['seconds']:.2f}",
                 f"{row['peak_bytes'] / 1e6:.0f}",
                 f"{row['peak_over_weights']:.2f}",
+                f"{row['largest']:.2f}",
             )
             for row in rows
         ),

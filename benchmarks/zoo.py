@@ -21,19 +21,15 @@ change from the dense network.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-from harness import Row, kept_rows
-from zoo_comparison import compare
 from zoo_gptq import Compensated, input_moments
 from zoo_methods import Saved, calibrated_file, fixed_file
 from zoo_networks import NETWORKS
 from zoo_networks.calibration_inputs import SHAPES, calibration_inputs
-from zoo_rows import ALONE, Case
+from zoo_rows import ALONE, Case, run
 
 import opq
 
@@ -71,23 +67,6 @@ BY_GPTQ = ("minilm", "smollm2", "gpt5m")
 WAYS = ("opq", *WITH_INPUTS, "gptq", *ALONE[1:])
 
 
-def main() -> int:
-    """Make the rows that are missing, and compare; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--way", choices=WAYS, action="append")
-    parser.add_argument("--anew", nargs="?", const="all", choices=("all", *WAYS), help="make rows again")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.networks) - set(NETWORKS):
-        parser.error(f"unknown networks: {', '.join(sorted(unknown))}")
-    torch.set_num_threads(1)
-    names = arguments.networks or list(NETWORKS)
-    for name in names:
-        case = Case("zoo", NETWORKS[name], name, _place, arguments.anew)
-        _complete(case, arguments.way or WAYS)
-    return compare([row for row in kept_rows("zoo") if row["network"] in names])
-
-
 def _complete(case: Case, ways: Sequence[str]) -> None:
     """Make all rows of a network that are missing."""
     targets = CALIBRATED_TARGETS.get(case.name, TARGETS[case.name])
@@ -105,14 +84,15 @@ def _complete_gptq(case: Case, calibrations: Calibrations) -> None:
     """GPTQ's rows, and those of opq with the same inputs at their bytes."""
     method = "opq, calibrated"
     for setting, (bits, coded) in GPTQ.items():
-        case.add("gptq", setting, partial(_of_gptq, case, calibrations[method], bits, coded), data="inputs")
+        case.add("gptq", setting, partial(_of_gptq, case, calibrations, bits, coded), data="inputs")
     for row in case.rows():
         if row["method"] == "gptq":
             size, against = row["file_bytes"], f"gptq, {row['setting']}"
             case.add(method, f"{size:,} bytes", partial(calibrations.file, method, size), data="inputs", against=against)
 
 
-def _of_gptq(case: Case, calibration: opq.Calibration, bits: int, coded: bool) -> Saved:
+def _of_gptq(case: Case, calibrations: Calibrations, bits: int, coded: bool) -> Saved:
+    calibration = calibrations["opq, calibrated"]
     moments = input_moments(calibration.reference, calibration.inputs)
     names = {weight.ctypes.data: name for name, weight in case.tensors.weights.items()}
     return fixed_file(case.tensors, Compensated(bits, coded, moments, names))
@@ -138,9 +118,5 @@ class Calibrations(dict[str, opq.Calibration]):
         return calibrated_file(self[method], size)
 
 
-def _place(row: Row) -> tuple[int, int, float]:
-    return list(NETWORKS).index(row["network"]), WAYS.index(row["method"]), -row["file_bytes"]
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run("zoo", __doc__, NETWORKS, WAYS, _complete))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 
+import torch
 from harness import Row, keep_row, kept_rows
-from zoo_comparison import is_compared, is_target
+from zoo_comparison import compare, is_compared, is_target
 from zoo_methods import FIXED, SEARCHED, Saved, Tensors, fixed_file, opq_file, searched_ways
 from zoo_networks import Network
 
@@ -18,6 +20,43 @@ ALONE = ("opq", *dict.fromkeys(method for method, _ in FIXED), *SEARCHED)
 
 _ENOUGH = 0.99
 """Share of another file's bytes that opq is asked for at least."""
+
+
+def run(
+    table: str,
+    description: str | None,
+    networks: Mapping[str, Callable[[], Network]],
+    ways: Sequence[str],
+    complete: Callable[[Case, Sequence[str]], None],
+) -> int:
+    """Make the rows of a benchmark that are missing, as the command line asks, and compare.
+
+    Args:
+        table: Name of the benchmark and of its result file.
+        description: For --help.
+        networks: {name: function that loads it}.
+        ways: All ways, in the order of the rows.
+        complete: Makes the rows of a network, of some ways.
+
+    Returns:
+        The exit status, 1 if opq is behind anywhere.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(networks))
+    parser.add_argument("--way", choices=ways, action="append")
+    parser.add_argument("--anew", nargs="?", const="all", choices=("all", *ways), help="make rows again")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.networks) - set(networks):
+        parser.error(f"unknown networks: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+
+    def place(row: Row) -> tuple[int, int, float]:
+        return list(networks).index(row["network"]), ways.index(row["method"]), -row["file_bytes"]
+
+    names = arguments.networks or list(networks)
+    for name in names:
+        complete(Case(table, networks[name], name, place, arguments.anew), arguments.way or ways)
+    return compare([row for row in kept_rows(table) if row["network"] in names])
 
 
 class Case:

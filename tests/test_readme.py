@@ -68,7 +68,7 @@ def test_every_result_comes_from_reproduce(readme):
     benchmarks = {name for name, text in texts.items() if '__name__ == "__main__"' in text} - {"readme.py", "picture.py"}
     assert not quick & long
     assert quick | long == benchmarks
-    call = r'(?:save_result|keep_row|Case)\(\s*"(\w+)"'
+    call = r'(?:save_result|keep_row|run)\(\s*"(\w+)"'
     written = {result for name in quick | long for result in re.findall(call, texts[name])}
     assert {path.stem for path in (folder / "results").glob("*.json")} <= written
     assert {source for section in readme.SECTIONS.values() for source in section.sources} <= written

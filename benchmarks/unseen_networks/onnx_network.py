@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zoo_networks import Network
 
+from opq import dtypes
 from opq.checkpoints.onnx_file import read_onnx_file
 from opq.checkpoints.onnx_graph import GRAPH, reference_of, tensors_of, unpack_graph
+from opq.checkpoints.state import StateView
 
 PACKAGES = ROOT / ".unseen-packages"
 """The folder of requirements/unseen.lock, which `make unseen-packages` installs."""
@@ -39,10 +41,11 @@ class OnnxNetwork(Network):
     def __init__(
         self, name: str, kind: str, model: Path, batches: Sequence[Batch], outputs: Sequence[str] | None = None
     ) -> None:
-        self.name, self.kind, self.checkpoint = name, kind, model
+        self.name, self.kind = name, kind
         self.inputs = batches
         self.batches = [torch.from_numpy(np.ascontiguousarray(values)) for batch in batches for values in batch.values()]
         state = read_onnx_file(model)
+        self.checkpoint = _Floats(state)
         self._graph = unpack_graph(state[GRAPH])
         self._dense = {key: torch.from_numpy(np.array(state[key])) for key in state}
         self._outputs = outputs
@@ -59,7 +62,7 @@ class OnnxNetwork(Network):
         model = onnx.ModelProto.FromString(self._graph)
         for _, tensor, _ in tensors_of(model):
             if (reference := reference_of(tensor)) is not None:
-                values = state[reference[0]].numpy()
+                values = state.get(reference[0], self._dense[reference[0]]).numpy()
                 tensor.ClearField("external_data")
                 tensor.ClearField("data_location")
                 tensor.raw_data = (values.T if reference[1] else values).tobytes()
@@ -69,6 +72,19 @@ class OnnxNetwork(Network):
         names = self._outputs or [session.get_outputs()[0].name]
         results = [np.concatenate(session.run(names, dict(batch)), axis=-1) for batch in self.inputs]
         return torch.from_numpy(np.concatenate(results))
+
+
+class _Floats(StateView):
+    """The tensors of floating point of a model, which are what all ways store. opq would store graph and integers too."""
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return self._state[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._state if self._state.describe(name)[0] in dtypes.COMPRESSIBLE)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Decisions(OnnxNetwork):

@@ -16,6 +16,8 @@ from harness import ROOT
 from images import cache_folder
 from torch import Tensor, nn
 
+from opq.checkpoints import State
+
 PACKAGES = ROOT / ".zoo-packages"
 """The folder of requirements/zoo.lock, which `make zoo-packages` installs."""
 
@@ -53,14 +55,14 @@ class Network(ABC):
         measure_name: The measure and its unit.
         higher_is_better: Whether a higher measure is better.
         module: The network, in eval mode. Its state dict is what is compressed.
-        checkpoint: The file that opq is given in place of the state dict, if there is one.
+        checkpoint: What opq is given in place of the state dict, if there is something.
     """
 
     name: str
     kind: str
     measure_name: str
     higher_is_better = True
-    checkpoint: Path | None = None
+    checkpoint: State | None = None
 
     def __init__(self, module: nn.Module, batches: Sequence[Tensor]) -> None:
         self.module = module.float().eval().requires_grad_(False)

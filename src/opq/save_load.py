@@ -58,10 +58,11 @@ def save(
         ClusterError: There is no such cluster, or its workers fail.
         OpqError: See `opq.compress`.
     """
+    from opq.checkpoints.opq_state import parts_of
     from opq.compression.compress import compress, request_of
     from opq.compression.ray_workers import save_with_ray
 
-    for read in (source, *(base if isinstance(base, (list, tuple)) else [base])):
+    for read in (source, *parts_of(base)):
         if isinstance(read, str | os.PathLike):
             refuse_same(read, path)
     if ray is not None:

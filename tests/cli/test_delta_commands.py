@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from failures import failure
 from safetensors.numpy import load_file, save_file
 
 import opq
@@ -23,15 +24,6 @@ def folder(tmp_path, monkeypatch):
     for name, tensors in zip("abc", (a, b, c), strict=True):
         save_file(tensors, f"{name}.safetensors", metadata={"step": name})
     return tmp_path
-
-
-def failure(capsys, *arguments: str) -> str:
-    """The one line of a command that fails."""
-    assert main(list(arguments)) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("opq: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def same(one: str, two: str) -> bool:
@@ -123,6 +115,17 @@ def test_a_file_is_made_again(folder, capsys):
     assert same("dense.safetensors", "expected.safetensors")
     main(["compress", "c.opq", "--base", "a.safetensors", "-o", "other.opd"])
     assert "only a delta of a .opq file" in failure(capsys, "expand", "other.opd", "--base", "a.safetensors", "-o", "no.opq")
+
+
+def test_a_lossless_file_is_made_again_with_its_tensors(folder):
+    """A delta between two lossless .opq files gives a valid file with the tensors of the second, in adaptive planes."""
+    for name in "ac":
+        opq.save(f"{name}.safetensors", f"{name}.opq", lossless=True, speed="fast", progress=False)
+    assert main(["compress", "c.opq", "--base", "a.opq", "-o", "c.opd"]) == 0
+    assert main(["expand", "c.opd", "--base", "a.opq", "-o", "again.opq"]) == 0
+    assert (folder / "again.opq").read_bytes() == opq.compress("c.safetensors", lossless=True, speed="small").data
+    opq.expand("again.opq", "out.safetensors")
+    assert same("out.safetensors", "c.safetensors")
 
 
 def test_load_takes_a_base(folder):

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from failures import failure
 
 import opq
 from opq.atomic_file import write_file
@@ -20,15 +21,6 @@ def folder(tmp_path, monkeypatch):
     opq.save(tensors, "n.opq", ratio=4, progress=False)
     opq.expand("n.opq", "n.safetensors")
     return tmp_path
-
-
-def failure(capsys, *arguments: str) -> str:
-    """The one line of a command that fails."""
-    assert main(list(arguments)) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("opq: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def test_expand_refuses_a_name_that_its_format_reserves(folder, capsys):

@@ -4,6 +4,7 @@ import json
 import urllib.error
 
 import pytest
+from failures import failure
 
 import opq
 from opq.cli import main
@@ -52,15 +53,6 @@ def published(torchvision, monkeypatch):
     return networks
 
 
-def failure(capsys, status, *arguments):
-    """What a command that fails prints; an error has one line."""
-    assert main(list(arguments)) == status
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert status == 2 or printed.err.count("\n") == 1
-    return printed.err
-
-
 @pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:test_resnet"])
 def test_a_name_is_the_network_with_its_published_weights(work, published, name, capsys):
     """The file and the plan are those of the network in Python, with its buffers and the eps of its batch norms."""
@@ -103,10 +95,10 @@ def test_weights_of_another_network_are_named(work, capsys):
     torch.save({"first.weight": torch.zeros(30, 30), "other": torch.zeros(3)}, "a.pt")
     torch.save({"first.weight": torch.zeros(30, 31)}, "b.pt")
     options = ("--ratio", "4", "-o", "c.opq")
-    error = failure(capsys, 1, "compress", "network.py:make", "--weights", "a.pt", *options)
+    error = failure(capsys, "compress", "network.py:make", "--weights", "a.pt", *options)
     assert "a.pt belongs to another network: the file lacks 'first.bias' and " in error
     assert "the network lacks 'other'" in error
-    error = failure(capsys, 1, "compress", "network.py:make", "--weights", "b.pt", *options)
+    error = failure(capsys, "compress", "network.py:make", "--weights", "b.pt", *options)
     assert "b.pt belongs to another network: shapes differ in 'first.weight'\n" in error
 
 
@@ -126,7 +118,7 @@ def test_a_failed_download_is_one_line(work, published, monkeypatch, capsys, nam
         "timm.models._builder.load_state_dict_from_url",
     ):
         monkeypatch.setattr(place, fail)
-    found = failure(capsys, 1, "compress", name, "--ratio", "4", "-o", "a.opq")
+    found = failure(capsys, "compress", name, "--ratio", "4", "-o", "a.opq")
     assert f"no network '{name}': its weights cannot be downloaded ({type(error).__name__}: " in found
     assert "give a checkpoint" in found
 
@@ -158,7 +150,7 @@ def test_wrong_names_are_explained(work, torchvision, capsys, arguments, status,
     """Each is an error that names what is wrong."""
     pytest.importorskip("timm")
     for command in (["compress", "-o", "a.opq"], ["plan"]):
-        assert message in failure(capsys, status, *command, *arguments.split(), "--ratio", "4")
+        assert message in failure(capsys, *command, *arguments.split(), "--ratio", "4", status=status)
 
 
 def test_a_file_comes_before_a_network(work):

@@ -116,11 +116,7 @@ class FileState(State):
 
 
 def contents_of(file: BinaryIO) -> Contents:
-    """What differs after a file was replaced or written to.
-
-    Args:
-        file: The open file.
-    """
+    """The Contents of an open file."""
     status = os.fstat(file.fileno())
     # Not the device: machines of a cluster number the device of a shared file system differently.
     return Contents(status.st_ino, status.st_size, status.st_mtime_ns)

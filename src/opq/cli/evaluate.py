@@ -25,9 +25,9 @@ from opq.text_table import format_table
 def command(model: str, file: str | None, as_json: bool, **given: Any) -> None:
     """Print the accuracy of MODEL on the images, and the accuracy with the weights of a .opq FILE.
 
-    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. If its accuracy is not what you know, its
-    preprocessing differs: give --mean, --std and --input-size. The agreement is the percentage of images
-    that MODEL, dense and with the weights of FILE, assigns to the same class.
+    MODEL is torchvision:NAME, timm:NAME, package.module:factory or file.py:factory. If the accuracy is not the expected one,
+    give the preprocessing: --mean, --std and --input-size. The agreement is the percentage of images that MODEL, dense and with
+    the weights of FILE, assigns to the same class.
 
     Example: opq evaluate torchvision:resnet18 model.opq --data DIR
     """

@@ -41,8 +41,8 @@ def command(file: str, output: str, base: tuple[str, ...], like: str | None, wei
     If OUT ends in another way than .safetensors, .sft and .onnx, it is a folder for from_pretrained: the checkpoint, and copies
     of the config, the tokenizer and similar files.
 
-    If FILE is a delta, --base names what it was made from, which is checked. If that and OUT end in .opq, OUT is the .opq file
-    that the delta was made from.
+    If FILE is a delta, --base names what it was made from, which is checked. If that and OUT end in .opq, OUT has the codes and
+    steps of the .opq file that the delta was made from.
 
     Example: opq expand model.opq -o dense.safetensors
     """

@@ -91,14 +91,15 @@ def compress_delta(
 
 
 def complete(delta: DeltaFile, base: OpqFile) -> Layout:
-    """The .opq file that a delta was made from.
+    """The .opq file that a delta was made from: with the same tensors, codes and steps.
 
     Args:
         delta: The delta.
         base: Its base, which it was opened with.
 
     Returns:
-        The file in pieces: the same sections, except that tensors that are as in the base are stored as the base stores them.
+        The file in pieces. Its sections are the same, but tensors that are as in the base are stored as the base stores them,
+        and auxiliary tensors have adaptive planes, also if the file was a lossless one with fast planes.
     """
     alone: list[tuple[Entry, bytes]] = []
     auxiliary = []

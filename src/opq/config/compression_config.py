@@ -55,9 +55,9 @@ class CompressionConfig:
             only "auto" is valid.
         cost: What a byte target minimizes. "squared": the sum of squared errors, so that without dead zones all weights of
             one sensitivity share a step. "balanced": the sum of the relative squared errors of all weights, corrected for
-            their scales (`opq.rate_distortion.costs`); a token embedding that is also the head of a language model counts more.
-            "auto": squared with dead zones, in calibration and with a TwoStage target, where only "auto" and "squared" are
-            valid; otherwise balanced.
+            their scales (`opq.rate_distortion.costs`); a token embedding that is also the head of a language model counts
+            more, and so do the weights of recurrent layers. "auto": squared with dead zones, in calibration and with a TwoStage
+            target, where only "auto" and "squared" are valid; otherwise balanced.
         scales: Steps of single rows (`opq.rate_distortion.scales`). "none": one step per weight. "rows": in each weight with at
             least two dimensions the step of a row (axis 0) follows the row's mean magnitude, in eighths of an octave, so that
             relative errors of rows count alike. "auto": token embeddings as with "rows", recurrent weights with the root of the
@@ -80,10 +80,9 @@ class CompressionConfig:
             else "keep".
         speed: Which weights of at least 4,096 elements are coded for fast decoding, which is several times faster. "small":
             those that do not take more bytes. "balanced": those that take at most 2% more, as long as all weights together take
-            at most 0.5% more. "fast": all that can be. In a lossless file other tensors too, of at least 4,096
-            elements; with "balanced" if their bytes grow by at most 0.5%, which is measured where they have at most 4 MiB
-            together, and otherwise left to a sample.
-            `opq.finetune` always takes "small", because it predicts the bytes of its file.
+            at most 0.5% more. "fast": all that can be. In a lossless file other tensors too, of at least 4,096 elements; with
+            "balanced" if their bytes grow by at most 0.5%, which is measured where they have at most 4 MiB together, and
+            otherwise left to a sample. `opq.finetune` always takes "small", because it predicts the bytes of its file.
         batch_norm_eps: The eps of batch norms in a checkpoint without its modules, 0 <= eps < 1.
 
     Raises:
