@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 
-settings.register_profile("default", deadline=None, print_blob=True)
+# A law that asks for a number of examples gets its share of a hundred (thoroughness.py).
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=100)
+settings.register_profile("default", deadline=None, print_blob=True, max_examples=25)
 settings.register_profile("fast", deadline=None, max_examples=20)
-settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("ci", deadline=None, print_blob=True, max_examples=25, derandomize=True)
 # For mutants, whose tests must fail: the same examples each time, and no search for a smaller one.
 settings.register_profile("mutants", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-@pytest.fixture
-def network() -> dict[str, np.ndarray]:
+@pytest.fixture(scope="session")
+def read_only_network() -> dict[str, np.ndarray]:
     """A state dict like a small convolutional network's: weights, batch-norm, a bias, an integer counter."""
     rng = np.random.default_rng(0)
     state: dict[str, np.ndarray] = {}
@@ -34,7 +36,15 @@ def network() -> dict[str, np.ndarray]:
         state[f"{name}_bn.num_batches_tracked"] = np.array(1234, dtype=np.int64)
     state["fc.weight"] = rng.normal(scale=0.1, size=(10, 64)).astype(np.float32)
     state["fc.bias"] = rng.normal(size=10).astype(np.float32)
+    for array in state.values():
+        array.flags.writeable = False
     return state
+
+
+@pytest.fixture
+def network(read_only_network) -> dict[str, np.ndarray]:
+    """The same, for a test to change."""
+    return {name: array.copy() for name, array in read_only_network.items()}
 
 
 @pytest.fixture

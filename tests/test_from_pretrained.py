@@ -50,14 +50,15 @@ def make_folder(kind, path):
     return auto
 
 
-@pytest.fixture(params=CONFIGS)
-def case(request, tmp_path):
-    """(class of the network, a folder of it, the folder with coded weights, the .opq file)."""
-    auto = make_folder(request.param, tmp_path / "dense")
-    compressed = opq.compress(tmp_path / "dense", ratio=4, progress=False)
-    compressed.save(tmp_path / "network.opq")
-    opq.save_pretrained(compressed, tmp_path / "coded", like=tmp_path / "dense")
-    return auto, tmp_path
+@pytest.fixture(scope="module", params=CONFIGS)
+def case(request, torchvision, tmp_path_factory):
+    """(class of the network, the path of the folders `dense` and `coded` and of the file network.opq)."""
+    path = tmp_path_factory.mktemp("case")
+    auto = make_folder(request.param, path / "dense")
+    compressed = opq.compress(path / "dense", ratio=4, progress=False)
+    compressed.save(path / "network.opq")
+    opq.save_pretrained(compressed, path / "coded", like=path / "dense")
+    return auto, path
 
 
 def load(auto, folder):
@@ -98,16 +99,16 @@ def test_weights_are_small_on_disk(case):
     assert size <= (path / "network.opq").stat().st_size * 1.6 + 350 * tensors
 
 
-def test_save_pretrained_keeps_the_files(case, caplog):
+def test_save_pretrained_keeps_the_files(case, tmp_path, caplog):
     """A loaded network that is saved again has the same coded weights, byte for byte, also those that it merged (experts)."""
     auto, path = case
     network, _ = load(auto, path / "coded")
-    network.save_pretrained(path / "again")
-    with transformers_open(path / "coded") as one, transformers_open(path / "again") as two:
+    network.save_pretrained(tmp_path)
+    with transformers_open(path / "coded") as one, transformers_open(tmp_path) as two:
         assert set(one.keys()) == set(two.keys())
         assert all(torch.equal(one.get_tensor(name), two.get_tensor(name)) for name in one.keys())  # noqa: SIM118
     assert "saved dense" not in caplog.text
-    again, said = load(auto, path / "again")
+    again, said = load(auto, tmp_path)
     assert said == {}
     assert_equal(again.state_dict(), network.state_dict())
 
@@ -160,14 +161,14 @@ def test_another_dtype(tmp_path):
     assert_equal(half, {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in full.items()})
 
 
-def test_a_network_is_compressed_when_it_is_loaded(case):
+def test_a_network_is_compressed_when_it_is_loaded(case, tmp_path):
     """`quantization_config=OpqConfig(ratio=4)` compresses a dense network, and save_pretrained writes the coded weights."""
     auto, path = case
     network = auto.from_pretrained(path / "dense", quantization_config=opq.transformers.OpqConfig(ratio=4))
-    network.save_pretrained(path / "again")
+    network.save_pretrained(tmp_path)
     dense = (path / "dense" / "model.safetensors").stat().st_size
-    assert (path / "again" / "model.safetensors").stat().st_size < dense / 2
-    again, said = load(auto, path / "again")
+    assert (tmp_path / "model.safetensors").stat().st_size < dense / 2
+    again, said = load(auto, tmp_path)
     assert said == {}
     assert_equal(again.state_dict(), network.state_dict())
     with pytest.raises(opq.TargetError):

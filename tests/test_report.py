@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from headless import chromium, serving, show
 
 import opq
@@ -42,25 +43,27 @@ class Page(HTMLParser):
             pass
 
 
-@pytest.fixture
-def file(network, tmp_path):
-    """The path of a compressed network."""
-    opq.compress(network, ratio=8).save(tmp_path / "network.opq")
-    return tmp_path / "network.opq"
-
-
-@pytest.fixture
-def run(tmp_path):
-    """The folder of a training."""
-    (tmp_path / "run").mkdir()
+@pytest.fixture(scope="module")
+def file(read_only_network, tmp_path_factory):
+    """The path of a compressed network, in a folder with the dense one and a training."""
+    path = tmp_path_factory.mktemp("file") / "network.opq"
+    opq.compress(read_only_network, ratio=8).save(path)
+    safetensors.numpy.save_file(read_only_network, path.with_name("dense.safetensors"))
     rows = [{"epoch": n, "loss": 1.0 / (n + 1), "seconds": 2.0, "accuracy": 90.0 + n} for n in range(4)]
-    (tmp_path / "run" / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "run"
+    path.with_name("run").mkdir()
+    (path.with_name("run") / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def test_numbers_are_those_of_the_file(file, network, run):
+@pytest.fixture(scope="module")
+def text(file):
+    """The page of the network, with all that a page may have."""
+    dense, run = file.with_name("dense.safetensors"), file.with_name("run")
+    return opq.report(file, dense=dense, run=run, curve=True).html
+
+
+def test_numbers_are_those_of_the_file(file, network, text):
     """Bytes, zeros, ratio, errors and epochs are those that inspect, compare and the history give."""
-    text = opq.report(file, dense=network, run=run, curve=True).html
     page, found, compared = Page(text), opq.inspect(file), opq.compare(file)
     assert html.escape(found.summary()) in text
     assert f"{found.file_ratio:.1f}x" in text
@@ -78,9 +81,9 @@ def test_numbers_are_those_of_the_file(file, network, run):
     assert f"{100.0 * error:.3g}%" in page.cells
 
 
-def test_the_page_needs_nothing_else(file, network, run):
+def test_the_page_needs_nothing_else(text):
     """No script, and nothing is fetched: every reference is to the page itself; ids are unique; policy forbids the rest."""
-    page = Page(opq.report(file, dense=network, run=run, curve=True).html)
+    page = Page(text)
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -89,9 +92,9 @@ def test_the_page_needs_nothing_else(file, network, run):
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
-def test_every_picture_has_a_text_and_a_table(file, network, run):
+def test_every_picture_has_a_text_and_a_table(text):
     """Each picture is labelled, and has a table behind it."""
-    page = Page(opq.report(file, dense=network, run=run, curve=True).html)
+    page = Page(text)
     pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
     assert len(pictures) == 6
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in pictures)
@@ -113,7 +116,7 @@ def test_large_networks_have_small_pages(tmp_path):
     """A thousand layers make a page of less than a megabyte."""
     random = np.random.default_rng(0)
     state = {f"blocks.{n}.mlp.weight": random.laplace(size=(8, 8)).astype(np.float32) for n in range(1000)}
-    opq.compress(state, ratio=3).save(tmp_path / "n.opq")
+    opq.compress(state, sparsity=0.5, bits=3).save(tmp_path / "n.opq")
     text = opq.report(tmp_path / "n.opq").html
     assert len(text.encode()) < 1_000_000
     assert "without 600 others" in text
@@ -134,22 +137,20 @@ def test_networks_of_every_kind_have_a_report(tmp_path, lossless):
     assert "<svg" in opq.report(tmp_path / "bias.opq").html
 
 
-def test_the_command(file, network, tmp_path, capsys):
+def test_the_command(file, text, network, tmp_path, capsys):
     """`opq report` writes the page of `opq.report`; mistakes end in one line and write nothing."""
-    import safetensors.numpy
-
-    safetensors.numpy.save_file(network, tmp_path / "dense.safetensors")
+    dense, run = file.with_name("dense.safetensors"), file.with_name("run")
     page = tmp_path / "report.html"
     arguments = ["report", str(file), "-o", str(page)]
-    assert main([*arguments, "--dense", str(tmp_path / "dense.safetensors"), "--curve"]) == 0
+    assert main([*arguments, "--dense", str(dense), "--run", str(run), "--curve"]) == 0
     assert "report.html: " in capsys.readouterr().out
-    assert page.read_text() == opq.report(file, dense=tmp_path / "dense.safetensors", curve=True).html
+    assert page.read_text() == text
     mistakes = [
         (arguments, "use --force"),
         ([*arguments, "--force", "--curve"], "give it as dense (--dense)"),
         ([*arguments, "--force", "--run", str(tmp_path / "none")], "it has no history of a training"),
         (["report", str(file), "-o", str(file), "--force"], "it is the source that is being read"),
-        ([*arguments[:1], str(tmp_path / "dense.safetensors"), *arguments[2:], "--force"], "expected b'OPQ'"),
+        ([*arguments[:1], str(dense), *arguments[2:], "--force"], "expected b'OPQ'"),
     ]
     before = page.read_bytes()
     for given, message in mistakes:
@@ -169,13 +170,12 @@ def test_natural_order():
 
 @pytest.mark.slow
 @pytest.mark.skipif(chromium() is None, reason="needs chromium")
-def test_a_browser_shows_it(file, network, run, tmp_path):
+def test_a_browser_shows_it(text, tmp_path):
     """Chromium shows the page and asks for nothing else; with pictures from elsewhere and no policy it would."""
-    page = opq.report(file, dense=network, run=run, curve=True).html
-    policy = re.search(r"<meta http-equiv[^>]*>", page)[0]
+    policy = re.search(r"<meta http-equiv[^>]*>", text)[0]
     pictures = '<img src="/other.png" alt=""><img src="http://elsewhere.example/far.png" alt="">'
-    other = page.replace(policy, "").replace("<main>", f"<main>{pictures}")
-    with serving(tmp_path, {"/report.html": page.encode(), "/other.html": other.encode()}) as server:
+    other = text.replace(policy, "").replace("<main>", f"<main>{pictures}")
+    with serving(tmp_path, {"/report.html": text.encode(), "/other.html": other.encode()}) as server:
         assert show(server, "report.html", tmp_path / "profile").count("<svg") == 6
         assert [path for path in server.asked if not path.startswith("/time/")] == [
             "/report.html"

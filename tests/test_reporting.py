@@ -11,8 +11,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -28,7 +29,7 @@ TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(TENSORS, st.sampled_from([1, 4, 100]), st.integers(0, 9))
 def test_bytes_by_kind_add_up(shapes, values, seed):
     """The kinds add up to the file, and so do tensors and header. Codes and levels are the bytes of the weights."""

@@ -55,14 +55,15 @@ def run(network, x):
         return network(x, x) if isinstance(network, nn.Transformer) else network(x)
 
 
-@pytest.fixture(params=NETWORKS)
-def case(request, tmp_path):
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request, tmp_path_factory):
     """(a function that makes the network, an input, the path of its file)."""
     make, make_input = NETWORKS[request.param]
     torch.manual_seed(0)
     network = make().eval()
-    opq.save(network, tmp_path / "n.opq", ratio=6, progress=False)
-    return make, make_input(), tmp_path / "n.opq"
+    path = tmp_path_factory.mktemp("case") / "n.opq"
+    opq.save(network, path, ratio=6, progress=False)
+    return make, make_input(), path
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

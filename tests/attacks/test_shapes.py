@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from codec_strategies import bit_patterns
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -41,7 +42,7 @@ def is_usual(array: np.ndarray) -> bool:
     return bool((np.isfinite(magnitudes) & ((magnitudes == 0) | ((magnitudes > 1e-45) & (magnitudes < 1e38)))).all())
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@examples(60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("abc.", max_size=5), tensors(), max_size=4))
 def test_every_tensor_comes_back(state):
     """Names, shapes and dtypes are kept; auxiliary tensors come back bit for bit, weights as the values of fake_quantize."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 from torch import nn
 
 from opq.calibration.batch_norm_statistics import correct, input_statistics
@@ -96,7 +97,7 @@ def test_directions_of_other_outputs_have_one_over_their_power():
 
 
 @given(st.integers(1, 9), seeds)
-@settings(max_examples=30)
+@examples(30)
 def test_the_factor_is_that_of_the_inverse(size, seed):
     """U^T U is the inverse of the curvature over its mean diagonal, with DAMPING on the diagonal; its pivots are U_jj."""
     moments = correlated(size, seed)
@@ -121,7 +122,7 @@ def test_every_curvature_has_a_factor(scale, rank):
 
 
 @given(st.integers(2, 100), seeds, st.floats(0.05, 2.0))
-@settings(max_examples=20)
+@examples(20)
 def test_compensation_never_loses(size, seed, step):
     """At equal steps the codes cost at most slightly more than rounding to nearest, and with correlated columns far less."""
     weight, moments = normal(16, size, seed=seed + 1), correlated(size, seed)
@@ -138,7 +139,7 @@ def test_compensation_never_loses(size, seed, step):
 
 
 @given(seeds, st.floats(-0.9, 0.9), st.floats(0.1, 2.0), st.floats(0.1, 2.0))
-@settings(max_examples=30)
+@examples(30)
 def test_the_last_column_makes_up_for_the_first(seed, correlation, first, second):
     """Of two columns, the second is rounded at the place that minimises the error, given what the first has become."""
     weight = normal(20, 2, seed=seed)
@@ -151,7 +152,7 @@ def test_the_last_column_makes_up_for_the_first(seed, correlation, first, second
 
 
 @given(seeds, st.integers(-3, 3), st.integers(-3, 3))
-@settings(max_examples=20)
+@examples(20)
 def test_codes_do_not_depend_on_units(seed, rows, columns):
     """Weights and steps times powers of two, of rows or of columns with the curvature over them, give the same codes."""
     weight, moments = normal(6, 70, seed=seed), correlated(70, seed + 1)

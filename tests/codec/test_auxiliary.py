@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from codec_strategies import encode_file, same_bits
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thoroughness import examples
 
 from opq import dtypes
 from opq.codec.auxiliary import LARGEST_LINEAR_ERROR, LARGEST_RELATIVE_ERROR, STORAGES, largest_error, restore, store
@@ -37,7 +38,7 @@ def stored(array, requested):
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@examples(400)
 @example(np.array([1e300, *range(15)]), "uint8")
 @given(vectors(VALUES) | vectors(POSITIVE), st.sampled_from(STORAGES))
 def test_no_error_exceeds_the_stated_one(array, requested):
@@ -50,7 +51,7 @@ def test_no_error_exceeds_the_stated_one(array, requested):
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@examples(400)
 @given(vectors(VALUES) | vectors(POSITIVE))
 def test_the_stated_error_is_within_the_documented_one(array):
     """In 8 bits the error is 1/500 of the span plus float32 rounding, at most 2^-4 of the median magnitude; or 2^-6 of each

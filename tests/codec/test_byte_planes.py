@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from codec_strategies import AUXILIARY, SHAPES_WITH_EMPTY, bit_patterns, same_bits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
+from thoroughness import examples
 
 from opq import dtypes
 from opq.codec import _native
@@ -33,7 +34,7 @@ def test_packs_come_back_bit_for_bit(arrays):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(max_examples=20)
+@examples(20)
 @given(st.data())
 def test_each_dtype_comes_back_bit_for_bit(name, data):
     """A tensor of each dtype of the format comes back with every bit."""

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from codec_strategies import CODES, LARGEST
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq.codec.code_stream
 from opq.codec import _native
@@ -76,7 +77,7 @@ def test_codes_come_back(codes):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 24), st.integers(0, 24), st.integers(0, 2**32 - 1))
 def test_codes_of_every_shape_come_back(shape, bits, rare_bits, seed):
     """Codes of any width come back for rows and kernels of any size, also of more than 128 positions."""
@@ -127,7 +128,7 @@ def test_chunks_come_back(shape, scale, monkeypatch):
         check_decodes_or_fails(section[:at] + section[at + 1 :], shape)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(CODES, max_size=6), st.sampled_from([30, 2**22]))
 def test_a_batch_gives_what_single_sections_give(batch, chunk):
     """Sections that are decoded together give the codes they give alone, in one chunk or in several."""
@@ -168,7 +169,7 @@ def test_threads_share_the_jobs_of_a_list():
 KERNELS = st.sampled_from([(3, 3), (3, 3), (1, 2), (5, 5), (1, 1)])
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     st.lists(st.tuples(st.integers(1, 13), st.integers(1, 5), KERNELS), min_size=2, max_size=6),
     st.sampled_from([0.2, 1, 30, 4000]),
@@ -292,7 +293,7 @@ def test_the_gain_is_what_context_saves():
     assert context_gain([]) == ContextGain(1.0, 0.0)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.sampled_from(["laplace", "normal"]),
     st.integers(0, 1000),
@@ -330,7 +331,7 @@ def test_a_damaged_section_is_an_error_or_codes(codes, data):
     check_decodes_or_fails(bytes(section[: data.draw(st.integers(0, len(section)))]), codes.shape)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.integers(0, 22), st.binary(max_size=40), st.sampled_from([b"", b"\xff" * 12]), st.sampled_from(SHAPES))
 def test_any_bytes_are_an_error_or_codes(shift, stream, start, shape):
     """Random bytes give a FormatError or codes of the right shape and range."""

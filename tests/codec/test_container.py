@@ -31,8 +31,9 @@ from codec_strategies import (
     stepped,
     wrap,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq.numpy
 from opq import dtypes
@@ -61,7 +62,7 @@ def read_all(data: bytes) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60)
 @given(CONTENTS, st.dictionaries(TEXTS, TEXTS, max_size=3))
 def test_a_written_mapping_reads_back_equal(tensors, metadata):
     """Weights come back with codes, codebook, dtype and shape, auxiliary tensors bit for bit, and metadata as text."""
@@ -82,7 +83,7 @@ def test_a_written_mapping_reads_back_equal(tensors, metadata):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60)
 @given(CONTENTS, st.sampled_from(["exact", "float16", "uint8"]), st.randoms(use_true_random=False))
 def test_the_order_of_tensors_makes_no_difference(tensors, storage, random):
     """Tensors, packs and metadata in any order give the same file."""
@@ -327,7 +328,7 @@ def test_values_beyond_their_dtype_are_infinite_or_refused(kind):
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@examples(30)
 @given(CONTENTS)
 def test_paths_and_bytes_are_read_alike(tmp_path_factory, tensors):
     """Every reader gives the same tensors from a path as from the bytes."""

@@ -7,8 +7,9 @@ import zlib
 import numpy as np
 import pytest
 from codec_strategies import deflate, files, inflate, sections_of, small_file, with_columns, with_sections, wrap
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 from opq import dtypes
 from opq.codec.file_reader import OpqFile
@@ -126,7 +127,7 @@ def edits(draw, data: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@examples(300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_columns_are_harmless(data, draw):
     """With any edited header, and a correct checksum, a file is refused or read, also by `verify`."""
@@ -136,7 +137,7 @@ def test_edited_columns_are_harmless(data, draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@examples(300)
 @given(files() | st.just(SMALL), st.data())
 def test_edited_sections_are_harmless(data, draw):
     """With any edited sections, and correct checksums, each tensor is refused or read, also by `verify`."""
@@ -146,7 +147,7 @@ def test_edited_sections_are_harmless(data, draw):
         verify_or_refuse(changed)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.binary(max_size=100))
 def test_random_bytes_are_refused(data):
     """Bytes without a correct checksum are refused, whatever they start with."""
@@ -154,7 +155,7 @@ def test_random_bytes_are_refused(data):
         assert not read_or_refuse(start + data)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_random_bytes_under_right_checksums_are_harmless(header, body):
     """Random headers, deflated or not, with a correct checksum are refused or read."""

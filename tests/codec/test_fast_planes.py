@@ -11,6 +11,7 @@ import pytest
 from codec_strategies import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 
 from opq import dtypes
 from opq.codec import _native, fast_planes, section_choice
@@ -56,7 +57,7 @@ def decode(blocks: list[bytes], size: int) -> np.ndarray:
     return plane
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(PLANES)
 def test_bytes_come_back(plane):
     """Bytes of any spread come back from their blocks, none of which is longer than its bytes."""
@@ -65,7 +66,7 @@ def test_bytes_come_back(plane):
     assert np.array_equal(decode(blocks, len(plane)), plane)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.lists(st.sampled_from(sorted(dtypes.NUMPY)), min_size=1, max_size=4, unique=True), SIZES, st.integers(0, 2**32 - 1))
 def test_packs_come_back_bit_for_bit(kinds, size, seed):
     """Tensors of any dtypes come back in order from a fast pack, where floats and integers of a size share planes."""

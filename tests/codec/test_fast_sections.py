@@ -7,6 +7,7 @@ import pytest
 from codec_strategies import encode_file, leveled_as, on_trellis, scaled_as, stepped, trellised_as
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq.numpy
 from opq.codec import _native, fast_tables, section_choice
@@ -63,7 +64,7 @@ def test_codes_come_back(codes):
     assert np.array_equal(np.concatenate(list(decode_pieces(section, codes.shape))), codes.reshape(-1))
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(WEIGHTS.filter(lambda codes: codes[0].size > 1 or codes.ndim < 3))
 def test_codes_of_a_trellis_come_back(indices):
     """Codes that follow a trellis come back; patches do not disturb the states of their rows."""
@@ -75,7 +76,7 @@ def test_codes_of_a_trellis_come_back(indices):
     assert np.array_equal(decode_codes(section, codes.shape), codes)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(WEIGHTS, st.data())
 def test_rows_are_decoded_alone(codes, data):
     """Every index of axis 0 gives what NumPy gives of the whole weight, for every dtype."""
@@ -196,7 +197,7 @@ def test_codes_that_do_not_fit_have_no_fast_section():
         assert encode_fast(codes.shape, lambda start, stop, flat=flat: flat[start:stop]) is None
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=256).filter(any))
 def test_shares_are_near_frequencies(counts):
     """Shares sum to 4096, are positive where a symbol occurs, and cost at most 1% and 0.05 bits more than the entropy."""
@@ -213,7 +214,7 @@ def test_shares_are_near_frequencies(counts):
 CODES = ragged((70, 64), 1.5, 0.3, 11)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.data())
 def test_damaged_sections_are_refused_or_read(data):
     """A section with changed bytes, cut off or with more bytes, is a FormatError, or gives codes of its shape."""

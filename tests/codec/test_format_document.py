@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from codec_strategies import CODES, encode_file, files, sections_of, small_file, stepped, with_sections
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq.numpy
 from opq import dtypes
@@ -75,7 +76,7 @@ SHAPES = [
 ]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.sampled_from([*SHAPES, (2, 1, 12, 11), (3, 1, 129)]), st.integers(0, 24), st.integers(0, 2**32 - 1))
 def test_codes_of_every_shape_are_read_alike(shape, bits, seed):
     """Codes of any width are equal for rows and kernels of any size."""
@@ -94,7 +95,7 @@ def test_chunks_are_read_alike(shape, monkeypatch):
     assert reference_reader(chunk="40")(data) == described(opq.numpy.load(data))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(CODES, st.floats(2.0**-149, 2.0**100, width=32), st.sampled_from(sorted(dtypes.COMPRESSIBLE)))
 def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
     """Codes of any width and steps of any size, also subnormal ones, give equal values."""
@@ -106,7 +107,7 @@ def test_wide_codes_and_steps_are_read_alike(codes, step, kind):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@examples(200)
 @given(files(storages=["exact"]), st.data())
 def test_edited_files_are_read_alike(data, draw):
     """Any section that opq accepts has the same meaning for both readers, whether a writer produces it or not."""

@@ -8,8 +8,9 @@ import zlib
 import numpy as np
 import pytest
 from codec_strategies import TEXTS, deflate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 from opq import dtypes
 from opq.codec.byte_reader import varint
@@ -70,7 +71,7 @@ def test_metadata_have_one_order(header):
     assert encode_header(turned) == encode_header(header)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(headers(), st.data())
 def test_a_header_of_another_length_is_an_error(header, data):
     """Columns that are cut off or continued are a FormatError; so is such a deflate stream."""
@@ -85,7 +86,7 @@ def test_a_header_of_another_length_is_an_error(header, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@examples(300)
 @given(headers(), st.data())
 def test_a_changed_header_is_an_error_or_a_header(header, data):
     """Any change of the columns gives a FormatError, or a header that can be written and read again."""
@@ -100,7 +101,7 @@ def test_a_changed_header_is_an_error_or_a_header(header, data):
     assert decode_header(encode_header(changed)) == changed
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_an_error_or_a_header(data):
     """Random bytes, deflated or not, give a FormatError or a header."""

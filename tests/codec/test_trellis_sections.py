@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from codec_strategies import FLAT_SHAPES, INDICES, encode_file, leveled_as, on_trellis, sections_of, trellised_as
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq.codec.code_stream
 import opq.numpy
@@ -27,7 +28,7 @@ def test_codes_come_back(indices):
     assert np.array_equal(decode_codes(section, codes.shape), codes)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(FLAT_SHAPES, st.integers(0, 23), st.integers(0, 2**32 - 1))
 def test_chunks_come_back(shape, bits, seed):
     """Weights of several chunks come back; each row of a chunk begins in state 0."""

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from codec_strategies import deflate, encode_file, files, sections_of, small_file, stepped, wrap
-from hypothesis import given, settings
+from hypothesis import given
+from thoroughness import examples
 
 from opq.codec import _native
 from opq.codec.code_stream import encode_codes
@@ -21,7 +22,7 @@ from opq.errors import FormatError, SourceError
 from opq.quantization.compressed_tensor import CompressedTensor
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(files())
 def test_written_files_pass(data):
     """A written file passes, and its weights, tensors and sections are counted."""

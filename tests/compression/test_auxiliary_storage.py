@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from float16_errors import within_float16
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -78,7 +79,7 @@ SPREAD = np.random.default_rng(2).normal(size=64).astype(np.float32)
 FAR = {"running_mean": np.linspace(1000.0, 1001.0, 24, dtype=np.float32), "running_var": constant(1e-4)}
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(NORMS, LOSSY)
 @example(FAR, "float16")
 @example(FAR, "uint8")
@@ -108,7 +109,7 @@ def test_a_batch_norm_with_values_that_are_not_finite_is_exact(bad, part, reques
     assert all(found[name].tobytes() == values.tobytes() for name, values in state.items())
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(NORMS, LOSSY)
 def test_a_folded_batch_norm_keeps_its_function(norm, requested):
     """After folding, rounding changes the outputs by no more than that either."""
@@ -158,7 +159,7 @@ def test_usual_batch_norms_are_coarse():
     assert set(save(alone)[1].values()) == {"float16"}  # those are no batch norm, and each is judged alone
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(vector(st.floats(width=32) | numbers(-2.0, 2.0) | numbers(1.0, 1.25)), LOSSY, st.sampled_from([np.float32, np.float64]))
 @example(SPREAD, "uint8", np.float32)
 @example(np.append(np.ones(20, np.float32), np.float32(np.inf)), "uint8", np.float32)
@@ -191,7 +192,7 @@ NAMES = st.sampled_from(
 VALUES = vector(numbers(-2.0, 2.0) | numbers(1.0, 1.25) | st.sampled_from([2.0**-30, 1e6]))
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.dictionaries(NAMES, VALUES, max_size=9), st.sampled_from(["auto", "exact", "float16", "uint8"]))
 def test_no_storage_is_coarser_than_requested(vectors, requested):
     """With "exact" every bit stays, and with float16 nothing is on a grid of 8 bits; "auto" is float16."""

@@ -5,8 +5,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 from opq.compression.tied_head import tied_heads
@@ -62,7 +63,7 @@ def reference():
 
 
 @given(st.integers(-60, 60))
-@settings(max_examples=25)
+@examples(25)
 def test_a_common_scale_does_not_matter(power):
     """A network whose weights are all multiplied by one power of two has the same codes."""
     found = codes(network([2.0**power, 2.0 ** (power + 2), 2.0 ** (power - 1)]))
@@ -70,7 +71,7 @@ def test_a_common_scale_does_not_matter(power):
 
 
 @given(st.sampled_from(sorted(SHAPES)), st.integers(0, 12) | st.just(30))
-@settings(max_examples=25)
+@examples(25)
 @example("c", 30)
 def test_no_weight_vanishes_beside_larger_ones(name, power):
     """A weight that is far smaller than all others keeps non-zero codes: at least half as many as at a common scale."""

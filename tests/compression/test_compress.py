@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 from float16_errors import within_float16
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 from opq import dtypes
@@ -33,7 +34,7 @@ def test_a_ratio_is_met_closely(network, ratio):
 
 
 @pytest.mark.slow
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.35, 6.0), st.sampled_from(["float32", "float16", "bfloat16", "float64"]))
 def test_a_size_is_met_for_any_weights(seed, bits, dtype):
     """The size is met for random shapes, distributions and dtypes."""

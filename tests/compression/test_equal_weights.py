@@ -4,9 +4,10 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from thoroughness import examples
 
 import opq
 from opq.checkpoints import as_state
@@ -34,7 +35,7 @@ def network(picks, form, dtype="float32"):
 @given(
     picks=PICKS, form=st.sampled_from(["shared", "copies", "file"]), dtype=st.sampled_from(["float32", "float16", "float64"])
 )
-@settings(max_examples=40)
+@examples(40)
 def test_equal_values_are_found(picks, form, dtype):
     """A weight repeats the first one with its values, in memory and on disk; equal magnitudes or first rows do not suffice."""
     state = network(picks, form, dtype)
@@ -54,7 +55,7 @@ def test_equal_values_of_other_shapes_or_dtypes_are_other_weights():
 
 
 @given(picks=PICKS, form=st.sampled_from(["shared", "copies"]), options=st.sampled_from([0, 1, 2]))
-@settings(max_examples=25)
+@examples(25)
 def test_every_count_of_bytes_is_the_same(picks, form, options):
     """Plan, file and report have the same dense bytes; the ratio is met by them, and a plan predicts the size."""
     state = {**network(picks, form), "bias": np.arange(40, dtype=np.float32)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -42,7 +43,7 @@ def evaluate(norm, eps, x):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@examples(300)
 @given(NORMS, EPS, vector(st.floats(-100, 100, width=32)))
 def test_folding_keeps_the_function(norm, eps, x):
     """For every input the output is equal to within four units in the last place of its terms."""
@@ -69,7 +70,7 @@ def test_mean_and_variance_become_constants(norm, eps):
         assert changed["running_var"].tobytes() == norm["running_var"].tobytes()
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(NORMS, EPS)
 def test_folding_is_idempotent(norm, eps):
     """A folded batch norm changes by at most a few units in the last place."""

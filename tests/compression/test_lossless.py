@@ -7,9 +7,10 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -36,7 +37,7 @@ def same_bits(a, b):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@examples(200)
 @given(st.dictionaries(st.text("ab.", max_size=4), tensors(), min_size=1, max_size=5))
 def test_every_bit_comes_back(state):
     """Any tensors come back bit for bit, and the file passes `verify`."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -43,7 +44,7 @@ def test_a_size_is_met_within_half_a_percent(seed, bits, auxiliary):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 60))
-@settings(max_examples=60)
+@examples(60)
 def test_float16_has_a_relative_error_of_at_most_2_to_the_minus_11(seed, kind, size):
     """A tensor with a value that exceeds the error of float16 is stored bit for bit. In a tensor with negative values an error
     of 2^-16 of its root mean square is allowed, too.
@@ -65,7 +66,7 @@ def test_float16_has_a_relative_error_of_at_most_2_to_the_minus_11(seed, kind, s
 
 @pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "float64"]), st.integers(1, 80))
-@settings(max_examples=60)
+@examples(60)
 def test_eight_bits_have_the_documented_error(seed, kind, size):
     """The error of a vector of no batch norm is 2^-8 of its median magnitude, or 2^-9 of each value if none is negative; other
     vectors are stored as float16.

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 from opq.compression.row_scales import row_power
@@ -40,7 +41,7 @@ def test_names_and_shapes_decide(name, shape, power):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1.0]))
-@settings(max_examples=50)
+@examples(50)
 def test_scales_follow_a_power_of_the_magnitudes(seed, power):
     """Two rows whose magnitudes differ by k octaves have scales that differ by 8 k power, up to rounding; zero rows have 0."""
     magnitudes = np.exp2(np.random.default_rng(seed).uniform(-6.0, 6.0, 20))

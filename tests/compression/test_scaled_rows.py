@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 import opq.numpy
@@ -62,7 +63,7 @@ def test_a_plan_with_scales_predicts_the_size_of_its_file(network, rounding, rat
 
 @pytest.mark.parametrize("rounding", ["compensated", "deadzone"])
 @given(st.integers(0, 99), st.lists(st.integers(-4, 4), min_size=6, max_size=6))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_rows_of_other_magnitudes_have_the_same_codes(rounding, seed, octaves):
     """If rows are multiplied by powers of two whose product is 1, their scales rise by as much, and the codes are the same."""
     weight = np.random.default_rng(seed).laplace(size=(12, 40)).astype(np.float32)

@@ -7,8 +7,9 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 from opq.errors import WeightError
 from opq.quantization import trellis
@@ -57,7 +58,7 @@ def test_codes_follow_the_states(shape, seed, step):
 
 
 @given(st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=5))
-@settings(max_examples=60)
+@examples(60)
 def test_no_allowed_codes_have_less_error(row):
     """Of all codes that the states allow, and that keep zeros, none have less squared error."""
     weight = np.array([row], dtype=np.float32)

@@ -2,7 +2,8 @@
  *
  *     dump VECTORS
  *
- * VECTORS has for each file its size, 32 bits with the lowest byte first, and its bytes. Text and data are in hexadecimal. */
+ * VECTORS has for each file its size, 32 bits with the lowest byte first, and its bytes. Text and data are in hexadecimal, but
+ * for data of more than a megabyte, of which there is the CRC-32. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,16 @@ static void print_hex(const char *key, const void *data, size_t size) {
     putchar('"');
 }
 
+static uint32_t crc32_of(const unsigned char *data, size_t size) {
+    uint32_t table[256], crc = 0xFFFFFFFFu;
+    for (uint32_t k = 0; k < 256; k++) {
+        table[k] = k;
+        for (int bit = 0; bit < 8; bit++) table[k] = table[k] >> 1 ^ (table[k] & 1 ? 0xEDB88320u : 0);
+    }
+    for (size_t k = 0; k < size; k++) crc = crc >> 8 ^ table[(crc ^ data[k]) & 255];
+    return ~crc;
+}
+
 /* Memory of exactly this size, so that a sanitizer sees what is written or read beyond it. */
 static void *exactly(size_t size) {
     void *memory = malloc(size);
@@ -32,7 +43,8 @@ static void *exactly(size_t size) {
 
 static void print_read(const char *key, opq_status status, const void *data, size_t size, const opq_error *error) {
     putchar(',');
-    if (status == OPQ_OK) print_hex(key, data, size);
+    if (status == OPQ_OK && size > 1 << 20) printf("\"%s\":{\"crc32\":%u}", key, (unsigned)crc32_of(data, size));
+    else if (status == OPQ_OK) print_hex(key, data, size);
     else if (status == OPQ_MISUSE) printf("\"%s\":null", key);
     else printf("\"%s\":{", key), print_hex("error", error->message, strlen(error->message)), putchar('}');
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from amalgamate import amalgamate
 
 import opq.numpy
 
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZED = {"gcc": ("-Og", *SANITIZE), "clang": ("-O0", "-DOPQ_OWN_INFLATE", *SANITIZE)}
+"""{compiler: its options}; one with zlib, one without, and each as it compiles fastest."""
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 pytestmark = pytest.mark.slow  # a compiler takes seconds
 
@@ -24,25 +27,36 @@ DUMP = TESTS / "readers" / "dump.c"
 EXAMPLE = ROOT / "examples" / "c" / "list.c"
 
 
-def compiled(folder: Path, main: Path, *options: str, compiler: str = "cc") -> Path:
-    """A program with the reader in one file; the test is skipped if the compiler or zlib are missing."""
+def compiled(folder: Path, compiler: str, options: Sequence[str]) -> dict[Path, Path]:
+    """{main file: program with the reader in one file}; the test is skipped if the compiler or zlib are missing."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not here")
     (folder / "opq.c").write_text(amalgamate())
-    program = folder / "program"
+    call = [compiler, "-std=c11", *WARNINGS, *options, f"-I{ROOT / 'include'}"]
     link = [] if "-DOPQ_OWN_INFLATE" in options else ["-lz"]
-    sources = [folder / "opq.c", main]
-    done = subprocess.run(
-        [compiler, "-std=c11", *WARNINGS, *options, f"-I{ROOT / 'include'}", *sources, "-o", program, *link, "-lm"],
-        capture_output=True,
-        text=True,
-    )
-    if "zlib.h" in done.stderr or "-lz" in done.stderr:
-        pytest.skip("zlib's header is not here; install zlib1g-dev")
-    if SANITIZE[0] in options and done.returncode and "san" in done.stderr.splitlines()[-1]:
-        pytest.skip(f"{compiler} has no sanitizers here")
-    assert done.returncode == 0, done.stderr
-    return program
+    programs = {main: folder / main.stem for main in (DUMP, EXAMPLE)}
+    commands = [[*call, "-c", folder / "opq.c", "-o", folder / "opq.o"]]
+    commands += [[*call, folder / "opq.o", main, "-o", program, *link, "-lm"] for main, program in programs.items()]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "zlib.h" in done.stderr or "-lz" in done.stderr:
+            pytest.skip("zlib's header is not here; install zlib1g-dev")
+        if {*SANITIZE} <= {*options} and done.returncode and "san" in done.stderr.splitlines()[-1]:
+            pytest.skip(f"{compiler} has no sanitizers here")
+        assert done.returncode == 0, done.stderr
+    return programs
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> dict[Path, Path]:
+    """Programs without sanitizers."""
+    return compiled(tmp_path_factory.mktemp("plain"), "cc", ["-O1"])
+
+
+@pytest.fixture(scope="module", params=SANITIZED)
+def sanitized(request, tmp_path_factory) -> dict[Path, Path]:
+    """Programs with sanitizers, of each compiler."""
+    return compiled(tmp_path_factory.mktemp(request.param), request.param, SANITIZED[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -51,33 +65,29 @@ def files() -> dict[str, bytes]:
     return vectors(changed=100)
 
 
-def test_c_reads_and_refuses_what_python_does(files, tmp_path):
+def test_c_reads_and_refuses_what_python_does(files, programs, tmp_path):
     """Every file gives the same names, dtypes, shapes, values and codes as in Python, or is refused for the same part."""
-    found = run_reader([compiled(tmp_path, DUMP, "-O1")], files, tmp_path)
+    found = run_reader([programs[DUMP]], files, tmp_path)
     assert not (wrong := all_differences(files, found)), wrong
     assert any("error" in of for of in found)
     assert any("tensors" in of for of in found)
 
 
-@pytest.mark.parametrize(("compiler", "options"), [("gcc", []), ("clang", ["-DOPQ_OWN_INFLATE"])])
-def test_c_is_clean_under_sanitizers(tmp_path, compiler, options):
+def test_c_is_clean_under_sanitizers(files, sanitized, tmp_path):
     """With both compilers, with zlib and without, no file makes the reader read or write where it must not."""
-    program = compiled(tmp_path, DUMP, "-g", "-O1", *SANITIZE, *options, compiler=compiler)
-    files = vectors(changed=100)
-    assert not (wrong := all_differences(files, run_reader([program], files, tmp_path))), wrong
+    assert not (wrong := all_differences(files, run_reader([sanitized[DUMP]], files, tmp_path))), wrong
 
 
-def test_costly_files_are_refused(tmp_path):
+def test_costly_files_are_refused(programs, tmp_path):
     """Files that would cost a careless reader minutes or gigabytes are read as in Python."""
     files = costly()
-    found = run_reader([compiled(tmp_path, DUMP, "-O1")], files, tmp_path)
+    found = run_reader([programs[DUMP]], files, tmp_path)
     assert not (wrong := all_differences(files, found)), wrong
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_the_example_lists_tensors(tmp_path, compiler):
+def test_the_example_lists_tensors(sanitized):
     """examples/c/list.c prints a line for each tensor of the golden files, and one line about a file that it cannot read."""
-    program = compiled(tmp_path, EXAMPLE, "-g", "-O0", *SANITIZE, compiler=compiler)
+    program = sanitized[EXAMPLE]
     golden = sorted((TESTS / "golden").glob("*.opq"))
     assert golden
     for path in golden:

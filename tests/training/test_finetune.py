@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prepared_networks import STEEP, check_invariants, codes_of, masks_and_steps, optimizers, steps_in
 from safetensors.torch import save_file
 from small_networks import flat, images, make, to_ratio
+from thoroughness import examples
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,7 +41,7 @@ ONE = opq.TrainingConfig(epochs=1)
     max_grad_norm=st.sampled_from([None, 0.1, 10.0]),
     steps=st.integers(1, 5),
 )
-@settings(max_examples=40)
+@examples(40)
 def test_no_optimizer_changes_masks_or_steps(kind, optimizer, target, narrow, max_grad_norm, steps):
     """Under SGD with momentum and weight decay, AdamW, autocast and clipping, pruned weights stay exactly zero, kept ones stay
     nonzero and in their codebook, and masks and steps stay; and `opq.verify` accepts the file, which has the same zeros.
@@ -144,7 +145,7 @@ def test_the_byte_target_is_met_after_training(ratio):
 
 
 @given(share=st.floats(0.75, 1.1), seed=st.integers(0, 5))
-@settings(max_examples=20)
+@examples(20)
 def test_reduced_codes_meet_any_size_in_reach(share, seed):
     """Codes are lowered, never to zero, and only if the size needs it; masks, steps and signs stay. Else there is an error."""
     torch.manual_seed(seed)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thoroughness import examples
 
 import opq
 from opq.zoo.image_data import SUFFIXES, open_images, sample_images
@@ -34,7 +35,7 @@ def grey(path, value, size=8):
 
 
 @given(training=NAMES, data=st.data(), part=st.sampled_from(["val", "test", "validation"]))
-@settings(max_examples=25)
+@examples(25)
 def test_test_images_have_the_numbers_of_the_training_classes(training, data, part):
     """A class has the same number in both parts: its place in the sorted names of the training classes."""
     testing = data.draw(st.sets(st.sampled_from(sorted(training)), min_size=1))

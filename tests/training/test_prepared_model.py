@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from float16_errors import within_float16
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from prepared_networks import check_invariants, masks_and_steps
 from safetensors.torch import load_file, save_file
 from small_networks import KINDS, make, to_ratio
+from thoroughness import examples
 from torch import nn
 
 import opq
@@ -251,7 +252,7 @@ def test_a_file_is_a_start(kind, options):
     seed=st.integers(0, 9),
     data=st.data(),
 )
-@settings(max_examples=30)
+@examples(30)
 def test_an_export_is_within_the_budget_and_changes_nothing(kind, target, growth, batches, seed, data):
     """`export` leaves the network prepared, and its tensors and the modes of its modules unchanged, bit for bit. The file is
     within the budget. It reads back as the network's own values, vectors with the error of float16, or, if codes were lowered,

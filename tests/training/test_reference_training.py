@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thoroughness import examples
 from torch import nn
 
 import opq
@@ -182,7 +183,7 @@ def train_by_hand(training, weight, bias, batches, teacher):
     taught=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_training_follows_the_config(seed, taught, **numbers):
     """Schedule, clipping, Nesterov momentum, weight decay, average and loss together give the weights of the reference."""
     rng = np.random.default_rng(seed)
