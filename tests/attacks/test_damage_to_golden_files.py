@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from thoroughness import one_in, some
 
 import opq
 import opq.numpy
@@ -36,7 +37,7 @@ def refuses(data: bytes) -> bool:
 def test_every_truncation_is_refused(path):
     """A file that is cut off at any length is refused when it is opened."""
     data = path.read_bytes()
-    for length in range(len(data)):
+    for length in one_in(5, range(len(data))):
         with pytest.raises(FormatError):
             OpqFile(data[:length])
 
@@ -46,7 +47,7 @@ def test_every_truncation_is_refused(path):
 def test_every_changed_byte_is_refused(path):
     """A file with a changed byte, in one bit or in all, is refused at every position."""
     data = bytearray(path.read_bytes())
-    for at in range(len(data)):
+    for at in one_in(5, range(len(data))):
         mask = 0xFF if at % 2 else 1 << at // 2 % 8
         data[at] ^= mask
         assert refuses(bytes(data)), f"byte {at}"
@@ -59,7 +60,7 @@ def test_every_reader_refuses_a_damaged_file(path, tmp_path, capsys):
     data = path.read_bytes()
     chance = random.Random(0)  # noqa: S311 - places, not secrets
     target = tmp_path / "f.opq"
-    for at in chance.sample(range(len(data)), 40):
+    for at in chance.sample(range(len(data)), some(15, 40)):
         changed = bytearray(data)
         changed[at] ^= chance.randrange(1, 256)
         target.write_bytes(changed)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from codec_strategies import small_file
+from thoroughness import some
 
 import opq.numpy
 from opq.codec.file_reader import OpqFile
@@ -25,7 +26,7 @@ def open_handles() -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open handles are counted on Linux")
 def test_reading_leaks_no_handles_and_no_memory(tmp_path):
-    """After a thousand valid and damaged files, read completely or in part, no handle is open and no memory is kept."""
+    """After hundreds of valid and damaged files, read completely or in part, no handle is open and no memory is kept."""
     whole, damaged = tmp_path / "whole.opq", tmp_path / "damaged.opq"
     whole.write_bytes(small_file())
     damaged.write_bytes(small_file()[:-1] + bytes([small_file()[-1] ^ 1]))
@@ -48,14 +49,15 @@ def test_reading_leaks_no_handles_and_no_memory(tmp_path):
         load()
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        for _ in range(250):  # four files each
+        rounds = some(80, 250)  # of four files each
+        for _ in range(rounds):
             load()
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
     assert open_handles() == handles
-    assert grown < 100_000
+    assert grown < 400 * rounds
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file each"])

@@ -43,7 +43,7 @@ def test_processes_and_threads_make_no_difference(network, tmp_path):
         hashlib.sha256(opq.compress(network, **options).data).hexdigest()
         for options in ({"ratio": 8}, {"sparsity": 0.7, "bits": 3, "auxiliary": "float16"})
     ]
-    for threads, hash_seed in ((1, "0"), (2, "1"), (2, "random")):
+    for threads, hash_seed in ((1, "0"), (2, "random")):
         assert digests(tmp_path / "n.safetensors", threads=threads, hash_seed=hash_seed) == expected
 
 

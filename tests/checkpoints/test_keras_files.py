@@ -190,12 +190,12 @@ def test_a_crash_of_the_library_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_bomb_does_not_fill_the_memory(tmp_path):
-    """A chunk that inflates to far more than its size ends in one line, within 1.2 GB of memory."""
+    """A chunk of 3 MB that inflates to 2 GB ends in one line, within 1.2 GB of memory."""
     deflate = zlib.compressobj(9, wbits=-15)
     zeros = deflate.compress(bytes(2**24)) + deflate.flush(zlib.Z_FULL_FLUSH)
     with h5py.File(tmp_path / "m.h5", "w") as file:
         dataset = file.create_dataset("x", (1024,), "f4", chunks=(1024,), compression="gzip")
-        dataset.id.write_direct_chunk((0,), b"\x78\x9c" + 256 * zeros)
+        dataset.id.write_direct_chunk((0,), b"\x78\x9c" + 128 * zeros)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest of all earlier processes, in kB
     with pytest.raises(opq.SourceError, match="a damaged HDF5 file"):
         as_state(tmp_path / "m.h5")

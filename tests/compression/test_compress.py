@@ -7,7 +7,7 @@ import pytest
 from float16_errors import within_float16
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from thoroughness import examples
+from thoroughness import examples, one_in
 
 import opq
 from opq import dtypes
@@ -297,10 +297,16 @@ def test_a_file_that_expands_too_far_is_refused():
         opq.compress(state, sparsity=0.5, bits=4)
 
 
+REAL = [
+    (name, ratio)
+    for name in ("resnet20_cifar10", "resnet56_cifar10", "mobilenet_v1_0.75_imagenet")
+    for ratio in one_in(3, (10, 4, 20, 40))
+]
+
+
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["resnet20_cifar10", "resnet56_cifar10", "mobilenet_v1_0.75_imagenet"])
-@pytest.mark.parametrize("ratio", [4, 10, 20, 40])
+@pytest.mark.parametrize(("name", "ratio"), REAL)
 def test_real_networks_meet_their_ratios(data_folder, name, ratio):
     """Files of pretrained networks take at most dense / ratio bytes, and at least 98% of that."""
     compressed = opq.compress(data_folder / "weights" / f"{name}.safetensors", ratio=ratio)

@@ -18,8 +18,7 @@ from opq.training.run_folder import CHECKPOINT, RunFolder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ema_decay", [None, 0.9], ids=["plain", "averaged"])
-@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize(("stop", "ema_decay"), [(1, None), (2, 0.9)], ids=["plain", "averaged"])
 def test_a_resumed_run_gives_the_same_bytes(tmp_path, stop, ema_decay):
     """A run that is interrupted after any epoch and started again gives the file of one that was never interrupted."""
     training = TrainingConfig(epochs=3, ema_decay=ema_decay, label_weight=0.5)

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import cache, wraps
 
 import pytest
 import torch
@@ -36,6 +37,13 @@ def pretrained(model, batches, loss, steps=300):
     return model.eval()
 
 
+def made_once(make):
+    """A function that gives copies of what `make` returns: networks take longer to pretrain than to finetune."""
+    kept = cache(make)
+    return wraps(make)(lambda *arguments: copy.deepcopy(kept(*arguments)))
+
+
+@made_once
 def regression():
     """Three values of twelve."""
     torch.manual_seed(0)
@@ -45,6 +53,7 @@ def regression():
     return pretrained(model, batches, lambda m, b: functional.mse_loss(m(b[0]), b[1])), batches, {}
 
 
+@made_once
 def several_labels():
     """Five labels for each input, none of which excludes another."""
     torch.manual_seed(0)
@@ -55,6 +64,7 @@ def several_labels():
     return pretrained(model, batches, lambda m, b: loss(m(b[0]), b[1])), batches, {"loss": "binary_cross_entropy"}
 
 
+@made_once
 def segmentation():
     """A class for each pixel of images that are wider than high."""
     torch.manual_seed(0)
@@ -85,6 +95,7 @@ def detection_loss(outputs, batch):
     return boxes + functional.cross_entropy(outputs["scores"], batch["target"]["classes"])
 
 
+@made_once
 def detection():
     """Batches are mappings, whose labels are a mapping too; the loss is a function."""
     torch.manual_seed(0)
@@ -302,16 +313,22 @@ def translation(transformers):
     return transformers.T5ForConditionalGeneration(config), [{"input_ids": p, "labels": p.flip(1)} for p in tokens.split(8)]
 
 
+@made_once
+def language_network(make):
+    """A network of transformers after some training, and its batches."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model, batches = make(transformers)
+    return pretrained(model.train(), batches, lambda m, b: m(**b).loss, steps=200), batches
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("make", [causal, encoder, translation])
 def test_transformers_finetune_with_their_own_loss(make, taught):
     """BERT-, GPT-2- and T5-like networks train on their own loss, or learn from their dense form."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    model, batches = make(transformers)
-    pretrained(model.train(), batches, lambda m, b: m(**b).loss, steps=200)
+    model, batches = language_network(make)
     options = {"teacher": "dense"} if taught else {}
     training = replace(FEW, epochs=12, mask_update_epochs=6, learning_rate=0.05, temperature=1.0)
     check(model, batches, options, ratio=16.0, training=training)
