@@ -20,7 +20,7 @@ LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check base mutants reproduce reproduce-quick peers docs zoo-packages unseen-packages fuzz corpus portable sanitize c js clean
+.PHONY: help demo test test-fast test-thorough check base mutants reproduce reproduce-quick peers docs zoo-packages unseen-packages fuzz corpus portable sanitize c js clean
 
 help:  ## Show all targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 17
@@ -28,11 +28,18 @@ help:  ## Show all targets
 demo: .venv/ready  ## Train a small network, compress it, load it back, and compare
 	$(BIN)/python examples/digits.py
 
+# A worker per core, each with one thread; tests of a file mostly stay together, as they share imports and fixtures.
+test test-fast test-thorough: export OMP_NUM_THREADS = 1
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: check .venv/ready base portable  ## Everything that must hold: lint, types, tests, and tests without PyTorch
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST)
 
 test-fast: .venv/ready  ## The tests that take less than about a second each, for the developer's loop
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --hypothesis-profile fast
+	$(PYTEST) -m "not slow" --hypothesis-profile fast
+
+test-thorough: .venv/ready  ## All tests with more examples, places and repetitions, before a release: a quarter of an hour
+	$(PYTEST) --hypothesis-profile thorough
 
 check: .venv/ready  ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -90,7 +97,7 @@ sanitize: .venv/ready  ## Tests that code and decode, with AddressSanitizer and 
 	gcc -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -shared -fPIC \
 		-DPy_LIMITED_API=0x030B0000 -I$(INCLUDE) -o build/sanitized/opq/codec/_native.abi3.so src/opq/codec/native/module.c
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest $(CODEC_TESTS) tests/attacks/test_corpus.py
+		PYTHONMALLOC=malloc PYTHONPATH=build/sanitized $(BIN)/python -m pytest --hypothesis-profile thorough $(CODEC_TESTS) tests/attacks/test_corpus.py
 
 c: build/c/opq.c  ## The reader without Python as one header and one source, build/c/opq.h and build/c/opq.c
 

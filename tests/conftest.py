@@ -12,9 +12,9 @@ from hypothesis import Phase, settings
 
 # A law that asks for a number of examples gets its share of a hundred (thoroughness.py).
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=100)
-settings.register_profile("default", deadline=None, print_blob=True, max_examples=25)
-settings.register_profile("fast", deadline=None, max_examples=20)
-settings.register_profile("ci", deadline=None, print_blob=True, max_examples=25, derandomize=True)
+settings.register_profile("default", deadline=None, print_blob=True, max_examples=20)
+settings.register_profile("fast", deadline=None, max_examples=10)
+settings.register_profile("ci", deadline=None, print_blob=True, max_examples=20, derandomize=True)
 # For mutants, whose tests must fail: the same examples each time, and no search for a smaller one.
 settings.register_profile("mutants", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ci" if os.environ.get("CI") else "default")

@@ -1,4 +1,4 @@
-"""How much the tests try: a part of it in the default suite, all of it with `make test-thorough`."""
+"""How much the tests try: a part of it in the default suite, all of it with `make test-thorough` and `make mutants`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import settings
 
-THOROUGH = settings.get_current_profile_name() == "thorough"
+THOROUGH = settings.get_current_profile_name() in ("thorough", "mutants")
 
 
 def examples(number: int, **options: Any) -> settings:

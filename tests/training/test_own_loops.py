@@ -9,6 +9,7 @@ import pytest
 import torch
 from prepared_networks import check_invariants, masks_and_steps
 from small_networks import images, make, to_ratio
+from thoroughness import some
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -210,7 +211,8 @@ LOOPS = {
 @pytest.mark.filterwarnings("ignore")  # those of Lightning and Transformers
 def test_every_loop_is_as_good_as_finetune(tmp_path):
     """On five seeds the files of all loops meet the target, are never worse than without training, and on average within half
-    a point of `opq.finetune`; after a plan, which fixes masks and the values of the start, within one point.
+    a point of `opq.finetune`; after a plan, which fixes masks and the values of the start, within one point. The default
+    suite tries three seeds for a plan, and for the loop without a scheduler.
     """
     drops = {name: [] for name in LOOPS}
     for seed in SEEDS:
@@ -220,6 +222,8 @@ def test_every_loop_is_as_good_as_finetune(tmp_path):
         opq.finetune(model, loader_of(data), to_ratio(48.0), opq.TrainingConfig(epochs=EPOCHS, seed=seed))
         finetuned = top1(model, test)
         for name, loop in LOOPS.items():
+            if name in ("two lines", "a plan") and seed not in SEEDS[: some(3, 5)]:
+                continue
             torch.manual_seed(seed)
             prepared = after_a_plan(dense) if name == "a plan" else opq.prepare(copy.deepcopy(dense), ratio=48)
             loop(prepared, data, tmp_path)
