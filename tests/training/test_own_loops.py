@@ -22,7 +22,7 @@ from opq.training.device import to_channels_last
 from opq.training.trainer import seed_everything
 
 EPOCHS, SEEDS = 6, range(5)
-STEPS = 20  # of an epoch
+STEPS = some(10, 20)  # of an epoch
 
 
 def blobs(seed):
@@ -211,8 +211,8 @@ LOOPS = {
 @pytest.mark.filterwarnings("ignore")  # those of Lightning and Transformers
 def test_every_loop_is_as_good_as_finetune(tmp_path):
     """On five seeds the files of all loops meet the target, are never worse than without training, and on average within half
-    a point of `opq.finetune`; after a plan, which fixes masks and the values of the start, within one point. The default
-    suite tries three seeds for a plan, and for the loop without a scheduler.
+    a point of `opq.finetune`; after a plan, which fixes masks and the values of the start, within one point. In the default
+    suite, which trains half as long, those without a scheduler are behind by up to twice as much, and try three seeds.
     """
     drops = {name: [] for name in LOOPS}
     for seed in SEEDS:
@@ -233,7 +233,9 @@ def test_every_loop_is_as_good_as_finetune(tmp_path):
             assert accuracy >= untrained, (name, seed)
             drops[name].append(finetuned - accuracy)
     means = {name: sum(drop) / len(drop) for name, drop in drops.items()}
-    assert {name: mean for name, mean in means.items() if mean > (1.0 if name == "a plan" else 0.5)} == {}
+    short = some(2, 1)
+    allowed = {"two lines": 0.5 * short, "a plan": 1.0 * short}
+    assert {name: mean for name, mean in means.items() if mean > allowed.get(name, 0.5)} == {}
 
 
 @pytest.mark.slow
