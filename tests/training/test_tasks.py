@@ -330,5 +330,5 @@ def test_transformers_finetune_with_their_own_loss(make, taught):
     """BERT-, GPT-2- and T5-like networks train on their own loss, or learn from their dense form."""
     model, batches = language_network(make)
     options = {"teacher": "dense"} if taught else {}
-    training = replace(FEW, epochs=12, mask_update_epochs=6, learning_rate=0.05, temperature=1.0)
+    training = replace(FEW, epochs=8, mask_update_epochs=4, learning_rate=0.05, temperature=1.0)
     check(model, batches, options, ratio=16.0, training=training)
