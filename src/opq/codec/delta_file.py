@@ -84,16 +84,16 @@ class DeltaFile(OpqFile):
 
     def stored_section(self, number: int) -> bytes:
         """The bytes of a section as they are in the file; FormatError if their checksum does not match."""
-        return super().section(number)
+        return bytes(super().section_view(number))
 
-    def section(self, number: int) -> bytes:
+    def section_view(self, number: int) -> bytes | memoryview:
         """The bytes of a section; of codes that differ from the base's, the section without a base."""
-        data = super().section(number)
+        data = super().section_view(number)
         first = self.members(number)[0]
         if not first.is_weight or self._base is None or not self._is_in_base(first):
             return data
         with self._naming(first.name):
-            return decode_codes_of(data, first, self.of_base(first))
+            return decode_codes_of(bytes(data), first, self.of_base(first))
 
     def __getitem__(self, name: str) -> Content:
         """As OpqFile."""

@@ -62,7 +62,7 @@ class DirectWeight:
         return np.asarray(codebook_of(self.codebook.step, np.array([scale]), None).values(codes[None], self.entry.dtype)[0])
 
 
-def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[DirectWeight]:
+def direct_weights(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> list[DirectWeight]:
     """The weights that can be decoded to values: those of fast sections whose columns have no scales.
 
     Args:
@@ -84,7 +84,7 @@ def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
     return found
 
 
-def _parse(section: bytes, entry: Entry) -> tuple[Codebook, FastSection, NDArray[np.uint8]] | None:
+def _parse(section: bytes | memoryview, entry: Entry) -> tuple[Codebook, FastSection, NDArray[np.uint8]] | None:
     codebook, codes = split(section, entry)
     scaled = codebook if isinstance(codebook, ScaledCodebook) else None
     if not is_fast(codes) or (scaled is not None and (scaled.columns is not None or len(entry.shape) < 2)):
@@ -117,7 +117,7 @@ def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.gener
     return arrays
 
 
-def weight_values(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
+def weight_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
     """The values of weights of any kind, decoded on all cores.
 
     Args:

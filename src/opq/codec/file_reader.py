@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from opq.codec import _native
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
 from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
@@ -62,7 +61,11 @@ class OpqFile(Mapping[str, Content]):
         self._lock = threading.Lock()
         self._packs = KeptPacks(self._decode_pack)
         self._last: tuple[int, CompressedTensor] | None = None
-        self._path = None if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
+        self._memory: memoryview | None = None
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            source = bytes(source)  # what could change is copied
+            self._memory = memoryview(source)
+        self._path = None if isinstance(source, bytes) else os.fspath(source)
         self._file = open_bytes(source)
         try:
             self._open(max_bytes)
@@ -77,10 +80,10 @@ class OpqFile(Mapping[str, Content]):
             self.file_bytes = self._file.seek(0, os.SEEK_END)
         except OSError:
             raise SourceError(self._path or "the file", IRREGULAR) from None
-        prefix = self._read(0, min(PREFIX.size, self.file_bytes))
+        prefix = bytes(self._read(0, min(PREFIX.size, self.file_bytes)))
         length, checksum = read_start(prefix, self._magic, self.file_bytes)
-        packed = self._read(PREFIX.size, length)
-        if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
+        packed = bytes(self._read(PREFIX.size, length))
+        if _native.crc32(packed, _native.crc32(prefix[:8])) != checksum:
             raise FormatError("header", "the checksum does not match: the file is damaged")
         self._header: Header = decode_header(packed, delta=self._magic == DELTA_MAGIC)
         self._entries = {entry.name: entry for entry in self._header.entries}
@@ -141,7 +144,7 @@ class OpqFile(Mapping[str, Content]):
 
     def has_canonical_header(self) -> bool:
         """Whether the inflated header has the bytes that opq writes for these entries."""
-        packed = self._read(PREFIX.size, self.header_bytes - PREFIX.size)
+        packed = bytes(self._read(PREFIX.size, self.header_bytes - PREFIX.size))
         return inflate_header(packed) == header_columns(self._header)
 
     def section_bytes(self, section: int) -> int:
@@ -150,8 +153,12 @@ class OpqFile(Mapping[str, Content]):
 
     def section(self, number: int) -> bytes:
         """Read the bytes of a section; FormatError if their checksum does not match."""
+        return bytes(self.section_view(number))
+
+    def section_view(self, number: int) -> bytes | memoryview:
+        """As `section`, without a copy if the file is in memory."""
         data = self._read(self._offsets[number], self._header.lengths[number])
-        if zlib.crc32(data) != self._header.checksums[number]:
+        if _native.crc32(data) != self._header.checksums[number]:
             names = [entry.name for entry in self.members(number)]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise FormatError(self.place(f"tensor {names[0]!r}{more}"), "the checksum does not match: the file is damaged")
@@ -171,7 +178,7 @@ class OpqFile(Mapping[str, Content]):
         with self._naming(name):
             if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
                 return with_codes_of(last[1], entry)
-            (weight,) = decode_weights({entry.section: self.section(entry.section)}, [entry])
+            (weight,) = decode_weights({entry.section: self.section_view(entry.section)}, [entry])
         if len(self._members[entry.section]) > 1:
             self._last = entry.section, weight
             return with_codes_of(weight, entry)
@@ -186,7 +193,7 @@ class OpqFile(Mapping[str, Content]):
         """
         entry = self._weight_entry(name)
         with self._naming(name):
-            yield from decode_pieces(self.section(entry.section), entry)
+            yield from decode_pieces(self.section_view(entry.section), entry)
 
     def alone(self, name: str) -> bytes:
         """The bytes of a file that holds this weight alone, with the same section.
@@ -207,7 +214,7 @@ class OpqFile(Mapping[str, Content]):
         entry = self._entries[name]
         if entry.is_weight and len(self._members[entry.section]) == 1:
             with self._naming(name):
-                return weight_values({entry.section: self.section(entry.section)}, [entry])[name]
+                return weight_values({entry.section: self.section_view(entry.section)}, [entry])[name]
         content = self[name]
         return content.values() if isinstance(content, CompressedTensor) else content
 
@@ -222,7 +229,7 @@ class OpqFile(Mapping[str, Content]):
         if not entry.is_weight:
             return None
         with self._naming(name):
-            return next(iter(direct_weights({entry.section: self.section(entry.section)}, [entry])), None)
+            return next(iter(direct_weights({entry.section: self.section_view(entry.section)}, [entry])), None)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -241,7 +248,9 @@ class OpqFile(Mapping[str, Content]):
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
-            values = weight_values({number: self.section(number) for number in {entry.section for entry in weights}}, weights)
+            values = weight_values(
+                {number: self.section_view(number) for number in {entry.section for entry in weights}}, weights
+            )
             arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
             report("decoding", len(arrays), len(self))
         return arrays
@@ -250,7 +259,7 @@ class OpqFile(Mapping[str, Content]):
         """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
-            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+            sections = {number: self.section_view(number) for number in {entry.section for entry in weights}}
             yield from zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True)
 
     def __iter__(self) -> Iterator[str]:
@@ -278,16 +287,21 @@ class OpqFile(Mapping[str, Content]):
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)
         kinds = [stored_dtype(member.storage, member.dtype) for member in members]
-        arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
+        arrays = decode_pack(self.section_view(section), [m.shape for m in members], kinds)
         return {member.name: array for member, array in zip(members, arrays, strict=True)}
 
-    def _read(self, offset: int, count: int) -> bytes:
-        if isinstance(self._file, io.BytesIO) or not hasattr(os, "pread"):
+    def _read(self, offset: int, count: int) -> bytes | memoryview:
+        data: bytes | memoryview
+        if self._file.closed:
+            raise ValueError("the file is closed")
+        if self._memory is not None:
+            data = self._memory[offset : offset + count]
+        elif hasattr(os, "pread"):
+            data = read_at(self._file.fileno(), offset, count)
+        else:
             with self._lock:
                 self._file.seek(offset)
                 data = self._file.read(count)
-        else:
-            data = read_at(self._file.fileno(), offset, count)
         if len(data) != count:
             problem = f"expected {count:,} bytes at {offset:,}, but only {len(data):,} are left; is the file truncated?"
             raise FormatError("sections", problem)
