@@ -77,7 +77,7 @@ def is_valid(array: NDArray[np.generic]) -> bool:
 
     An array that was created from bytes may violate this.
     """
-    largest = _LARGEST_WORD.get(array.dtype.name)
+    largest = _LARGEST_WORD.get(dtypes.name_of(array.dtype))
     return largest is None or not array.size or int(np.ascontiguousarray(array).view(np.uint8).max()) <= largest
 
 
@@ -85,7 +85,7 @@ def _real(arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     """The arrays; those of complex128 as float64."""
     return [
         np.ascontiguousarray(array, dtype=np.complex128).reshape(-1).view(np.float64)
-        if array.dtype.name == "complex128"
+        if array.dtype == np.complex128
         else array
         for array in arrays
     ]
@@ -166,8 +166,9 @@ def decode_pack(
         elif parts:
             whole = np.empty(sum(map(len, parts)), dtype=f"u{size}")
             _decode_words(reader, whole, all(rotated))
-            ends = np.cumsum([len(part) for part in parts])
-            for part, piece, turn in zip(parts, np.split(whole, ends[:-1]), rotated, strict=True):
+            end = 0
+            for part, turn in zip(parts, rotated, strict=True):
+                piece, end = whole[end : end + len(part)], end + len(part)
                 part[:] = (piece >> 1) | (piece << (8 * size - 1)) if turn and not all(rotated) else piece
     reader.end()
     for array in words:

@@ -57,7 +57,10 @@ class ByteReader:
         """
         value = shift = 0
         while True:
-            byte = self.take(1)[0]
+            if self._at == len(self._data):
+                self.view(1)  # which raises
+            byte = self._data[self._at]
+            self._at += 1
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:

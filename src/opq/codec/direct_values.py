@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +62,8 @@ class DirectWeight:
         return np.asarray(codebook_of(self.codebook.step, np.array([scale]), None).values(codes[None], self.entry.dtype)[0])
 
 
-def direct_weights(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> list[DirectWeight]:
-    """The weights that can be decoded to values: those of fast sections whose columns have no scales.
+def direct_weights(sections: Mapping[int, bytes | memoryview], entries: Iterable[Entry]) -> Iterator[DirectWeight]:
+    """Parse the weights that can be decoded to values: those of fast sections whose columns have no scales.
 
     Args:
         sections: {number of a section: its bytes, untrusted}.
@@ -73,15 +73,15 @@ def direct_weights(sections: Mapping[int, bytes | memoryview], entries: Sequence
         FormatError: A fast section does not belong to its weight; the error names it.
     """
     parsed: dict[tuple[int, Geometry], tuple[Codebook, FastSection, NDArray[np.uint8]] | None] = {}
-    found = []
     for entry in entries:
         key = entry.section, Geometry.of(entry.shape)
         with naming(entry):
             if key not in parsed:
                 parsed[key] = _parse(sections[entry.section], entry)
-            if (parts := parsed[key]) is not None:
-                found.append(DirectWeight(entry, parts[1], with_step_of(parts[0], entry), parts[2]))
-    return found
+            parts = parsed[key]
+            weight = None if parts is None else DirectWeight(entry, parts[1], with_step_of(parts[0], entry), parts[2])
+        if weight is not None:
+            yield weight
 
 
 def _parse(section: bytes | memoryview, entry: Entry) -> tuple[Codebook, FastSection, NDArray[np.uint8]] | None:
@@ -101,10 +101,16 @@ def _parse(section: bytes | memoryview, entry: Entry) -> tuple[Codebook, FastSec
     return codebook, parsed, sets
 
 
-def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.generic]]:
-    """{name: the weight's values}, decoded on all cores; FormatError, which names the weight, if a stream is damaged."""
-    arrays = {weight.entry.name: np.empty(weight.entry.shape, dtype=dtypes.NUMPY[weight.entry.dtype]) for weight in weights}
-    jobs = [(weight, job) for weight in weights for job in weight.jobs(arrays[weight.entry.name])]
+def value_jobs(weights: Iterable[DirectWeight], arrays: dict[str, NDArray[np.generic]]) -> Iterator[Callable[[], None]]:
+    """Functions that together decode weights. They may run in several threads while the next weight is parsed.
+
+    Args:
+        weights: The weights.
+        arrays: Receives {name: values}, complete when all functions ran.
+
+    Raises:
+        FormatError: A stream is damaged; raised by one of the functions, and names the weight.
+    """
 
     def named(weight: DirectWeight, job: Callable[[], None]) -> Callable[[], None]:
         def run_named() -> None:
@@ -113,8 +119,10 @@ def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.gener
 
         return run_named
 
-    run(named(*pair) for pair in jobs)
-    return arrays
+    for weight in weights:
+        entry = weight.entry
+        arrays[entry.name] = np.empty(entry.shape, dtype=dtypes.NUMPY[entry.dtype])
+        yield from (named(weight, job) for job in weight.jobs(arrays[entry.name]))
 
 
 def weight_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
@@ -130,9 +138,15 @@ def weight_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[
     Raises:
         FormatError: A section does not hold exactly a weight; the error names it.
     """
-    arrays = decode_values(direct_weights(sections, entries))
-    others = [entry for entry in entries if entry.name not in arrays]
-    decoded = decode_weights(sections, others)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    run(value_jobs(direct_weights(sections, entries), arrays))
+    return arrays | other_values(sections, [entry for entry in entries if entry.name not in arrays])
+
+
+def other_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
+    """As `weight_values`, of weights that are decoded to codes first."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    decoded = decode_weights(sections, entries)
     first = {id(weight): weight for weight in decoded}  # equal weights are one object
     sizes = [math.prod(weight.shape) for weight in first.values()]
 
@@ -140,7 +154,7 @@ def weight_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[
         return [weight.values() for weight in batch]
 
     found = dict(zip(first, thread_map_batched(values, list(first.values()), sizes, CHUNK), strict=True))
-    for entry, weight in zip(others, decoded, strict=True):
+    for entry, weight in zip(entries, decoded, strict=True):
         is_first = first.pop(id(weight), None) is not None
         arrays[entry.name] = found[id(weight)] if is_first else found[id(weight)].copy()
     return arrays

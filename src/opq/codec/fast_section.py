@@ -189,6 +189,8 @@ class FastSection:
             part = output[first - start : last - start]
             self.decode(block, table, of_rows, part)
             at, codes = self.patches(first, last)
+            if not len(at):
+                return
             numbers = of_rows[(first + at) // self.columns]
             for number in np.unique(numbers):
                 part[at[numbers == number]] = values(codes[numbers == number], int(number))

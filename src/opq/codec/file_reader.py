@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -16,8 +17,9 @@ from opq.codec import _native
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
 from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
+from opq.codec.code_section import run
 from opq.codec.code_stream import CHUNK
-from opq.codec.direct_values import DirectWeight, direct_weights, weight_values
+from opq.codec.direct_values import DirectWeight, direct_weights, other_values, value_jobs, weight_values
 from opq.codec.entry import Entry, grouped
 from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX, read_start
 from opq.codec.file_writer import file_of_one, largest_content
@@ -229,7 +231,7 @@ class OpqFile(Mapping[str, Content]):
         if not entry.is_weight:
             return None
         with self._naming(name):
-            return next(iter(direct_weights({entry.section: self.section_view(entry.section)}, [entry])), None)
+            return next(direct_weights({entry.section: self.section_view(entry.section)}, [entry]), None)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -248,12 +250,22 @@ class OpqFile(Mapping[str, Content]):
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
-            values = weight_values(
-                {number: self.section_view(number) for number in {entry.section for entry in weights}}, weights
-            )
-            arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
+            sections = {number: self.section_view(number) for number in {entry.section for entry in weights}}
+            values: dict[str, NDArray[np.generic]] = {}
+            run(chain(self._array_jobs(entries, values), value_jobs(direct_weights(sections, weights), values)))
+            values |= other_values(sections, [entry for entry in weights if entry.name not in values])
+            arrays.update((entry.name, values[entry.name]) for entry in entries)
             report("decoding", len(arrays), len(self))
         return arrays
+
+    def _array_jobs(self, entries: Sequence[Entry], arrays: dict[str, NDArray[np.generic]]) -> Iterator[Callable[[], None]]:
+        """Functions that together decode the auxiliary tensors among these, each those of a section."""
+        names: dict[int, list[str]] = {}
+        for entry in entries:
+            if not entry.is_weight:
+                names.setdefault(entry.section, []).append(entry.name)
+        for members in names.values():
+            yield lambda members=members: arrays.update((name, self.array(name)) for name in members)  # type: ignore[misc]
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
         """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
