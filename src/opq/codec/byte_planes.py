@@ -108,15 +108,11 @@ class _Words:
         """Bytes of a word."""
         return self.words.itemsize
 
-    def plane(self, byte: int) -> NDArray[np.uint8]:
-        """One byte of each word, counted from the highest."""
-        plane = np.empty(self.words.size, dtype=np.uint8)
-        _native.split_words(self.words.view(np.uint8).data, self.size, self.rotated, byte, plane.data)
-        return plane
-
     def planes(self) -> list[NDArray[np.uint8]]:
         """The planes of all bytes, the highest first."""
-        return [self.plane(byte) for byte in range(self.size)]
+        planes = np.empty((self.size, self.words.size), dtype=np.uint8)
+        _native.split_words(self.words.view(np.uint8).data, self.size, self.rotated, planes.reshape(-1).data)
+        return list(planes)
 
     def pieces(self, count: int) -> Iterator[_Words]:
         """The words in pieces of `count`; the last one has the rest."""

@@ -272,7 +272,7 @@ static PyMethodDef methods[] = {
     {"fast_encode", py_fast_encode, METH_VARARGS, "fast_encode(*matrix, symbols, shares) -> bytes"},
     {"fast_tables", py_fast_tables, METH_VARARGS, "fast_tables(shares, tables)"},
     {"fast_decode", py_fast_decode, METH_VARARGS, "fast_decode(*matrix, stream, tables, values, size, sets, output) -> bool"},
-    {"split_words", py_split_words, METH_VARARGS, "split_words(words, size, rotated, byte, plane)"},
+    {"split_words", py_split_words, METH_VARARGS, "split_words(words, size, rotated, planes)"},
     {"sum_groups", py_sum_groups, METH_VARARGS, "sum_groups(bytes, sums)"},
     {"count_groups", py_count_groups, METH_VARARGS, "count_groups(bytes, tables, counts)"},
     {"encode_block", py_encode_block, METH_VARARGS, "encode_block(bytes, tables, shares) -> bytes"},
