@@ -85,7 +85,7 @@ def _real(arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     """The arrays; those of complex128 as float64."""
     return [
         np.ascontiguousarray(array, dtype=np.complex128).reshape(-1).view(np.float64)
-        if array.dtype == np.complex128
+        if dtypes.name_of(array.dtype) == "complex128"
         else array
         for array in arrays
     ]

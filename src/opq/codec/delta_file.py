@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +14,7 @@ from opq.codec.delta_sections import (
     is_code_difference,
 )
 from opq.codec.entry import OF_BASE, Entry, is_alone
+from opq.codec.file_bytes import Source
 from opq.codec.file_reader import Content, OpqFile
 from opq.codec.file_start import DELTA_MAGIC
 from opq.errors import FormatError, SourceError
@@ -39,7 +38,7 @@ class DeltaFile(OpqFile):
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        source: Source,
         base: Base | None,
         *,
         max_bytes: int | None = None,

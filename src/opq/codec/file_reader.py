@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,17 +14,17 @@ from numpy.typing import NDArray
 from opq.codec import _native
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
-from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
 from opq.codec.code_section import run
 from opq.codec.code_stream import CHUNK
 from opq.codec.direct_values import DirectWeight, direct_weights, other_values, value_jobs, weight_values
 from opq.codec.entry import Entry, grouped
+from opq.codec.file_bytes import FileBytes, Source
 from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX, read_start
 from opq.codec.file_writer import file_of_one, largest_content
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
-from opq.errors import FormatError, SourceError
+from opq.errors import FormatError
 from opq.progress import Progress, no_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 
@@ -57,34 +55,24 @@ class OpqFile(Mapping[str, Content]):
 
     _magic = MAGIC
 
-    def __init__(
-        self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
-    ) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, source: Source, *, max_bytes: int | None = None) -> None:
         self._packs = KeptPacks(self._decode_pack)
         self._last: tuple[int, CompressedTensor] | None = None
-        self._memory: memoryview | None = None
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            source = bytes(source)  # what could change is copied
-            self._memory = memoryview(source)
-        self._path = None if isinstance(source, bytes) else os.fspath(source)
-        self._file = open_bytes(source)
+        self._bytes = FileBytes(source)
+        self._path = self._bytes.path
+        self.file_bytes = self._bytes.size
         try:
             self._open(max_bytes)
         except BaseException as error:
-            self._file.close()
+            self._bytes.close()
             if isinstance(error, FormatError):
                 raise FormatError(self.place(error.where), error.problem) from None
             raise
 
     def _open(self, max_bytes: int | None) -> None:
-        try:
-            self.file_bytes = self._file.seek(0, os.SEEK_END)
-        except OSError:
-            raise SourceError(self._path or "the file", IRREGULAR) from None
-        prefix = bytes(self._read(0, min(PREFIX.size, self.file_bytes)))
+        prefix = bytes(self._bytes.read(0, min(PREFIX.size, self.file_bytes)))
         length, checksum = read_start(prefix, self._magic, self.file_bytes)
-        packed = bytes(self._read(PREFIX.size, length))
+        packed = bytes(self._bytes.read(PREFIX.size, length))
         if _native.crc32(packed, _native.crc32(prefix[:8])) != checksum:
             raise FormatError("header", "the checksum does not match: the file is damaged")
         self._header: Header = decode_header(packed, delta=self._magic == DELTA_MAGIC)
@@ -146,7 +134,7 @@ class OpqFile(Mapping[str, Content]):
 
     def has_canonical_header(self) -> bool:
         """Whether the inflated header has the bytes that opq writes for these entries."""
-        packed = bytes(self._read(PREFIX.size, self.header_bytes - PREFIX.size))
+        packed = bytes(self._bytes.read(PREFIX.size, self.header_bytes - PREFIX.size))
         return inflate_header(packed) == header_columns(self._header)
 
     def section_bytes(self, section: int) -> int:
@@ -159,7 +147,7 @@ class OpqFile(Mapping[str, Content]):
 
     def section_view(self, number: int) -> bytes | memoryview:
         """As `section`, without a copy if the file is in memory."""
-        data = self._read(self._offsets[number], self._header.lengths[number])
+        data = self._bytes.read(self._offsets[number], self._header.lengths[number])
         if _native.crc32(data) != self._header.checksums[number]:
             names = [entry.name for entry in self.members(number)]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -282,7 +270,7 @@ class OpqFile(Mapping[str, Content]):
 
     def close(self) -> None:
         """Close the file. Later look-ups fail."""
-        self._file.close()
+        self._bytes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -301,20 +289,3 @@ class OpqFile(Mapping[str, Content]):
         kinds = [stored_dtype(member.storage, member.dtype) for member in members]
         arrays = decode_pack(self.section_view(section), [m.shape for m in members], kinds)
         return {member.name: array for member, array in zip(members, arrays, strict=True)}
-
-    def _read(self, offset: int, count: int) -> bytes | memoryview:
-        data: bytes | memoryview
-        if self._file.closed:
-            raise ValueError("the file is closed")
-        if self._memory is not None:
-            data = self._memory[offset : offset + count]
-        elif hasattr(os, "pread"):
-            data = read_at(self._file.fileno(), offset, count)
-        else:
-            with self._lock:
-                self._file.seek(offset)
-                data = self._file.read(count)
-        if len(data) != count:
-            problem = f"expected {count:,} bytes at {offset:,}, but only {len(data):,} are left; is the file truncated?"
-            raise FormatError("sections", problem)
-        return data
