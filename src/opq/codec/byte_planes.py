@@ -135,7 +135,10 @@ def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:
 
 
 def decode_pack(
-    section: bytes | memoryview, shapes: Sequence[tuple[int, ...]], kinds: Sequence[np.dtype[np.generic]]
+    section: bytes | memoryview,
+    shapes: Sequence[tuple[int, ...]],
+    kinds: Sequence[np.dtype[np.generic]],
+    given: Sequence[NDArray[np.generic]] | None = None,
 ) -> list[NDArray[np.generic]]:
     """Inverse of `encode_pack`.
 
@@ -143,6 +146,7 @@ def decode_pack(
         section: The section's bytes, untrusted.
         shapes: Shape of each tensor.
         kinds: Dtype of each tensor.
+        given: C-contiguous arrays of these, which receive the tensors; None: new ones.
 
     Returns:
         The tensors. None shares memory with another.
@@ -151,7 +155,7 @@ def decode_pack(
         FormatError: The section does not hold exactly these tensors.
     """
     reader = ByteReader(section, _WHERE)
-    arrays = [np.empty(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    arrays = given or [np.empty(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
     words = [array for array in _real(arrays) if array.size]
     for size in _SIZES:
         members = [array for array in words if array.itemsize == size]
@@ -171,7 +175,7 @@ def decode_pack(
         if not is_valid(array):
             name, largest = array.dtype.name, array.view(np.uint8).max()
             raise FormatError(_WHERE, f"a byte of {name} must be at most {_LARGEST_WORD[name]}, got {largest}")
-    return arrays
+    return list(arrays)
 
 
 def is_fast_pack(section: bytes | memoryview, tensors: Sequence[tuple[int, np.dtype[np.generic]]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from opq.codec.code_section import run
 from opq.codec.code_stream import CHUNK, Geometry
 from opq.codec.entry import Entry
 from opq.codec.fast_section import FastSection, is_fast
+from opq.codec.given_arrays import Arrays, new_array
 from opq.codec.weight_section import decode_weights, naming, split, with_step_of
 from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -101,12 +103,15 @@ def _parse(section: bytes | memoryview, entry: Entry) -> tuple[Codebook, FastSec
     return codebook, parsed, sets
 
 
-def value_jobs(weights: Iterable[DirectWeight], arrays: dict[str, NDArray[np.generic]]) -> Iterator[Callable[[], None]]:
+def value_jobs(
+    weights: Iterable[DirectWeight], arrays: dict[str, NDArray[np.generic]], given: Arrays = MappingProxyType({})
+) -> Iterator[Callable[[], None]]:
     """Functions that together decode weights. They may run in several threads while the next weight is parsed.
 
     Args:
         weights: The weights.
         arrays: Receives {name: values}, complete when all functions ran.
+        given: Memory for some weights, as `check_given` accepts it.
 
     Raises:
         FormatError: A stream is damaged; raised by one of the functions, and names the weight.
@@ -121,7 +126,7 @@ def value_jobs(weights: Iterable[DirectWeight], arrays: dict[str, NDArray[np.gen
 
     for weight in weights:
         entry = weight.entry
-        arrays[entry.name] = np.empty(entry.shape, dtype=dtypes.NUMPY[entry.dtype])
+        arrays[entry.name] = new_array(entry, given)
         yield from (named(weight, job) for job in weight.jobs(arrays[entry.name]))
 
 

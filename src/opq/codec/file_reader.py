@@ -11,16 +11,18 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from opq import dtypes
 from opq.codec import _native
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
 from opq.codec.code_section import run
 from opq.codec.code_stream import CHUNK
 from opq.codec.direct_values import DirectWeight, direct_weights, other_values, value_jobs, weight_values
-from opq.codec.entry import Entry, grouped
+from opq.codec.entry import Entry, by_section, grouped
 from opq.codec.file_bytes import FileBytes, Source
 from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX, read_start
 from opq.codec.file_writer import file_of_one, largest_content
+from opq.codec.given_arrays import Arrays, check_given, filled
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
@@ -29,7 +31,6 @@ from opq.progress import Progress, no_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 
 Content = CompressedTensor | NDArray[np.generic]
-
 
 _GROUP = 4 * CHUNK
 """The largest number of elements that `OpqFile.arrays` decodes at once, unless a single tensor has more."""
@@ -77,9 +78,7 @@ class OpqFile(Mapping[str, Content]):
             raise FormatError("header", "the checksum does not match: the file is damaged")
         self._header: Header = decode_header(packed, delta=self._magic == DELTA_MAGIC)
         self._entries = {entry.name: entry for entry in self._header.entries}
-        self._members: dict[int, list[Entry]] = {}
-        for entry in self._header.entries:
-            self._members.setdefault(entry.section, []).append(entry)
+        self._members = by_section(self._header.entries)
         self._offsets: list[int] = [PREFIX.size + length]
         for size in self._header.lengths:
             self._offsets.append(self._offsets[-1] + size)
@@ -229,31 +228,41 @@ class OpqFile(Mapping[str, Content]):
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
-    def arrays(self, report: Progress = no_progress) -> dict[str, NDArray[np.generic]]:
+    def arrays(self, report: Progress = no_progress, out: Arrays | None = None) -> dict[str, NDArray[np.generic]]:
         """Decode all tensors to arrays in their own dtypes, on all cores.
 
         Args:
             report: Called after some tensors.
+            out: Memory for some of them, as `check_given` accepts it. After an error its content is undefined.
         """
+        out = out or {}
+        check_given(out, self._entries)
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
             sections = {number: self.section_view(number) for number in {entry.section for entry in weights}}
             values: dict[str, NDArray[np.generic]] = {}
-            run(chain(self._array_jobs(entries, values), value_jobs(direct_weights(sections, weights), values)))
-            values |= other_values(sections, [entry for entry in weights if entry.name not in values])
+            run(chain(self._array_jobs(entries, values, out), value_jobs(direct_weights(sections, weights), values, out)))
+            others = other_values(sections, [entry for entry in weights if entry.name not in values])
+            values |= {name: array if name not in out else filled(out[name], array) for name, array in others.items()}
             arrays.update((entry.name, values[entry.name]) for entry in entries)
             report("decoding", len(arrays), len(self))
         return arrays
 
-    def _array_jobs(self, entries: Sequence[Entry], arrays: dict[str, NDArray[np.generic]]) -> Iterator[Callable[[], None]]:
+    def _array_jobs(
+        self, entries: Sequence[Entry], arrays: dict[str, NDArray[np.generic]], out: Arrays
+    ) -> Iterator[Callable[[], None]]:
         """Functions that together decode the auxiliary tensors among these, each those of a section."""
-        names: dict[int, list[str]] = {}
-        for entry in entries:
-            if not entry.is_weight:
-                names.setdefault(entry.section, []).append(entry.name)
-        for members in names.values():
-            yield lambda members=members: arrays.update((name, self.array(name)) for name in members)  # type: ignore[misc]
+        for members in by_section(entry for entry in entries if not entry.is_weight).values():
+            yield lambda members=members: arrays.update((m.name, self._array(m, out)) for m in members)  # type: ignore[misc]
+
+    def _array(self, entry: Entry, out: Arrays) -> NDArray[np.generic]:
+        """Decode an auxiliary tensor, to memory that is given for it; if it is alone in its section, without a copy."""
+        if entry.name not in out:
+            return self.array(entry.name)
+        if entry.storage != "exact" or len(self._members[entry.section]) > 1:
+            return filled(out[entry.name], self.array(entry.name))
+        return decode_pack(self.section_view(entry.section), [entry.shape], [dtypes.NUMPY[entry.dtype]], [out[entry.name]])[0]
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
         """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
