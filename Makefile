@@ -17,6 +17,11 @@ FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=6000 -m
 # Benchmarks that take minutes, and those that take longer (a night or more on two cores) or require other tools.
 QUICK := main_job.py laplace_fit.py plan_cost.py squeezenet.py loading.py ablations.py efficiency.py
 LONG := browser.py finetune_cost.py mnist.py 'finetune.py resnet20' 'finetune.py resnet56' finetune_mobilenet.py codec.py deltas.py speeds.py lossless.py 'allocation.py --anew' peers.py large.py 'large.py --ray' zoo.py unseen.py calibration_time.py resident.py from_pretrained.py deploy.py
+# All of some benchmarks, then the tables. A script fails if its claim does not hold; the others run nevertheless.
+define measure
+failed=; for script in $(1); do $(BIN)/python benchmarks/$$script || failed="$$failed $$script;"; done; \
+	$(BIN)/python benchmarks/readme.py; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+endef
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -46,13 +51,10 @@ mutants: .venv/ready  ## Break the library in many places, one at a time: a test
 	$(BIN)/python tests/mutants/run.py
 
 reproduce: .venv/ready .venv-peers/ready .zoo-packages/ready .unseen-packages/ready js/opq.wasm  ## Every result from data (OPQ_DATA) and seeds, then the tables; resumes from checkpoints
-	$(MAKE) reproduce-quick
-	for script in $(LONG); do $(BIN)/python benchmarks/$$script || exit 1; done
-	$(BIN)/python benchmarks/readme.py
+	$(call measure,$(QUICK) $(LONG))
 
 reproduce-quick: .venv/ready  ## The results that take minutes, then the tables; needs the data
-	for script in $(QUICK); do $(BIN)/python benchmarks/$$script || exit 1; done
-	$(BIN)/python benchmarks/readme.py
+	$(call measure,$(QUICK))
 
 peers: .venv-peers/ready  ## The environment of the tools that benchmarks compare with
 

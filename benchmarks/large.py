@@ -16,9 +16,6 @@ and encodes. With --hidden, --layers or --vocabulary the network is smaller and 
 With --ray the local run is compared with clusters of one, two and four workers on this machine, whose files must have the same
 bytes, and results/ray.json is written, whatever the size. A cluster is started before its row is timed, and stopped after it.
 
-The recorded result has rows of an earlier version, in which an interrupted compression could be resumed. That is gone, and so
-are these rows from here and from the table.
-
 peak_bytes  largest resident memory of the process (ru_maxrss), libraries and mapped pages included. The checkpoint is read, not
             mapped, so it is in the system's page cache, which is not counted. With --ray: of the driver
 worker_peak_bytes  largest resident memory of a worker, looked up three times a second

@@ -1,7 +1,7 @@
 """The time of planning compared with the time of loading the weights, and how it grows with their number.
 
 Claim: a joint plan for a network of ResNet-50's size takes about as long as reading its checkpoint from the disk. A two-stage
-plan, with Lambert's W for each channel, takes about twice that, and the whole rate-distortion curve less than a second. The
+plan, with Lambert's W for each channel, takes about a third more, and the whole rate-distortion curve less than a second. The
 time is proportional to the number of weights, up to 1,000 million.
 
     python benchmarks/plan_cost.py

@@ -89,7 +89,9 @@ def test_nothing_is_lost(name, folding, tmp_path, one_thread):
     path = export(model, inputs, tmp_path / "m.onnx", do_constant_folding=folding)
     compressed = opq.compress(path, lossless=True)
     assert compressed.file_bytes < path.stat().st_size
-    written = opq.expand(compressed.data, tmp_path / "o.onnx")
+    steps: list[tuple[str, int, int]] = []
+    written = opq.expand(compressed.data, tmp_path / "o.onnx", progress=lambda *step: steps.append(step))
+    assert steps[-1] == ("decoding", written.tensors, written.tensors)
     assert np.array_equal(run(path, inputs), run(written.path, inputs))
     before, after = as_state(path), as_state(written.path)
     assert sorted(before) == sorted(after)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from torch import nn
 
 import opq
 from opq.progress import show_progress
@@ -103,6 +104,7 @@ def test_every_slow_function_reports(network, tmp_path):
     """What reads or writes all tensors reports each step of each of its stages up to the last."""
     path = tmp_path / "net.opq"
     opq.save(network, path, ratio=6, progress=False)
+    prepared = opq.prepare(nn.Linear(64, 64), ratio=6)
     calls = {
         "plan": lambda report: opq.plan(network, ratio=6, progress=report),
         "rd_curve": lambda report: opq.rd_curve(network, progress=report),
@@ -111,6 +113,8 @@ def test_every_slow_function_reports(network, tmp_path):
         "verify": lambda report: opq.verify(path, progress=report),
         "expand": lambda report: opq.expand(path, tmp_path / "back.safetensors", progress=report),
         "diff": lambda report: opq.diff(network, path, progress=report),
+        "prepare": lambda report: opq.prepare(nn.Linear(64, 64), ratio=6, progress=report),
+        "export": lambda report: prepared.export(progress=report),
     }
     for name, call in calls.items():
         reports = []

@@ -383,7 +383,7 @@ def test_a_prepared_model_is_frozen_and_prints_its_size():
         prepared.budget = 5
     assert "2 weights" in repr(prepared)
     assert "1,234 bytes" in repr(prepared)
-    names = ["model", "start", "calibration", "budget", "reserve", "metadata", "options"]
+    names = ["model", "start", "calibration", "budget", "reserve", "metadata", "progress", "options"]
     assert list(inspect.signature(opq.prepare).parameters) == names
 
 

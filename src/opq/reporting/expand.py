@@ -100,7 +100,8 @@ def expand(
     if is_onnx:
         if base is not None:
             raise OutputError(output, "a delta has no graph; expand it to a .opq file, and that to an ONNX model")
-        return _write_onnx(source, output, weights, overwrite)
+        with show_progress(progress) as report:
+            return _write_onnx(source, output, weights, overwrite, report)
     folder = Path(like) if like is not None else None if isinstance(source, bytes) else Path(source).parent
     path = output if is_file else output / checkpoint_name(folder or output)
     with open_file(source, base) as file, show_progress(progress) as report:
@@ -124,9 +125,11 @@ def _check_weights(weights: str, is_onnx: bool) -> None:
         raise ConfigError(f"weights (={weights!r}) are for an ONNX model; choose a path that ends in .onnx")
 
 
-def _write_onnx(source: str | os.PathLike[str] | bytes, path: Path, weights: str, overwrite: bool) -> Expansion:
+def _write_onnx(
+    source: str | os.PathLike[str] | bytes, path: Path, weights: str, overwrite: bool, report: Progress
+) -> Expansion:
     with OpqFile(source) as file:
-        made = onnx_model(file, path, weights)
+        made = onnx_model(file, path, weights, report)
     size = 0
     for name, data in made.files(path):
         write_file(name, data, overwrite=overwrite)

@@ -14,6 +14,7 @@ from opq import dtypes
 from opq.checkpoints.onnx_graph import GRAPH, dtype_of, parts_of, reference_of, tensors_in, tensors_of, unpack_graph
 from opq.codec.file_reader import OpqFile
 from opq.errors import FormatError, MissingExtraError, OutputError
+from opq.progress import Progress, no_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.reporting.integer_grid import BITS, grid_of
 from opq.reporting.onnx_integers import IntegerRewriter
@@ -56,7 +57,7 @@ class OnnxModel:
         yield path, [self.model.SerializeToString()]
 
 
-def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
+def onnx_model(file: OpqFile, path: Path, weights: str, report: Progress = no_progress) -> OnnxModel:
     """Put the tensors of a .opq file into its graph.
 
     Args:
@@ -64,6 +65,7 @@ def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
         path: The path to write to, for messages.
         weights: "float", "int8", "int4" or "auto": whether weights become integers of 8 bits, of 4 bits, or of 4 bits if
             these hold all codes and of 8 otherwise. Every value stays the same.
+        report: Called after each tensor.
 
     Raises:
         OutputError: The file was not made from an ONNX model.
@@ -80,13 +82,13 @@ def onnx_model(file: OpqFile, path: Path, weights: str) -> OnnxModel:
         raise MissingExtraError(f"writing {path.name}", "onnx") from None
     try:
         result = OnnxModel(onnx.ModelProto.FromString(unpack_graph(file.array(GRAPH))))
-        _fill(result, file, weights)
+        _fill(result, file, weights, report)
     except (ValueError, DecodeError) as error:
         raise FormatError(file.place("the ONNX graph"), f"{str(error).splitlines()[0]:.200}") from None
     return result
 
 
-def _fill(result: OnnxModel, file: OpqFile, weights: str) -> None:
+def _fill(result: OnnxModel, file: OpqFile, weights: str, report: Progress) -> None:
     if not result.model.HasField("graph"):
         raise ValueError("an ONNX model without a graph")
     rewriter = IntegerRewriter(result.model) if weights != "float" else None
@@ -102,6 +104,7 @@ def _fill(result: OnnxModel, file: OpqFile, weights: str) -> None:
         used.add(name)
         content = _content(file, tensor, name, transposed)
         result.tensors += 1
+        report("decoding", result.tensors, len(file) - 1)  # all but the graph
         if rewriter is not None and isinstance(content, CompressedTensor):
             grid = grid_of(content, tuple(tensor.dims), transposed, weights) if not is_inner else "in an inner graph"
             if not isinstance(grid, str):

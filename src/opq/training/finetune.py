@@ -205,7 +205,7 @@ def finetune(
         trainer = Trainer(network, loader, training, teacher, run, controller, on_epoch_end, accelerator, report, loss)
         history = tuple(trainer.run())
         seed_everything(training.seed, training.epochs, loader)
-        compressed, trained_bytes, reduction = prepared.export_with_report(loader)
+        compressed, trained_bytes, reduction = prepared.export_with_report(loader, progress=report)
         prepared.convert()
         to_contiguous(network)
         network.load_state_dict(save_load.load(compressed.data, device_of(network)))

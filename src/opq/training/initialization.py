@@ -45,7 +45,7 @@ def initialize(
         calibration: As in `opq.finetune`.
         run: The folder of the run; None for none.
         accelerator: As in `opq.finetune`.
-        report: Called after each step of a calibrated compression.
+        report: Called after each step.
 
     Returns:
         The prepared network.
@@ -59,7 +59,9 @@ def initialize(
     if calibration is not None:
         return _from_calibration(model, calibration, start, training, run, accelerator, report)
     kept = run.plan() if run is not None else None
-    return prepare(model, start, reserve=training.reserve) if kept is None else prepare(model, kept, reserve=0.0)
+    if kept is not None:
+        return prepare(model, kept, reserve=0.0)
+    return prepare(model, start, reserve=training.reserve, progress=report)
 
 
 def mask_update_epochs(

@@ -24,6 +24,7 @@ from opq.compression.analysis import shared_eps
 from opq.compression.compressed_model import CompressedModel, encode_state
 from opq.config import CompressionConfig, CompressionOptions, as_config
 from opq.errors import PlanError, SourceError, WeightError
+from opq.progress import Progress, show_progress
 from opq.quantization.codebook import ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 from opq.rate_distortion.plan import AuxiliaryPlan, Plan
@@ -70,8 +71,11 @@ class PreparedModel:
         """Bytes of the current codes of all weights in a file."""
         return section_bytes([weight.tensor().codes for weight in self.weights])
 
-    def encode(self) -> CompressedModel:
+    def encode(self, *, progress: Progress | bool = False) -> CompressedModel:
         """Encode the network as it is now, whatever the size of the file.
+
+        Args:
+            progress: As in `export`.
 
         Raises:
             WeightError: A weight holds NaN or infinite values.
@@ -85,9 +89,10 @@ class PreparedModel:
         tensors, parameters = plain_state_dict(self.model), parameters_of(self.model)
         tensors |= {name: tensors[name].to(dtype) for name, dtype in self.dtypes.items()}
         state = TensorState(tensors, self.metadata, epsilons_of(self.model), parameters)
-        return encode_state(state, weights, self.auxiliary, plan=self.plan)
+        with show_progress(progress) as report:
+            return encode_state(state, weights, self.auxiliary, plan=self.plan, report=report)
 
-    def export(self, loader: Loader | None = None) -> CompressedModel:
+    def export(self, loader: Loader | None = None, *, progress: Progress | bool = False) -> CompressedModel:
         """Encode the network within the byte budget. The network stays prepared and keeps its values.
 
         If the file is too large, codes of magnitude 2 or more are lowered by one, in order of squared error per saved bit
@@ -95,6 +100,7 @@ class PreparedModel:
 
         Args:
             loader: Batches from which batch-norm statistics are estimated again if codes were lowered; None to keep them.
+            progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each weight.
 
         Returns:
             The file, of at most `budget` bytes.
@@ -104,13 +110,16 @@ class PreparedModel:
             TargetError: The codes cannot be reduced to the budget.
             WeightError: A weight holds NaN or infinite values.
         """
-        return self.export_with_report(loader)[0]
+        return self.export_with_report(loader, progress=progress)[0]
 
-    def export_with_report(self, loader: Loader | None = None) -> tuple[CompressedModel, int, CodeReduction]:
+    def export_with_report(
+        self, loader: Loader | None = None, *, progress: Progress | bool = False
+    ) -> tuple[CompressedModel, int, CodeReduction]:
         """As `export`; also returns the bytes of the file before codes were lowered, and how many codes were lowered."""
         if not prepared_weights(self.model):
             raise PlanError("the network is converted already; prepare it again, or call export before convert")
-        return reduced_to_budget(self.model, self.encode, self.budget, loader)
+        with show_progress(progress) as report:
+            return reduced_to_budget(self.model, partial(self.encode, progress=report), self.budget, loader)
 
     def convert(self) -> nn.Module:
         """Turn the weights into plain parameters that hold their codebook values, and return the network.
@@ -149,6 +158,7 @@ def prepare(
     budget: int | None = None,
     reserve: float = RESERVE,
     metadata: Mapping[str, str] | None = None,
+    progress: Progress | bool = False,
     **options: Unpack[CompressionOptions],
 ) -> PreparedModel:
     """Attach masks and steps to the weights of `model`, in place, so that they stay in their codebooks.
@@ -169,6 +179,7 @@ def prepare(
         reserve: Share of a byte target, 0 <= reserve < 1, that a config or a plan leaves free for the growth of the codes. At 0
             a plan is followed without changes.
         metadata: {text: text} to store in the exported file.
+        progress: Whether to show a progress bar if stderr is a terminal; or a function to call after each step.
         options: The fields of a CompressionConfig as keywords.
 
     Returns:
@@ -196,10 +207,12 @@ def prepare(
     is_given = isinstance(start, Plan)
     if start is None or isinstance(start, CompressionConfig):
         config = as_config(start, options, "prepare")
-        if calibration is None:
-            start = training_plan(model, config, reserve)
-        else:
-            start = calibrated_file(model, calibration, config, reserve)
+        with show_progress(progress) as report:
+            if calibration is None:
+                start = training_plan(model, config, reserve, report)
+            else:
+                start = calibrated_file(model, calibration, config, reserve, report)
+        if calibration is not None:
             budget = byte_budget(model, config) if budget is None else budget
     elif calibration is not None:
         raise PlanError("a plan or a .opq file has masks and steps already; leave the calibration out")

@@ -20,7 +20,7 @@ from opq.rate_distortion.plan import Plan
 from opq.training.fingerprint import fingerprint
 
 
-def training_plan(model: nn.Module, config: CompressionConfig, reserve: float) -> Plan:
+def training_plan(model: nn.Module, config: CompressionConfig, reserve: float, report: Progress = no_progress) -> Plan:
     """Make the plan of a training.
 
     Rounding "auto" is "deadzone", because training rounds each weight alone.
@@ -30,6 +30,7 @@ def training_plan(model: nn.Module, config: CompressionConfig, reserve: float) -
         config: The settings. A byte target is that of the trained file.
         reserve: Share of a byte target, 0 <= reserve < 1, that the plan leaves free, because the entropy of codes grows in
             training.
+        report: Called after each step.
 
     Returns:
         The plan, with the target of `config`.
@@ -41,11 +42,11 @@ def training_plan(model: nn.Module, config: CompressionConfig, reserve: float) -
     if isinstance(config.target, Lossless):
         raise TargetError("target must not be lossless, because it gives neither masks nor steps; give a ratio or a size")
     if byte_budget(model, config) is None:
-        return make_plan(model, config)
+        return make_plan(model, config, progress=report)
     reduced = with_reserve(model, config, reserve)
     if reduced.rounding == "auto":
         reduced = replace(reduced, rounding="deadzone")
-    plan = compress(model, reduced).plan
+    plan = compress(model, reduced, progress=report).plan
     if plan is None:
         raise PlanError("compression made no plan; give a ratio or a size as target")
     return replace(plan, target=config.target)
