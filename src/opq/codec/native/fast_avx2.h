@@ -18,8 +18,7 @@ static void fast_init_word_order(void) {
     }
 }
 
-/* Eight 32-bit numbers, loaded one by one. The instruction for this is not faster where it was measured, and several times as slow on
- * processors that must not speculate on it (docs/log.md). */
+/* Eight 32-bit numbers, loaded one by one. The instruction for this was not faster where it was measured (docs/log.md). */
 TARGET_AVX2 ALWAYS_INLINE __m256i fast_gather(const uint32_t *base, __m256i index) {
     const __m128i low = _mm256_castsi256_si128(index), high = _mm256_extracti128_si256(index, 1);
     const uint64_t at[4] = {(uint64_t)_mm_cvtsi128_si64(low), (uint64_t)_mm_extract_epi64(low, 1),
