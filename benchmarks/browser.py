@@ -2,7 +2,7 @@
 
     python benchmarks/browser.py
 
-The network is MobileNet-V1 0.75 (2.6 million parameters), compressed from its weights alone to about the size in README.md. Each
+The network is MobileNet-V1 0.75 (2.6 million parameters), compressed from its weights alone to about README.md's size. Each
 file is decoded to float32 from its bytes in memory, on one thread: by the C reader as machine code (cc -O3), by the same as
 WebAssembly in Node and in headless Chromium. There are five rounds, in each of which every way decodes every file once; results
 are medians.

@@ -29,8 +29,11 @@ class Peer:
 
     def ask(self, question: Any) -> Any:
         """The script's answer; RuntimeError if it ended instead."""
-        print(json.dumps(question), file=cast(IO[str], self._process.stdin), flush=True)
-        answer = cast(IO[str], self._process.stdout).readline()
+        try:
+            print(json.dumps(question), file=cast(IO[str], self._process.stdin), flush=True)
+            answer = cast(IO[str], self._process.stdout).readline()
+        except BrokenPipeError:
+            answer = ""
         if not answer:
             raise RuntimeError(f"benchmarks/peers/{self._script} ended; see its output")
         return json.loads(answer)

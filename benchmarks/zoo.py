@@ -1,6 +1,6 @@
 """Networks of eleven kinds made small from their weights alone: the quality of each way's file, at its whole bytes.
 
-Checks the claim that at equal bytes no way of this list gives a better network than opq with its default settings; docs/limits.md
+Checks the claim that at equal bytes no way of this list gives a better network than opq with its defaults; docs/limits.md
 names exceptions.
 
     python benchmarks/zoo.py [NETWORK ...] [--way NAME]... [--anew [WAY]]

@@ -99,7 +99,7 @@ class Case:
     def add(
         self, method: str, setting: str, make: Callable[[], Saved], *, data: str = "none", against: str | None = None
     ) -> None:
-        """Make a row, unless the file has it.
+        """Make a row, unless the file has it. Another way that fails on the network has none; the reason is printed.
 
         Args:
             method: The way.
@@ -110,8 +110,14 @@ class Case:
         """
         if any((row["method"], row["setting"]) == (method, setting) for row in self.rows()):
             return
-        saved = make()
-        measured = self.network.assess(saved.state)
+        try:
+            saved = make()
+            measured = self.network.assess(saved.state)
+        except RuntimeError as error:
+            if method.startswith("opq"):
+                raise
+            print(f"{self.name}, {method}, {setting}: no row: {str(error).strip()[:200]}", file=sys.stderr)
+            return
         row = {
             "network": self.name,
             "kind": self.network.kind,

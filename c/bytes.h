@@ -1,4 +1,4 @@
-/* Bounds-checked reading of untrusted bytes; checksums; what went wrong. */
+/* Bounds-checked reading of untrusted bytes; what went wrong. */
 #ifndef OPQ_BYTES_H
 #define OPQ_BYTES_H
 
@@ -101,29 +101,6 @@ static uint32_t bits_of_float(float value) {
     uint32_t word;
     memcpy(&word, &value, sizeof word);
     return word;
-}
-
-/* The CRC-32 of zlib, continued from `crc`; 0 at first. */
-static uint32_t crc_table[4][256];
-
-static void init_crc(void) {
-    for (uint32_t n = 0; n < 256; n++) {
-        uint32_t c = n;
-        for (int bit = 0; bit < 8; bit++) c = c >> 1 ^ (0xEDB88320u & (0u - (c & 1)));
-        crc_table[0][n] = c;
-    }
-    for (int k = 1; k < 4; k++)
-        for (int n = 0; n < 256; n++) crc_table[k][n] = crc_table[k - 1][n] >> 8 ^ crc_table[0][crc_table[k - 1][n] & 255];
-}
-
-static uint32_t checksum(uint32_t crc, const uint8_t *data, size_t size) {
-    crc = ~crc;
-    for (; size >= 4; data += 4, size -= 4) {
-        crc ^= (uint32_t)data[0] | (uint32_t)data[1] << 8 | (uint32_t)data[2] << 16 | (uint32_t)data[3] << 24;
-        crc = crc_table[3][crc & 255] ^ crc_table[2][crc >> 8 & 255] ^ crc_table[1][crc >> 16 & 255] ^ crc_table[0][crc >> 24];
-    }
-    for (; size; data++, size--) crc = crc >> 8 ^ crc_table[0][(crc ^ *data) & 255];
-    return ~crc;
 }
 
 #endif

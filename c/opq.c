@@ -1,6 +1,6 @@
 /* The functions of opq.h. The entropy decoder is that of the Python package (src/opq/codec/native); `make c` makes one file of all.
  *
- *     bytes.h    bounds-checked reading, checksums
+ *     bytes.h    bounds-checked reading; checksums are those of codec/native/crc32.h
  *     inflate.h  raw deflate: with zlib (-lz), or with OPQ_OWN_INFLATE without it
  *     header.h   the header of a file             docs/format.md, "Header"
  *     pack.h     auxiliary tensors                "Packs of auxiliary tensors"
@@ -12,6 +12,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function" /* those that encode */
 #endif
 
+#include "crc32.h"
 #include "header.h"
 #include "pack.h"
 #include "weight.h"

@@ -245,12 +245,9 @@ static void check_planes(const uint8_t *head, const uint8_t *data, size_t size) 
     if (head[0] % 2) {
         if (merge_blocks(data, size, bytes, rotated, words, count) == 1) {
             uint8_t *blocks = allocate(count * (size_t)bytes + 1);
-            for (int byte = 0; byte < bytes; byte++) {
-                PyObject *in = view(words, count * (size_t)bytes, PyBUF_READ), *out = view(plane, count, PyBUF_WRITE);
-                if (outcome(PyObject_CallMethod(module, "split_words", "OiiiO", in, bytes, rotated, byte, out)) == -1) abort();
-                Py_DECREF(in), Py_DECREF(out);
-                memcpy(blocks + (size_t)byte * count, plane, count);
-            }
+            PyObject *in = view(words, count * (size_t)bytes, PyBUF_READ), *out = view(blocks, count * (size_t)bytes, PyBUF_WRITE);
+            if (outcome(PyObject_CallMethod(module, "split_words", "OiiO", in, bytes, rotated, out)) == -1) abort();
+            Py_DECREF(in), Py_DECREF(out);
             if (merge_blocks(blocks, count * (size_t)bytes, bytes, rotated, again, count) != 1) abort();
             if (memcmp(words, again, count * (size_t)bytes)) abort();
             free(blocks);

@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 from harness import ROOT
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from torch import Tensor
 from zoo_networks import Network
 
@@ -70,7 +71,10 @@ class OnnxNetwork(Network):
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         names = self._outputs or [session.get_outputs()[0].name]
-        results = [np.concatenate(session.run(names, dict(batch)), axis=-1) for batch in self.inputs]
+        try:
+            results = [np.concatenate(session.run(names, dict(batch)), axis=-1) for batch in self.inputs]
+        except Fail as error:  # such as factors of a Resize that are no longer whole
+            raise RuntimeError(str(error)) from None
         return torch.from_numpy(np.concatenate(results))
 
 

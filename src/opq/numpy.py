@@ -69,7 +69,11 @@ def save(
 
 
 def load_file(
-    filename: str | os.PathLike[str], *, base: Any = None, max_bytes: int | None = None
+    filename: str | os.PathLike[str],
+    *,
+    base: Any = None,
+    max_bytes: int | None = None,
+    out: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
     """All tensors of a file by name, each in its own dtype and shape.
 
@@ -78,19 +82,27 @@ def load_file(
         base: Of a delta, what it was made from, as in `opq.compress`.
         max_bytes: Largest allowed number of dense bytes, as a limit for untrusted files. Default: 64 MiB plus 4096 times the
             size of the file.
+        out: {name: array} to decode to, of all tensors or some: C-contiguous and writable, of the tensor's dtype and shape,
+            no two sharing memory. The other tensors get new arrays. After an error the content is undefined.
+
+    Returns:
+        {name: array}; those in `out` are the arrays that were given.
 
     Raises:
         SourceError: The file cannot be read, or the base is another one than that of the delta.
         FormatError: It is not a complete, valid file.
+        ValueError: An array in `out` has another dtype or shape, or a name that the file lacks.
     """
     with open_file(filename, base, max_bytes=max_bytes) as file:
-        return file.arrays()
+        return file.arrays(out=out)
 
 
-def load(data: bytes, *, max_bytes: int | None = None) -> dict[str, NDArray[np.generic]]:
+def load(
+    data: bytes, *, max_bytes: int | None = None, out: Mapping[str, NDArray[np.generic]] | None = None
+) -> dict[str, NDArray[np.generic]]:
     """All tensors of a file given as bytes; see `load_file`."""
     with OpqFile(data, max_bytes=max_bytes) as file:
-        return file.arrays()
+        return file.arrays(out=out)
 
 
 class safe_open(TensorReader[NDArray[np.generic]]):  # noqa: N801 - safetensors' name for it

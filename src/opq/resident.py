@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections import Counter
+from contextlib import closing
 from functools import cache, partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from opq import dtypes
-from opq.codec.byte_reader import open_bytes
+from opq.codec.file_bytes import FileBytes
 from opq.codec.file_reader import OpqFile
 from opq.torch import decode_tensor, refuse_other_names, to_tensor
 
@@ -52,8 +53,8 @@ def load_coded(
         FormatError: It is not a valid file.
         RuntimeError: A shape or a name differs, or a buffer of the network is on the meta device and not in the file.
     """
-    with open_bytes(path) as opened:
-        file = OpqFile(opened.read(), max_bytes=max_bytes)
+    with closing(FileBytes(path)) as opened:
+        file = OpqFile(opened.read(0, opened.size), max_bytes=max_bytes)
     weights = CodedWeights(file, torch.device(device))
     places = _places(model)
     decoded: dict[str, Tensor] = {}

@@ -252,7 +252,7 @@ def to_tensor(array: NDArray[np.generic]) -> torch.Tensor:
     Raises:
         SourceError: torch has no such dtype, or no such shape.
     """
-    kind, shape = array.dtype.name, array.shape
+    kind, shape = dtypes.name_of(array.dtype), array.shape
     if kind == "float4_e2m1fn" and shape and shape[-1] % 2 == 0:
         kind, shape, array = "float4_e2m1fn_x2", (*shape[:-1], shape[-1] // 2), packed_floats.pack(array)
     if not hasattr(torch, kind):

@@ -225,10 +225,10 @@ def test_functions_check_their_buffers():
     eight = np.zeros(8, dtype=np.uint8)
     counts = np.zeros(8 * 256, dtype=np.uint32)
     for wrong in (
-        lambda: _native.split_words(eight.data, 3, False, 0, eight.data),
-        lambda: _native.split_words(eight.data, 2, False, 2, eight[:4].data),
-        lambda: _native.split_words(eight.data, 2, False, 0, eight.data),
-        lambda: _native.split_words(np.zeros(9, dtype=np.uint8)[1:].data, 8, False, 0, eight[:1].data),
+        lambda: _native.split_words(eight.data, 3, False, eight.data),
+        lambda: _native.split_words(eight[:7].data, 2, False, eight[:7].data),
+        lambda: _native.split_words(eight.data, 2, False, eight[:4].data),
+        lambda: _native.split_words(np.zeros(9, dtype=np.uint8)[1:].data, 8, False, eight.data),
         lambda: _native.sum_groups(eight.data, eight[:3].data),
         lambda: _native.count_groups(eight.data, eight[:2].data, counts.data),
         lambda: _native.count_groups(eight.data, (eight[:1] + 8).data, counts.data),

@@ -7,8 +7,9 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from codec_strategies import inflate, sections_of
+from codec_strategies import inflate, same_bits, sections_of
 
 import opq.numpy
 from opq import dtypes
@@ -67,6 +68,49 @@ def test_the_writer_gives_the_same_bytes(name):
     layout = write(weights, packs=again, metadata=metadata, speed="fast" if name == "fast.opq" else "small")
     assert comparable(b"".join(layout.pieces())) == comparable(data)
     assert layout.nonzero == {name: weight.num_kept for name, weight in weights.items()}
+
+
+@each_file
+def test_tensors_are_decoded_to_given_memory(name):
+    """Tensors are decoded to the arrays that are given for them, to the same bits as to new ones; others to new ones."""
+    data = (GOLDEN / name).read_bytes()
+    expected = opq.numpy.load(data)
+    for names in (list(expected), list(expected)[::2]):
+        given = {name: np.ones_like(expected[name]) for name in names}
+        found = opq.numpy.load(data, out=given)
+        assert all(found[name] is array for name, array in given.items())
+        assert all(same_bits(found[name], array) for name, array in expected.items())
+
+
+def test_large_tensors_are_decoded_to_given_memory():
+    """As above, for fast planes and fast sections of several blocks."""
+    random = np.random.default_rng(0)
+    state = {"w": random.standard_normal((700, 512), dtype=np.float32), "b": random.integers(0, 9, (600, 512), dtype=np.int64)}
+    for options in ({"lossless": True}, {"ratio": 8.0}):
+        data = opq.compress(state, **options).data
+        expected = opq.numpy.load(data)
+        given = {name: np.ones_like(array) for name, array in expected.items()}
+        assert opq.numpy.load(data, out=given).keys() == given.keys()
+        assert all(same_bits(array, expected[name]) for name, array in given.items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda w: {"other": w},
+        lambda w: {"w": w.astype(np.float64)},
+        lambda w: {"w": w.T},
+        lambda w: {"w": np.zeros((w.shape[0], 2 * w.shape[1]), w.dtype)[:, ::2]},
+        lambda w: {"w": np.frombuffer(w.tobytes(), w.dtype).reshape(w.shape)},
+    ],
+    ids=["name", "dtype", "shape", "order", "read-only"],
+)
+def test_given_memory_is_checked(wrong):
+    """Memory of another name, dtype, shape or order, and memory that is not writable, is a ValueError that names it."""
+    w = np.random.default_rng(0).standard_normal((40, 60), dtype=np.float32)
+    data = opq.numpy.save({"w": w}, lossless=True)
+    with pytest.raises(ValueError, match=r"out\['(w|other)'\]"):
+        opq.numpy.load(data, out=wrong(w))
 
 
 @each_file

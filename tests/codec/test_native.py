@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 
 import numpy as np
 import pytest
@@ -84,3 +85,12 @@ def test_codes_must_be_aligned(offset):
     with pytest.raises(ValueError, match="multiple of four"):
         _native.decode_codes([(b"\1", codes, 4, 6, 1, 1, 0)], bytearray(8))
     assert (buffer.view(np.int32) == 7).all()
+
+
+def test_checksums_are_those_of_zlib():
+    """crc32 is zlib's for any number of bytes, at any address, after any bytes before."""
+    data = random_numbers(1200, seed=3).astype(np.uint8).tobytes()
+    for size in range(600):
+        part = memoryview(data)[size % 37 : size % 37 + size]
+        assert _native.crc32(part) == zlib.crc32(part)
+        assert _native.crc32(part, zlib.crc32(data)) == zlib.crc32(part, zlib.crc32(data))

@@ -101,13 +101,13 @@ def restore(stored: NDArray[np.generic], entry: Entry) -> NDArray[np.generic]:
         entry: The tensor's entry.
 
     Returns:
-        The tensor in its own dtype.
+        The tensor in its own dtype; `stored` itself if that is its dtype.
     """
     if entry.bounds is not None:
         from_grid = _from_linear if entry.storage == "linear8" else _from_relative
         return from_grid(stored, *entry.bounds).astype(dtypes.NUMPY[entry.dtype])
     with np.errstate(invalid="ignore"):  # an untrusted file may hold signalling NaNs as float16
-        return stored.astype(dtypes.NUMPY[entry.dtype])
+        return stored.astype(dtypes.NUMPY[entry.dtype], copy=False)
 
 
 def rounded(array: NDArray[np.generic], requested: str) -> NDArray[np.generic]:

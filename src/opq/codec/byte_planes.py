@@ -9,7 +9,6 @@ docs/format.md is the normative text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -78,7 +77,7 @@ def is_valid(array: NDArray[np.generic]) -> bool:
 
     An array that was created from bytes may violate this.
     """
-    largest = _LARGEST_WORD.get(array.dtype.name)
+    largest = _LARGEST_WORD.get(dtypes.name_of(array.dtype))
     return largest is None or not array.size or int(np.ascontiguousarray(array).view(np.uint8).max()) <= largest
 
 
@@ -86,7 +85,7 @@ def _real(arrays: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     """The arrays; those of complex128 as float64."""
     return [
         np.ascontiguousarray(array, dtype=np.complex128).reshape(-1).view(np.float64)
-        if array.dtype.name == "complex128"
+        if dtypes.name_of(array.dtype) == "complex128"
         else array
         for array in arrays
     ]
@@ -109,15 +108,11 @@ class _Words:
         """Bytes of a word."""
         return self.words.itemsize
 
-    def plane(self, byte: int) -> NDArray[np.uint8]:
-        """One byte of each word, counted from the highest."""
-        plane = np.empty(self.words.size, dtype=np.uint8)
-        _native.split_words(self.words.view(np.uint8).data, self.size, self.rotated, byte, plane.data)
-        return plane
-
     def planes(self) -> list[NDArray[np.uint8]]:
         """The planes of all bytes, the highest first."""
-        return [self.plane(byte) for byte in range(self.size)]
+        planes = np.empty((self.size, self.words.size), dtype=np.uint8)
+        _native.split_words(self.words.view(np.uint8).data, self.size, self.rotated, planes.reshape(-1).data)
+        return list(planes)
 
     def pieces(self, count: int) -> Iterator[_Words]:
         """The words in pieces of `count`; the last one has the rest."""
@@ -140,7 +135,10 @@ def _encode_plane(plane: NDArray[np.uint8], above: bytes) -> bytes:
 
 
 def decode_pack(
-    section: bytes, shapes: Sequence[tuple[int, ...]], kinds: Sequence[np.dtype[np.generic]]
+    section: bytes | memoryview,
+    shapes: Sequence[tuple[int, ...]],
+    kinds: Sequence[np.dtype[np.generic]],
+    given: Sequence[NDArray[np.generic]] | None = None,
 ) -> list[NDArray[np.generic]]:
     """Inverse of `encode_pack`.
 
@@ -148,34 +146,39 @@ def decode_pack(
         section: The section's bytes, untrusted.
         shapes: Shape of each tensor.
         kinds: Dtype of each tensor.
+        given: C-contiguous arrays of these, which receive the tensors; None: new ones.
+
+    Returns:
+        The tensors. None shares memory with another.
 
     Raises:
         FormatError: The section does not hold exactly these tensors.
     """
     reader = ByteReader(section, _WHERE)
-    words = [np.dtype(np.float64) if kind == np.complex128 else kind for kind in kinds]
-    counts = [math.prod(shape) * kind.itemsize // word.itemsize for shape, kind, word in zip(shapes, kinds, words, strict=True)]
-    data = {}
+    arrays = given or [np.empty(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    words = [array for array in _real(arrays) if array.size]
     for size in _SIZES:
-        members = [(count, word) for count, word in zip(counts, words, strict=True) if word.itemsize == size]
-        rotated = {_is_rotated(word) for count, word in members if count}
-        data[size] = (
-            _decode_words(reader, size, sum(count for count, _ in members), rotated == {True}),
-            rotated == {False, True},
-        )
+        members = [array for array in words if array.itemsize == size]
+        parts = [array.reshape(-1).view(f"u{size}") for array in members]
+        rotated = [_is_rotated(array.dtype) for array in members]
+        if len(parts) == 1:
+            _decode_words(reader, parts[0], rotated[0])
+        elif parts:
+            whole = np.empty(sum(map(len, parts)), dtype=f"u{size}")
+            _decode_words(reader, whole, all(rotated))
+            end = 0
+            for part, turn in zip(parts, rotated, strict=True):
+                piece, end = whole[end : end + len(part)], end + len(part)
+                part[:] = (piece >> 1) | (piece << (8 * size - 1)) if turn and not all(rotated) else piece
     reader.end()
-    at = dict.fromkeys(_SIZES, 0)
-    arrays = []
-    for shape, kind, word, count in zip(shapes, kinds, words, counts, strict=True):
-        size = word.itemsize
-        whole, mixed = data[size]
-        piece = whole[at[size] : at[size] + count]
-        at[size] += count
-        arrays.append(_from_words(piece, word, mixed and _is_rotated(word)).view(kind).reshape(shape))
-    return arrays
+    for array in words:
+        if not is_valid(array):
+            name, largest = array.dtype.name, array.view(np.uint8).max()
+            raise FormatError(_WHERE, f"a byte of {name} must be at most {_LARGEST_WORD[name]}, got {largest}")
+    return list(arrays)
 
 
-def is_fast_pack(section: bytes, tensors: Sequence[tuple[int, np.dtype[np.generic]]]) -> bool:
+def is_fast_pack(section: bytes | memoryview, tensors: Sequence[tuple[int, np.dtype[np.generic]]]) -> bool:
     """Whether a pack has a fast plane.
 
     Args:
@@ -194,12 +197,11 @@ def is_fast_pack(section: bytes, tensors: Sequence[tuple[int, np.dtype[np.generi
     return False
 
 
-def _decode_words(reader: ByteReader, size: int, count: int, rotated: bool) -> NDArray[np.unsignedinteger]:
-    """The words of one size."""
-    words: NDArray[np.unsignedinteger] = np.empty(count, dtype=f"u{size}")
+def _decode_words(reader: ByteReader, words: NDArray[np.unsignedinteger], rotated: bool) -> None:
+    """Decode the words of one size, at least one, into memory."""
     planes: list[list[memoryview]] = []
-    for _ in range(size if count else 0):
-        planes.append(_decode_plane(reader, count, planes[-1] if planes else []))
+    for _ in range(words.itemsize):
+        planes.append(_decode_plane(reader, len(words), planes[-1] if planes else []))
 
     def merge(blocks: tuple[memoryview, ...], number: int) -> None:
         start = number * fast_planes.BLOCK
@@ -207,7 +209,6 @@ def _decode_words(reader: ByteReader, size: int, count: int, rotated: bool) -> N
 
     for _ in thread_map(lambda job: merge(job[1], job[0]), enumerate(zip(*planes, strict=True))):
         pass
-    return words
 
 
 def _is_noise(plane: NDArray[np.uint8]) -> bool:
@@ -229,16 +230,6 @@ def _to_words(arrays: Sequence[NDArray[np.generic]], size: int) -> _Words:
         pairs = zip(parts, rotated, strict=True)
         parts = [np.asarray((part << 1) | (part >> (8 * size - 1)), dtype=part.dtype) if turn else part for part, turn in pairs]
     return _Words(parts[0] if len(parts) == 1 else np.concatenate(parts), all(rotated))
-
-
-def _from_words(words: NDArray[np.unsignedinteger], kind: np.dtype[np.generic], rotated: bool) -> NDArray[np.generic]:
-    """Words as numbers; those that are rotated are rotated back."""
-    if rotated:
-        words = np.asarray((words >> 1) | (words << (8 * kind.itemsize - 1)), dtype=words.dtype)
-    array: NDArray[np.generic] = words.view(kind)
-    if not is_valid(array):
-        raise FormatError(_WHERE, f"a byte of {kind.name} must be at most {_LARGEST_WORD[kind.name]}, got {words.max()}")
-    return array
 
 
 def _decode_plane(reader: ByteReader, count: int, above: Sequence[memoryview]) -> list[memoryview]:

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import os
-from pathlib import Path
-from typing import BinaryIO
-
-from opq.errors import FormatError, SourceError
-
-IRREGULAR = "it must be a regular file, which can be read at any position"
+from opq.errors import FormatError
 
 _LARGEST = 2**63 - 1
 
@@ -57,7 +49,10 @@ class ByteReader:
         """
         value = shift = 0
         while True:
-            byte = self.take(1)[0]
+            if self._at == len(self._data):
+                self.view(1)  # which raises
+            byte = self._data[self._at]
+            self._at += 1
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
@@ -84,28 +79,3 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def read_at(handle: int, offset: int, count: int) -> bytes:
-    """Bytes of a file from `offset` on. The file's position, which forked processes share, does not change."""
-    parts = []
-    while count and (part := os.pread(handle, count, offset)):  # one call reads less than 2 GB
-        parts.append(part)
-        offset, count = offset + len(part), count - len(part)
-    return b"".join(parts)
-
-
-def open_bytes(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> BinaryIO:
-    """Open a file by its path, or its bytes, for reading at any position.
-
-    Raises:
-        SourceError: The path cannot be read, or is a FIFO, whose opening would wait for a writer.
-    """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
-    try:
-        if Path(source).is_fifo():
-            raise OSError(errno.ESPIPE, IRREGULAR)
-        return Path(source).open("rb")
-    except OSError as error:
-        raise SourceError(source, error.strerror or str(error)) from None

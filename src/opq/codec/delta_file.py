@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +14,7 @@ from opq.codec.delta_sections import (
     is_code_difference,
 )
 from opq.codec.entry import OF_BASE, Entry, is_alone
+from opq.codec.file_bytes import Source
 from opq.codec.file_reader import Content, OpqFile
 from opq.codec.file_start import DELTA_MAGIC
 from opq.errors import FormatError, SourceError
@@ -39,7 +38,7 @@ class DeltaFile(OpqFile):
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        source: Source,
         base: Base | None,
         *,
         max_bytes: int | None = None,
@@ -84,16 +83,16 @@ class DeltaFile(OpqFile):
 
     def stored_section(self, number: int) -> bytes:
         """The bytes of a section as they are in the file; FormatError if their checksum does not match."""
-        return super().section(number)
+        return bytes(super().section_view(number))
 
-    def section(self, number: int) -> bytes:
+    def section_view(self, number: int) -> bytes | memoryview:
         """The bytes of a section; of codes that differ from the base's, the section without a base."""
-        data = super().section(number)
+        data = super().section_view(number)
         first = self.members(number)[0]
         if not first.is_weight or self._base is None or not self._is_in_base(first):
             return data
         with self._naming(first.name):
-            return decode_codes_of(data, first, self.of_base(first))
+            return decode_codes_of(bytes(data), first, self.of_base(first))
 
     def __getitem__(self, name: str) -> Content:
         """As OpqFile."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from opq.codec.code_section import run
 from opq.codec.code_stream import CHUNK, Geometry
 from opq.codec.entry import Entry
 from opq.codec.fast_section import FastSection, is_fast
+from opq.codec.given_arrays import Arrays, new_array
 from opq.codec.weight_section import decode_weights, naming, split, with_step_of
 from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, codebook_of
 from opq.quantization.compressed_tensor import CompressedTensor
@@ -62,8 +64,8 @@ class DirectWeight:
         return np.asarray(codebook_of(self.codebook.step, np.array([scale]), None).values(codes[None], self.entry.dtype)[0])
 
 
-def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[DirectWeight]:
-    """The weights that can be decoded to values: those of fast sections whose columns have no scales.
+def direct_weights(sections: Mapping[int, bytes | memoryview], entries: Iterable[Entry]) -> Iterator[DirectWeight]:
+    """Parse the weights that can be decoded to values: those of fast sections whose columns have no scales.
 
     Args:
         sections: {number of a section: its bytes, untrusted}.
@@ -73,18 +75,18 @@ def direct_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> l
         FormatError: A fast section does not belong to its weight; the error names it.
     """
     parsed: dict[tuple[int, Geometry], tuple[Codebook, FastSection, NDArray[np.uint8]] | None] = {}
-    found = []
     for entry in entries:
         key = entry.section, Geometry.of(entry.shape)
         with naming(entry):
             if key not in parsed:
                 parsed[key] = _parse(sections[entry.section], entry)
-            if (parts := parsed[key]) is not None:
-                found.append(DirectWeight(entry, parts[1], with_step_of(parts[0], entry), parts[2]))
-    return found
+            parts = parsed[key]
+            weight = None if parts is None else DirectWeight(entry, parts[1], with_step_of(parts[0], entry), parts[2])
+        if weight is not None:
+            yield weight
 
 
-def _parse(section: bytes, entry: Entry) -> tuple[Codebook, FastSection, NDArray[np.uint8]] | None:
+def _parse(section: bytes | memoryview, entry: Entry) -> tuple[Codebook, FastSection, NDArray[np.uint8]] | None:
     codebook, codes = split(section, entry)
     scaled = codebook if isinstance(codebook, ScaledCodebook) else None
     if not is_fast(codes) or (scaled is not None and (scaled.columns is not None or len(entry.shape) < 2)):
@@ -101,10 +103,19 @@ def _parse(section: bytes, entry: Entry) -> tuple[Codebook, FastSection, NDArray
     return codebook, parsed, sets
 
 
-def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.generic]]:
-    """{name: the weight's values}, decoded on all cores; FormatError, which names the weight, if a stream is damaged."""
-    arrays = {weight.entry.name: np.empty(weight.entry.shape, dtype=dtypes.NUMPY[weight.entry.dtype]) for weight in weights}
-    jobs = [(weight, job) for weight in weights for job in weight.jobs(arrays[weight.entry.name])]
+def value_jobs(
+    weights: Iterable[DirectWeight], arrays: dict[str, NDArray[np.generic]], given: Arrays = MappingProxyType({})
+) -> Iterator[Callable[[], None]]:
+    """Functions that together decode weights. They may run in several threads while the next weight is parsed.
+
+    Args:
+        weights: The weights.
+        arrays: Receives {name: values}, complete when all functions ran.
+        given: Memory for some weights, as `check_given` accepts it.
+
+    Raises:
+        FormatError: A stream is damaged; raised by one of the functions, and names the weight.
+    """
 
     def named(weight: DirectWeight, job: Callable[[], None]) -> Callable[[], None]:
         def run_named() -> None:
@@ -113,11 +124,13 @@ def decode_values(weights: Sequence[DirectWeight]) -> dict[str, NDArray[np.gener
 
         return run_named
 
-    run(named(*pair) for pair in jobs)
-    return arrays
+    for weight in weights:
+        entry = weight.entry
+        arrays[entry.name] = new_array(entry, given)
+        yield from (named(weight, job) for job in weight.jobs(arrays[entry.name]))
 
 
-def weight_values(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
+def weight_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
     """The values of weights of any kind, decoded on all cores.
 
     Args:
@@ -130,9 +143,15 @@ def weight_values(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> di
     Raises:
         FormatError: A section does not hold exactly a weight; the error names it.
     """
-    arrays = decode_values(direct_weights(sections, entries))
-    others = [entry for entry in entries if entry.name not in arrays]
-    decoded = decode_weights(sections, others)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    run(value_jobs(direct_weights(sections, entries), arrays))
+    return arrays | other_values(sections, [entry for entry in entries if entry.name not in arrays])
+
+
+def other_values(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> dict[str, NDArray[np.generic]]:
+    """As `weight_values`, of weights that are decoded to codes first."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    decoded = decode_weights(sections, entries)
     first = {id(weight): weight for weight in decoded}  # equal weights are one object
     sizes = [math.prod(weight.shape) for weight in first.values()]
 
@@ -140,7 +159,7 @@ def weight_values(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> di
         return [weight.values() for weight in batch]
 
     found = dict(zip(first, thread_map_batched(values, list(first.values()), sizes, CHUNK), strict=True))
-    for entry, weight in zip(others, decoded, strict=True):
+    for entry, weight in zip(entries, decoded, strict=True):
         is_first = first.pop(id(weight), None) is not None
         arrays[entry.name] = found[id(weight)] if is_first else found[id(weight)].copy()
     return arrays

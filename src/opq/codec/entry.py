@@ -113,6 +113,14 @@ def dense_bytes(entries: Sequence[Entry], repeats: Collection[str]) -> int:
     return sum(entry.dense_bytes for entry in entries if entry.name not in repeats)
 
 
+def by_section(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
+    """{number of a section: its entries}, in their order."""
+    sections: dict[int, list[Entry]] = {}
+    for entry in entries:
+        sections.setdefault(entry.section, []).append(entry)
+    return sections
+
+
 def grouped(entries: Iterable[Entry], largest: int) -> Iterator[list[Entry]]:
     """Entries in groups of at most `largest` elements, or of one entry, in their order."""
     group: list[Entry] = []

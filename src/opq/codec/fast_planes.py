@@ -155,7 +155,9 @@ def _classes_of(blocks: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     sizes = np.full(groups, _GROUP, dtype=np.int64)
     sizes[-1] = len(blocks[0]) - _GROUP * (groups - 1)
     halves = (4 * sums.astype(np.int64) + sizes) // (2 * sizes)
-    ordered = np.sort(halves, axis=1)
+    ordered = np.sort(halves.astype(np.uint16), axis=1, kind="stable").astype(
+        np.int64
+    )  # a radix sort; means are below 2^9 halves
     low, middle, high = (ordered[:, place, None] for place in (groups // 20, groups // 2, -1 - groups // 20))
     shift = np.zeros((len(blocks), 1), dtype=np.int64)
     for _ in range(6):  # means are below 2^9 halves

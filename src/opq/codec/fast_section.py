@@ -189,8 +189,10 @@ class FastSection:
             part = output[first - start : last - start]
             self.decode(block, table, of_rows, part)
             at, codes = self.patches(first, last)
+            if not len(at):
+                return
             numbers = of_rows[(first + at) // self.columns]
-            for number in np.unique(numbers):
+            for number in np.unique(numbers) if len(table) > 1 else (0,):
                 part[at[numbers == number]] = values(codes[numbers == number], int(number))
 
         return [lambda block=block: job(block) for block in chosen]  # type: ignore[misc]

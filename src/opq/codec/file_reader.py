@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import io
-import os
-import threading
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opq import dtypes
+from opq.codec import _native
 from opq.codec.auxiliary import restore, stored_dtype
 from opq.codec.byte_planes import decode_pack
-from opq.codec.byte_reader import IRREGULAR, open_bytes, read_at
+from opq.codec.code_section import run
 from opq.codec.code_stream import CHUNK
-from opq.codec.direct_values import DirectWeight, direct_weights, weight_values
-from opq.codec.entry import Entry, grouped
+from opq.codec.direct_values import DirectWeight, direct_weights, other_values, value_jobs, weight_values
+from opq.codec.entry import Entry, by_section, grouped
+from opq.codec.file_bytes import FileBytes, Source
 from opq.codec.file_start import DELTA_MAGIC, FORMAT_VERSION, MAGIC, PREFIX, read_start
 from opq.codec.file_writer import file_of_one, largest_content
+from opq.codec.given_arrays import Arrays, check_given, filled
 from opq.codec.header import Header, decode_header, header_columns, inflate_header
 from opq.codec.kept_packs import KeptPacks
 from opq.codec.weight_section import decode_pieces, decode_weights, have_same_codes, with_codes_of
-from opq.errors import FormatError, SourceError
+from opq.errors import FormatError
 from opq.progress import Progress, no_progress
 from opq.quantization.compressed_tensor import CompressedTensor
 
 Content = CompressedTensor | NDArray[np.generic]
-
 
 _GROUP = 4 * CHUNK
 """The largest number of elements that `OpqFile.arrays` decodes at once, unless a single tensor has more."""
@@ -56,37 +56,29 @@ class OpqFile(Mapping[str, Content]):
 
     _magic = MAGIC
 
-    def __init__(
-        self, source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, max_bytes: int | None = None
-    ) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, source: Source, *, max_bytes: int | None = None) -> None:
         self._packs = KeptPacks(self._decode_pack)
         self._last: tuple[int, CompressedTensor] | None = None
-        self._path = None if isinstance(source, (bytes, bytearray, memoryview)) else os.fspath(source)
-        self._file = open_bytes(source)
+        self._bytes = FileBytes(source)
+        self._path = self._bytes.path
+        self.file_bytes = self._bytes.size
         try:
             self._open(max_bytes)
         except BaseException as error:
-            self._file.close()
+            self._bytes.close()
             if isinstance(error, FormatError):
                 raise FormatError(self.place(error.where), error.problem) from None
             raise
 
     def _open(self, max_bytes: int | None) -> None:
-        try:
-            self.file_bytes = self._file.seek(0, os.SEEK_END)
-        except OSError:
-            raise SourceError(self._path or "the file", IRREGULAR) from None
-        prefix = self._read(0, min(PREFIX.size, self.file_bytes))
+        prefix = bytes(self._bytes.read(0, min(PREFIX.size, self.file_bytes)))
         length, checksum = read_start(prefix, self._magic, self.file_bytes)
-        packed = self._read(PREFIX.size, length)
-        if zlib.crc32(packed, zlib.crc32(prefix[:8])) != checksum:
+        packed = bytes(self._bytes.read(PREFIX.size, length))
+        if _native.crc32(packed, _native.crc32(prefix[:8])) != checksum:
             raise FormatError("header", "the checksum does not match: the file is damaged")
         self._header: Header = decode_header(packed, delta=self._magic == DELTA_MAGIC)
         self._entries = {entry.name: entry for entry in self._header.entries}
-        self._members: dict[int, list[Entry]] = {}
-        for entry in self._header.entries:
-            self._members.setdefault(entry.section, []).append(entry)
+        self._members = by_section(self._header.entries)
         self._offsets: list[int] = [PREFIX.size + length]
         for size in self._header.lengths:
             self._offsets.append(self._offsets[-1] + size)
@@ -141,7 +133,7 @@ class OpqFile(Mapping[str, Content]):
 
     def has_canonical_header(self) -> bool:
         """Whether the inflated header has the bytes that opq writes for these entries."""
-        packed = self._read(PREFIX.size, self.header_bytes - PREFIX.size)
+        packed = bytes(self._bytes.read(PREFIX.size, self.header_bytes - PREFIX.size))
         return inflate_header(packed) == header_columns(self._header)
 
     def section_bytes(self, section: int) -> int:
@@ -150,8 +142,12 @@ class OpqFile(Mapping[str, Content]):
 
     def section(self, number: int) -> bytes:
         """Read the bytes of a section; FormatError if their checksum does not match."""
-        data = self._read(self._offsets[number], self._header.lengths[number])
-        if zlib.crc32(data) != self._header.checksums[number]:
+        return bytes(self.section_view(number))
+
+    def section_view(self, number: int) -> bytes | memoryview:
+        """As `section`, without a copy if the file is in memory."""
+        data = self._bytes.read(self._offsets[number], self._header.lengths[number])
+        if _native.crc32(data) != self._header.checksums[number]:
             names = [entry.name for entry in self.members(number)]
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise FormatError(self.place(f"tensor {names[0]!r}{more}"), "the checksum does not match: the file is damaged")
@@ -171,7 +167,7 @@ class OpqFile(Mapping[str, Content]):
         with self._naming(name):
             if last is not None and last[0] == entry.section and have_same_codes(last[1].shape, entry.shape):
                 return with_codes_of(last[1], entry)
-            (weight,) = decode_weights({entry.section: self.section(entry.section)}, [entry])
+            (weight,) = decode_weights({entry.section: self.section_view(entry.section)}, [entry])
         if len(self._members[entry.section]) > 1:
             self._last = entry.section, weight
             return with_codes_of(weight, entry)
@@ -186,7 +182,7 @@ class OpqFile(Mapping[str, Content]):
         """
         entry = self._weight_entry(name)
         with self._naming(name):
-            yield from decode_pieces(self.section(entry.section), entry)
+            yield from decode_pieces(self.section_view(entry.section), entry)
 
     def alone(self, name: str) -> bytes:
         """The bytes of a file that holds this weight alone, with the same section.
@@ -207,7 +203,7 @@ class OpqFile(Mapping[str, Content]):
         entry = self._entries[name]
         if entry.is_weight and len(self._members[entry.section]) == 1:
             with self._naming(name):
-                return weight_values({entry.section: self.section(entry.section)}, [entry])[name]
+                return weight_values({entry.section: self.section_view(entry.section)}, [entry])[name]
         content = self[name]
         return content.values() if isinstance(content, CompressedTensor) else content
 
@@ -222,7 +218,7 @@ class OpqFile(Mapping[str, Content]):
         if not entry.is_weight:
             return None
         with self._naming(name):
-            return next(iter(direct_weights({entry.section: self.section(entry.section)}, [entry])), None)
+            return next(direct_weights({entry.section: self.section_view(entry.section)}, [entry]), None)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -232,25 +228,47 @@ class OpqFile(Mapping[str, Content]):
         except FormatError as error:
             raise FormatError(self.place(f"tensor {name!r}"), error.problem) from None
 
-    def arrays(self, report: Progress = no_progress) -> dict[str, NDArray[np.generic]]:
+    def arrays(self, report: Progress = no_progress, out: Arrays | None = None) -> dict[str, NDArray[np.generic]]:
         """Decode all tensors to arrays in their own dtypes, on all cores.
 
         Args:
             report: Called after some tensors.
+            out: Memory for some of them, as `check_given` accepts it. After an error its content is undefined.
         """
+        out = out or {}
+        check_given(out, self._entries)
         arrays: dict[str, NDArray[np.generic]] = {}
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
-            values = weight_values({number: self.section(number) for number in {entry.section for entry in weights}}, weights)
-            arrays.update((entry.name, values[entry.name] if entry.is_weight else self.array(entry.name)) for entry in entries)
+            sections = {number: self.section_view(number) for number in {entry.section for entry in weights}}
+            values: dict[str, NDArray[np.generic]] = {}
+            run(chain(self._array_jobs(entries, values, out), value_jobs(direct_weights(sections, weights), values, out)))
+            others = other_values(sections, [entry for entry in weights if entry.name not in values])
+            values |= {name: array if name not in out else filled(out[name], array) for name, array in others.items()}
+            arrays.update((entry.name, values[entry.name]) for entry in entries)
             report("decoding", len(arrays), len(self))
         return arrays
+
+    def _array_jobs(
+        self, entries: Sequence[Entry], arrays: dict[str, NDArray[np.generic]], out: Arrays
+    ) -> Iterator[Callable[[], None]]:
+        """Functions that together decode the auxiliary tensors among these, each those of a section."""
+        for members in by_section(entry for entry in entries if not entry.is_weight).values():
+            yield lambda members=members: arrays.update((m.name, self._array(m, out)) for m in members)  # type: ignore[misc]
+
+    def _array(self, entry: Entry, out: Arrays) -> NDArray[np.generic]:
+        """Decode an auxiliary tensor, to memory that is given for it; if it is alone in its section, without a copy."""
+        if entry.name not in out:
+            return self.array(entry.name)
+        if entry.storage != "exact" or len(self._members[entry.section]) > 1:
+            return filled(out[entry.name], self.array(entry.name))
+        return decode_pack(self.section_view(entry.section), [entry.shape], [dtypes.NUMPY[entry.dtype]], [out[entry.name]])[0]
 
     def weights(self) -> Iterator[tuple[str, CompressedTensor]]:
         """(name, weight) of all weights. Equal weights may be one object, and weights may share their codes."""
         for entries in grouped(self.entries, _GROUP):
             weights = [entry for entry in entries if entry.is_weight]
-            sections = {number: self.section(number) for number in {entry.section for entry in weights}}
+            sections = {number: self.section_view(number) for number in {entry.section for entry in weights}}
             yield from zip((entry.name for entry in weights), decode_weights(sections, weights), strict=True)
 
     def __iter__(self) -> Iterator[str]:
@@ -261,7 +279,7 @@ class OpqFile(Mapping[str, Content]):
 
     def close(self) -> None:
         """Close the file. Later look-ups fail."""
-        self._file.close()
+        self._bytes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -278,17 +296,5 @@ class OpqFile(Mapping[str, Content]):
     def _decode_pack(self, section: int) -> dict[str, NDArray[np.generic]]:
         members = self.members(section)
         kinds = [stored_dtype(member.storage, member.dtype) for member in members]
-        arrays = decode_pack(self.section(section), [m.shape for m in members], kinds)
+        arrays = decode_pack(self.section_view(section), [m.shape for m in members], kinds)
         return {member.name: array for member, array in zip(members, arrays, strict=True)}
-
-    def _read(self, offset: int, count: int) -> bytes:
-        if isinstance(self._file, io.BytesIO) or not hasattr(os, "pread"):
-            with self._lock:
-                self._file.seek(offset)
-                data = self._file.read(count)
-        else:
-            data = read_at(self._file.fileno(), offset, count)
-        if len(data) != count:
-            problem = f"expected {count:,} bytes at {offset:,}, but only {len(data):,} are left; is the file truncated?"
-            raise FormatError("sections", problem)
-        return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.codec import _native
 from opq.codec.auxiliary import store
 from opq.codec.byte_planes import estimate_pack, is_valid
 from opq.codec.entry import LARGEST_TENSOR, Entry, contents_of
@@ -287,4 +287,4 @@ def prefixed_header(
     """Prefix and header of a file; with the digest of a base, of a delta."""
     packed = encode_header(Header(entries, list(map(len, sections)), list(map(checksum_of, sections)), metadata, base))
     start = PREFIX.pack(DELTA_MAGIC if base else MAGIC, FORMAT_VERSION, len(packed), 0)[:8]
-    return start + zlib.crc32(packed, zlib.crc32(start)).to_bytes(4, "little") + packed
+    return start + _native.crc32(packed, _native.crc32(start)).to_bytes(4, "little") + packed

@@ -28,7 +28,7 @@ class KeptPacks:
         self._problems: dict[int, FormatError] = {}
 
     def tensor(self, section: int, name: str) -> NDArray[np.generic]:
-        """A tensor of a pack; FormatError if the pack is damaged."""
+        """A tensor of a pack, which shares no memory with what is kept; FormatError if the pack is damaged."""
         with self._lock:
             lock = self._locks.setdefault(section, threading.Lock())
         with lock:
@@ -43,6 +43,7 @@ class KeptPacks:
                 self._packs[section] = pack, set(pack)
             pack, unread = self._packs[section]
             unread.discard(name)
-            if not unread:
-                del self._packs[section]
+            if unread:
+                return pack[name].copy()
+            del self._packs[section]
             return pack[name]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from opq.codec import _native
 from opq.errors import SourceError
 
 
@@ -31,7 +31,7 @@ class StoredSection:
     @classmethod
     def of(cls, section: bytes, path: Path, offset: int) -> StoredSection:
         """The stored form of these bytes, which lie in a file at an offset."""
-        return cls(path, offset, len(section), zlib.crc32(section), sha256(section).digest())
+        return cls(path, offset, len(section), _native.crc32(section), sha256(section).digest())
 
     def __len__(self) -> int:
         return self.size
@@ -44,7 +44,7 @@ class StoredSection:
                 data = file.read(self.size)
         except OSError as error:
             raise SourceError(self.path, f"a section was in it: {error.strerror or error}") from None
-        if len(data) != self.size or zlib.crc32(data) != self.checksum:
+        if len(data) != self.size or _native.crc32(data) != self.checksum:
             raise SourceError(self.path, "its bytes changed after they were written; remove it and start again")
         return data
 
@@ -54,4 +54,4 @@ Section = bytes | StoredSection
 
 def checksum_of(section: Section) -> int:
     """CRC-32 of a section."""
-    return section.checksum if isinstance(section, StoredSection) else zlib.crc32(section)
+    return section.checksum if isinstance(section, StoredSection) else _native.crc32(section)

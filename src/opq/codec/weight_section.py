@@ -84,7 +84,7 @@ def encode_weight(weight: QuantizedWeight, *, fast: bool = False) -> EncodedWeig
     return EncodedWeight(start + adaptive, None if other is None else start + other, nonzero)
 
 
-def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
+def decode_weight(section: bytes | memoryview, entry: Entry) -> CompressedTensor:
     """Inverse of `encode_weight`.
 
     Args:
@@ -98,7 +98,7 @@ def decode_weight(section: bytes, entry: Entry) -> CompressedTensor:
     return _join(code_section.decode_codes(codes, entry.shape), codebook, is_trellis(codes), entry)
 
 
-def decode_weights(sections: Mapping[int, bytes], entries: Sequence[Entry]) -> list[CompressedTensor]:
+def decode_weights(sections: Mapping[int, bytes | memoryview], entries: Sequence[Entry]) -> list[CompressedTensor]:
     """As `decode_weight`, for several weights, on all cores. What weights of one section have in common is decoded once.
 
     Args:
@@ -153,7 +153,7 @@ def with_step_of(codebook: Codebook, entry: Entry) -> Codebook:
         return replace(codebook, step=entry.step)
 
 
-def decode_pieces(section: bytes, entry: Entry) -> Iterator[CompressedTensor]:
+def decode_pieces(section: bytes | memoryview, entry: Entry) -> Iterator[CompressedTensor]:
     """As `decode_weight`, in pieces of whole channels."""
     codebook, rest = split(section, entry)
     width, first = math.prod(entry.shape[1:]), 0
@@ -177,7 +177,7 @@ def naming(entry: Entry) -> Iterator[None]:
         raise FormatError(f"tensor {entry.name!r}", error.problem) from None
 
 
-def split(section: bytes, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
+def split(section: bytes | memoryview, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
     """The codebook of a weight, and the part of its section with the codes; FormatError if the section has no codebook."""
     reader = ByteReader(section, _WHERE)
     codebook: Codebook

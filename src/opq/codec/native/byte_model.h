@@ -25,12 +25,13 @@ ALWAYS_INLINE int code_mixed_bit(RangeCoder *coder, Direction direction, uint32_
 /* `above` is NULL for the plane of the highest bytes. */
 static inline void code_plane(RangeCoder *coder, Direction direction, ByteModel *model, const uint8_t *above, uint8_t *plane,
                               int64_t count) {
+    uint8_t has_previous[256] = {0}, has_above[256] = {0}; /* contexts that were reset: a short plane has few of the 131,072 states */
     reset_bits(model->own, 256);
-    reset_bits(model->previous, 256 * 256);
-    reset_bits(model->above, 256 * 256);
     uint32_t previous = 0;
     for (int64_t k = 0; k < count && !(direction == DECODE && UNLIKELY(is_exhausted(coder))); k++) {
         uint32_t value = plane[k], node = 1, upper = above ? above[k] : 0;
+        if (!has_previous[previous]) reset_bits(model->previous + 256 * previous, 256), has_previous[previous] = 1;
+        if (!has_above[upper]) reset_bits(model->above + 256 * upper, 256), has_above[upper] = 1;
         for (int bit = 7; bit >= 0; bit--) {
             refill(coder, direction);
             node = node << 1 | (uint32_t)code_mixed_bit(coder, direction, &model->own[node], &model->previous[previous << 8 | node],

@@ -76,7 +76,7 @@ static const char *fast_start_block(FastBlock *b, const uint8_t *data, size_t le
 static int fast_decode_bytes(FastDecoder *d, int64_t columns, int lanes, uint8_t *bytes) {
     static const uint8_t no_classes[FAST_LANES];
     uint32_t no_states[FAST_LANES] = {0};
-    uint16_t tile[FAST_GROUP];
+    uint16_t tile[FAST_STEP];
 #if defined(OPQ_AVX2)
     if (cpu_has_avx2 && lanes == FAST_LANES) return fast_decode_bytes_avx2(d, columns, bytes);
 #endif
@@ -93,8 +93,9 @@ static const uint8_t *fast_next_bytes(FastBlock *b, int64_t count) {
     b->at += count;
     if (b->form == STORED) return b->data + start;
     if (b->form == EQUAL) return b->bytes;
-    for (int64_t done = 0; done < count; done += FAST_GROUP) {
-        const int64_t size = count - done < FAST_GROUP ? count - done : FAST_GROUP, columns = size / FAST_LANES;
+    const int64_t span = b->tables > 1 ? FAST_GROUP : FAST_STEP; /* bytes that have one table */
+    for (int64_t done = 0; done < count; done += span) {
+        const int64_t size = count - done < span ? count - done : span, columns = size / FAST_LANES;
         const int rest = (int)(size % FAST_LANES);
         const int table = b->tables > 1 ? fast_class(b->data, (start + done) / FAST_GROUP) : 0;
         uint8_t *const to = b->bytes + done;

@@ -1,6 +1,7 @@
 /* The module opq.codec._native: functions over buffers, which encode and decode streams of docs/format.md. They check what
  * memory safety depends on; their callers in Python check the rest. All integers of a model are bounded whatever the data are.
  *     compiler.h      attributes; what is assumed of the compiler
+ *     crc32.h         checksums                                               "Checksums"
  *     vec8_u16.h      eight 16-bit numbers: the probabilities of a distribution
  *     vec4_u32.h      four 32-bit numbers: one for each row of a band
  *     range_coder.h   decisions and raw bits <-> bytes                        docs/format.md, "Coder"
@@ -18,6 +19,7 @@
 #include <Python.h>
 
 #include "byte_model.h"
+#include "crc32.h"
 #include "fast_functions.h"
 #include "plane_functions.h"
 #include "workspace.h"
@@ -245,7 +247,22 @@ static PyObject *decode_plane(PyObject *self, PyObject *arguments) {
     return PyBool_FromLong(valid);
 }
 
+/* The CRC-32 of bytes that follow others with the CRC-32 `start`. */
+static PyObject *crc32(PyObject *self, PyObject *arguments) {
+    Py_buffer data;
+    unsigned int start = 0;
+    uint32_t crc;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "y*|I", &data, &start)) return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    crc = checksum(start, (const uint8_t *)data.buf, (size_t)data.len);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&data);
+    return PyLong_FromUnsignedLong(crc);
+}
+
 static PyMethodDef methods[] = {
+    {"crc32", crc32, METH_VARARGS, "crc32(data, start=0) -> int"},
     {"encode_codes", encode_codes, METH_VARARGS, "encode_codes(codes, outputs, inputs, positions, width, first) -> bytes"},
     {"decode_codes", decode_codes, METH_VARARGS,
      "decode_codes([(data, codes, outputs, inputs, positions, width, first), ...], next) -> int"},
@@ -255,7 +272,7 @@ static PyMethodDef methods[] = {
     {"fast_encode", py_fast_encode, METH_VARARGS, "fast_encode(*matrix, symbols, shares) -> bytes"},
     {"fast_tables", py_fast_tables, METH_VARARGS, "fast_tables(shares, tables)"},
     {"fast_decode", py_fast_decode, METH_VARARGS, "fast_decode(*matrix, stream, tables, values, size, sets, output) -> bool"},
-    {"split_words", py_split_words, METH_VARARGS, "split_words(words, size, rotated, byte, plane)"},
+    {"split_words", py_split_words, METH_VARARGS, "split_words(words, size, rotated, planes)"},
     {"sum_groups", py_sum_groups, METH_VARARGS, "sum_groups(bytes, sums)"},
     {"count_groups", py_count_groups, METH_VARARGS, "count_groups(bytes, tables, counts)"},
     {"encode_block", py_encode_block, METH_VARARGS, "encode_block(bytes, tables, shares) -> bytes"},
@@ -270,6 +287,7 @@ static struct PyModuleDef definition = {
     NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
+    init_crc();
     init_tables();
     detect_avx2();
     fast_init();

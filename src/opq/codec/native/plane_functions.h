@@ -18,22 +18,22 @@ static int refuse(const char *problem) {
     return 0;
 }
 
-/* split_words(words, size, rotated, byte, plane): a plane of words, which begin at a multiple of their size. */
+/* split_words(words, size, rotated, planes): the planes of words, which begin at a multiple of their size. */
 static PyObject *py_split_words(PyObject *self, PyObject *arguments) {
-    Py_buffer words, plane;
-    int size, rotated, byte;
+    Py_buffer words, planes;
+    int size, rotated;
     (void)self;
-    if (!PyArg_ParseTuple(arguments, "y*iiiw*", &words, &size, &rotated, &byte, &plane)) return NULL;
-    const int fits = is_word_size(size) && byte >= 0 && byte < size && words.len % size == 0 && plane.len == words.len / size
+    if (!PyArg_ParseTuple(arguments, "y*iiw*", &words, &size, &rotated, &planes)) return NULL;
+    const int fits = is_word_size(size) && words.len % size == 0 && planes.len == words.len
                      && (uintptr_t)words.buf % (uintptr_t)size == 0;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS;
-        split_words(words.buf, size, rotated != 0, byte, (uint8_t *)plane.buf, (size_t)plane.len);
+        split_words((const uint8_t *)words.buf, size, rotated != 0, (uint8_t *)planes.buf, (size_t)(words.len / size));
         Py_END_ALLOW_THREADS;
     } else {
-        refuse("the plane does not fit the words");
+        refuse("the planes do not fit the words");
     }
-    PyBuffer_Release(&words), PyBuffer_Release(&plane);
+    PyBuffer_Release(&words), PyBuffer_Release(&planes);
     if (!fits) return NULL;
     Py_RETURN_NONE;
 }

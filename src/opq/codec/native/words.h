@@ -8,6 +8,7 @@
 #include "dispatch.h"
 
 #define LARGEST_WORD 8 /* bytes */
+#define SPLIT_STEP 2048 /* words, which fit the first cache */
 
 /* Byte `byte` of each word, counted from the highest; rotated left by one bit before if `rotated` is 1. */
 #define SPLIT(type)                                                                                    \
@@ -51,7 +52,7 @@ ALWAYS_INLINE void merge_any(const uint8_t *const p[LARGEST_WORD], int size, int
 }
 
 #if defined(OPQ_AVX2)
-TARGET_AVX2 NOINLINE void split_words_avx2(const void *words, int size, int rotated, int byte, uint8_t *plane, size_t count) {
+TARGET_AVX2 NOINLINE void split_plane_avx2(const void *words, int size, int rotated, int byte, uint8_t *plane, size_t count) {
     split_any(words, size, rotated, byte, plane, count);
 }
 
@@ -61,14 +62,23 @@ TARGET_AVX2 NOINLINE void merge_words_avx2(
 }
 #endif
 
-static void split_words(const void *words, int size, int rotated, int byte, uint8_t *plane, size_t count) {
+static void split_plane(const void *words, int size, int rotated, int byte, uint8_t *plane, size_t count) {
 #if defined(OPQ_AVX2)
     if (cpu_has_avx2) {
-        split_words_avx2(words, size, rotated, byte, plane, count);
+        split_plane_avx2(words, size, rotated, byte, plane, count);
         return;
     }
 #endif
     split_any(words, size, rotated, byte, plane, count);
+}
+
+/* The planes of all bytes, one after the other. Words are read from memory once. */
+static void split_words(const uint8_t *words, int size, int rotated, uint8_t *planes, size_t count) {
+    for (size_t at = 0; at < count; at += SPLIT_STEP) {
+        const size_t step = count - at < SPLIT_STEP ? count - at : SPLIT_STEP;
+        for (int byte = 0; byte < size; byte++)
+            split_plane(words + at * (size_t)size, size, rotated, byte, planes + (size_t)byte * count + at, step);
+    }
 }
 
 static void merge_words(const uint8_t *const planes[LARGEST_WORD], int size, int rotated, void *words, size_t count) {
