@@ -108,6 +108,9 @@ class FileState(State):
             return packed_floats.unpack(words, place.dtype, shape)
         return words.astype(word[1:], copy=False).view(dtype).reshape(shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # without reading it, as a Mapping would
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

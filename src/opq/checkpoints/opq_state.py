@@ -27,6 +27,7 @@ class OpqState(State):
 
     def __init__(self, file: OpqFile) -> None:
         self._file = file
+        self._names = frozenset(file)
         self.metadata = file.metadata
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
@@ -40,6 +41,9 @@ class OpqState(State):
     def compressed(self, name: str) -> CompressedTensor | None:
         """As State.compressed."""
         return cast(CompressedTensor, self._file[name]) if self._file.entry(name).is_weight else None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without decoding it, as a Mapping would
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file)

@@ -15,7 +15,7 @@ from opq.codec.code_stream import Geometry
 from opq.codec.difference_contexts import encode_best
 from opq.codec.difference_layout import Grid
 from opq.codec.difference_stream import Classes, decode_differences, encode_differences
-from opq.codec.difference_words import changes, from_integers, keys_of, to_integers, zero_bits
+from opq.codec.difference_words import add, keys_of, subtract, zero_bits
 from opq.codec.entry import Entry, is_alone
 from opq.codec.fast_section import FAST, TRELLIS, is_fast
 from opq.codec.weight_section import encode_weight, naming, split
@@ -41,15 +41,14 @@ def encode_tensors(tensors: Sequence[NDArray[np.generic]], bases: Sequence[NDArr
     Returns:
         The section's bytes.
     """
-    changed = [changes(base, new) for base, new in zip(bases, tensors, strict=True)]
-    pairs = [(base.reshape(-1)[at], new.reshape(-1)[at]) for base, new, at in zip(bases, tensors, changed, strict=True)]
-    smallest = min(8 * base.dtype.itemsize - 1 for base in bases)
-    shift = min([smallest, *(min(zero_bits(base), zero_bits(new)) for base, new in pairs if base.size)])
+    pairs = list(zip(bases, tensors, strict=True))
+    found = (zero_bits(base, new) for base, new in pairs)
+    shift = min(_most_zero_bits(bases), *(bits for bits in found if bits is not None), 63)
     grid = grid_of(bases)
-    differences = np.zeros(len(grid.keys), dtype=np.int64)
+    differences = np.empty(len(grid.keys), dtype=np.int64)
     start = 0
-    for base, at, (before, after) in zip(bases, changed, pairs, strict=True):
-        differences[start + at] = to_integers(after, shift) - to_integers(before, shift)
+    for base, new in pairs:
+        subtract(base, new, shift, differences[start : start + base.size])
         start += base.size
     return bytes([shift]) + encode_best(differences, grid)
 
@@ -67,12 +66,7 @@ def decode_tensors(section: bytes, bases: Sequence[NDArray[np.generic]]) -> list
     shift, differences, _ = _parse(section, bases)
     start, tensors = 0, []
     for base in bases:
-        own = differences[start : start + base.size]
-        at = np.flatnonzero(own)
-        tensor = np.array(base, order="C")
-        moved = to_integers(tensor.reshape(-1)[at], shift) + own[at]
-        tensor.reshape(-1)[at] = from_integers(moved, tensor.dtype, shift)
-        tensors.append(tensor)
+        tensors.append(add(base, differences[start : start + base.size], shift))
         start += base.size
     return tensors
 
@@ -84,10 +78,14 @@ def encode_tensors_again(section: bytes, bases: Sequence[NDArray[np.generic]]) -
 
 
 def _parse(section: bytes, bases: Sequence[NDArray[np.generic]]) -> tuple[int, NDArray[np.int64], Classes]:
-    smallest = min(8 * base.dtype.itemsize - 1 for base in bases)
-    if not section or section[0] > smallest:
-        raise FormatError(_WHERE, f"a section must begin with a number of low bits from 0 to {smallest}")
+    most = _most_zero_bits(bases)
+    if not section or section[0] > most:
+        raise FormatError(_WHERE, f"a section must begin with a number of low bits from 0 to {most}")
     return section[0], *decode_differences(memoryview(section)[1:], grid_of(bases))
+
+
+def _most_zero_bits(bases: Sequence[NDArray[np.generic]]) -> int:
+    return min(8 * base.dtype.itemsize - 1 for base in bases)
 
 
 def grid_of(bases: Sequence[NDArray[np.generic]]) -> Grid:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import cast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from opq.codec.byte_planes import encode_pack, estimate_pack
 from opq.codec.delta_base import Base, digest_of, has_same
 from opq.codec.delta_sections import encode_codes, encode_tensors
 from opq.codec.difference_words import SUPPORTED
-from opq.codec.entry import NO_SECTION, Entry, is_alone
+from opq.codec.entry import NO_SECTION, Entry, by_section, is_alone
 from opq.codec.file_reader import OpqFile
 from opq.codec.file_writer import (
     AuxiliaryPack,
@@ -31,29 +32,24 @@ from opq.codec.file_writer import (
 from opq.errors import TargetError
 from opq.progress import Progress
 from opq.quantization.compressed_tensor import CompressedTensor
+from opq.thread_map import thread_map
 
 
-@dataclass
-class _Parts:
-    """What a delta will hold.
+class _Part(NamedTuple):
+    """What a delta will hold of a tensor.
 
     Args:
-        same: Tensors that are the same as in the base.
-        alone: Tensors with a section of their own, and it.
-        small: Tensors whose differences share a section, as arrays, in order of their names.
-        others: All other arrays, as they are stored.
-        changed: Weights that are not the same, by the number of their section.
-        coded: Those whose codes are a difference.
-        nonzero: {weight: number of its nonzero codes}.
+        kind: "same" as in the base; a "changed" weight; an "alone" section of a difference, small "differences" that share a
+            section, or "others", which do not follow from the base.
+        entry: Its entry, without the number of a section.
+        content: The section; of differences the array, and of others the array as it is stored.
+        num_kept: Of a weight, the number of nonzero codes.
     """
 
-    same: list[Entry] = field(default_factory=list)
-    changed: dict[int, list[Entry]] = field(default_factory=dict)
-    coded: list[AuxiliaryPack] = field(default_factory=list)
-    nonzero: dict[str, int] = field(default_factory=dict)
-    alone: list[tuple[Entry, bytes]] = field(default_factory=list)
-    small: list[tuple[Entry, NDArray[np.generic]]] = field(default_factory=list)
-    others: list[tuple[Entry, NDArray[np.generic]]] = field(default_factory=list)
+    kind: str
+    entry: Entry
+    content: Any = None
+    num_kept: int | None = None
 
 
 def write_delta(
@@ -62,8 +58,8 @@ def write_delta(
     """Encode tensors as a delta, from which they can be decoded bit for bit with the base.
 
     Args:
-        new: The tensors, read one at a time. Weights of an OpqFile keep their codes, steps and kinds of sections, and its
-            auxiliary tensors their storage.
+        new: The tensors, read one at a time on each core. Weights of an OpqFile keep their codes, steps and kinds of sections,
+            and its auxiliary tensors their storage.
         base: The tensors of the base.
         metadata: {text: text} to keep in the file.
         report: Called after each tensor.
@@ -80,21 +76,26 @@ def write_delta(
     for text in [*metadata, *metadata.values()]:
         check_text(text)
     names = in_order(new)
-    parts = _Parts()
-    for number, name in enumerate(names):
-        if isinstance(new, OpqFile) and new.entry(name).is_weight:
-            _sort_weight(parts, new, name, base)
-        else:
-            _add_array(parts, new, name, base)
+    parts: dict[str, list[_Part]] = defaultdict(list)
+    found = thread_map(lambda name: _part_of(new, name, base), names)
+    for number, part in enumerate(found):
+        parts[part.kind].append(part)
         if report is not None:
             report("comparing", number + 1, len(names))
+    alone = [(part.entry, part.content) for part in parts["alone"]]
+    packs = []
     if isinstance(new, OpqFile):
-        _add_sections(parts, new, base)
-    others = (AuxiliaryPack(_entries(pairs), encode_pack([array for _, array in pairs])) for pairs in in_packs(parts.others))
-    packs = [*parts.coded, *others, *(_difference_pack(pairs, base) for pairs in in_packs(parts.small))]
-    entries, sections = number_sections(parts.alone, packs)
-    entries = sorted([*entries, *parts.same], key=lambda entry: entry.name.encode())
-    layout = Layout(prefixed_header(entries, sections, metadata, digest_of(base)), sections, entries, parts.nonzero)
+        for members, section, is_near in _sections_of(new, [part.entry for part in parts["changed"]], base):
+            if is_near:
+                packs.append(AuxiliaryPack(members, section))  # never one with another, whose base differs
+            else:
+                alone += [(entry, section) for entry in members]
+    packs += [AuxiliaryPack(_entries(pairs), encode_pack([array for _, array in pairs])) for pairs in _packs(parts["others"])]
+    packs += [_difference_pack(pairs, base) for pairs in _packs(parts["differences"])]
+    entries, sections = number_sections(alone, packs)
+    entries = sorted([*entries, *(part.entry for part in parts["same"])], key=lambda entry: entry.name.encode())
+    nonzero = {part.entry.name: part.num_kept for kind in parts.values() for part in kind if part.num_kept is not None}
+    layout = Layout(prefixed_header(entries, sections, metadata, digest_of(base)), sections, entries, nonzero)
     own = sum(entry.decoded_bytes for entry in entries if not has_same(base, entry.name, entry.dtype, entry.shape))
     if own > largest_content(layout.size):
         raise TargetError(
@@ -104,30 +105,11 @@ def write_delta(
     return layout
 
 
-def _sort_weight(parts: _Parts, file: OpqFile, name: str, base: Base) -> None:
-    """Find whether a weight of a file is the same as in the base."""
-    entry, weight = file.entry(name), cast(CompressedTensor, file[name])
-    parts.nonzero[name] = weight.num_kept
-    if has_same(base, name, entry.dtype, entry.shape) and _equal(weight.values(), base[name]):
-        parts.same.append(_same(entry))
-    else:
-        parts.changed.setdefault(entry.section, []).append(replace(entry, section=0))
-
-
-def _add_sections(parts: _Parts, file: OpqFile, base: Base) -> None:
-    """Add the weights that changed. All of a section have the codes that the first one gives."""
-    for number, entries in parts.changed.items():
-        first, section = entries[0], file.section(number)
-        coded = None
-        if has_same(base, first.name, first.dtype, first.shape):
-            coded = encode_codes(section, first, base[first.name])
-        if coded is not None and len(coded) < len(section):
-            parts.coded.append(AuxiliaryPack(tuple(entries), coded))  # never one with another, whose base differs
-        else:
-            parts.alone += [(entry, section) for entry in entries]
-
-
-def _add_array(parts: _Parts, new: Base | OpqFile, name: str, base: Base) -> None:
+def _part_of(new: Base | OpqFile, name: str, base: Base) -> _Part:
+    if isinstance(new, OpqFile) and new.entry(name).is_weight:
+        entry, weight = new.entry(name), cast(CompressedTensor, new[name])
+        is_same = has_same(base, name, entry.dtype, entry.shape) and _equal(weight.values(), base[name])
+        return _Part("same", _same(entry), None, weight.num_kept) if is_same else _Part("changed", entry, None, weight.num_kept)
     if isinstance(new, OpqFile):
         entry, stored = replace(new.entry(name), section=0), new.stored(name)
         array = restore(stored, entry)
@@ -137,19 +119,38 @@ def _add_array(parts: _Parts, new: Base | OpqFile, name: str, base: Base) -> Non
         entry = Entry(name, array.shape, dtypes.name_of(array.dtype), "exact", 0)
     before = base[name] if has_same(base, name, entry.dtype, entry.shape) else None
     if before is not None and _equal(array, before):
-        parts.same.append(_same(entry))
-        return
+        return _Part("same", _same(entry))
     # A tensor that a file stores with less precision keeps its storage, so that the file can be made again.
     if before is None or entry.dtype not in SUPPORTED or entry.storage != "exact":
-        parts.others.append((entry, stored))
-        return
+        return _Part("others", entry, stored)
     difference = encode_tensors([array], [before])
     if len(difference) >= estimate_pack([stored]):
-        parts.others.append((entry, stored))
-    elif is_alone(entry.count):
-        parts.alone.append((_difference(entry), difference))
-    else:
-        parts.small.append((_difference(entry), array))
+        return _Part("others", entry, stored)
+    return (
+        _Part("alone", _difference(entry), difference)
+        if is_alone(entry.count)
+        else _Part("differences", _difference(entry), array)
+    )
+
+
+def _sections_of(file: OpqFile, changed: Sequence[Entry], base: Base) -> Iterator[tuple[tuple[Entry, ...], bytes, bool]]:
+    """(weights, section, whether that is one of near codes) of the weights of a file that changed."""
+
+    def encode(item: tuple[int, list[Entry]]) -> tuple[tuple[Entry, ...], bytes, bool]:
+        number, members = item
+        entries = tuple(replace(entry, section=0) for entry in members)
+        first, section = entries[0], file.section(number)  # all have the codes that the first one gives
+        if has_same(base, first.name, first.dtype, first.shape):
+            near = encode_codes(section, first, base[first.name])
+            if near is not None and len(near) < len(section):
+                return entries, near, True
+        return entries, section, False
+
+    return thread_map(encode, by_section(changed).items())
+
+
+def _packs(parts: Sequence[_Part]) -> Iterator[list[tuple[Entry, NDArray[np.generic]]]]:
+    return in_packs([(part.entry, part.content) for part in parts])
 
 
 def _difference_pack(pairs: list[tuple[Entry, NDArray[np.generic]]], base: Base) -> AuxiliaryPack:

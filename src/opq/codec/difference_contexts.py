@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from opq.codec import _native
 from opq.codec.byte_planes import estimate_pack
-from opq.codec.difference_layout import KEYS, Grid, largest_contexts, magnitudes_of, symbols_of
-from opq.codec.difference_stream import Classes, context_counts, encode_differences
-from opq.codec.fast_tables import shares_of, symbol_bits, table_bytes
+from opq.codec.difference_layout import DIRECT, FIRST_OCTAVE, KEYS, MOST_SYMBOLS, SUMS, Axis, Grid, largest_contexts, symbols_of
+from opq.codec.difference_stream import Classes, encode_differences, symbols_in
+from opq.codec.fast_tables import SYMBOLS, shares_of, symbol_bits, table_bytes
 
 _CONTEXTS = 32
 _PER_OCTAVE = 2
@@ -28,6 +29,14 @@ _OUTSIDE = 0.001
 """The share of elements below the first context, and above the last one, that have these contexts."""
 
 
+_Tried = tuple[Classes, NDArray[np.uint32]]
+"""Classes, and how often each symbol occurs in each of their contexts."""
+
+_TOKENS = np.minimum(np.arange(SYMBOLS), MOST_SYMBOLS - 1) + 1 >> 1
+_MAGNITUDES = np.where(_TOKENS < DIRECT, _TOKENS, np.minimum(1.5 * 2.0 ** (_TOKENS - DIRECT + FIRST_OCTAVE), 2.0**24))
+"""About the mean magnitude of each symbol; the few that are larger say nothing of the others."""
+
+
 def encode_best(differences: NDArray[np.int64], grid: Grid) -> bytes:
     """Encode differences in the contexts of those tried that take the fewest bytes.
 
@@ -36,62 +45,82 @@ def encode_best(differences: NDArray[np.int64], grid: Grid) -> bytes:
         grid: Where the elements are, and their keys.
     """
     symbols = symbols_of(differences)
-    most = min(_CONTEXTS, largest_contexts(len(differences)))
-    tried = [Classes()]
-    if most > 1:
-        tried += [classes for axes in (False, True) if (classes := _classes(differences, grid, most, axes)) is not None]
-    best = min(tried, key=lambda classes: _bits(symbols, grid, classes))
+    of_keys = grid.counts(symbols, keys=np.arange(KEYS, dtype=np.uint8))[:KEYS]
+    tried = [(Classes(), of_keys.sum(axis=0, keepdims=True, dtype=np.uint32))]
+    if largest_contexts(len(symbols)) > 1:
+        tried += _of_keys(of_keys)
+        if len(grid.rows) > 1:
+            tried += _of_axes(symbols, of_keys, grid)
+    best, _ = min(tried, key=lambda pair: _bits(*pair))
     return encode_differences(differences, grid, best)
 
 
-def _bits(symbols: NDArray[np.uint8], grid: Grid, classes: Classes) -> int:
-    counts = context_counts(symbols, classes.of(grid), classes.count)
-    size = int(np.flatnonzero(counts.any(axis=0))[-1]) + 1
-    tables = table_bytes(counts[:, :size])
+def _bits(classes: Classes, counts: NDArray[np.uint32]) -> int:
+    """Bits of differences in these contexts, in 4096ths, of tables and of classes."""
+    counts = counts[:, : symbols_in(counts)]
+    tables = table_bytes(counts)
     axes = [axis for axis in (classes.rows, classes.columns, classes.keys) if axis is not None]
     side = estimate_pack([np.ascontiguousarray(tables.T)]) + (estimate_pack(axes) if axes else 0)
-    return int(symbol_bits(counts, shares_of(tables)).sum()) + 8 * 4096 * side
+    return int(symbol_bits(counts, shares_of(tables)[:, : counts.shape[1]]).sum()) + 8 * 4096 * side
 
 
-def _classes(differences: NDArray[np.int64], grid: Grid, most: int, axes: bool) -> Classes | None:
-    """Classes of keys, with `axes` of rows and columns too; None if that is one context."""
-    changed = np.flatnonzero(differences)
-    magnitudes = np.minimum(magnitudes_of(differences[changed]), np.uint64(2**24)).astype(np.float64)
-    seen, keys = np.bincount(grid.keys, minlength=KEYS), grid.keys[changed]
-    means = np.maximum(np.bincount(keys, magnitudes, KEYS) / np.maximum(seen, 1), _RAREST)
-    of_keys, rows, columns = _in_octaves(means), None, None
-    of_keys[seen == 0] = of_keys[seen > 0].min()
-    if axes and len(grid.rows) > 1:
-        rows, columns = _axes(np.minimum(magnitudes / means[keys], _LARGEST), changed, grid)
-    used = [_from_zero(part) for part in (rows, columns, of_keys)]
-    total = grid.spread(used[0], used[1])
-    if used[2] is not None:
-        total += used[2].astype(np.int16)[grid.keys]
-    shares = np.bincount(total).cumsum() / len(total)
-    first, last = shares.searchsorted((_OUTSIDE, 1.0 - _OUTSIDE))
-    count = min(int(last - first) + 1, most)
-    base = min(int(first) + (int(last - first) + 1 - count) // 2, 255)
-    return Classes(used[0], used[1], used[2], base, count) if count > 1 else None
-
-
-def _axes(
-    relative: NDArray[np.float64], changed: NDArray[np.intp], grid: Grid
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Classes of rows, and of the columns of a matrix.
+def _of_keys(counts: NDArray[np.uint32]) -> list[_Tried]:
+    """Contexts from classes of keys.
 
     Args:
-        relative: Magnitudes of the differences that are not 0, in units of what their keys let expect.
-        changed: Where these are.
-        grid: Where all elements are.
+        counts: (KEYS, SYMBOLS): how often each symbol occurs with each key.
     """
-    sizes = np.asarray(grid.rows)
-    row = sizes.cumsum().searchsorted(changed, side="right")
-    by_row = np.maximum(np.bincount(row, relative, len(sizes)) / sizes, _SMALLEST)
-    if not grid.columns:
-        return _in_octaves(by_row), None
-    relative = np.minimum(relative / by_row[row], _LARGEST)
-    by_column = np.bincount(changed % grid.columns, relative, grid.columns) / len(sizes)
-    return _in_octaves(by_row), _in_octaves(np.maximum(by_column, _SMALLEST))
+    classes, sums = _classes_of_keys(counts), np.zeros((SUMS, SYMBOLS), dtype=np.uint32)
+    for key in np.flatnonzero(counts.any(axis=1)):
+        sums[classes[key]] += counts[key]
+    return _limited(sums, keys=_unless_all_0(classes))
+
+
+def _of_axes(symbols: NDArray[np.uint8], counts: NDArray[np.uint32], grid: Grid) -> list[_Tried]:
+    """Contexts from classes of rows, of the columns of a matrix, and of keys."""
+    relative = np.minimum(_MAGNITUDES / _means(counts)[:, None], _LARGEST)
+    row_sums, by_column = np.zeros(len(grid.rows)), np.zeros(grid.columns)
+
+    def add_up(factors: NDArray[np.float64], row_sums: NDArray[np.float64], column_sums: NDArray[np.float64]) -> None:
+        table, sums = relative.reshape(-1).data, (row_sums.data, column_sums.data)
+        _native.sum_differences(*grid.arguments(), symbols.data, table, factors.data, _LARGEST, *sums)
+
+    add_up(np.ones(len(grid.rows)), row_sums, np.zeros(grid.columns))
+    by_row = np.maximum(row_sums / grid.rows, _SMALLEST)
+    rows, columns, keys = _unless_all_0(_in_octaves(by_row)), None, _unless_all_0(_classes_of_keys(counts))
+    if grid.columns:
+        add_up(1.0 / by_row, row_sums, by_column)
+        columns = _unless_all_0(_in_octaves(np.maximum(by_column / len(grid.rows), _SMALLEST)))
+    return _limited(grid.counts(symbols, rows, columns, keys), rows, columns, keys)
+
+
+def _limited(counts: NDArray[np.uint32], rows: Axis = None, columns: Axis = None, keys: Axis = None) -> list[_Tried]:
+    """These classes in a limited number of contexts; none if that is 1.
+
+    Args:
+        counts: (SUMS, SYMBOLS): how often each symbol occurs with each sum of classes.
+        rows: The classes of rows.
+        columns: The classes of columns.
+        keys: The classes of keys.
+    """
+    sizes = counts.sum(axis=1, dtype=np.int64)
+    shares = sizes.cumsum() / sizes.sum()
+    first, last = (int(place) for place in shares.searchsorted((_OUTSIDE, 1.0 - _OUTSIDE)))
+    count = min(last - first + 1, _CONTEXTS, largest_contexts(int(sizes.sum())))
+    classes = Classes(rows, columns, keys, min(first + (last - first + 1 - count) // 2, 255), count)
+    return [(classes, classes.gathered(counts))] if count > 1 else []
+
+
+def _means(counts: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """The mean magnitude of each key."""
+    return np.asarray(np.maximum(counts @ _MAGNITUDES / np.maximum(counts.sum(axis=1), 1), _RAREST))
+
+
+def _classes_of_keys(counts: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Classes of keys from their means, the smallest of those that occur for the others."""
+    octaves, seen = _in_octaves(_means(counts)), counts.any(axis=1)
+    octaves[~seen] = octaves[seen].min()
+    return np.asarray(octaves - octaves.min(), dtype=np.uint8)
 
 
 def _in_octaves(means: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -99,8 +128,7 @@ def _in_octaves(means: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.asarray(np.rint(_PER_OCTAVE * np.log2(means)), dtype=np.int64)
 
 
-def _from_zero(logarithms: NDArray[np.int64] | None) -> NDArray[np.uint8] | None:
-    """The same as classes, the smallest of which is 0; None if all are."""
-    if logarithms is None or (logarithms == logarithms[0]).all():
-        return None
-    return np.asarray(logarithms - logarithms.min(), dtype=np.uint8)
+def _unless_all_0(classes: NDArray[np.int64] | NDArray[np.uint8]) -> Axis:
+    """Classes from 0 on; None if all are the same."""
+    found = np.asarray(classes - classes.min(), dtype=np.uint8)
+    return found if found.any() else None

@@ -5,17 +5,22 @@ docs/format.md, "Differences", is the normative text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from opq.codec import _native
 from opq.codec.fast_section import block_rows
-from opq.codec.fast_tables import MAX_CONTEXTS
+from opq.codec.fast_tables import MAX_CONTEXTS, SYMBOLS
 
 KEYS = 256
-"""The number of keys that elements may have."""
+"""The number of keys that elements may have, and of classes."""
+
+SUMS = 3 * (KEYS - 1) + 1
+"""The number of sums of three classes."""
 
 MOST_CONTEXTS, ENOUGH = 64, 256
 """The largest number of contexts; and elements for each of them, at least, so that tables cost little."""
@@ -26,14 +31,28 @@ LINE = 32
 DIRECT = 16
 """Magnitudes below this have tokens of their own; a larger one has that of its octave."""
 
-_FIRST_OCTAVE = 4
-MOST_SYMBOLS = 2 * (DIRECT + 63 - _FIRST_OCTAVE) + 1
+FIRST_OCTAVE = 4
+"""The logarithm of DIRECT."""
+
+MOST_SYMBOLS = 2 * (DIRECT + 63 - FIRST_OCTAVE) + 1
 """Of differences below 2^64 in magnitude: 0, and two signs of each other token."""
+
+Axis = NDArray[np.uint8] | None
+"""Classes of rows, columns or keys; None if all are 0."""
+
+Arguments = tuple[memoryview, memoryview, memoryview, memoryview, memoryview]
 
 
 def largest_contexts(count: int) -> int:
     """The largest number of contexts of so many elements."""
     return max(min(count // ENOUGH, MOST_CONTEXTS), 1)
+
+
+def symbols_of(differences: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """0 for 0; 2 t - 1 for a positive and 2 t for a negative difference of token t."""
+    symbols = np.empty(len(differences), dtype=np.uint8)
+    _native.difference_symbols(differences.data, symbols.data)
+    return symbols
 
 
 @dataclass(frozen=True)
@@ -50,111 +69,69 @@ class Grid:
     keys: NDArray[np.uint8]
     columns: int = 0
 
-    def spread(self, rows: NDArray[np.generic] | None, columns: NDArray[np.generic] | None) -> NDArray[np.int16]:
-        """The sum of the classes of each element's row and column, as int16."""
-        total = np.zeros(len(self.keys), dtype=np.int16)
-        if rows is not None:
-            total += np.repeat(rows.astype(np.int16), self.rows)
-        if columns is not None:
-            total.reshape(-1, self.columns)[:] += columns.astype(np.int16)
-        return total
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.rows, dtype=np.int64)
+
+    def arguments(self, rows: Axis = None, columns: Axis = None, keys: Axis = None) -> Arguments:
+        """What the native functions begin with, for these classes."""
+        of_rows, of_columns, of_keys = (
+            np.zeros(size, dtype=np.uint8) if axis is None else axis
+            for axis, size in ((rows, len(self.rows)), (columns, self.columns), (keys, KEYS))
+        )
+        return self.keys.data, self._ends.data, of_rows.data, of_columns.data, of_keys.data
+
+    def counts(
+        self, symbols: NDArray[np.uint8], rows: Axis = None, columns: Axis = None, keys: Axis = None
+    ) -> NDArray[np.uint32]:
+        """(SUMS, SYMBOLS) uint32: how often each symbol occurs with each sum of classes."""
+        counts = np.zeros((SUMS, SYMBOLS), dtype=np.uint32)
+        _native.count_differences(*self.arguments(rows, columns, keys), symbols.data, counts.reshape(-1).data)
+        return counts
 
 
 @dataclass(frozen=True)
-class Group:
-    """Elements of up to 16 neighbouring contexts, in lines of one context.
+class Stream:
+    """Lines of up to 16 neighbouring contexts, which are coded together.
 
     Args:
         first: The first of these contexts.
         contexts: How many they are.
+        top: The first line.
         classes: uint8 context of each line, less `first`.
-        spans: For each context with elements: where it starts in the lines, and where in the order, and how many it has.
     """
 
     first: int
     contexts: int
+    top: int
     classes: NDArray[np.uint8]
-    spans: Sequence[tuple[int, int, int]]
 
     @property
-    def blocks(self) -> range:
-        """The first line of each stream."""
-        return range(0, len(self.classes), block_rows(LINE))
+    def places(self) -> slice:
+        """Where the elements of the lines are."""
+        return slice(self.top * LINE, (self.top + len(self.classes)) * LINE)
 
 
-def in_contexts(contexts: NDArray[np.uint8], count: int) -> tuple[NDArray[np.intp], list[Group]]:
-    """The order in which elements are coded: those of context 0 first; and their groups.
-
-    Args:
-        contexts: The context of each element, below `count`.
-        count: The number of contexts.
-    """
-    order = contexts.argsort(kind="stable")
-    sizes = np.bincount(contexts, minlength=count)
-    starts = sizes.cumsum() - sizes
-    groups = []
-    for first in range(0, count, MAX_CONTEXTS):
-        within = range(first, min(first + MAX_CONTEXTS, count))
-        lines = -(-sizes[within.start : within.stop] // LINE)
-        begins = (lines.cumsum() - lines) * LINE
-        if lines.any():
-            classes = np.repeat(np.arange(len(within), dtype=np.uint8), lines)
-            spans = [(int(begins[n - first]), int(starts[n]), int(sizes[n])) for n in within if sizes[n]]
-            groups.append(Group(first, len(within), classes, spans))
-    return order, groups
-
-
-def octaves(magnitudes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """floor(log2) of positive integers."""
-    found = np.frexp(magnitudes.astype(np.float64))[1].astype(np.int64) - 1
-    # Of integers above 2^53 the float may be rounded up to the next power of two.
-    return np.asarray(found - ((magnitudes >> found.astype(np.uint64)) == 0), dtype=np.int64)
-
-
-def magnitudes_of(differences: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Magnitudes; that of -2^63 too."""
-    words = differences.view(np.uint64)
-    return np.where(differences < 0, ~words + np.uint64(1), words)
-
-
-def symbols_of(differences: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """0 for 0; 2 t - 1 for a positive and 2 t for a negative difference of token t."""
-    changed = np.flatnonzero(differences)  # often few
-    chosen = differences[changed]
-    magnitudes = magnitudes_of(chosen)
-    tokens = magnitudes.astype(np.int64)
-    large = np.flatnonzero(magnitudes >= DIRECT)
-    tokens[large] = octaves(magnitudes[large]) + DIRECT - _FIRST_OCTAVE
-    symbols = np.zeros(len(differences), dtype=np.uint8)
-    symbols[changed] = 2 * tokens - (chosen > 0)
-    return symbols
-
-
-def octaves_of(symbols: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """How many low bits of each magnitude follow as raw bits."""
-    tokens = (symbols + 1) >> 1
-    return np.where(tokens < DIRECT, 0, tokens - np.uint8(DIRECT - _FIRST_OCTAVE)).astype(np.uint8)
-
-
-def differences_of(symbols: NDArray[np.uint8], low: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Inverse of `symbols_of`.
+def in_lines(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint8], list[Stream]]:
+    """The lines in which elements are coded, those of context 0 first.
 
     Args:
-        symbols: uint8.
-        low: The low bits of each magnitude whose symbol is not 0, as many as `octaves_of` says.
+        sizes: The number of elements of each context.
+
+    Returns:
+        256 places where the elements of contexts begin, the context of each line, and the streams.
     """
-    changed = np.flatnonzero(symbols)
-    chosen = symbols[changed]
-    bits = octaves_of(chosen).astype(np.uint64)
-    tokens = ((chosen.astype(np.uint16) + 1) >> 1).astype(np.uint64)
-    magnitudes = np.where(bits > 0, (np.uint64(1) << bits) | low, tokens)
-    differences = np.zeros(len(symbols), dtype=np.int64)
-    differences[changed] = np.where(chosen & 1 == 0, ~magnitudes + np.uint64(1), magnitudes).view(np.int64)
-    return differences
-
-
-def raw_spans(octaves: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """(number of raw bits, elements that have so many), ascending."""
-    counts = np.bincount(octaves)
-    for bits in np.flatnonzero(counts[1:]) + 1:
-        yield int(bits), np.flatnonzero(octaves == bits)
+    lines = -(-sizes // LINE)
+    ends = lines.cumsum()
+    places = np.zeros(KEYS, dtype=np.int64)
+    places[: len(sizes)] = (ends - lines) * LINE
+    contexts = np.repeat(np.arange(len(sizes), dtype=np.uint8), lines)
+    streams, start = [], 0
+    for first in range(0, len(sizes), MAX_CONTEXTS):
+        count = min(len(sizes) - first, MAX_CONTEXTS)
+        end = int(ends[first + count - 1])
+        for top in range(start, end, block_rows(LINE)):
+            of_stream = contexts[top : min(top + block_rows(LINE), end)] - np.uint8(first)
+            streams.append(Stream(first, count, top, of_stream))
+        start = end
+    return places, contexts, streams

@@ -5,7 +5,6 @@ docs/format.md, "Differences", is the normative text. `opq.codec.difference_cont
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,25 +18,19 @@ from opq.codec.difference_layout import (
     KEYS,
     LINE,
     MOST_SYMBOLS,
+    Axis,
     Grid,
-    Group,
-    differences_of,
-    in_contexts,
+    Stream,
+    in_lines,
     largest_contexts,
-    magnitudes_of,
-    octaves_of,
-    raw_spans,
     symbols_of,
 )
-from opq.codec.fast_section import block_rows
 from opq.codec.fast_tables import SHARES, SYMBOLS, decoding_tables, shares_of, table_bytes
 from opq.errors import FormatError
 from opq.thread_map import thread_map
 
 _WHERE = "differences"
 _ROWS, _COLUMNS, _KEYS = 1, 2, 4
-_PIECE = 2**16
-"""Elements whose raw bits are packed at once; a multiple of 8."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +43,26 @@ class Classes:
         count: Number of contexts, at least 1, and at most `largest_contexts` of the number of elements.
     """
 
-    rows: NDArray[np.uint8] | None = None
-    columns: NDArray[np.uint8] | None = None
-    keys: NDArray[np.uint8] | None = None
+    rows: Axis = None
+    columns: Axis = None
+    keys: Axis = None
     base: int = 0
     count: int = 1
 
-    def of(self, grid: Grid) -> NDArray[np.uint8]:
-        """The context of each element."""
-        if self.count == 1:
-            return np.zeros(len(grid.keys), dtype=np.uint8)
-        total = grid.spread(self.rows, self.columns)
-        if self.keys is not None:
-            total += self.keys.astype(np.int16)[grid.keys]
-        total -= np.int16(self.base)
-        return np.clip(total, 0, self.count - 1, out=total).astype(np.uint8)
+    def of(self, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The context of each element, and how many elements each context has."""
+        contexts, sizes = np.empty(len(grid.keys), dtype=np.uint8), np.zeros(KEYS, dtype=np.int64)
+        arguments = grid.arguments(self.rows, self.columns, self.keys)
+        _native.difference_contexts(*arguments, self.base, self.count, contexts.data, sizes.data)
+        return contexts, sizes[: self.count]
+
+    def gathered(self, counts: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """(count, SYMBOLS) counts of symbols in each context, of those in each sum of classes."""
+        end = self.base + self.count
+        found = counts[self.base : end].copy()
+        found[0] += counts[: self.base].sum(axis=0, dtype=np.uint32)
+        found[-1] += counts[end:].sum(axis=0, dtype=np.uint32)
+        return found
 
     def encode(self) -> bytes:
         """The bytes that hold them, after the number of the last symbol."""
@@ -86,35 +84,24 @@ def encode_differences(differences: NDArray[np.int64], grid: Grid, classes: Clas
         The bytes.
     """
     symbols = symbols_of(differences)
-    contexts = classes.of(grid)
-    counts = context_counts(symbols, contexts, classes.count)
-    size = int(np.flatnonzero(counts.any(axis=0))[-1]) + 1
+    counts = classes.gathered(grid.counts(symbols, classes.rows, classes.columns, classes.keys))
+    size = symbols_in(counts)
     tables = table_bytes(counts[:, :size])
     packed = encode_pack([np.ascontiguousarray(tables.T)])
     shares = shares_of(tables)
-    order, groups = in_contexts(contexts, classes.count)
-    ordered = symbols[order]
-    frequent = counts.argmax(axis=1).astype(np.uint8)
+    contexts, sizes = classes.of(grid)
+    places, of_lines, streams = in_lines(sizes)
+    lines = np.repeat(counts.argmax(axis=1).astype(np.uint8)[of_lines], LINE)
+    _native.sort_symbols(contexts.data, places.data, symbols.data, lines.data, False)
 
-    def encode(job: tuple[Group, NDArray[np.uint8], int]) -> bytes:
-        group, lines, top = job
-        block = group.classes[top : top + block_rows(LINE)]
-        of_group = shares[group.first : group.first + group.contexts]
-        part = lines[top * LINE : (top + len(block)) * LINE]
-        return _native.fast_encode(*_matrix(block, group), part.data, np.ascontiguousarray(of_group).reshape(-1).data)
+    def encode(stream: Stream) -> bytes:
+        of_group = shares[stream.first : stream.first + stream.contexts]
+        return _native.fast_encode(*_matrix(stream), lines[stream.places].data, of_group.reshape(-1).data)
 
-    jobs = []
-    for group in groups:
-        lines = frequent[group.first + np.repeat(group.classes, LINE)]
-        for begin, start, count in group.spans:
-            lines[begin : begin + count] = ordered[start : start + count]
-        jobs += [(group, lines, top) for top in group.blocks]
-    streams = list(thread_map(encode, jobs))
-    lengths = b"".join(varint(len(stream)) for stream in streams)
+    coded = list(thread_map(encode, streams))
+    lengths = b"".join(varint(len(stream)) for stream in coded)
     head = bytes([size - 1]) + classes.encode() + varint(len(packed)) + packed
-    changed = np.flatnonzero(differences)
-    raw = _raw_bytes(magnitudes_of(differences[changed]), octaves_of(symbols[changed]))
-    return b"".join([head, lengths, *streams, *raw])
+    return b"".join([head, lengths, *coded, _native.write_raw_bits(differences.data, symbols.data)])
 
 
 def decode_differences(data: bytes | memoryview, grid: Grid) -> tuple[NDArray[np.int64], Classes]:
@@ -135,44 +122,38 @@ def decode_differences(data: bytes | memoryview, grid: Grid) -> tuple[NDArray[np
     (tables,) = decode_pack(reader.take(reader.varint()), [(size, classes.count)], [np.dtype(np.uint8)])
     shares = shares_of(np.ascontiguousarray(tables.T).view(np.uint8))
     entries = decoding_tables(shares).reshape(-1, SHARES)
-    order, groups = in_contexts(classes.of(grid), classes.count)
-    jobs = [(group, top) for group in groups for top in group.blocks]
-    lengths = [reader.varint() for _ in jobs]
-    ordered = np.empty(len(grid.keys), dtype=np.uint8)
-    lines = {id(group): np.empty(len(group.classes) * LINE, dtype=np.uint8) for group in groups}
-    parts = [(group, top, reader.take(length)) for (group, top), length in zip(jobs, lengths, strict=True)]
+    contexts, sizes = classes.of(grid)
+    places, of_lines, streams = in_lines(sizes)
+    lengths = [reader.varint() for _ in streams]
+    lines = np.empty(len(of_lines) * LINE, dtype=np.uint8)
+    parts = [(stream, reader.take(length)) for stream, length in zip(streams, lengths, strict=True)]
 
-    def decode(job: tuple[Group, int, bytes]) -> None:
-        group, top, stream = job
-        block = group.classes[top : top + block_rows(LINE)]
-        output = lines[id(group)][top * LINE : (top + len(block)) * LINE]
-        of_group = np.ascontiguousarray(entries[group.first : group.first + group.contexts]).reshape(-1)
-        sets = np.zeros(len(block), dtype=np.uint8)
-        if not _native.fast_decode(
-            *_matrix(block, group), stream, of_group.data, np.arange(SYMBOLS, dtype=np.uint8).data, 1, sets.data, output.data
-        ):
+    def decode(stream: Stream, data: bytes) -> None:
+        of_group = entries[stream.first : stream.first + stream.contexts]
+        sets, values = np.zeros(len(stream.classes), dtype=np.uint8), np.arange(SYMBOLS, dtype=np.uint8)
+        output = lines[stream.places].data
+        if not _native.fast_decode(*_matrix(stream), data, of_group.reshape(-1).data, values.data, 1, sets.data, output):
             raise FormatError(_WHERE, "a stream does not end with its last element")
 
-    run(lambda job=job: decode(job) for job in parts)  # type: ignore[misc]
-    for group in groups:
-        for begin, start, count in group.spans:
-            ordered[start : start + count] = lines[id(group)][begin : begin + count]
-    symbols = np.empty_like(ordered)
-    symbols[order] = ordered
-    low = _decode_raw(reader, octaves_of(symbols[np.flatnonzero(symbols)]))
-    reader.end()
-    return differences_of(symbols, low), classes
+    run(lambda part=part: decode(*part) for part in parts)  # type: ignore[misc]
+    symbols, differences = np.empty(len(contexts), dtype=np.uint8), np.empty(len(contexts), dtype=np.int64)
+    _native.sort_symbols(contexts.data, places.data, symbols.data, lines.data, True)
+    raw = reader.rest()
+    expected = _native.read_raw_bits(symbols.data, raw, differences.data)
+    if len(raw) != expected:
+        raise FormatError(_WHERE, f"the raw bits must have {expected:,} bytes, got {len(raw):,}")
+    return differences, classes
 
 
-def context_counts(symbols: NDArray[np.uint8], contexts: NDArray[np.uint8], count: int) -> NDArray[np.uint32]:
-    """(count, SYMBOLS) uint32: how often each symbol occurs in each context."""
-    pairs = (contexts.astype(np.uint16) << np.uint16(8)) | symbols
-    return np.bincount(pairs, minlength=count * SYMBOLS).astype(np.uint32).reshape(count, SYMBOLS)
+def symbols_in(counts: NDArray[np.uint32]) -> int:
+    """One more than the largest symbol that occurs."""
+    return int(np.flatnonzero(counts.any(axis=0))[-1]) + 1
 
 
-def _matrix(lines: NDArray[np.uint8], group: Group) -> tuple[int, int, memoryview, memoryview, int, int, bool, int]:
+def _matrix(stream: Stream) -> tuple[int, int, memoryview, memoryview, int, int, bool, int]:
     """The arguments that the native functions begin with."""
-    return len(lines), LINE, lines.data, np.zeros(LINE, dtype=np.uint8).data, group.contexts, 0, False, 0
+    columns = np.zeros(LINE, dtype=np.uint8)
+    return len(stream.classes), LINE, stream.classes.data, columns.data, stream.contexts, 0, False, 0
 
 
 def _decode_classes(reader: ByteReader, grid: Grid) -> Classes:
@@ -188,33 +169,3 @@ def _decode_classes(reader: ByteReader, grid: Grid) -> Classes:
         arrays = decode_pack(reader.take(reader.varint()), shapes, [np.dtype(np.uint8)] * len(shapes))
         found = dict(zip((bit for bit in sizes if flags & bit), (array.view(np.uint8) for array in arrays), strict=True))
     return Classes(found.get(_ROWS), found.get(_COLUMNS), found.get(_KEYS), base, more + 1)
-
-
-def _raw_bytes(magnitudes: NDArray[np.uint64], octaves: NDArray[np.uint8]) -> Iterable[bytes]:
-    """The low bits of magnitudes: for each number of bits whole bytes, lowest first, then the others packed."""
-    for bits, elements in raw_spans(octaves):
-        chosen = magnitudes[elements]
-        for byte in range(bits // 8):
-            yield (chosen >> np.uint64(8 * byte)).astype(np.uint8).tobytes()
-        if bits % 8:
-            top = (chosen >> np.uint64(bits // 8 * 8)).astype(np.uint8)
-            for start in range(0, len(top), _PIECE):
-                single = np.unpackbits(top[start : start + _PIECE, None], axis=1, count=bits % 8, bitorder="little")
-                yield np.packbits(single, bitorder="little").tobytes()
-
-
-def _decode_raw(reader: ByteReader, octaves: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    low = np.zeros(len(octaves), dtype=np.uint64)
-    for bits, elements in raw_spans(octaves):
-        count, whole, rest = len(elements), bits // 8, bits % 8
-        found = np.zeros(count, dtype=np.uint64)
-        for byte in range(whole):
-            found |= np.frombuffer(reader.take(count), dtype=np.uint8).astype(np.uint64) << np.uint64(8 * byte)
-        for start in range(0, count if rest else 0, _PIECE):
-            size = min(_PIECE, count - start)
-            packed = np.frombuffer(reader.take((size * rest + 7) // 8), dtype=np.uint8)
-            single = np.unpackbits(packed, count=size * rest, bitorder="little").reshape(size, rest)
-            top = np.packbits(single, axis=1, bitorder="little")[:, 0].astype(np.uint64)
-            found[start : start + size] |= top << np.uint64(8 * whole)
-        low[elements] = found
-    return low

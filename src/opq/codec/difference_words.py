@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opq import dtypes
+from opq.codec import _native
 from opq.codec.byte_planes import is_valid
 from opq.errors import FormatError
 
@@ -20,58 +21,49 @@ _MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 _FIRST_EXPONENT = {"float64": 896}
 """The exponent field of key 0, where there are more than 256."""
 
-
-def changes(base: NDArray[np.generic], new: NDArray[np.generic]) -> NDArray[np.intp]:
-    """Where two tensors of one dtype and shape differ in bits: positions in row-major order."""
-    return np.flatnonzero(_unsigned(base) != _unsigned(new))
+_LOW_BITS_ARE_SET, _OUT_OF_RANGE = 1, 2
+"""What the native module finds wrong in sums."""
 
 
-def zero_bits(array: NDArray[np.generic]) -> int:
-    """How many low bits of all elements are 0, below the number of bits of an element."""
-    words = _unsigned(array)
-    used = int(np.bitwise_or.reduce(words)) if words.size else 0
-    return (used & -used).bit_length() - 1 if used else 8 * array.dtype.itemsize - 1
+def zero_bits(base: NDArray[np.generic], new: NDArray[np.generic]) -> int | None:
+    """How many low bits are 0 in all elements that differ between two tensors of one dtype and shape; None if none do."""
+    bits = _native.changed_bits(_bytes_of(base), _bytes_of(new), base.dtype.itemsize)
+    return (bits & -bits).bit_length() - 1 if bits else None
 
 
-def to_integers(array: NDArray[np.generic], shift: int) -> NDArray[np.int64]:
-    """The integers of a tensor, in one dimension.
+def subtract(base: NDArray[np.generic], new: NDArray[np.generic], shift: int, differences: NDArray[np.int64]) -> None:
+    """The integers of a tensor less those of a base.
 
     Args:
-        array: Of a dtype in SUPPORTED.
+        base: Of a dtype in SUPPORTED.
+        new: Of the same dtype and size.
         shift: Number of low bits that are left out, below the bits of an element.
+        differences: Receives them, in one dimension, modulo 2^64.
+    """
+    _native.subtract_words(_bytes_of(base), _bytes_of(new), *_kind(base.dtype), shift, differences.data)
+
+
+def add(base: NDArray[np.generic], differences: NDArray[np.int64], shift: int) -> NDArray[np.generic]:
+    """Inverse of `subtract`: a tensor of the base's dtype and shape.
+
+    Args:
+        base: Of a dtype in SUPPORTED.
+        differences: In one dimension, untrusted. Where one is 0, the element is the base's.
+        shift: As in `subtract`.
 
     Raises:
-        FormatError: One of these bits is not 0.
+        FormatError: An element of the base has low bits that were left out, a sum is out of range, or an element is not valid.
     """
-    bits = 8 * array.dtype.itemsize
-    words = _unsigned(array)
-    if shift and (words & words.dtype.type((1 << shift) - 1)).any():
+    array: NDArray[np.generic] = np.empty(base.shape, dtype=base.dtype.newbyteorder("="))
+    output = array.reshape(-1).view(np.uint8).data
+    problem = _native.add_words(_bytes_of(base), differences.data, *_kind(base.dtype), shift, output)
+    if problem == _LOW_BITS_ARE_SET:
         raise FormatError(_WHERE, f"the {shift} lowest bits of each element of the base must be 0")
-    if array.dtype.name not in _MANTISSA:
-        return np.asarray(words.view(f"i{bits // 8}").astype(np.int64) >> shift)
-    magnitudes = (words & words.dtype.type(2 ** (bits - 1) - 1)).astype(np.int64) >> shift
-    return np.where(words >> (bits - 1) != 0, ~magnitudes, magnitudes)
-
-
-def from_integers(integers: NDArray[np.int64], dtype: np.dtype[np.generic], shift: int) -> NDArray[np.generic]:
-    """Inverse of `to_integers`.
-
-    Raises:
-        FormatError: An integer is out of range, or the bytes are no valid elements of the dtype.
-    """
-    bits = 8 * dtype.itemsize
-    largest = 2 ** (bits - 1 - shift) - 1
-    if integers.size and not -largest - 1 <= int(integers.min()) <= int(integers.max()) <= largest:
+    if problem == _OUT_OF_RANGE:
+        largest = 2 ** (8 * base.dtype.itemsize - 1 - shift) - 1
         raise FormatError(_WHERE, f"an element must be from {-largest - 1} to {largest}")
-    if dtype.name in _MANTISSA:
-        negative = integers < 0
-        words = (np.where(negative, ~integers, integers) << shift).astype(f"u{bits // 8}")
-        words |= negative.astype(words.dtype) << words.dtype.type(bits - 1)
-    else:
-        words = (integers << shift).astype(f"i{bits // 8}")
-    array: NDArray[np.generic] = words.view(dtype)
-    if not is_valid(array):
-        raise FormatError(_WHERE, f"an element is no valid {dtype.name}")
+    if not is_valid(array) and not is_valid(array.reshape(-1)[differences != 0]):
+        raise FormatError(_WHERE, f"an element is no valid {base.dtype.name}")
     return array
 
 
@@ -80,12 +72,24 @@ def keys_of(array: NDArray[np.generic]) -> NDArray[np.uint8]:
     name = array.dtype.name
     if name not in _MANTISSA:
         return np.zeros(array.size, dtype=np.uint8)
-    mantissa = _MANTISSA[name]
-    exponents = (_unsigned(array) >> mantissa).astype(np.int32) & (1 << (8 * array.dtype.itemsize - 1 - mantissa)) - 1
+    mantissa, width = _MANTISSA[name], 8 * array.dtype.itemsize
+    fields = _unsigned(array) >> mantissa
+    if width - 1 - mantissa == 8:
+        return fields.astype(np.uint8)  # without the sign
+    exponents = fields.astype(np.int32) & (1 << (width - 1 - mantissa)) - 1
     return np.asarray(np.clip(exponents - _FIRST_EXPONENT.get(name, 0), 0, 255), dtype=np.uint8)
 
 
+def _kind(dtype: np.dtype[np.generic]) -> tuple[int, bool]:
+    """The size of a word in bytes, and whether its highest bit is a sign beside a magnitude."""
+    return dtype.itemsize, dtype.name in _MANTISSA
+
+
+def _bytes_of(array: NDArray[np.generic]) -> memoryview:
+    return _unsigned(array).data
+
+
 def _unsigned(array: NDArray[np.generic]) -> NDArray[np.unsignedinteger]:
-    plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    plain = np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
     words: NDArray[np.unsignedinteger] = plain.reshape(-1).view(f"u{array.dtype.itemsize}")
     return words

@@ -13,6 +13,7 @@
  *     byte_model.h    byte planes                                             "Packs of auxiliary tensors"
  *     fast_*.h        interleaved rANS; fast_functions.h for Python           "Fast sections"
  *     fast_plane*.h   blocks of bytes by the same coder                       "Fast planes"
+ *     difference.h    words less those of a base; difference_functions.h for Python   "Differences"
  *     words.h         words <-> planes; plane_functions.h for Python          "Packs of auxiliary tensors"
  */
 #define PY_SSIZE_T_CLEAN
@@ -20,6 +21,7 @@
 
 #include "byte_model.h"
 #include "crc32.h"
+#include "difference_functions.h"
 #include "fast_functions.h"
 #include "plane_functions.h"
 #include "workspace.h"
@@ -277,6 +279,17 @@ static PyMethodDef methods[] = {
     {"count_groups", py_count_groups, METH_VARARGS, "count_groups(bytes, tables, counts)"},
     {"encode_block", py_encode_block, METH_VARARGS, "encode_block(bytes, tables, shares) -> bytes"},
     {"merge_blocks", py_merge_blocks, METH_VARARGS, "merge_blocks(blocks, rotated, words) -> str | None"},
+    {"changed_bits", py_changed_bits, METH_VARARGS, "changed_bits(base, new, size) -> int"},
+    {"subtract_words", py_subtract_words, METH_VARARGS, "subtract_words(base, new, size, is_float, shift, differences)"},
+    {"add_words", py_add_words, METH_VARARGS, "add_words(base, differences, size, is_float, shift, output) -> int"},
+    {"difference_symbols", py_difference_symbols, METH_VARARGS, "difference_symbols(differences, symbols)"},
+    {"count_differences", py_count_differences, METH_VARARGS, "count_differences(*grid, symbols, counts)"},
+    {"difference_contexts", py_difference_contexts, METH_VARARGS, "difference_contexts(*grid, base, count, contexts, sizes)"},
+    {"sum_differences", py_sum_differences, METH_VARARGS,
+     "sum_differences(*grid, symbols, table, factors, largest, row_sums, column_sums)"},
+    {"sort_symbols", py_sort_symbols, METH_VARARGS, "sort_symbols(contexts, places, symbols, lines, back)"},
+    {"write_raw_bits", py_write_raw_bits, METH_VARARGS, "write_raw_bits(differences, symbols) -> bytes"},
+    {"read_raw_bits", py_read_raw_bits, METH_VARARGS, "read_raw_bits(symbols, bytes, differences) -> int"},
     {NULL, NULL, 0, NULL},
 };
 
