@@ -1,7 +1,7 @@
 """Deltas between checkpoints of a finetuning: bytes and seconds of opq and of other tools.
 
-Claim: a lossless delta between consecutive bfloat16 checkpoints takes at most half of the positions and values of what changed,
-and at most the bytes of z4ai and of `zstd --patch-from`; of integer codes, at most nncodec's with temporal context adaptation.
+Claim: a lossless delta between consecutive checkpoints takes at most half of the positions and values of what changed, and at
+most the bytes of z4ai and of `zstd --patch-from`; of integer codes, at most nncodec's with temporal context adaptation.
 
     python benchmarks/deltas.py [LEARNING_RATE ...]
 
@@ -15,14 +15,16 @@ changed            share of the elements that differ; of codes, share of the cod
 sparse_bytes       a .safetensors file with the positions (int32) and values of these for each tensor; codes are int8
 opq_bytes          the delta
 z4ai_bytes         the smaller one of its two kinds of deltas, of whole files and of tensors
-zstd_bytes         the program `zstd -19 --patch-from`, only of bfloat16
-nncodec_bytes      the stream of the codes with temporal context adaptation, or without if that is smaller
+zstd_bytes         the program `zstd -19 --patch-from`
+nncodec_bytes      the stream of the codes with temporal context adaptation, or without if that is smaller. It codes integers:
+                   floats would be quantized, which is not lossless
 opq_over_*         bytes of opq over those of the other
-*_seconds          one run; opq's digest of the base included. opq on all threads
+*_seconds          one run, without imports; opq's digest of the base included. opq on all threads
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -61,15 +63,16 @@ def main() -> int:
     """Measure the learning rates that are named, by default all, row by row; the exit status."""
     rates = [float(rate) for rate in sys.argv[1:]] or list(RATES)
     peer = Peer("delta_sizes.py")
-    narrow = {}
-    for rate in rates:
-        files = {kind: [checkpoints_of(rate) / f"{step}.{kind}.safetensors" for step in STEPS] for kind in KINDS}
-        narrow[rate] = checkpoints_row(rate, "bf16", *files["bf16"], peer)
-        keep(rate, narrow[rate])
-        keep(rate, checkpoints_row(rate, "fp32", *files["fp32"], peer))
-    for rate, row in narrow.items():  # these take minutes
-        paths = [str(checkpoints_of(rate) / f"{step}.bf16.safetensors") for step in STEPS]
+    opq.compress({"w": np.ones(1)}, base={"w": np.zeros(1)})  # imports what it needs
+    rows = {}
+    for rate, kind in itertools.product(rates, KINDS):
+        old, new = (checkpoints_of(rate) / f"{step}.{kind}.safetensors" for step in STEPS)
+        rows[rate, kind] = checkpoints_row(rate, kind, old, new, peer)
+        keep(rate, rows[rate, kind])
+    for (rate, kind), row in rows.items():  # these take minutes
+        paths = [str(checkpoints_of(rate) / f"{step}.{kind}.safetensors") for step in STEPS]
         keep(rate, row | _columns("zstd", peer.ask(["zstd", *paths]), row["opq_bytes"]))
+    for rate in rates:
         keep(rate, codes_row(rate, checkpoints_of(rate), peer))
     peer.close()
     return 0

@@ -275,6 +275,102 @@ static void check_planes(const uint8_t *head, const uint8_t *data, size_t size) 
     free(words), free(plane), free(again);
 }
 
+/* The result of a function of the module for buffers of exact sizes; steals the references. NULL if it was refused. */
+static PyObject *call(const char *name, PyObject *arguments) {
+    PyObject *function = PyObject_GetAttrString(module, name);
+    PyObject *result = function && arguments ? PyObject_CallObject(function, arguments) : NULL;
+    Py_XDECREF(function), Py_XDECREF(arguments);
+    if (!result) outcome(NULL);
+    return result;
+}
+
+#define READ(data, size) view(data, size, PyBUF_READ)
+#define WRITE(data, size) view(data, size, PyBUF_WRITE)
+#define GRID "NNNNN"
+#define GRID_OF(g) READ(g.keys, g.count), READ(g.ends, 8 * g.rows), READ(g.row_classes, g.rows), READ(g.column_classes, g.columns), \
+                   READ(g.key_classes, 256)
+
+typedef struct {
+    size_t count, rows, columns;
+    uint8_t *keys, *row_classes, *column_classes, *key_classes;
+    int64_t *ends;
+} Grid;
+
+/* Bytes that the data give again and again. */
+static uint8_t *filled(size_t count, const uint8_t *data, size_t size, size_t from) {
+    uint8_t *bytes = allocate(count);
+    for (size_t k = 0; k < count; k++) bytes[k] = size ? data[(from + k) % size] : (uint8_t)k;
+    return bytes;
+}
+
+/* Words and a base give differences, from which they come back; so do differences from symbols and raw bits, and symbols from
+ * lines. */
+static void check_differences(const uint8_t *head, const uint8_t *data, size_t size) {
+    static const int sizes[] = {1, 2, 4, 8, 3};
+    const int bytes = sizes[head[1] % 5], is_float = head[2] & 1, shift = head[2] >> 1 > 100 ? (head[2] >> 1) - 110 : (head[2] >> 1) % 20;
+    Grid g = {0, 1 + head[3] % 40, head[4] % 40, 0, 0, 0, 0, 0};
+    const size_t columns = g.columns ? g.columns : 1 + (size_t)head[5] % 8;
+    g.count = g.rows * columns;
+    g.keys = filled(g.count, data, size, 0), g.row_classes = filled(g.rows, data, size, 1);
+    g.column_classes = filled(g.columns, data, size, 2), g.key_classes = filled(256, data, size, 3), g.ends = allocate(8 * g.rows);
+    for (size_t row = 0; row < g.rows; row++) g.ends[row] = (int64_t)((row + 1) * columns);
+    if (head[5] == 255) g.ends[g.rows / 2] += (int64_t)head[4] - 128; /* which is refused */
+    uint8_t *base = filled(g.count * (size_t)bytes, data, size, 5), *new = filled(g.count * (size_t)bytes, data, size, 7 + head[5]);
+    uint8_t *again = allocate(g.count * (size_t)bytes), *symbols = allocate(g.count), *contexts = allocate(g.count);
+    int64_t *differences = allocate(8 * g.count), *found = allocate(8 * g.count), *moved = allocate(8 * 256), *contents = allocate(8 * 256);
+    const size_t words = g.count * (size_t)bytes;
+    PyObject *result = call("changed_bits", Py_BuildValue("(NNi)", READ(base, words), READ(new, words), bytes));
+    const uint64_t bits = result ? PyLong_AsUnsignedLongLong(result) : 0;
+    Py_XDECREF(result);
+    result = call("subtract_words", Py_BuildValue("(NNiiiN)", READ(base, words), READ(new, words), bytes, is_float, shift,
+                                                  WRITE(differences, 8 * g.count)));
+    if (result) {
+        PyObject *sum = call("add_words", Py_BuildValue("(NNiiiN)", READ(base, words), READ(differences, 8 * g.count), bytes, is_float,
+                                                        shift, WRITE(again, words)));
+        if (!sum || (!(bits & (((uint64_t)1 << shift) - 1)) && (PyLong_AsLong(sum) || memcmp(again, new, words)))) abort();
+        Py_DECREF(sum), Py_DECREF(result);
+    } else {
+        for (size_t k = 0; k < 8 * g.count; k++) ((uint8_t *)differences)[k] = size ? data[(11 + k) % size] : 0;
+    }
+    result = call("difference_symbols", Py_BuildValue("(NN)", READ(differences, 8 * g.count), WRITE(symbols, g.count)));
+    PyObject *raw = call("write_raw_bits", Py_BuildValue("(NN)", READ(differences, 8 * g.count), READ(symbols, g.count)));
+    if (!result || !raw) abort();
+    const size_t length = (size_t)PyBytes_Size(raw);
+    uint8_t *packed = copy(PyBytes_AsString(raw), length);
+    Py_DECREF(result), Py_DECREF(raw);
+    result = call("read_raw_bits", Py_BuildValue("(NNN)", READ(symbols, g.count), READ(packed, length), WRITE(found, 8 * g.count)));
+    if (!result || (size_t)PyLong_AsLong(result) != length || memcmp(found, differences, 8 * g.count)) abort();
+    Py_DECREF(result);
+    memset(contents, 0, 8 * 256);
+    result = call("difference_contexts", Py_BuildValue("(" GRID "iiNN)", GRID_OF(g), head[1], 1 + head[2] % 64, WRITE(contexts, g.count),
+                                                       WRITE(contents, 8 * 256)));
+    if (result) {
+        uint8_t *lines = allocate(g.count), *back = allocate(g.count);
+        int64_t at = 0;
+        for (int k = 0; k < 256; k++) moved[k] = at, at += contents[k];
+        if (head[3] == 255) moved[contexts[0]] = (int64_t)head[4] * 1000 - 100; /* which is refused, or misplaced */
+        int64_t *places = copy(moved, 8 * 256);
+        for (int turn = 0; turn < 2; turn++, memcpy(moved, places, 8 * 256)) {
+            PyObject *sorted = call("sort_symbols", Py_BuildValue("(NNNNi)", READ(contexts, g.count), WRITE(moved, 8 * 256),
+                                                                  WRITE(turn ? back : symbols, g.count), WRITE(lines, g.count), turn));
+            if (sorted ? head[3] != 255 && turn && memcmp(back, symbols, g.count) : head[3] != 255) abort();
+            Py_XDECREF(sorted);
+        }
+        free(lines), free(back), free(places);
+        Py_DECREF(result);
+    }
+    uint32_t *counts = calloc(766 * 256, 4);
+    Py_XDECREF(call("count_differences", Py_BuildValue("(" GRID "NN)", GRID_OF(g), READ(symbols, g.count), WRITE(counts, 4 * 766 * 256))));
+    double *table = calloc(256 * 256, 8), *factors = calloc(g.rows, 8), *rows = calloc(g.rows, 8), *sums = calloc(g.columns + 1, 8);
+    Py_XDECREF(call("sum_differences", Py_BuildValue("(" GRID "NNNdNN)", GRID_OF(g), READ(symbols, g.count), READ(table, 8 * 256 * 256),
+                                                     READ(factors, 8 * g.rows), 16.0, WRITE(rows, 8 * g.rows), WRITE(sums, 8 * g.columns))));
+    memcpy(symbols, g.keys, g.count); /* any, which may be none */
+    Py_XDECREF(call("read_raw_bits", Py_BuildValue("(NNN)", READ(symbols, g.count), READ(packed, length), WRITE(found, 8 * g.count))));
+    free(counts), free(table), free(factors), free(rows), free(sums), free(packed), free(base), free(new), free(again), free(symbols);
+    free(contexts), free(differences), free(found), free(moved), free(contents), free(g.keys), free(g.ends), free(g.row_classes);
+    free(g.column_classes), free(g.key_classes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const uint8_t kernels[][2] = {{1, 1}, {1, 1}, {9, 3}, {4, 2}, {25, 5}, {49, 7}, {128, 128}, {7, 1}, {27, 3}, {0, 1}, {129, 1}, {9, 2}};
     enum { HEAD = 6 };
@@ -286,6 +382,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int kind = data[0] % 4;
     if (data[0] >= 200 && data[0] < 240) {
         check_planes(data, data + HEAD, size - HEAD);
+        return 0;
+    }
+    if (data[0] >= 160 && data[0] < 200) {
+        check_differences(data, data + HEAD, size - HEAD);
         return 0;
     }
     if (data[0] >= 240) {
