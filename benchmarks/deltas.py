@@ -65,15 +65,15 @@ def main() -> int:
     peer = Peer("delta_sizes.py")
     opq.compress({"w": np.ones(1)}, base={"w": np.zeros(1)})  # imports what it needs
     rows = {}
-    for rate, kind in itertools.product(rates, KINDS):
+    for kind, rate in itertools.product(KINDS, rates):
         old, new = (checkpoints_of(rate) / f"{step}.{kind}.safetensors" for step in STEPS)
         rows[rate, kind] = checkpoints_row(rate, kind, old, new, peer)
         keep(rate, rows[rate, kind])
+    for rate in rates:
+        keep(rate, codes_row(rate, checkpoints_of(rate), peer))
     for (rate, kind), row in rows.items():  # these take minutes
         paths = [str(checkpoints_of(rate) / f"{step}.{kind}.safetensors") for step in STEPS]
         keep(rate, row | _columns("zstd", peer.ask(["zstd", *paths]), row["opq_bytes"]))
-    for rate in rates:
-        keep(rate, codes_row(rate, checkpoints_of(rate), peer))
     peer.close()
     return 0
 
