@@ -74,15 +74,18 @@ unseen-packages: .unseen-packages/ready  ## The packages that hold the networks 
 
 fuzz: .venv-fuzz/ready build/fuzz/native  ## Look for inputs that break the reader, for FUZZ_SECONDS; needs clang
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/seeds.py build/fuzz/seeds
-	mkdir -p build/fuzz/reader-new build/fuzz/native-new
+	mkdir -p build/fuzz/reader-new build/fuzz/deltas-new build/fuzz/native-new
 	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/reader.py $(FUZZ_OPTIONS) -max_len=2048 -cross_over=0 \
-		-artifact_prefix=build/fuzz/reader- build/fuzz/reader-new build/fuzz/seeds fuzz/corpus/reader
+		-artifact_prefix=build/fuzz/reader- build/fuzz/reader-new build/fuzz/seeds/reader fuzz/corpus/reader
+	PYTHONPATH=src:tests/codec:fuzz $(FUZZ)/python fuzz/deltas.py $(FUZZ_OPTIONS) -max_len=4096 -cross_over=0 \
+		-artifact_prefix=build/fuzz/deltas- build/fuzz/deltas-new build/fuzz/seeds/deltas fuzz/corpus/deltas
 	ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:max_malloc_fill_size=0 build/fuzz/native $(FUZZ_OPTIONS) -max_len=600 \
 		-artifact_prefix=build/fuzz/native- build/fuzz/native-new fuzz/corpus/native
 
 corpus: .venv-fuzz/ready build/fuzz/native  ## Keep what `make fuzz` found, as few and as small inputs as show the same
-	rm -rf build/fuzz/kept && mkdir -p build/fuzz/kept/reader build/fuzz/kept/native
+	rm -rf build/fuzz/kept && mkdir -p build/fuzz/kept/reader build/fuzz/kept/deltas build/fuzz/kept/native
 	PATH="$(abspath $(FUZZ)):$$PATH" PYTHONPATH=src:tests/codec:fuzz fuzz/reader.py -merge=1 build/fuzz/kept/reader build/fuzz/reader-new fuzz/corpus/reader
+	PATH="$(abspath $(FUZZ)):$$PATH" PYTHONPATH=src:tests/codec:fuzz fuzz/deltas.py -merge=1 build/fuzz/kept/deltas build/fuzz/deltas-new fuzz/corpus/deltas
 	ASAN_OPTIONS=detect_leaks=0 build/fuzz/native -merge=1 build/fuzz/kept/native build/fuzz/native-new fuzz/corpus/native
 	rm -rf fuzz/corpus && mv build/fuzz/kept fuzz/corpus
 

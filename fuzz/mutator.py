@@ -20,8 +20,9 @@ from codec_strategies import deflate, inflate, small_file, wrap
 from opq import dtypes
 from opq.codec.auxiliary import stored_dtype
 from opq.codec.byte_planes import encode_pack
-from opq.codec.entry import EIGHT_BITS, STEPPED, Entry
-from opq.codec.header import Header, decode_header, header_columns
+from opq.codec.entry import EIGHT_BITS, NO_SECTION, STEPPED, Entry
+from opq.codec.file_start import DELTA_MAGIC, MAGIC
+from opq.codec.header import DIGEST, Header, decode_header, header_columns
 from opq.codec.weight_section import encode_weight
 from opq.errors import OpqError
 from opq.quantization.codebook import Codebook, LevelTable, UniformCodebook, codebook_of
@@ -43,10 +44,13 @@ class _Parts:
     entries: list[Entry]
     sections: list[bytes]
     metadata: dict[str, str]
+    base: bytes
 
 
 class Mutator:
     """Makes changed files, nearly always with correct checksums."""
+
+    _magic = MAGIC
 
     def __init__(self, mutate_bytes: Mutate) -> None:
         self._mutate_bytes = mutate_bytes
@@ -59,11 +63,14 @@ class Mutator:
             changed = self._change(data, max_size)
         except (OpqError, ValueError, struct.error, zlib.error):  # it cannot be parsed, or cannot be written
             changed = (
-                small_file()
+                self._valid_file()
                 if self._chance.random() < 0.1
-                else wrap(deflate(self._mutate_bytes(data[12:200], 400)), data[200:])
+                else wrap(deflate(self._mutate_bytes(data[12:200], 400)), data[200:], magic=self._magic)
             )
         return changed if len(changed) <= max_size else data
+
+    def _valid_file(self) -> bytes:
+        return small_file()
 
     def _change(self, data: bytes, max_size: int) -> bytes:
         choice = self._chance.random()
@@ -71,7 +78,9 @@ class Mutator:
             return self._mutate_bytes(data, max_size)
         start = 12 + struct.unpack_from("<I", data, 4)[0]
         if choice < 0.25:
-            return wrap(deflate(self._mutate_bytes(inflate(data), max_size)), data[start:])
+            columns, digest = inflate(data), DIGEST if self._magic == DELTA_MAGIC else 0
+            columns = columns[:digest] + self._mutate_bytes(columns[digest:], max_size)
+            return wrap(deflate(columns), data[start:], magic=self._magic)
         parts = _take_apart(data)
         if choice < 0.5 and parts.sections:
             number = self._chance.randrange(len(parts.sections))
@@ -91,7 +100,7 @@ class Mutator:
         if chance.random() < 0.1 and len(entries) > 1:
             del entries[number]
             return
-        if chance.random() < 0.1:
+        if chance.random() < 0.1 and entry.section != NO_SECTION:
             parts.sections.append(parts.sections[entry.section])
             entry = replace(entry, name=self._name(entry.name), section=len(parts.sections) - 1)
             entries.append(entry)
@@ -99,7 +108,7 @@ class Mutator:
         for _ in range(chance.choice((1, 1, 2))):
             entry = self._other(entry, len(parts.sections))
         entries[number] = entry
-        if chance.random() < 0.6:
+        if chance.random() < 0.6 and entry.section != NO_SECTION:
             with suppress(OpqError, ValueError):  # no section may match the fields
                 parts.sections[entry.section] = self._fill([other for other in entries if other.section == entry.section])
 
@@ -183,12 +192,12 @@ class Mutator:
 
 def _take_apart(data: bytes) -> _Parts:
     at = 12 + struct.unpack_from("<I", data, 4)[0]
-    header = decode_header(data[12:at])
+    header = decode_header(data[12:at], delta=data.startswith(DELTA_MAGIC))
     sections = []
     for length in header.lengths:
         sections.append(data[at : at + length])
         at += length
-    return _Parts(list(header.entries), sections, dict(header.metadata))
+    return _Parts(list(header.entries), sections, dict(header.metadata), header.base)
 
 
 def _put_together(parts: _Parts) -> bytes:
@@ -196,10 +205,10 @@ def _put_together(parts: _Parts) -> bytes:
     entries = sorted(parts.entries, key=lambda entry: entry.name.encode())
     numbers: dict[int, int] = {}
     for entry in entries:
-        numbers.setdefault(entry.section, len(numbers))
+        if entry.section != NO_SECTION:
+            numbers.setdefault(entry.section, len(numbers))
     sections = [parts.sections[number] for number in numbers]
-    entries = [replace(entry, section=numbers[entry.section]) for entry in entries]
-    header = Header(
-        entries, [len(section) for section in sections], [zlib.crc32(section) for section in sections], parts.metadata
-    )
-    return wrap(deflate(header_columns(header)), b"".join(sections))
+    entries = [replace(entry, section=numbers.get(entry.section, NO_SECTION)) for entry in entries]
+    lengths, checksums = [len(section) for section in sections], [zlib.crc32(section) for section in sections]
+    header = Header(entries, lengths, checksums, parts.metadata, parts.base)
+    return wrap(deflate(header_columns(header)), b"".join(sections), magic=DELTA_MAGIC if parts.base else MAGIC)

@@ -1,4 +1,4 @@
-"""The seeds of the fuzzer: `python fuzz/seeds.py FOLDER` writes them, in this version of the format."""
+"""The seeds of the fuzzers: `python fuzz/seeds.py FOLDER` writes them, in this version of the format."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from codec_strategies import encode_file, leveled_as, scaled_as, small_file, stepped, trellised_as
+from delta_laws import SEEDS as DELTAS
 
 from opq.codec.file_writer import pack_auxiliary, write
 
@@ -55,7 +56,8 @@ SEEDS = {
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in SEEDS.items():
-        (folder / name).write_bytes(data)
+    for kind, seeds in {"reader": SEEDS, "deltas": DELTAS}.items():
+        folder = Path(sys.argv[1]) / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in seeds.items():
+            (folder / name).write_bytes(data)

@@ -10,10 +10,11 @@ import pytest
 FUZZ = Path(__file__).parents[2] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
-from laws import try_file  # noqa: E402 - needs the path
-from seeds import SEEDS  # noqa: E402
+from delta_laws import try_delta  # noqa: E402 - needs the path
+from laws import try_file  # noqa: E402
+from seeds import DELTAS, SEEDS  # noqa: E402
 
-CORPUS = sorted((FUZZ / "corpus" / "reader").iterdir())
+CORPUS, CORPUS_OF_DELTAS = (sorted((FUZZ / "corpus" / kind).iterdir()) for kind in ("reader", "deltas"))
 
 
 @pytest.mark.slow
@@ -23,9 +24,17 @@ def test_the_corpus_keeps_the_laws():
     assert len(CORPUS) / 10 < read < len(CORPUS)
 
 
+@pytest.mark.slow
+def test_the_corpus_of_deltas_keeps_the_laws():
+    """Every input of the corpus of deltas keeps the laws of fuzz/delta_laws.py; some are read and some refused."""
+    read = sum(try_delta(path.read_bytes()) for path in CORPUS_OF_DELTAS)
+    assert len(CORPUS_OF_DELTAS) / 10 < read < len(CORPUS_OF_DELTAS)
+
+
 def test_the_seeds_are_read():
-    """The seeds of the fuzzer are valid files of this version of the format."""
+    """The seeds of the fuzzers are valid files and deltas of this version of the format."""
     assert all(try_file(data) for data in SEEDS.values())
+    assert all(try_delta(data) for data in DELTAS.values())
 
 
 def test_the_corpus_is_small():

@@ -210,9 +210,9 @@ def sections_of(data: bytes) -> list[bytes]:
     return sections
 
 
-def wrap(packed: bytes, body: bytes = b"", version: int = 1) -> bytes:
+def wrap(packed: bytes, body: bytes = b"", version: int = 1, magic: bytes = b"OPQ") -> bytes:
     """A file with this deflated header, these bytes after it, and a correct checksum of the header."""
-    start = struct.pack("<3sBI", b"OPQ", version, len(packed))
+    start = struct.pack("<3sBI", magic, version, len(packed))
     return start + struct.pack("<I", zlib.crc32(start + packed)) + packed + body
 
 

@@ -6,11 +6,13 @@ docs/format.md, "Deltas", is the normative text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.codec.code_section import decode_codes, is_trellis
+from opq.codec import _native
+from opq.codec.code_section import decode_codes, is_trellis, run
 from opq.codec.code_stream import Geometry
 from opq.codec.difference_contexts import encode_best
 from opq.codec.difference_layout import Grid
@@ -20,13 +22,16 @@ from opq.codec.entry import Entry, is_alone
 from opq.codec.fast_section import FAST, TRELLIS, is_fast
 from opq.codec.weight_section import encode_weight, naming, split
 from opq.errors import FormatError
-from opq.quantization.codebook import Codebook, LevelTable
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
 _DIFFERENCE, _WAS_FAST = 64, 128
 """Bits of the first byte of a section of codes, beside those of a fast one: that it is a difference, from a fast section."""
 
 _LARGEST_CODE = 2**24 - 1
+_PART = 2**16
+"""Elements whose codes are expected at once, which fit the second cache."""
+
 _WHERE = "differences"
 
 
@@ -41,16 +46,21 @@ def encode_tensors(tensors: Sequence[NDArray[np.generic]], bases: Sequence[NDArr
     Returns:
         The section's bytes.
     """
+    shift, differences = _differences(tensors, bases)
+    return bytes([shift]) + encode_best(differences, grid_of(bases))
+
+
+def _differences(tensors: Sequence[NDArray[np.generic]], bases: Sequence[NDArray[np.generic]]) -> tuple[int, NDArray[np.int64]]:
+    """The number of low bits that are 0, and the differences without them."""
     pairs = list(zip(bases, tensors, strict=True))
     found = (zero_bits(base, new) for base, new in pairs)
-    shift = min(_most_zero_bits(bases), *(bits for bits in found if bits is not None), 63)
-    grid = grid_of(bases)
-    differences = np.empty(len(grid.keys), dtype=np.int64)
+    shift = min([_most_zero_bits(bases), *(bits for bits in found if bits is not None)])
+    differences = np.empty(sum(base.size for base in bases), dtype=np.int64)
     start = 0
     for base, new in pairs:
         subtract(base, new, shift, differences[start : start + base.size])
         start += base.size
-    return bytes([shift]) + encode_best(differences, grid)
+    return shift, differences
 
 
 def decode_tensors(section: bytes, bases: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -63,25 +73,30 @@ def decode_tensors(section: bytes, bases: Sequence[NDArray[np.generic]]) -> list
     Raises:
         FormatError: The section does not hold exactly such tensors.
     """
-    shift, differences, _ = _parse(section, bases)
-    start, tensors = 0, []
-    for base in bases:
-        tensors.append(add(base, differences[start : start + base.size], shift))
-        start += base.size
-    return tensors
+    return _decode(section, bases)[0]
 
 
-def encode_tensors_again(section: bytes, bases: Sequence[NDArray[np.generic]]) -> bytes:
-    """The bytes of the differences that a valid section holds, in the same contexts, as opq encodes them."""
-    shift, differences, classes = _parse(section, bases)
-    return bytes([shift]) + encode_differences(differences, grid_of(bases), classes)
-
-
-def _parse(section: bytes, bases: Sequence[NDArray[np.generic]]) -> tuple[int, NDArray[np.int64], Classes]:
+def _decode(section: bytes, bases: Sequence[NDArray[np.generic]]) -> tuple[list[NDArray[np.generic]], Classes]:
     most = _most_zero_bits(bases)
     if not section or section[0] > most:
         raise FormatError(_WHERE, f"a section must begin with a number of low bits from 0 to {most}")
-    return section[0], *decode_differences(memoryview(section)[1:], grid_of(bases))
+    differences, classes = decode_differences(memoryview(section)[1:], grid_of(bases))
+    start, tensors = 0, []
+    for base in bases:
+        tensors.append(add(base, differences[start : start + base.size], section[0]))
+        start += base.size
+    return tensors, classes
+
+
+def encode_tensors_again(section: bytes, bases: Sequence[NDArray[np.generic]]) -> bytes:
+    """The bytes of the tensors that a section, untrusted, gives, in the same contexts, as opq encodes them.
+
+    Raises:
+        FormatError: The section does not hold exactly such tensors.
+    """
+    tensors, classes = _decode(section, bases)
+    shift, differences = _differences(tensors, bases)
+    return bytes([shift]) + encode_differences(differences, grid_of(bases), classes)
 
 
 def _most_zero_bits(bases: Sequence[NDArray[np.generic]]) -> int:
@@ -119,10 +134,10 @@ def encode_codes(section: bytes, entry: Entry, base: NDArray[np.generic]) -> byt
         return None
     trellis = is_trellis(part)
     codes = CompressedTensor(decode_codes(part, entry.shape), codebook, entry.dtype, trellis)
-    expected = _expected(codebook, entry, base, trellis)
-    differences = codes.indices.reshape(-1).astype(np.int64) - expected
+    expected, grid = _expected(codebook, entry, base, trellis)
+    differences = codes.indices.reshape(-1) - expected
     first = FAST | TRELLIS * trellis | _DIFFERENCE | _WAS_FAST * is_fast(part)
-    return section[: len(section) - len(part)] + bytes([first]) + encode_best(differences, _grid(entry, expected))
+    return section[: len(section) - len(part)] + bytes([first]) + encode_best(differences, grid)
 
 
 def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> bytes:
@@ -143,14 +158,14 @@ def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> 
         trellis, fast = bool(part[0] & TRELLIS), bool(part[0] & _WAS_FAST)
         if isinstance(codebook, LevelTable) or (trellis and Geometry.of(entry.shape).positions > 1):
             raise FormatError(_WHERE, "levels have no differences, and kernels follow no trellis")
-        expected = _expected(codebook, entry, base, trellis)
-        differences, _ = decode_differences(part[1:], _grid(entry, expected))
-        numbers = expected + np.clip(differences, -(2**30), 2**30)
-        if int(np.abs(numbers).max()) > _LARGEST_CODE:
-            raise FormatError(_WHERE, f"the magnitude of a code must be at most {_LARGEST_CODE:,}")
-        codes = numbers.astype(np.int32).reshape(entry.shape)
+        expected, grid = _expected(codebook, entry, base, trellis)
+        differences, _ = decode_differences(part[1:], grid)
+        expected += differences  # modulo 2^64, but a sum that is a code is no other's remainder
+        _check_codes(expected)
+        codes = expected.astype(np.int32).reshape(entry.shape)
         if trellis:
-            codes = _follow(codes)
+            _native.follow_trellis(codes.reshape(-1).data, grid.columns)
+            _check_codes(codes)
         encoded = encode_weight(CompressedTensor(codes, codebook, entry.dtype, trellis), fast=fast)
         whole = encoded.fast if fast else encoded.adaptive
         if whole is None:
@@ -161,7 +176,7 @@ def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> 
 def encode_codes_again(section: bytes, entry: Entry, base: NDArray[np.generic]) -> bytes:
     """The bytes of the code differences that a valid section holds, in the same contexts, as opq encodes them."""
     codebook, part = _codes_of(section, entry)
-    grid = _grid(entry, _expected(codebook, entry, base, bool(part[0] & TRELLIS)))
+    _, grid = _expected(codebook, entry, base, bool(part[0] & TRELLIS))
     differences, classes = decode_differences(part[1:], grid)
     return section[: len(section) - len(part) + 1] + encode_differences(differences, grid, classes)
 
@@ -175,32 +190,31 @@ def _is_difference(codes: bytes | memoryview) -> bool:
     return is_fast(codes) and bool(codes[0] & _DIFFERENCE)
 
 
-def _expected(codebook: Codebook, entry: Entry, base: NDArray[np.generic], trellis: bool) -> NDArray[np.int64]:
-    """What codes, or with a trellis the numbers k, are expected to be: those of the multiples nearest to the base's values."""
-    steps = codebook.values(np.ones(entry.shape, dtype=np.int32), "float32").astype(np.float64).reshape(-1)
-    with np.errstate(all="ignore"):
-        nearest = np.rint(base.astype(np.float64).reshape(-1) / steps)
-    nearest[~np.isfinite(nearest)] = 0.0
-    codes = np.clip(nearest, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int64)
-    return np.sign(codes) * ((np.abs(codes) + 1) >> 1) if trellis else codes
+def _expected(codebook: Codebook, entry: Entry, base: NDArray[np.generic], trellis: bool) -> tuple[NDArray[np.int64], Grid]:
+    """What codes, or with a trellis the numbers k, are expected to be: those of the multiples nearest to the base's values.
 
+    Returns:
+        They, in one dimension, and the grid whose keys are their magnitudes.
+    """
+    values, geometry = base.reshape(-1), Geometry.of(entry.shape)
+    shape = entry.shape if isinstance(codebook, ScaledCodebook) else (1,)
+    steps = np.broadcast_to(codebook.values(np.ones(shape, dtype=np.int32), "float32").reshape(-1), values.shape)
+    expected, keys = np.empty(values.shape, dtype=np.int64), np.empty(values.shape, dtype=np.uint8)
 
-def _grid(entry: Entry, expected: NDArray[np.int64]) -> Grid:
-    geometry = Geometry.of(entry.shape)
-    keys = np.minimum(np.abs(expected), 255).astype(np.uint8)
+    def fill(start: int) -> None:
+        part = slice(start, start + _PART)
+        with np.errstate(all="ignore"):
+            nearest = np.rint(values[part].astype(np.float64) / steps[part].astype(np.float64))
+        nearest[~np.isfinite(nearest)] = 0.0
+        codes = np.clip(nearest, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int64)
+        expected[part] = np.sign(codes) * ((np.abs(codes) + 1) >> 1) if trellis else codes
+        keys[part] = np.minimum(np.abs(expected[part]), 255)
+
+    run(partial(fill, start) for start in range(0, len(values), _PART))
     columns = geometry.inputs * geometry.positions
-    return Grid([columns] * geometry.outputs, keys, columns)
+    return expected, Grid([columns] * geometry.outputs, keys, columns)
 
 
-def _follow(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The codes of the numbers k of a trellis, row by row."""
-    geometry = Geometry.of(numbers.shape)
-    matrix = numbers.reshape(geometry.outputs, -1)
-    codes, states = np.empty_like(matrix), np.zeros(len(matrix), dtype=np.int32)
-    for column in range(matrix.shape[1]):
-        k = matrix[:, column]
-        codes[:, column] = 2 * k - np.sign(k) * (states & 1)
-        states = (states << 1 & 6) | ((k ^ states >> 1 ^ states >> 2) & 1)
-    if int(np.abs(codes).max()) > _LARGEST_CODE:
+def _check_codes(codes: NDArray[np.int64] | NDArray[np.int32]) -> None:
+    if int(codes.max()) > _LARGEST_CODE or int(codes.min()) < -_LARGEST_CODE:
         raise FormatError(_WHERE, f"the magnitude of a code must be at most {_LARGEST_CODE:,}")
-    return codes.reshape(numbers.shape)

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "compiler.h"
+#include "dispatch.h"
 
 #define DIFFERENCE_DIRECT 16 /* magnitudes below have tokens of their own */
 #define DIFFERENCE_OCTAVE 12 /* the token of an octave less its logarithm */
@@ -165,6 +165,18 @@ static int sort_symbols(const uint8_t *contexts, int64_t *places, uint8_t *symbo
         else lines[place] = symbols[k];
     }
     return 1;
+}
+
+/* The codes of the numbers k of a trellis, row by row, in their place; all are below 2^30 in magnitude. */
+static void follow_trellis(int32_t *numbers, int64_t rows, int64_t columns) {
+    for (int64_t row = 0; row < rows; row++, numbers += columns) {
+        uint32_t state = 0;
+        for (int64_t column = 0; column < columns; column++) {
+            const int32_t k = numbers[column], odd = (int32_t)(state & 1);
+            numbers[column] = 2 * k - (k > 0 ? odd : 0) + (k < 0 ? odd : 0);
+            state = next_state(state, (uint32_t)k);
+        }
+    }
 }
 
 /* Where the raw bits of elements with each number of them begin, and how many such elements there are or were so far. */

@@ -211,6 +211,26 @@ static PyObject *py_sort_symbols(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* follow_trellis(numbers, columns): int32 numbers k of a trellis to its codes. */
+static PyObject *py_follow_trellis(PyObject *self, PyObject *arguments) {
+    Py_buffer numbers;
+    long long columns;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "w*L", &numbers, &columns)) return NULL;
+    int fits = columns > 0 && has_numbers(&numbers, numbers.len / 4, 4) && numbers.len / 4 % columns == 0;
+    for (Py_ssize_t k = 0; fits && k < numbers.len / 4; k++) fits = (uint32_t)((const int32_t *)numbers.buf)[k] + (1u << 30) <= 1u << 31;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS;
+        follow_trellis((int32_t *)numbers.buf, (int64_t)(numbers.len / 4 / columns), columns);
+        Py_END_ALLOW_THREADS;
+    } else {
+        refuse("the numbers do not fit the columns");
+    }
+    PyBuffer_Release(&numbers);
+    if (!fits) return NULL;
+    Py_RETURN_NONE;
+}
+
 static int has_symbols(const Py_buffer *symbols) {
     uint8_t largest = 0;
     for (Py_ssize_t k = 0; k < symbols->len; k++)

@@ -288,6 +288,7 @@ static PyMethodDef methods[] = {
     {"sum_differences", py_sum_differences, METH_VARARGS,
      "sum_differences(*grid, symbols, table, factors, largest, row_sums, column_sums)"},
     {"sort_symbols", py_sort_symbols, METH_VARARGS, "sort_symbols(contexts, places, symbols, lines, back)"},
+    {"follow_trellis", py_follow_trellis, METH_VARARGS, "follow_trellis(numbers, columns)"},
     {"write_raw_bits", py_write_raw_bits, METH_VARARGS, "write_raw_bits(differences, symbols) -> bytes"},
     {"read_raw_bits", py_read_raw_bits, METH_VARARGS, "read_raw_bits(symbols, bytes, differences) -> int"},
     {NULL, NULL, 0, NULL},
