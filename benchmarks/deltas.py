@@ -1,7 +1,7 @@
 """Deltas between checkpoints of a finetuning: bytes and seconds of opq and of other tools.
 
 Claim: a lossless delta between consecutive checkpoints takes at most half of the positions and values of what changed, and at
-most the bytes of z4ai and of `zstd --patch-from`; of integer codes, at most nncodec's with temporal context adaptation.
+most the bytes of z4ai and of `zstd --patch-from`; of integer codes, at most nncodec's.
 
     python benchmarks/deltas.py [LEARNING_RATE ...]
 
@@ -13,11 +13,12 @@ zoo-packages` MiniLM. Checkpoints are kept in runs/out/deltas (OPQ_RUNS).
 
 changed            share of the elements that differ; of codes, share of the codes
 sparse_bytes       a .safetensors file with the positions (int32) and values of these for each tensor; codes are int8
-opq_bytes          the delta
+opq_bytes          the delta; in the rows "codes" its codes, without scales and auxiliary tensors, as the other columns
+delta_bytes        the whole delta
 z4ai_bytes         the smaller one of its two kinds of deltas, of whole files and of tensors
 zstd_bytes         the program `zstd -19 --patch-from`
-nncodec_bytes      the stream of the codes with temporal context adaptation, or without if that is smaller. It codes integers:
-                   floats would be quantized, which is not lossless
+nncodec_bytes      the smallest stream of the codes: with temporal context adaptation, without, or of their differences. It
+                   codes integers: floats would be quantized, which is not lossless
 opq_over_*         bytes of opq over those of the other
 *_seconds          one run, without imports; opq's digest of the base included. opq on all threads
 """
@@ -47,6 +48,8 @@ from zoo_networks.texts import paragraphs
 
 import opq
 from opq.checkpoints.opq_state import open_file
+from opq.codec.delta_file import DeltaFile
+from opq.codec.weight_section import split
 
 SEED = 0
 RATES = (3e-6, 1e-4)
@@ -139,7 +142,7 @@ def _embedded(module: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
 
 def checkpoints_row(rate: float, kind: str, old: Path, new: Path, peer: Peer) -> dict[str, Any]:
     """The row of two checkpoints."""
-    encoded, decoded, size = _measured(new, old)
+    encoded, decoded, delta = _measured(new, old)
     before, after = load_file(old), load_file(new)
     words = {key: f"u{value.itemsize}" for key, value in after.items()}
     places = {key: np.flatnonzero(after[key].view(word) != before[key].view(word)) for key, word in words.items()}
@@ -147,7 +150,7 @@ def checkpoints_row(rate: float, kind: str, old: Path, new: Path, peer: Peer) ->
     z4ai = peer.ask(["z4ai", str(old), str(new)])
     dense = sum(value.nbytes for value in after.values())
     changed = sum(map(len, places.values())) / sum(value.size for value in after.values())
-    return _row(rate, kind, dense, changed, sparse, size, encoded, decoded, z4ai=z4ai)
+    return _row(rate, kind, dense, changed, sparse, len(delta), len(delta), encoded, decoded, z4ai=z4ai)
 
 
 def codes_row(rate: float, folder: Path, peer: Peer) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def codes_row(rate: float, folder: Path, peer: Peer) -> dict[str, Any]:
     plan = opq.plan(checkpoints[0], ratio=RATIO)
     for checkpoint, file in zip(checkpoints, files, strict=True):
         opq.compress(checkpoint, plan).save(file)
-    encoded, decoded, size = _measured(files[1], files[0])
+    encoded, decoded, delta = _measured(files[1], files[0])
     codes: list[Arrays] = []
     for file in files:
         with opq.OpqFile(file) as opened:
@@ -167,11 +170,19 @@ def codes_row(rate: float, folder: Path, peer: Peer) -> dict[str, Any]:
     sparse = _sparse_bytes(places, {key: value.astype(np.int8) for key, value in codes[1].items()})
     nncodec = peer.ask(["nncodec", *(str(file.with_suffix(".npz")) for file in files)])
     changed = sum(map(len, places.values())) / sum(value.size for value in codes[0].values())
-    return _row(rate, "codes", files[1].stat().st_size, changed, sparse, size, encoded, decoded, nncodec=nncodec)
+    whole, own = files[1].stat().st_size, _bytes_of_codes(delta)
+    return _row(rate, "codes", whole, changed, sparse, own, len(delta), encoded, decoded, nncodec=nncodec)
 
 
-def _measured(new: Path, old: Path) -> tuple[float, float, int]:
-    """Seconds of making a delta and of decoding it, and its bytes; ValueError if it does not give the tensors back."""
+def _bytes_of_codes(delta: bytes) -> int:
+    """The bytes of codes in a delta, of those that differ from what the base lets expect or of all."""
+    with DeltaFile(delta, None) as file:
+        first = {entry.section: entry for entry in file.entries if entry.is_weight}
+        return sum(len(split(file.stored_section(number), entry)[1]) for number, entry in first.items())
+
+
+def _measured(new: Path, old: Path) -> tuple[float, float, bytes]:
+    """Seconds of making a delta and of decoding it, and the delta; ValueError if it does not give the tensors back."""
     start = time.perf_counter()
     delta = opq.compress(str(new), base=str(old)).data
     middle = time.perf_counter()
@@ -181,7 +192,7 @@ def _measured(new: Path, old: Path) -> tuple[float, float, int]:
     expected = opq.numpy.load_file(new) if new.suffix == ".opq" else load_file(new)
     if found.keys() != expected.keys() or any(found[key].tobytes() != expected[key].tobytes() for key in expected):
         raise ValueError("opq does not give the tensors back")
-    return middle - start, end - middle, len(delta)
+    return middle - start, end - middle, delta
 
 
 def _sparse_bytes(places: dict[str, NDArray[np.intp]], values: Arrays) -> int:
@@ -200,6 +211,7 @@ def _row(
     changed: float,
     sparse: int,
     size: int,
+    delta: int,
     encoded: float,
     decoded: float,
     **peers: list[float] | None,
@@ -212,6 +224,7 @@ def _row(
         "sparse_bytes": sparse,
         "opq_bytes": size,
         "opq_over_sparse": size / sparse,
+        "delta_bytes": delta,
         "opq_encode_seconds": encoded,
         "opq_decode_seconds": decoded,
     }

@@ -243,8 +243,8 @@ def test_codes_are_restored_from_any_values(weight, data):
     kind = dtypes.NUMPY[weight.dtype]
     base = data.draw(st.just(weight.values()) | bit_patterns(kind, st.just(weight.shape)))
     coded = encode_codes(section, entry, base)
-    if coded is None:
-        assert not weight.codes.any()
+    if coded is None:  # too far away
+        assert not weight.codes.any() or not same_bits(base, weight.values())
     else:
         assert decode_codes_of(coded, entry, base) == section
     assert decode_codes_of(section, entry, base) == section

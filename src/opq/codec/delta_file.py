@@ -122,5 +122,5 @@ class DeltaFile(OpqFile):
                 encoded = [encode_tensors_again(data, [self.of_base(member) for member in group]) for group in groups]
                 return next((other for other in encoded if other != data), data)
             if members[0].is_weight and is_code_difference(data, members[0]):
-                return encode_codes_again(data, members[0], self.of_base(members[0]))
+                return encode_codes_again(data, members[0])
         return data

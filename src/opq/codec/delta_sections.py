@@ -5,6 +5,7 @@ docs/format.md, "Deltas", is the normative text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -22,7 +23,7 @@ from opq.codec.entry import Entry, is_alone
 from opq.codec.fast_section import FAST, TRELLIS, is_fast
 from opq.codec.weight_section import encode_weight, naming, split
 from opq.errors import FormatError
-from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook
+from opq.quantization.codebook import Codebook, LevelTable, ScaledCodebook, UniformCodebook
 from opq.quantization.compressed_tensor import CompressedTensor
 
 _DIFFERENCE, _WAS_FAST = 64, 128
@@ -127,17 +128,18 @@ def encode_codes(section: bytes, entry: Entry, base: NDArray[np.generic]) -> byt
         base: The weight of the base, of the same shape, of any dtype a weight may have.
 
     Returns:
-        A section; None if the codes have no step, or all are 0.
+        A section; None if the codes have no step, all are 0, or one is very far from what is expected.
     """
     codebook, part = _codes_of(section, entry)
     if isinstance(codebook, LevelTable) or not len(part):
         return None
     trellis = is_trellis(part)
     codes = CompressedTensor(decode_codes(part, entry.shape), codebook, entry.dtype, trellis)
-    expected, grid = _expected(codebook, entry, base, trellis)
-    differences = codes.indices.reshape(-1) - expected
+    differences = codes.indices - _expected(codebook, entry, base, trellis)
+    if int(np.abs(differences).max()) > _LARGEST_CODE:
+        return None
     first = FAST | TRELLIS * trellis | _DIFFERENCE | _WAS_FAST * is_fast(part)
-    return section[: len(section) - len(part)] + bytes([first]) + encode_best(differences, grid)
+    return section[: len(section) - len(part)] + bytes([first]) + _encode_plain(differences)
 
 
 def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> bytes:
@@ -158,13 +160,10 @@ def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> 
         trellis, fast = bool(part[0] & TRELLIS), bool(part[0] & _WAS_FAST)
         if isinstance(codebook, LevelTable) or (trellis and Geometry.of(entry.shape).positions > 1):
             raise FormatError(_WHERE, "levels have no differences, and kernels follow no trellis")
-        expected, grid = _expected(codebook, entry, base, trellis)
-        differences, _ = decode_differences(part[1:], grid)
-        expected += differences  # modulo 2^64, but a sum that is a code is no other's remainder
-        _check_codes(expected)
-        codes = expected.astype(np.int32).reshape(entry.shape)
+        codes = _decode_plain(part[1:], entry) + _expected(codebook, entry, base, trellis)
+        _check_codes(codes)
         if trellis:
-            _native.follow_trellis(codes.reshape(-1).data, grid.columns)
+            _native.follow_trellis(codes.reshape(-1).data, math.prod(entry.shape) // Geometry.of(entry.shape).outputs)
             _check_codes(codes)
         encoded = encode_weight(CompressedTensor(codes, codebook, entry.dtype, trellis), fast=fast)
         whole = encoded.fast if fast else encoded.adaptive
@@ -173,12 +172,22 @@ def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> 
         return bytes(whole)
 
 
-def encode_codes_again(section: bytes, entry: Entry, base: NDArray[np.generic]) -> bytes:
-    """The bytes of the code differences that a valid section holds, in the same contexts, as opq encodes them."""
-    codebook, part = _codes_of(section, entry)
-    _, grid = _expected(codebook, entry, base, bool(part[0] & TRELLIS))
-    differences, classes = decode_differences(part[1:], grid)
-    return section[: len(section) - len(part) + 1] + encode_differences(differences, grid, classes)
+def encode_codes_again(section: bytes, entry: Entry) -> bytes:
+    """The bytes of the code differences that a valid section holds, as opq encodes them."""
+    _, part = _codes_of(section, entry)
+    return section[: len(section) - len(part) + 1] + _encode_plain(_decode_plain(part[1:], entry))
+
+
+def _encode_plain(codes: NDArray[np.int32]) -> bytes:
+    return bytes(encode_weight(CompressedTensor(codes, UniformCodebook(1.0), "float32")).adaptive)
+
+
+def _decode_plain(part: bytes | memoryview, entry: Entry) -> NDArray[np.int32]:
+    """The codes of an adaptive section without a trellis, untrusted."""
+    if len(part) and (is_fast(part) or is_trellis(part)):
+        raise FormatError(_WHERE, "differences of codes must be an adaptive section without a trellis")
+    with naming(entry):
+        return decode_codes(part, entry.shape)
 
 
 def _codes_of(section: bytes, entry: Entry) -> tuple[Codebook, bytes | memoryview]:
@@ -190,31 +199,24 @@ def _is_difference(codes: bytes | memoryview) -> bool:
     return is_fast(codes) and bool(codes[0] & _DIFFERENCE)
 
 
-def _expected(codebook: Codebook, entry: Entry, base: NDArray[np.generic], trellis: bool) -> tuple[NDArray[np.int64], Grid]:
-    """What codes, or with a trellis the numbers k, are expected to be: those of the multiples nearest to the base's values.
-
-    Returns:
-        They, in one dimension, and the grid whose keys are their magnitudes.
-    """
-    values, geometry = base.reshape(-1), Geometry.of(entry.shape)
-    shape = entry.shape if isinstance(codebook, ScaledCodebook) else (1,)
+def _expected(codebook: Codebook, entry: Entry, base: NDArray[np.generic], trellis: bool) -> NDArray[np.int32]:
+    """What codes, or with a trellis the numbers k, are expected to be: those of the multiples nearest to the base's values."""
+    values, shape = base.reshape(-1), entry.shape if isinstance(codebook, ScaledCodebook) else (1,)
     steps = np.broadcast_to(codebook.values(np.ones(shape, dtype=np.int32), "float32").reshape(-1), values.shape)
-    expected, keys = np.empty(values.shape, dtype=np.int64), np.empty(values.shape, dtype=np.uint8)
+    expected = np.empty(values.shape, dtype=np.int32)
 
     def fill(start: int) -> None:
         part = slice(start, start + _PART)
         with np.errstate(all="ignore"):
             nearest = np.rint(values[part].astype(np.float64) / steps[part].astype(np.float64))
         nearest[~np.isfinite(nearest)] = 0.0
-        codes = np.clip(nearest, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int64)
+        codes = np.clip(nearest, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int32)
         expected[part] = np.sign(codes) * ((np.abs(codes) + 1) >> 1) if trellis else codes
-        keys[part] = np.minimum(np.abs(expected[part]), 255)
 
     run(partial(fill, start) for start in range(0, len(values), _PART))
-    columns = geometry.inputs * geometry.positions
-    return expected, Grid([columns] * geometry.outputs, keys, columns)
+    return expected.reshape(entry.shape)
 
 
-def _check_codes(codes: NDArray[np.int64] | NDArray[np.int32]) -> None:
+def _check_codes(codes: NDArray[np.int32]) -> None:
     if int(codes.max()) > _LARGEST_CODE or int(codes.min()) < -_LARGEST_CODE:
         raise FormatError(_WHERE, f"the magnitude of a code must be at most {_LARGEST_CODE:,}")
