@@ -14,7 +14,7 @@ import warnings
 
 import atheris
 
-with atheris.instrument_imports(include=["opq"]):
+with atheris.instrument_imports(include=["opq.codec"]):
     from delta_laws import try_delta
 
 from delta_mutator import DeltaMutator  # after opq, to be instrumented

@@ -33,7 +33,7 @@ from opq.checkpoints.opq_state import OpqState
 from opq.checkpoints.state import TensorState
 from opq.codec.delta_base import digest_of
 from opq.codec.delta_file import DeltaFile
-from opq.codec.delta_sections import decode_codes_of, decode_tensors, encode_codes, encode_tensors
+from opq.codec.delta_sections import decode_codes_of, decode_tensors, encode_codes, encode_tensors, grid_of
 from opq.codec.delta_writer import write_delta
 from opq.codec.difference_contexts import encode_best
 from opq.codec.difference_layout import KEYS, Grid, largest_contexts
@@ -387,6 +387,19 @@ def test_entries_that_the_base_does_not_have_are_refused(small_delta, change):
     changed = rewritten(delta, lambda entry: replace(entry, **change) if entry.name == "w" else entry, sections_of_delta(delta))
     with pytest.raises(FormatError):
         DeltaFile(changed, TensorState(base))
+
+
+@pytest.mark.parametrize(("shift", "problem"), [(3, "lowest bits of each element of the base must be 0"), (0, "other bytes")])
+def test_low_bits_that_are_0_are_verified(shift, problem):
+    """`verify` refuses another number of low bits than what all elements that differ have, whether it can be read or not."""
+    words = weights(0, shape=(130, 130)).view(np.uint32) | (shift > 0)
+    words = words if shift else words >> 4 << 4
+    old, new = words.view(np.float32), (words + 16).view(np.float32)
+    subtract(old, new, shift, differences := np.empty(old.size, dtype=np.int64))
+    section = bytes([shift]) + encode_differences(differences, grid_of([old]), Classes())
+    data = rewritten(delta_of({"w": new}, {"w": old}), lambda entry: entry, [section])
+    with pytest.raises(FormatError, match=problem):
+        verify(data, TensorState({"w": old}))
 
 
 def test_a_plain_file_has_no_storages_of_deltas(small_delta):

@@ -135,7 +135,7 @@ def encode_codes(section: bytes, entry: Entry, base: NDArray[np.generic]) -> byt
         return None
     trellis = is_trellis(part)
     codes = CompressedTensor(decode_codes(part, entry.shape), codebook, entry.dtype, trellis)
-    differences = codes.indices - _expected(codebook, entry, base, trellis)
+    differences = np.asarray(codes.indices - _expected(codebook, entry, base, trellis))
     if int(np.abs(differences).max()) > _LARGEST_CODE:
         return None
     first = FAST | TRELLIS * trellis | _DIFFERENCE | _WAS_FAST * is_fast(part)
@@ -160,7 +160,8 @@ def decode_codes_of(section: bytes, entry: Entry, base: NDArray[np.generic]) -> 
         trellis, fast = bool(part[0] & TRELLIS), bool(part[0] & _WAS_FAST)
         if isinstance(codebook, LevelTable) or (trellis and Geometry.of(entry.shape).positions > 1):
             raise FormatError(_WHERE, "levels have no differences, and kernels follow no trellis")
-        codes = _decode_plain(part[1:], entry) + _expected(codebook, entry, base, trellis)
+        codes = _decode_plain(part[1:], entry)
+        codes += _expected(codebook, entry, base, trellis)
         _check_codes(codes)
         if trellis:
             _native.follow_trellis(codes.reshape(-1).data, math.prod(entry.shape) // Geometry.of(entry.shape).outputs)
