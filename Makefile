@@ -9,7 +9,7 @@ INCLUDE = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('incl
 LIBRARY = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))")
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_python_version())")
 # Tests of the C module: golden files, and round trips of codes and planes.
-CODEC_TESTS = $(addprefix tests/codec/test_,native.py golden.py code_stream.py trellis_sections.py fast_sections.py fast_planes.py byte_planes.py)
+CODEC_TESTS = $(addprefix tests/codec/test_,native.py golden.py code_stream.py trellis_sections.py fast_sections.py fast_planes.py byte_planes.py deltas.py)
 FUZZ_SECONDS ?= 600
 WORKERS ?= auto
 # The memory limit is for atheris, which keeps almost a kilobyte per execution.

@@ -359,6 +359,9 @@ static void check_differences(const uint8_t *head, const uint8_t *data, size_t s
         free(lines), free(back), free(places);
         Py_DECREF(result);
     }
+    int32_t *numbers = copy(again, words / 4 * 4);
+    Py_XDECREF(call("follow_trellis", Py_BuildValue("(Ni)", WRITE(numbers, words / 4 * 4), 1 + head[5] % 8)));
+    free(numbers);
     uint32_t *counts = calloc(766 * 256, 4);
     Py_XDECREF(call("count_differences", Py_BuildValue("(" GRID "NN)", GRID_OF(g), READ(symbols, g.count), WRITE(counts, 4 * 766 * 256))));
     double *table = calloc(256 * 256, 8), *factors = calloc(g.rows, 8), *rows = calloc(g.rows, 8), *sums = calloc(g.columns + 1, 8);
