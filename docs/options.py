@@ -56,6 +56,7 @@ JSON_KEYS = {
     "diff": "names file_bytes tensors counts",
     "report": "file page_bytes",
     "verify": "file valid file_bytes weights auxiliary sections base decoded",
+    "verify (of an invalid file)": "file valid error",
 }
 """{command: keys of what it prints with --json}."""
 

@@ -225,6 +225,9 @@ def test_the_command_line(tmp_path, capsys):
     card = (tmp_path / "coded" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n---\n\n# A network\n")
     assert "Quality: accuracy 91.0, dense 91.2" in card
+    assert 'model = BertModel.from_pretrained("THIS' in card
+    files = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("dense", "coded")}
+    assert 0.9 * files["dense"] / 4 < files["coded"] <= files["dense"] / 4
     assert load(auto, tmp_path / "coded")[1] == {}
     assert main(arguments) == 1
     assert "it has files; use --force" in capsys.readouterr().err
@@ -233,6 +236,8 @@ def test_the_command_line(tmp_path, capsys):
     card = (tmp_path / "coded" / "README.md").read_text()
     assert card.count("## Compression") == 1
     assert "Quality: not measured." in card
+    assert main([*arguments[:3], "1000", *arguments[4:], "--force"]) == 1
+    assert "out of reach" in capsys.readouterr().err
     again = [str(tmp_path / "coded") if word == str(tmp_path / "dense") else word for word in arguments]
     again[-1] = str(tmp_path / "third")
     assert main(again) == 1

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -182,3 +183,13 @@ def test_a_browser_shows_it(text, tmp_path):
         ]  # Chromium asks for the time
         show(server, "other.html", tmp_path / "profile")
         assert {"/other.html", "/other.png", "/far.png"} <= set(server.asked)
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_a_missing_library_is_an_error_that_names_the_extra(library, network, tmp_path, monkeypatch):
+    """Without matplotlib or Jinja a report is an error in one line, with what to install."""
+    path = tmp_path / "net.opq"
+    opq.save(network, path, ratio=6, progress=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(opq.MissingExtraError, match=r"pip install 'opq\[report\]'"):
+        _ = opq.report(path).html

@@ -198,6 +198,7 @@ def test_a_file_is_summarized_in_a_line():
         "2.34 MB, 20.0x smaller than 46.8 MB (1.60 bits per weight, 55% zeros)"
     )
     assert file_summary(500, 1000, None, None) == "500 B, 2.0x smaller than 1.00 kB"
+    assert file_summary(1020, 1000, None, None) == "1.02 kB, 1.02x larger than 1.00 kB"
 
 
 def test_tables_escape_what_is_not_printable():

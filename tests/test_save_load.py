@@ -230,6 +230,18 @@ def to_sources(network, tmp_path):
     return [network, tensors, tmp_path / "net.safetensors", str(tmp_path / "net.safetensors"), module]
 
 
+def test_a_file_is_replaced_only_if_asked(network, tmp_path):
+    """With `overwrite=False` an existing file is an error, and stays."""
+    path = tmp_path / "net.opq"
+    opq.save(network, path, ratio=6, overwrite=False, progress=False)
+    before = path.read_bytes()
+    with pytest.raises(opq.OutputError, match="it exists"):
+        opq.save(network, path, ratio=20, overwrite=False, progress=False)
+    assert path.read_bytes() == before
+    opq.save(network, path, ratio=20, progress=False)
+    assert path.read_bytes() != before
+
+
 def test_one_line_saves_any_source(network, tmp_path):
     """opq.save writes the file of opq.compress for arrays, tensors, a path and a module, and returns the compressed network."""
     expected = opq.compress(network, ratio=20).data

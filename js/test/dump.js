@@ -1,4 +1,7 @@
-/** What tests/readers/vectors.py expects of every reader: an object for each file, with text and data in hexadecimal. */
+/**
+ * What tests/readers/vectors.py expects of every reader: an object for each file, with text and data in hexadecimal, or the CRC-32
+ * of long data.
+ */
 
 import { open } from "../opq.js";
 
@@ -11,12 +14,27 @@ function hex(array) {
   return text;
 }
 
+const LONG = 1 << 16;
+
+const REMAINDERS = Uint32Array.from({ length: 256 }, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? 0xedb88320 ^ (byte >>> 1) : byte >>> 1;
+  return byte;
+});
+
+function crc32(array) {
+  let crc = ~0;
+  for (const byte of new Uint8Array(array.buffer, array.byteOffset, array.byteLength))
+    crc = REMAINDERS[(crc ^ byte) & 255] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}
+
 const hexOfText = (text) => hex(new TextEncoder().encode(text));
 
-/** Data as hexadecimal; {error}; or null if there is no such conversion. */
+/** Data as hexadecimal, or {crc32}; {error}; or null if there is no such conversion. */
 function attempt(read) {
   try {
-    return hex(read());
+    const array = read();
+    return array.byteLength > LONG ? { crc32: crc32(array) } : hex(array);
   } catch (error) {
     if (!("kind" in error)) throw error;
     return error.kind === "misuse" ? null : { error: hexOfText(error.message) };

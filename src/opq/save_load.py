@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from opq.atomic_file import refuse_same
+from opq.atomic_file import refuse_existing, refuse_same
 from opq.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def save(
     base: Any = None,
     progress: Progress | bool = True,
     ray: str | None = None,
+    overwrite: bool = True,
     **options: Unpack[CompressionOptions],
 ) -> CompressedModel:
     """Compress a network into a file.
@@ -39,7 +40,7 @@ def save(
 
     Args:
         source: A torch module, a state dict of torch tensors or NumPy arrays, or the path of a checkpoint.
-        path: Path of the .opq file. An existing file is replaced.
+        path: Path of the .opq file.
         config: A CompressionConfig or a Plan. None: the config is made from `options`.
         metadata: {text: text} to keep in the file if the source has no metadata.
         key: The key of the state dict in a source that has several, such as "params_ema".
@@ -48,13 +49,14 @@ def save(
         ray: Measure and encode weights on a Ray cluster: its address, or "local" for one of this machine's cores. The source is
             then a checkpoint in .safetensors or GGUF files. Every machine sees it, and the folder of `path`, under the same
             path. The file is the same. A run that was killed goes on where it was.
+        overwrite: Whether to replace an existing file.
         options: The fields of a config as keywords.
 
     Returns:
         The compressed network, which prints as its sizes.
 
     Raises:
-        OutputError: The file cannot be written, or is the source.
+        OutputError: The file cannot be written, is the source, or exists and `overwrite` is False.
         ClusterError: There is no such cluster, or its workers fail.
         OpqError: See `opq.compress`.
     """
@@ -65,6 +67,8 @@ def save(
     for read in (source, *parts_of(base)):
         if isinstance(read, str | os.PathLike):
             refuse_same(read, path)
+    if not overwrite:
+        refuse_existing(path)
     if ray is not None:
         if base is not None:
             raise TypeError("save() takes base or ray, got both")

@@ -81,7 +81,9 @@ def file_summary(file_bytes: int, dense_bytes: int, bits_per_weight: float | Non
     Returns:
         The line; without the part in brackets if there are no weights.
     """
-    text = f"{size_text(file_bytes)}, {dense_bytes / file_bytes:.1f}x smaller than {size_text(dense_bytes)}"
+    smaller, ratio = file_bytes <= dense_bytes, dense_bytes / file_bytes
+    times = f"{ratio:.1f}x smaller" if smaller else f"{1.0 / ratio:.2f}x larger"
+    text = f"{size_text(file_bytes)}, {times} than {size_text(dense_bytes)}"
     if bits_per_weight is None or sparsity is None:
         return text
     return f"{text} ({bits_per_weight:.2f} bits per weight, {100.0 * sparsity:.0f}% zeros)"

@@ -13,6 +13,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import opq
 import opq.torch
+from opq.calibration.context_length import context_length
+from opq.calibration.inputs import batches_of
+from opq.calibration.synthetic import synthesize
+from opq.progress import no_progress
 
 
 def normal(*shape):
@@ -203,6 +207,46 @@ def test_texts_are_tokenized():
     assert found.sensitivity == opq.calibrate(model, ids).sensitivity
     with pytest.raises(opq.CalibrationError, match="inputs must be texts, got int"):
         opq.calibrate(model, [5], tokenizer=Tokenizer())
+
+
+class FewPositions(nn.Module):
+    """A network with a table of 12 positions, two of which are for padding; it has logits of tokens if it is causal."""
+
+    def __init__(self, *, causal, config):
+        super().__init__()
+        self.tokens, self.wpe = nn.Embedding(100, 16), nn.Embedding(12, 16, padding_idx=1 if config else None)
+        self.head = nn.Linear(16, 100 if causal else 8)
+        self.config = types.SimpleNamespace(max_position_embeddings=12, bos_token_id=9999) if config else None
+
+    def forward(self, ids):
+        """(samples, length, classes)."""
+        first = 0 if self.config is None else 2
+        return self.head(self.tokens(ids) + self.wpe(torch.arange(ids.shape[1]) + first))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("config", [True, False])
+def test_inputs_are_as_long_as_the_network_takes(causal, config):
+    """Texts, drawn texts and random tokens have no more tokens than the network has positions."""
+    torch.manual_seed(0)
+    model, longest = FewPositions(causal=causal, config=config), 10 if config else 12
+    assert context_length(model, 512) == longest
+    made = synthesize(model, None, seed=0, report=no_progress)
+    assert max(batch[0][0].shape[1] for batch in made) == longest
+    given = batches_of(model, ["a long text of many letters"], Tokenizer())
+    assert given[0][0][0].shape == (1, longest)
+    model(given[0][0][0])
+
+
+def test_texts_are_drawn_until_the_network_fails():
+    """A network whose table of positions has an unknown name draws texts as long as the table."""
+    torch.manual_seed(0)
+    model = FewPositions(causal=True, config=False)
+    model.wpe, model.forward = (
+        None,
+        lambda ids, table=model.wpe: model.head(model.tokens(ids) + table(torch.arange(ids.shape[1]))),
+    )
+    assert {tuple(batch[0][0].shape) for batch in synthesize(model, None, seed=0, report=no_progress)} == {(1, 12)}
 
 
 @pytest.mark.parametrize(

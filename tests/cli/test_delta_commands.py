@@ -95,6 +95,7 @@ def test_inspect_and_verify_say_what_a_delta_is(folder, capsys):
     assert "--base" in capsys.readouterr().out
     assert main(["verify", "1.opd", "--base", "a.safetensors"]) == 0
     assert "a delta, valid" in capsys.readouterr().out
+    assert "expand it with its base" in failure(capsys, "report", "1.opd", "-o", "page.html")
     data = bytearray((folder / "1.opd").read_bytes())
     data[-1] ^= 1
     (folder / "1.opd").write_bytes(data)

@@ -133,6 +133,19 @@ def test_json_has_the_documented_keys(arguments, tmp_path, monkeypatch, capsys):
     assert printed.err == ""
 
 
+def test_an_invalid_file_is_json_too(tmp_path, capsys):
+    """`verify --json` of an invalid file prints its documented keys, says why on stderr too, and ends with 1."""
+    path = tmp_path / "net.opq"
+    path.write_bytes(b"PK\3\4 something else")
+    assert main(["verify", str(path), "--json"]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert set(found) == set(json_keys()["verify (of an invalid file)"])
+    assert found["valid"] is False
+    assert "opq compress makes a .opq file" in found["error"]
+    assert found["error"] in printed.err
+
+
 def test_every_command_has_json():
     """Each command takes --json, and docs/options.md lists its keys."""
     assert {command.split()[0] for command in json_keys()} == set(COMMANDS)

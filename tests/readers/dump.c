@@ -43,7 +43,7 @@ static void *exactly(size_t size) {
 
 static void print_read(const char *key, opq_status status, const void *data, size_t size, const opq_error *error) {
     putchar(',');
-    if (status == OPQ_OK && size > 1 << 20) printf("\"%s\":{\"crc32\":%u}", key, (unsigned)crc32_of(data, size));
+    if (status == OPQ_OK && size > 1 << 16) printf("\"%s\":{\"crc32\":%u}", key, (unsigned)crc32_of(data, size));
     else if (status == OPQ_OK) print_hex(key, data, size);
     else if (status == OPQ_MISUSE) printf("\"%s\":null", key);
     else printf("\"%s\":{", key), print_hex("error", error->message, strlen(error->message)), putchar('}');

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from thoroughness import some
+from thoroughness import one_in, some
 
 from opq import dtypes
 from opq.codec.file_reader import OpqFile
@@ -49,22 +49,24 @@ def costly() -> dict[str, bytes]:
     }
 
 
-def vectors(changed: int) -> dict[str, bytes]:
+def vectors(changed: int, corpus: int = 1) -> dict[str, bytes]:
     """{name: bytes} of all others.
 
     Args:
+        corpus: Of the inputs that the fuzzer kept, every so many; in the thorough profile all of them.
         changed: How many files are changed at random, nearly all with correct checksums.
     """
     golden = {f"golden {path.name}": path.read_bytes() for path in sorted((TESTS / "golden").glob("*.opq"))}
     deltas = {f"golden {path.name}": path.read_bytes() for path in sorted((TESTS / "golden").glob("*.opd"))}
     hostile = {f"hostile {name}": make() for name, make in ATTACKS.items() if not COSTLY.search(name)}
-    corpus = {f"corpus {path.name}": path.read_bytes() for path in sorted((ROOT / "fuzz" / "corpus" / "reader").iterdir())}
+    inputs = one_in(corpus, sorted((ROOT / "fuzz" / "corpus" / "reader").iterdir()))
+    found = {f"corpus {path.name}": path.read_bytes() for path in inputs}
     seeds = {f"seed {name}": data for name, data in SEEDS.items()}
     return {
         **golden,
         **deltas,
         **hostile,
-        **corpus,
+        **found,
         **seeds,
         **_deflated(golden["golden storages.opq"]),
         **_damaged(golden),

@@ -339,15 +339,30 @@ def test_a_budget_that_leaves_no_bytes_for_codes_is_refused_before_training():
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+def test_keywords_are_a_config():
+    """The fields of a CompressionConfig as keywords give the file of the config."""
+    settings = {"exclude": ("head.*",), "auxiliary": "float16"}
+    config = opq.CompressionConfig(target=opq.Ratio(3), **settings)
+    by_config = opq.finetune(make("convolutions")[0], images(), config, ONE)
+    by_keywords = opq.finetune(make("convolutions")[0], images(), training=ONE, ratio=3, **settings)
+    assert by_keywords.compressed.data == by_config.compressed.data
+
+
 def test_starts_that_contradict_are_refused():
-    """A prepared network accepts no start, its module alone is refused, a dense one needs a start, but not a lossless one."""
+    """A prepared network accepts no start, its module alone is refused, a dense one needs a target, but not a lossless one."""
     model, _ = make("convolutions")
     plan = opq.plan(model, ratio=4)
-    with pytest.raises(opq.TrainingError, match="start must be"):
+    with pytest.raises(opq.TargetError, match="exactly one target must be given"):
         opq.finetune(model, images(), training=ONE)
+    with pytest.raises(TypeError, match=r"finetune\(\) takes a start or keywords, got both a start and 'ratio'"):
+        opq.finetune(model, images(), plan, ONE, ratio=4)
+    with pytest.raises(TypeError, match=r"finetune\(\) got an unexpected keyword argument 'fodler'; did you mean 'folder'"):
+        opq.finetune(model, images(), plan, ONE, fodler="run")
     with pytest.raises(opq.TargetError, match="lossless"):
         opq.finetune(model, images(), opq.CompressionConfig(target=opq.Lossless()), ONE)
     prepared = opq.prepare(model, plan, reserve=0.0)
+    with pytest.raises(opq.PlanError, match="leave ratio out"):
+        opq.finetune(prepared, images(), training=ONE, ratio=4)
     for start in (plan, to_ratio(12.0), opq.compress(make("convolutions")[0], ratio=4.0).data):
         with pytest.raises(opq.PlanError, match="leave start and calibration out"):
             opq.finetune(prepared, images(), start, ONE)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from thoroughness import examples
 
 import opq
-from opq.zoo.image_data import SUFFIXES, open_images, sample_images
+from opq.zoo.image_data import open_images, sample_images, validation_images
+from opq.zoo.image_files import SUFFIXES
 from opq.zoo.preprocessing import plain
 
 image = pytest.importorskip("PIL.Image")
@@ -57,6 +59,65 @@ def test_a_class_without_training_images_is_an_error(tmp_path):
     (tmp_path / "train" / "cat" / "0.png").rename(tmp_path / "train" / "0.png")
     (tmp_path / "train" / "cat").rmdir()
     assert open_images(tmp_path, plain(), training=False).dataset.labels == [0, 1]
+
+
+def test_images_without_augmentation_are_those_of_evaluation(tmp_path):
+    """Training images change at random only if asked; then they are in any order, but each is as evaluation has it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=np.arange(6))
+    expected = torch.stack([plain().evaluation(image) for image in pixels])
+    for augment in (False, True):
+        ((inputs, labels),) = open_images(tmp_path / "a.npz", plain(), training=True, augment=augment)
+        assert torch.equal(inputs, expected[labels]) is not augment
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"x_train": 0, "y_train": 0, "x_test": 50, "y_test": 0}, 50),
+        ({"x_train": 0, "y_train": 0}, 0),
+        ({"x_train": 0, "y_train": 0, "x_test": 50}, 0),
+        ({"x_train": 0}, 0),
+    ],
+    ids=["both", "training only", "test without labels", "no labels"],
+)
+@pytest.mark.parametrize("count", [3, 100])
+def test_a_training_is_measured_on_test_images_if_they_serve(tmp_path, parts, expected, count):
+    """Test images, or training images if there are no labelled test images; at most `count`, the same each time, in batches."""
+    values = np.arange(9, dtype=np.uint8)
+    arrays = {name: values[:, None, None] + np.uint8(add) if name[0] == "x" else values for name, add in parts.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    seen = []
+    for _ in range(2):
+        loader = validation_images(tmp_path / "a.npz", plain(mean=(0.0,), std=(1 / 255,)), count, batch=2)
+        seen.append(torch.cat([batch[0] if "y_train" in parts else batch for batch in loader]).flatten().round().tolist())
+        assert len(loader) == math.ceil(min(count, 9) / 2)
+    assert seen[0] == seen[1] == sorted(set(seen[0]))
+    assert len(seen[0]) == min(count, 9)
+    assert set(seen[0]) <= {float(value + expected) for value in values}
+
+
+def test_the_digest_of_images_follows_their_content(tmp_path):
+    """Moved images keep it; another label, name or size of a file, or another pixel of an array, changes it."""
+
+    def digest(name="a"):
+        return open_images(tmp_path / name, plain(), training=True).dataset.digest()
+
+    touch(tmp_path, "a/cat/0.png", "a/dog/1.png")
+    found = [digest()]
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert digest("b") == found[0]
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "a" / "dog" / "1.png").write_bytes(b"x")
+    found.append(digest())
+    (tmp_path / "a" / "dog" / "1.png").rename(tmp_path / "a" / "dog" / "2.png")
+    found.append(digest())
+    (tmp_path / "a" / "cow").mkdir()
+    found.append(digest())
+    for pixel, label in ((0, 0), (1, 0), (1, 1)):
+        np.savez(tmp_path / "a.npz", x_train=np.full((1, 4, 4), pixel, np.uint8), y_train=np.array([label]))
+        found.append(digest("a.npz"))
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(("here", "training"), [("train", False), ("val", True), ("test", True), ("validation", True)])

@@ -362,6 +362,16 @@ def test_a_scheduler_says_why_it_cannot_work():
             opq.BudgetScheduler(prepared, optimizer, steps, share)
 
 
+def test_more_steps_than_announced_are_one_warning(caplog):
+    """As many steps as announced say nothing, however many more are one warning."""
+    prepared = opq.prepare(make("dense")[0], ratio=4.0)
+    scheduler = opq.BudgetScheduler(prepared, torch.optim.SGD(prepared.model.parameters(), 0.01), 2)
+    for warnings in (0, 0, 1, 1, 1):
+        scheduler.step()
+        assert len(caplog.messages) == warnings
+    assert "step 3 of a training of 2" in caplog.text
+
+
 def test_masks_of_an_own_loop_are_frozen_and_kept():
     """After two thirds of the steps masks never change again, and steps never do."""
     model, inputs = make("convolutions")

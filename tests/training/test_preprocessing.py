@@ -12,7 +12,8 @@ import torch
 
 import opq
 from opq.cli.main import main
-from opq.zoo.image_data import SUFFIXES, open_images, read_image
+from opq.zoo.image_data import open_images
+from opq.zoo.image_files import SUFFIXES, read_image
 from opq.zoo.models import open_model
 from opq.zoo.preprocessing import load_library, of_timm, of_torchvision, plain
 

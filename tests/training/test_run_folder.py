@@ -116,9 +116,10 @@ def test_a_folder_holds_what_was_done(tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2]
     assert set(rows[0]) == {"epoch", "loss", "top1", "seconds", "epochs_seen"}
     assert (tmp_path / "model.opq").read_bytes() == finetuned.compressed.data
-    for other in (TrainingConfig(epochs=2, seed=1), TrainingConfig(epochs=3), TrainingConfig(epochs=2, reserve=0.1)):
-        with pytest.raises(opq.SourceError, match=r"different arguments \(training\); use a new folder"):
-            opq.finetune(make("convolutions")[0], images(), to_ratio(6.0), other, folder=tmp_path)
+    for other in ({"epochs": 2, "seed": 1}, {"epochs": 3}, {"epochs": 2, "reserve": 0.1}):
+        name = list(other)[-1]
+        with pytest.raises(opq.SourceError, match=rf"different arguments \(training\.{name}\); use a new folder"):
+            opq.finetune(make("convolutions")[0], images(), to_ratio(6.0), TrainingConfig(**other), folder=tmp_path)
     with pytest.raises(opq.SourceError, match=r"different arguments \(.*budget"):
         opq.finetune(make("convolutions")[0], images(), to_ratio(6.0), training, budget=4000, folder=tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"nothing")
@@ -132,8 +133,55 @@ def test_a_folder_belongs_to_one_network(tmp_path):
     for name, start in (("config", to_ratio(4.0)), ("plan", plan)):
         first, again = (run_dense(start=start, folder=tmp_path / name) for _ in range(2))
         assert again.compressed.data == first.compressed.data
-        with pytest.raises(opq.SourceError, match=r"different arguments \(.*network.*\); use a new folder"):
+        with pytest.raises(opq.SourceError, match=r"different arguments \(.*network.*\): .* or use a new folder"):
             run_dense(start=start, model=make("dense", seed=1)[0], folder=tmp_path / name)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_binds_nothing(tmp_path):
+    """A call that fails at its plan, its loss or in its first epoch leaves the folder to a corrected one, whose bytes are those
+    of a new folder; calibrated codes of the failed run are not kept.
+    """
+    whole = run_dense(folder=tmp_path / "whole").compressed.data
+    calibration = opq.calibrate(make("dense")[0], flat()[0][0])
+    config = opq.CompressionConfig(target=opq.Ratio(6.0), exclude=("no.such.weight",))
+    for error, failing in (
+        (opq.SelectionError, {"start": config}),
+        (opq.TrainingError, {"loss": "mse"}),
+        (InterruptionError, {"start": to_ratio(3.0), "calibration": calibration, "on_epoch_end": interrupt_after(0)}),
+    ):
+        with pytest.raises(error):
+            run_dense(folder=tmp_path / "parts", **failing)
+    assert run_dense(folder=tmp_path / "parts").compressed.data == whole
+
+
+def test_a_repeated_run_needs_the_network_of_its_start(tmp_path):
+    """Finetuning changes a network, so that the same call refuses it; built again, it gives the file of the finished run."""
+    model, _ = make("dense")
+    first = run_dense(model=model, teacher="dense", folder=tmp_path)
+    with pytest.raises(opq.SourceError, match=r"\(network, teacher\): the network has other values .* build it again"):
+        run_dense(model=model, teacher="dense", folder=tmp_path)
+    assert run_dense(teacher="dense", folder=tmp_path).compressed.data == first.compressed.data
+
+
+def test_a_resumed_and_a_finished_run_say_so(tmp_path, caplog):
+    """One message says after which epoch a run resumes, or that it is finished; a new run has neither."""
+    caplog.set_level("INFO", "opq")
+    training = TrainingConfig(epochs=2)
+    for expected in ([], ["resumes after epoch 1 of 2"], ["is finished already; its result is used"]):
+        caplog.clear()
+        interrupted = not expected
+        with pytest.raises(InterruptionError) if interrupted else nullcontext():
+            run_dense(training, folder=tmp_path, on_epoch_end=interrupt_after(1) if interrupted else None)
+        messages = [message for message in caplog.messages if message.startswith("the run")]
+        assert messages == [f"the run in {tmp_path} {what}" for what in expected]
+
+
+def test_a_folder_belongs_to_the_settings_of_a_loader(tmp_path):
+    """Of a loader the folder knows what the caller says about it, and names what differs."""
+    run_dense(loader_settings={"mean": (0.5,), "size": 28}, folder=tmp_path)
+    run_dense(loader_settings={"mean": (0.5,), "size": 28}, folder=tmp_path)
+    with pytest.raises(opq.SourceError, match=r"different arguments \(loader\.mean\)"):
+        run_dense(loader_settings={"mean": (0.25,), "size": 28}, folder=tmp_path)
 
 
 def test_a_run_from_a_file_does_not_depend_on_the_values_of_the_network(tmp_path):

@@ -113,6 +113,49 @@ def test_settings_of_training_reach_the_library(work, capsys):
     assert "mask_update_epochs must be 0" in error
 
 
+def test_before_and_after_are_what_evaluate_prints(work, capsys):
+    """Top-1 of the dense network and of the file is measured on the test images, as they are, not on augmented ones."""
+    torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")
+    common = "network.py:make --weights a.pt --data images.npz --batch 16 --json"
+    assert main(f"finetune {common} --epochs 2 --ratio 4 --label-weight 1 -o a.opq".split()) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert main(f"evaluate {common}".replace("make", "make a.opq").split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert trained["before"]["top1"] == pytest.approx(found["dense"]["top1"])
+    assert trained["after"]["top1"] == pytest.approx(found["file"]["top1"])
+
+
+def test_a_run_refuses_other_images_and_preprocessing(work, capsys):
+    """The same command gives the same file and says that the run is finished; other images, another mean, batch or
+    augmentation are refused by name.
+    """
+    arrays = dict(np.load("images.npz"))
+    np.savez("other.npz", **{**arrays, "x_train": arrays["x_train"] ^ 1})
+    settings = {"--data": "images.npz", "--mean": "0.5", "--std": "0.25", "--batch": "16"}
+
+    def finetune(*more, **changed):
+        options = {**settings, **{f"--{key}": value for key, value in changed.items()}}
+        words = " ".join([*(f"{key} {value}" for key, value in options.items()), *more])
+        return main(f"finetune network.py:make --epochs 1 --ratio 4 --run run --force -o a.opq {words}".split())
+
+    assert finetune() == 0
+    first = (work / "a.opq").read_bytes()
+    capsys.readouterr()
+    assert finetune() == 0
+    assert "the run in run is finished already; its result is used" in capsys.readouterr().err.splitlines()
+    assert (work / "a.opq").read_bytes() == first
+    for name, more, changed in (
+        ("mean", (), {"mean": "0.25"}),
+        ("std", (), {"std": "0.5"}),
+        ("data", (), {"data": "other.npz"}),
+        ("batch", (), {"batch": "17"}),
+        ("augment", ("--no-augment",), {}),
+    ):
+        assert finetune(*more, **changed) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"different arguments (loader.{name}); use a new folder" in error, error
+
+
 def test_finetune_follows_a_plan_or_a_config(work):
     """--plan keeps the plan's steps, and --config is equivalent to the same options."""
     torch.save(open_model("network.py:make", seed=0).network.state_dict(), "a.pt")

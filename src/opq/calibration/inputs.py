@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opq.calibration.context_length import context_length
 from opq.errors import CalibrationError
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
@@ -19,7 +20,7 @@ SHARE, MOST, FEWEST = 8, 64, 16
 """One of SHARE inputs is held out, at most MOST; of fewer than FEWEST inputs none is, and all of them are compared on."""
 
 TEXT_LENGTH = 512
-"""The largest number of tokens of a text."""
+"""The largest number of tokens of a text, if the network takes as many."""
 
 _LABELS = frozenset(("label", "labels", "target", "targets"))
 
@@ -44,7 +45,7 @@ def batches_of(model: nn.Module, inputs: Any, tokenizer: Callable[..., Any] | No
     """
     needed = _needed_arguments(model)
     if tokenizer is not None:
-        batches = _tokenized(inputs, tokenizer)
+        batches = _tokenized(inputs, tokenizer, context_length(model, TEXT_LENGTH))
     elif isinstance(inputs, Tensor | np.ndarray | Mapping) or _is_arguments(inputs, needed):
         batches = [_batch(inputs, needed)]
     elif isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
@@ -202,12 +203,12 @@ def _as_tensors(value: Any) -> Any:
     return type(value)(_as_tensors(part) for part in value) if type(value) in (tuple, list) else value
 
 
-def _tokenized(texts: Any, tokenizer: Callable[..., Any]) -> list[Batch]:
+def _tokenized(texts: Any, tokenizer: Callable[..., Any], length: int) -> list[Batch]:
     """One batch for each text, so that nothing is padded."""
     batches: list[Batch] = []
     for text in [texts] if isinstance(texts, str) else texts:
         if not isinstance(text, str):
             raise CalibrationError(f"with a tokenizer, inputs must be texts, got {type(text).__name__}")
-        ids = tokenizer(text, truncation=True, max_length=TEXT_LENGTH)["input_ids"]
+        ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
         batches.append(((torch.as_tensor(ids, dtype=torch.int64).reshape(1, -1),), {}))
     return [batch for batch in batches if batch[0][0].numel()]

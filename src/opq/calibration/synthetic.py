@@ -36,7 +36,7 @@ def synthesize(model: nn.Module, shape: Sequence[int] | None, *, seed: int, repo
         if (vocabulary := vocabulary_of(model)) is not None:
             if draws_texts(model, vocabulary):
                 return [((text[None],), {}) for text in drawn_texts(model, seed=seed, report=report)]
-            return [((random_tokens(vocabulary, seed=seed),), {})]
+            return [((random_tokens(model, vocabulary, seed=seed),), {})]
         shape = _image_shape(model)
     if not isinstance(shape, Sequence) or not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
         raise CalibrationError(f"shape must be that of one input, positive integers, got {shape!r}")

@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from opq.calibration.context_length import context_length
 from opq.calibration.outputs import device_of, outputs_of
 from opq.progress import Progress
 
 TEXTS, LENGTH = 48, 256
-"""Texts that a language model draws, and their tokens."""
+"""Texts that a language model draws, and their tokens, if the network takes as many."""
 
 SENTENCES, SENTENCE_LENGTH = 256, 32
-"""Random sequences of tokens, and their tokens."""
+"""Random sequences of tokens, and their tokens, likewise."""
 
 _PROBE = 8
 
@@ -32,14 +33,15 @@ def draws_texts(model: nn.Module, vocabulary: int) -> bool:
         model: The network, in evaluation mode.
         vocabulary: The number of its tokens.
     """
-    ids = torch.arange(_PROBE)[None] % vocabulary
+    probe = context_length(model, _PROBE)
+    ids = torch.arange(probe)[None] % vocabulary
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % vocabulary
     try:
         one, two = (outputs_of(model, ((tokens,), {}))[0] for tokens in (ids, other))
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    is_logits = one.ndim == 3 and one.shape[1] == _PROBE and one.shape[2] >= vocabulary
+    is_logits = one.ndim == 3 and one.shape[1] == probe and one.shape[2] >= vocabulary
     return is_logits and torch.allclose(one[:, :-1], two[:, :-1], atol=1e-4, rtol=1e-4)
 
 
@@ -55,27 +57,32 @@ def drawn_texts(model: nn.Module, *, seed: int, report: Progress) -> Tensor:
     Returns:
         int64 (texts, length).
     """
-    start = _first_token(model)
+    start, length = _first_token(model), context_length(model, LENGTH)
     ids = torch.full((TEXTS, 1), start, dtype=torch.int64, device=device_of(model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generate: Callable[..., Tensor] | None = getattr(model, "generate", None)
         if generate is not None:
             options = {"do_sample": True, "top_k": 0, "temperature": 1.0, "pad_token_id": start, "eos_token_id": -1}
-            return generate(ids, max_new_tokens=LENGTH - 1, **options).cpu()
-        for number in range(1, LENGTH):
-            logits = outputs_of(model, ((ids,), {}))[0][:, -1]
+            return generate(ids, max_new_tokens=length - 1, **options).cpu()
+        for number in range(1, length):
+            try:
+                logits = outputs_of(model, ((ids,), {}))[0][:, -1]
+            except (IndexError, RuntimeError):
+                if number < _PROBE:
+                    raise
+                return ids[:, :-1].cpu()  # a table of positions ends here
             ids = torch.cat([ids, torch.multinomial(logits.float().softmax(-1), 1)], 1)
-            report("drawing texts", number, LENGTH)
+            report("drawing texts", number, length - 1)
     return ids.cpu()
 
 
 def _first_token(model: nn.Module) -> int:
     token = getattr(getattr(model, "config", None), "bos_token_id", None)
-    return token if isinstance(token, int) else 0
+    return token if isinstance(token, int) and 0 <= token < (vocabulary_of(model) or 0) else 0
 
 
-def random_tokens(vocabulary: int, *, seed: int) -> Tensor:
-    """Sequences of random tokens, int64 (SENTENCES, SENTENCE_LENGTH)."""
+def random_tokens(model: nn.Module, vocabulary: int, *, seed: int) -> Tensor:
+    """Sequences of random tokens, int64 (sequences, length)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, vocabulary, (SENTENCES, SENTENCE_LENGTH), generator=generator)
+    return torch.randint(0, vocabulary, (SENTENCES, context_length(model, SENTENCE_LENGTH)), generator=generator)

@@ -11,7 +11,7 @@ from opq.errors import SourceError
 
 _HEAD = 64
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit
-_KNOWN = "expected safetensors, PyTorch, TorchScript, .npz, GGUF, HDF5, .keras or ONNX"
+_KNOWN = "expected safetensors, PyTorch, .npz, GGUF, HDF5, .keras or ONNX"
 _MAGIC = (
     (b"GGUF", "gguf"),
     (b"\x89HDF\r\n\x1a\n", "hdf5"),

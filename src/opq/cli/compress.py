@@ -14,6 +14,7 @@ from opq.cli.help import Command, FurtherOption
 from opq.cli.output import check_folder, check_output, output_options, print_sizes, save_and_print
 from opq.cli.source import base_option, open_source, source_options
 from opq.codec.file_start import DELTA_MAGIC, MAGIC, magic_of
+from opq.reporting.coded_folder import compress_for_folder
 
 
 @click.command(cls=Command)
@@ -78,10 +79,10 @@ def command(
             raise click.UsageError("--ray makes a .opq file of a checkpoint on disk; leave out --ray, or --as and a network.")
         print_sizes(opq.save(source, given["output"], config, key=key, ray=ray), given)
         return
-    compressed = opq.compress(open_source(source, key, weights), config, progress=True)
     if not is_folder:
-        save_and_print(compressed, given)
+        save_and_print(opq.compress(open_source(source, key, weights), config, progress=True), given)
         return
+    compressed = compress_for_folder(open_source(source, key, weights), config, progress=True)
     folder = opq.save_pretrained(compressed, given["output"], like=source, quality=quality, overwrite=given["force"])
     click.echo(json.dumps(folder.to_dict()) if given["as_json"] else f"{folder.path}: {folder}")
 

@@ -84,7 +84,8 @@ _OTHER_OPTIONS = (
         "--batch-norm",
         type=click.Choice(get_args(BatchNormForm)),
         help="folded: fold means and variances of batch norms into their weights and biases. The outputs in evaluation mode "
-        "stay the same up to rounding. keep: store them. auto (default): folded in calibration, otherwise keep.",
+        "stay the same up to rounding. keep: store them. auto (default): folded in calibration and where SOURCE is a network, "
+        "otherwise keep.",
         cls=FurtherOption,
     ),
     click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -12,7 +12,7 @@ import opq
 from opq.cli.calibration_options import calibrate, calibration_options
 from opq.cli.compression_options import compression_options, read_config, read_plan, refuse_compression_options
 from opq.cli.help import Command, FurtherOption
-from opq.cli.model_options import data_options, make_network, model_options, place
+from opq.cli.model_options import data_options, make_network, model_options, place, read_preprocessing
 from opq.cli.output import check_output, output_options, save_and_print, show_information
 
 
@@ -54,6 +54,14 @@ from opq.cli.output import check_output, output_options, save_and_print, show_in
     help="Peak learning rate. Default: that of opq.TrainingConfig.",
     cls=FurtherOption,
 )
+@click.option(
+    "--no-augment",
+    is_flag=True,
+    help="Train on images as `opq evaluate` sees them. Default: training images are cropped, or shifted if they are small, and "
+    "flipped at random. Loss and accuracy before and after are always those of images without random changes: up to 200 "
+    "batches of test images, or of training images if there are no others.",
+    cls=FurtherOption,
+)
 @click.option("--run", "folder", metavar="FOLDER", help="Keep history and checkpoints in FOLDER, to resume.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random numbers.", cls=FurtherOption
@@ -84,10 +92,18 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
         **rate,
     )
     check_output(given, [start, plan_file])
-    from opq.zoo.image_data import open_images
+    from opq.training.bn_statistics import REFRESHING
+    from opq.zoo.image_data import Images, open_images, validation_images
 
     named = make_network(model, given, "cpu")
-    loader = open_images(given["data"], named.preprocessing, training=True, batch=given["batch"], workers=given["workers"])
+    images, augment = (given["data"], named.preprocessing), not given["no_augment"]
+    reading = {"batch": given["batch"], "workers": given["workers"]}
+    loader = open_images(*images, training=True, augment=augment, **reading)
+    validation = validation_images(*images, REFRESHING * given["batch"], **reading)
+    settings = None
+    if given["folder"] is not None:
+        digest = cast(Images, loader.dataset).digest()
+        settings = {"data": digest, "batch": given["batch"], "augment": augment, **read_preprocessing(given)}
     calibration = calibrate(named, model, given) if given["calibrate"] is not None else None
     place(named, given["device"])
     accelerator = _accelerator()
@@ -99,8 +115,10 @@ def command(model: str, start: str | None, plan_file: str | None, **given: Any) 
             training,
             teacher="dense" if given["label_weight"] < 1.0 else None,
             calibration=calibration,
+            validation=validation,
             folder=given["folder"],
             accelerator=accelerator,
+            loader_settings=settings,
         )
     if accelerator is None or accelerator.is_main_process:
         measured = {"before": finetuned.before, "after": finetuned.after}

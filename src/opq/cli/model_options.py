@@ -69,7 +69,7 @@ def make_network(model: str, given: dict[str, Any], device: str | None) -> Named
         click.UsageError: --mean, --std or --device is malformed.
         OpqError: See `opq.zoo.models.open_model`.
     """
-    preprocessing = _read_preprocessing(given)
+    preprocessing = read_preprocessing(given)
     from opq.zoo.models import open_model
 
     named = open_model(model, chosen_weights(model, given["weights"]), seed=0, **preprocessing)
@@ -110,8 +110,12 @@ def place(named: NamedModel, device: str | None) -> None:
         raise click.UsageError(f"--device must be an available device, got {chosen!r}: {str(error).splitlines()[0]}") from None
 
 
-def _read_preprocessing(given: dict[str, Any]) -> dict[str, Any]:
-    """The preprocessing settings of the command line; None for those that are not given."""
+def read_preprocessing(given: dict[str, Any]) -> dict[str, Any]:
+    """The preprocessing settings of the command line by name; None for those that are not given.
+
+    Raises:
+        click.UsageError: --mean or --std is malformed.
+    """
     found: dict[str, Any] = {"input_size": given["input_size"], "mean": None, "std": None}
     for key in ("mean", "std"):
         if given[key] is not None:

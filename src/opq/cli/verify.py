@@ -26,7 +26,12 @@ def command(file: str, base: tuple[str, ...], as_json: bool) -> None:
 
     Example: opq verify model.opq
     """
-    found = opq.verify(file, base=list(base) or None, progress=True)
+    try:
+        found = opq.verify(file, base=list(base) or None, progress=True)
+    except opq.FormatError as error:
+        if as_json:
+            click.echo(json.dumps({"file": file, "valid": False, "error": str(error)}))
+        raise
     if as_json:
         click.echo(json.dumps({"file": file, "valid": found.decoded, **asdict(found)}))
         return

@@ -44,7 +44,8 @@ def read_start(prefix: bytes, magic: bytes, file_bytes: int) -> tuple[int, int]:
     """
     found = prefix[: len(MAGIC)]
     if found != magic:
-        raise FormatError("start", OTHER_KIND.get(found) or f"expected {magic!r}, got {found!r}")
+        problem = f"expected {magic!r}, got {found!r}; opq compress makes a .opq file of a checkpoint"
+        raise FormatError("start", OTHER_KIND.get(found) or problem)
     if len(prefix) < PREFIX.size:
         raise FormatError("start", f"expected at least {PREFIX.size} bytes, got {file_bytes}")
     _, version, length, checksum = PREFIX.unpack(prefix)

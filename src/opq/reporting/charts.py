@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opq.errors import MissingExtraError
 from opq.text_table import shorten
 
 if TYPE_CHECKING:
@@ -168,10 +167,8 @@ def _picture(height: float) -> Iterator[tuple[Figure, Axes]]:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingExtraError("opq.report", "report") from None
+    import matplotlib
+
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "opq",

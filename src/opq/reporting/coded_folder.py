@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 from opq.atomic_file import write_file
 from opq.codec.file_reader import OpqFile
+from opq.compression.compress import compress
 from opq.compression.compressed_model import CompressedModel
-from opq.errors import OutputError
+from opq.config import CompressionConfig, Size
+from opq.errors import OutputError, TargetError
+from opq.progress import Progress
+from opq.rate_distortion.plan import Plan
 from opq.reporting.model_folder import copy_other_files, make_folder, refuse_files, transformers_config
 from opq.reporting.safetensors_bytes import safetensors_bytes
 from opq.text_table import file_summary
@@ -58,6 +62,28 @@ class CodedFolder:
         return file_summary(self.file_bytes, self.dense_bytes, None, None)
 
 
+def compress_for_folder(source: Any, config: CompressionConfig | Plan, *, progress: Progress | bool = False) -> CompressedModel:
+    """As `opq.compress`, but a byte target is that of the .safetensors files that `save_pretrained` writes.
+
+    They are larger than the .opq file: each weight is a file of its own, and all other tensors are kept as they are.
+
+    Raises:
+        TargetError: The target cannot be reached.
+        SourceError, SelectionError, WeightError, PlanError: See `opq.compress`.
+    """
+    compressed = compress(source, config, progress=progress)
+    budget = None if isinstance(config, Plan) else config.budget(compressed.dense_bytes)
+    if budget is None or isinstance(config, Plan):
+        return compressed
+    while (excess := _folder_bytes(compressed) - budget) > 0:
+        if (size := compressed.file_bytes - excess) <= 0:
+            raise TargetError(
+                f"{config.target} is out of reach for a folder: what is not quantized takes more; give a .opq file"
+            )
+        compressed = compress(source, replace(config, target=Size(size)), progress=progress)
+    return compressed
+
+
 def save_pretrained(
     source: CompressedModel | str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -72,7 +98,8 @@ def save_pretrained(
         opq.save_pretrained(compressed, "bert-small", like="bert")
 
     model.safetensors has a tensor of bytes for each weight, which is a .opq file of that weight alone, and all other tensors as
-    they are. Weights are decoded while they are loaded. README.md has a section with the sizes.
+    they are. So it is larger than the .opq file. Weights are decoded while they are loaded. README.md has a section with
+    the sizes.
 
     Args:
         source: The compressed network, or the path of its .opq file.
@@ -102,9 +129,9 @@ def save_pretrained(
     quantization = {"quant_method": METHOD, "version": __version__}
     _write_text(folder / "config.json", json.dumps({**config, "quantization_config": quantization}, indent=2) + "\n")
     written = CodedFolder(folder, sum(sizes), dense, len(sizes))
-    card = folder / "README.md"
+    card, kind = folder / "README.md", (config.get("architectures") or ["AutoModel"])[0]
     text = card.read_text(encoding="utf-8") if card.exists() else None
-    _write_text(card, with_section(text, folder.name, section_of_card(written.file_bytes, dense, quality)))
+    _write_text(card, with_section(text, folder.name, section_of_card(written.file_bytes, dense, quality, kind)))
     return written
 
 
@@ -115,13 +142,14 @@ def coded(file: OpqFile, name: str) -> tuple[str, NDArray[np.generic]]:
     return name + CODED, np.frombuffer(file.alone(name), dtype=np.uint8)
 
 
-def section_of_card(file_bytes: int, dense_bytes: int, quality: str | None) -> str:
+def section_of_card(file_bytes: int, dense_bytes: int, quality: str | None, kind: str = "AutoModel") -> str:
     """The section of a model card.
 
     Args:
         file_bytes: Bytes of the weights' files.
         dense_bytes: Bytes of all tensors in their dtypes.
         quality: What was measured, a sentence.
+        kind: The network's class in transformers.
     """
     return "\n".join(
         [
@@ -134,10 +162,10 @@ def section_of_card(file_bytes: int, dense_bytes: int, quality: str | None) -> s
             f"Quality: {quality or 'not measured.'}",
             "",
             "```python",
-            "import opq.transformers  # pip install opq[transformers]",
-            "from transformers import AutoModel",
+            "import opq.transformers  # without it, transformers takes random weights",
+            f"from transformers import {kind}",
             "",
-            'model = AutoModel.from_pretrained("THIS FOLDER OR REPOSITORY")',
+            f'model = {kind}.from_pretrained("THIS FOLDER OR REPOSITORY")',
             "```",
             _END,
         ]
@@ -175,12 +203,25 @@ def _shards(file: OpqFile) -> Iterator[list[str]]:
         yield names
 
 
+def _folder_bytes(compressed: CompressedModel) -> int:
+    """Bytes of the .safetensors files."""
+    with OpqFile(compressed.data) as file:
+        metadata = _metadata(file)
+        return sum(
+            len(safetensors_bytes(dict(coded(file, name) for name in names), metadata, "the folder")) for names in _shards(file)
+        )
+
+
+def _metadata(file: OpqFile) -> dict[str, str]:
+    return {**file.metadata, "format": "pt"}  # transformers refuses a file without a format
+
+
 def _write_shards(folder: Path, shards: list[list[str]], file: OpqFile) -> Iterator[bytes]:
     """Write the .safetensors files, and their index if there are several; their bytes.
 
     Those of an earlier network are removed at the end, since from_pretrained could take them.
     """
-    metadata = {**file.metadata, "format": "pt"}  # transformers refuses a file without a format
+    metadata = _metadata(file)
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         path = folder / ("model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors")

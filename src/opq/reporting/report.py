@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from opq.atomic_file import write_file
 from opq.checkpoints import State, as_state
 from opq.codec.file_reader import OpqFile
+from opq.codec.file_start import DELTA_MAGIC, magic_of
 from opq.compression.rd_curve import RDPoint, rd_curve
 from opq.compression.tensor_roles import tensor_roles
 from opq.errors import SourceError, TargetError
@@ -130,6 +131,10 @@ def report(
     """
     if curve and dense is None:
         raise TargetError("the curve is that of the dense checkpoint; give it as dense (--dense)")
+    if magic_of(file) == DELTA_MAGIC:
+        raise SourceError(
+            Path(file), "it is a delta; expand it with its base (opq expand --base) to a .opq file, and report that"
+        )
     state = None if dense is None else as_state(dense)
     with OpqFile(file) as opened:
         if state is not None:

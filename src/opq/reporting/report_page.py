@@ -24,6 +24,7 @@ def render(report: Report) -> str:
     """The HTML of a report; MissingExtraError if matplotlib or Jinja is not installed."""
     try:
         import jinja2
+        import matplotlib  # noqa: F401 - charts needs it
     except ImportError:
         raise MissingExtraError("opq.report", "report") from None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -53,7 +53,7 @@ class TrainingConfig:
             thresholds that keep the file within its byte budget. Afterwards masks are frozen. None: two thirds of the epochs if
             `opq.finetune` makes the plan and masks can be recomputed, else 0.
         reserve: Share of the byte budget, 0 <= reserve < 1, that a plan made by `opq.finetune` leaves free, because the entropy
-            of codes grows in training.
+            of codes grows in training. A short training leaves a part of it unused, and the file is smaller by that.
         seed: Of all random numbers, >= 0. The same seed on the same device gives the same bytes.
         learning_rate: The highest learning rate, for the loader's batch size, > 0.
         momentum: Nesterov momentum of stochastic gradient descent, 0 <= momentum < 1.

@@ -6,14 +6,15 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from torch import nn
 
 from opq import torch as save_load
 from opq.calibration.calibrate import Calibration
 from opq.compression.compressed_model import CompressedModel
-from opq.config import CompressionConfig
+from opq.config import CompressionConfig, CompressionOptions, as_config, refuse_unknown
 from opq.errors import PlanError, TrainingError
 from opq.progress import Progress, logger, show_progress
 from opq.text_table import html_text
@@ -103,6 +104,8 @@ def finetune(
     accelerator: Accelerator | None = None,
     progress: Progress | bool = True,
     metadata: Mapping[str, str] | None = None,
+    loader_settings: Mapping[str, Any] | None = None,
+    **options: Unpack[CompressionOptions],
 ) -> FinetuneResult:
     """Finetune a network whose weights stay in their codebooks, into a file of the requested size.
 
@@ -113,10 +116,11 @@ def finetune(
     its original values back.
 
     Args:
-        model: The network, on the device to train on; or a PreparedModel, then without `start` and `calibration`.
+        model: The network, on the device to train on; or a PreparedModel, then without `start`, `calibration` and `options`.
         loader: Batches: inputs, or (inputs, labels), or mappings of keyword arguments with "labels", "label", "targets" or
             "target", which the network gets too if it takes a keyword of that name. It has a length.
-        start: A CompressionConfig, from which a plan is made; a plan; or a .opq file, whose masks and steps are kept.
+        start: A CompressionConfig, from which a plan is made; a plan; or a .opq file, whose masks and steps are kept. None to
+            take the config from `options`.
         training: The training settings. Default: 10 epochs with the defaults of TrainingConfig.
         loss: "cross_entropy" of classes (n,) or of one class per token or pixel; "binary_cross_entropy" of several labels, with
             logits; "mse" of values; or a function (outputs of the network, batch) -> scalar, for any other task. None for the
@@ -126,16 +130,19 @@ def finetune(
             network before training. Another network is moved to the device and put into evaluation mode. Classes and labels
             are distilled by the divergence at `TrainingConfig.temperature`, values by their squared error.
         calibration: A calibration of `model`. Masks, steps and initial values are then those of `Calibration.compress` at the
-            target of `start`, which helps if training is short. Without it they come from the weights alone.
+            target of the config, which helps if training is short. Without it they come from the weights alone.
         validation: Batches on which loss and metric are measured before and after. Default: up to 200 batches of `loader`.
         budget: Largest size of the file in bytes. Default: that of the target, or the size of the .opq file.
         folder: Folder for arguments, plan, history and checkpoints. An interrupted run resumes from it and gives the same bytes
-            as an uninterrupted one.
+            as an uninterrupted one. A finetuned network holds other values than before, so build it again to repeat a run.
         on_epoch_end: Called with the network after each epoch. It returns a mapping of JSON values for the history.
         accelerator: An Accelerator of Hugging Face Accelerate, to train in several processes.
         progress: Whether to show a progress bar if stderr is a terminal; or a function (stage, finished steps, all steps) that
             is called after each step.
         metadata: {text: text} to store in the file.
+        loader_settings: JSON values that identify `loader`, such as its preprocessing, of which `folder` otherwise knows only
+            the length: a folder that was created with others is refused.
+        options: The fields of a CompressionConfig as keywords.
 
     Returns:
         The file, of at most `budget` bytes, and the history of the training.
@@ -151,7 +158,9 @@ def finetune(
     training = training or TrainingConfig(epochs=10)
     prepared = model if isinstance(model, PreparedModel) else None
     network: nn.Module = model.model if isinstance(model, PreparedModel) else model
-    _check_arguments(network, prepared, start, training, teacher, calibration)
+    _check_arguments(network, prepared, start, training, teacher, calibration, options)
+    if prepared is None and start is None:
+        start = as_config(None, options, "finetune")
     update_epochs = mask_update_epochs(network, start, training, calibration, budget)
     if teacher == "dense" or teacher is network:
         if prepared is not None:
@@ -174,8 +183,11 @@ def finetune(
             calibrated=calibration is not None,
             budget=budget,
             accelerator=accelerator,
+            loader_settings=loader_settings,
         )
         run.claim(arguments, write=leads)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()  # the plan of other arguments is gone before any process looks for it
     objective = Objective(loss, training.label_weight, training.temperature)
     taught_by = None if isinstance(teacher, str) else teacher
     with restore_on_failure(network), show_progress(progress if leads or callable(progress) else False) as report:
@@ -184,12 +196,10 @@ def finetune(
         before = measure(_in_float32(network), measured_on, objective, taught_by, report)
         if before is not None and leads:
             logger.info("before: %s", before)
-        if prepared is None and start is not None:
+        if prepared is None:
             prepared = initialize(
                 network, start, training, calibration=calibration, run=run, accelerator=accelerator, report=report
             )
-        if prepared is None:
-            raise TrainingError("start must be a CompressionConfig, a plan or a .opq file, unless model is a PreparedModel")
         prepared = replace(
             prepared,
             budget=prepared.budget if budget is None else budget,
@@ -229,6 +239,7 @@ def _check_arguments(
     training: TrainingConfig,
     teacher: Teacher | Literal["dense"] | None,
     calibration: Calibration | None,
+    options: CompressionOptions,
 ) -> None:
     if not isinstance(network, nn.Module):
         raise TypeError(f"finetune() takes a torch module or a PreparedModel, got {type(network).__name__}")
@@ -240,9 +251,14 @@ def _check_arguments(
         raise TypeError(f'finetune() takes a network, a function or "dense" as teacher, got {teacher!r}')
     if prepared is None and prepared_weights(network):
         raise PlanError("the network is prepared already; give what opq.prepare returned as model")
+    refuse_unknown("finetune", options, [*list(signature(finetune).parameters)[:-1], *CompressionOptions.__annotations__])
+    if start is not None and options:
+        raise TypeError(f"finetune() takes a start or keywords, got both a start and {min(options)!r}")
     if prepared is not None and (start is not None or calibration is not None):
         raise PlanError("a PreparedModel has masks and steps already; leave start and calibration out")
+    if prepared is not None and options:
+        raise PlanError(f"a PreparedModel has masks and steps already; leave {min(options)} out")
     if prepared is None and calibration is not None:
         check_calibration(network, calibration)
-    if calibration is not None and prepared is None and not isinstance(start, CompressionConfig):
+    if calibration is not None and start is not None and not isinstance(start, CompressionConfig):
         raise PlanError("a plan or a .opq file has masks and steps already; leave the calibration out")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def initialize(
     model: nn.Module,
-    start: Start,
+    start: Start | None,
     training: TrainingConfig,
     *,
     calibration: Calibration | None,

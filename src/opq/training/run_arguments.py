@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -33,11 +33,13 @@ def run_arguments(
     calibrated: bool,
     budget: int | None,
     accelerator: Accelerator | None,
+    loader_settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Describe the arguments of a finetuning as JSON values, equal in all processes.
 
-    Networks and files are represented by digests, and the loader by its length. If the run starts from a file, the values of
-    `model` do not matter. Calibration inputs are not included, because the run folder keeps the file made from them.
+    Networks and files are represented by digests, and the loader by its length and the given settings. If the run starts from a
+    file, the values of `model` do not matter. Calibration inputs are not included, because the run folder keeps the file made
+    from them.
 
     Args:
         model: The network, plain or prepared.
@@ -49,6 +51,7 @@ def run_arguments(
         calibrated: Whether a calibration is given.
         budget: Requested bytes of the file; None for the default.
         accelerator: As in `opq.finetune`; the arguments of its first process are used in all processes.
+        loader_settings: As in `opq.finetune`.
 
     Returns:
         JSON values by name.
@@ -64,6 +67,7 @@ def run_arguments(
         "loss": _describe_function(loss) if callable(loss) else loss,
         "calibrated": calibrated,
         "batches": len(loader) if isinstance(loader, Sized) else None,
+        "loader": None if loader_settings is None else dict(loader_settings),
         "budget": budget,
         "training": training.describe(),
     }

@@ -43,23 +43,25 @@ class RunFolder:
     def claim(self, arguments: Mapping[str, Any], *, write: bool = True) -> None:
         """Bind the folder to the arguments of a run.
 
+        Until its first checkpoint a run binds nothing: other arguments, corrected after an error, replace its own.
+
         Args:
             arguments: JSON values by name.
             write: Whether to write them; False only compares.
 
         Raises:
-            SourceError: The folder was created with different arguments.
+            SourceError: The folder has a checkpoint of a run with different arguments.
             OutputError: The arguments cannot be written.
         """
         path = self.path / ARGUMENTS
         text = json.dumps(arguments, indent=1, sort_keys=True) + "\n"
-        if path.exists() and (before := path.read_text(encoding="utf-8")) != text:
-            try:
-                old = json.loads(before)
-            except ValueError:
-                old = {}
-            changed = sorted(key for key in {*old, *arguments} if old.get(key) != json.loads(text).get(key))
-            raise SourceError(self.path, f"it was created with different arguments ({', '.join(changed)}); use a new folder")
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        if before is not None and before != text:
+            if (self.path / CHECKPOINT).exists():
+                raise SourceError(self.path, _difference(before, text))
+            if write:
+                for name in (START, PLAN):  # made from the other arguments
+                    (self.path / name).unlink(missing_ok=True)
         if write:
             write_file(path, text.encode(), overwrite=True)
 
@@ -125,3 +127,26 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
         return dict(json.loads(json.dumps(plain)))
     except (TypeError, ValueError) as error:
         raise TrainingError(f"on_epoch_end must return a mapping of JSON values (numbers or text by name): {error}") from None
+
+
+def _difference(before: str, now: str) -> str:
+    """What differs between two texts of arguments, and what to do about it."""
+    try:
+        old = json.loads(before)
+    except ValueError:
+        old = {}
+    changed = _changed(old, json.loads(now))
+    what = f"it was created with different arguments ({', '.join(changed)})"
+    if "network" in changed:
+        return f"{what}: the network has other values than at the start of the run; build it again, or use a new folder"
+    return f"{what}; use a new folder"
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of the values that differ, in ascending order; those inside a mapping as "training.seed"."""
+    found = []
+    for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+        was, value = old.get(key), new.get(key)
+        inner = _changed(was, value) if isinstance(was, dict) and isinstance(value, dict) else []
+        found += [f"{key}.{name}" for name in inner] or [key]
+    return found

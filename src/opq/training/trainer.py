@@ -101,6 +101,10 @@ class Trainer:
         history: list[Row] = []
         if self.folder and (state := self.folder.load()):
             history = self._restore(state, optimizer, average)
+            if self.accelerator is None or self.accelerator.is_main_process:
+                done, whole = len(history), self.config.epochs
+                what = f"resumes after epoch {done} of {whole}" if done < whole else "is finished already; its result is used"
+                logger.info("the run in %s %s", self.folder.path, what)
         for epoch in range(len(history), self.config.epochs):
             start = time.perf_counter()
             seed_everything(self.config.seed, epoch, loader)

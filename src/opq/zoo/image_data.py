@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,28 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from opq.errors import MissingExtraError, OpqError, SourceError
+from opq.errors import MissingExtraError, SourceError
 from opq.progress import logger
+from opq.zoo.image_files import SUFFIXES, ImageError, read_image
 from opq.zoo.preprocessing import Preprocessing, Transform
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Suffixes of image files, those of torchvision's ImageFolder."""
 
 TRAINING, TESTING = ("train",), ("val", "test", "validation")
 """Names of the folders with training and test images; the first that exists is used."""
-
-
-class ImageError(SourceError):
-    """An image cannot be read, or has another size than the others of its batch.
-
-    If a worker process of a loader raises it, PyTorch makes a new one from one text: the traceback, which ends in the message.
-    """
-
-    def __init__(self, text: str) -> None:
-        last = text.rstrip().rpartition("\n")[2]
-        OpqError.__init__(self, last.partition(f"{type(self).__name__}: ")[2] or last)
 
 
 class Images(Dataset[Any]):
@@ -63,9 +51,26 @@ class Images(Dataset[Any]):
         inputs = self._transform(item if self._read is None else self._read(item))
         return inputs if self.labels is None else (inputs, self.labels[index])
 
+    def digest(self) -> str:
+        """SHA-256 of labels and images; image files count by their names below their common folder and their sizes."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        if isinstance(self._items, np.ndarray):
+            digest.update(repr(self._items.shape).encode() + np.ascontiguousarray(self._items).tobytes())
+            return digest.hexdigest()
+        root = os.path.commonpath(self._items)
+        for path in self._items:
+            digest.update(f"{os.path.relpath(path, root)} {os.path.getsize(path)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
 
 def open_images(
-    path: str | os.PathLike[str], preprocessing: Preprocessing, *, training: bool, batch: int = 128, workers: int = 0
+    path: str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    *,
+    training: bool,
+    augment: bool = True,
+    batch: int = 128,
+    workers: int = 0,
 ) -> DataLoader[Any]:
     """Make a loader of the images under a path.
 
@@ -80,7 +85,8 @@ def open_images(
             * A folder with a folder "train" and a folder "val", "test" or "validation", each as above. The classes are those of
               "train", of which the test images may lack some.
         preprocessing: The network's preprocessing.
-        training: True for the training images, shuffled and with random crops; False for the test images.
+        training: True for the training images, shuffled; False for the test images.
+        augment: Whether training images are cropped, or shifted, and flipped at random. Test images never are.
         batch: Images per batch.
         workers: Number of processes that read images. 0: the calling process reads them.
 
@@ -94,7 +100,7 @@ def open_images(
         OpqError: torchvision is needed and cannot be imported.
     """
     path = Path(path)
-    transform = preprocessing.training if training else preprocessing.evaluation
+    transform = preprocessing.training if training and augment else preprocessing.evaluation
     images = _open(path, training, transform)
     return DataLoader(
         images,
@@ -104,6 +110,35 @@ def open_images(
         num_workers=workers,
         collate_fn=partial(_collate, path),
     )
+
+
+def validation_images(
+    path: str | os.PathLike[str], preprocessing: Preprocessing, count: int, *, batch: int = 128, workers: int = 0
+) -> DataLoader[Any]:
+    """Make a loader of the images on which a training is measured: test images, as for evaluation.
+
+    They are training images if there are no test images, or if only training images have labels. If there are more than
+    `count`, a random subset is taken, the same in every run.
+
+    Args:
+        path: As for `open_images`.
+        preprocessing: The network's preprocessing.
+        count: Largest number of images, >= 1.
+        batch: Images per batch.
+        workers: Number of processes that read images.
+
+    Returns:
+        The loader.
+
+    Raises:
+        SourceError, MissingExtraError, OpqError: As `open_images`.
+    """
+    path = Path(path)
+    images = _open(path, not _has(path, TESTING, "x_test"), preprocessing.evaluation)
+    if images.labels is None:
+        images = _open(path, True, preprocessing.evaluation)
+    picked = Subset(images, sorted(_sample(images, count)))
+    return DataLoader(picked, min(batch, len(picked)), num_workers=workers, collate_fn=partial(_collate, path))
 
 
 def sample_images(path: str | os.PathLike[str], preprocessing: Preprocessing, count: int) -> Tensor:
@@ -122,9 +157,8 @@ def sample_images(path: str | os.PathLike[str], preprocessing: Preprocessing, co
         MissingExtraError, OpqError: As `open_images`.
     """
     path = Path(path)
-    images = _open(path, _has_training_images(path), preprocessing.evaluation)
-    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    batch = _collate(path, [images[place] for place in picked])
+    images = _open(path, _has(path, TRAINING, "x_train"), preprocessing.evaluation)
+    batch = _collate(path, [images[place] for place in _sample(images, count)])
     inputs: Tensor = batch if images.labels is None else batch[0]
     return inputs
 
@@ -133,14 +167,21 @@ def _open(path: Path, training: bool, transform: Transform) -> Images:
     return _from_npz(path, training, transform) if path.suffix == ".npz" else _from_folder(path, training, transform)
 
 
-def _has_training_images(path: Path) -> bool:
+def _has(path: Path, folders: Sequence[str], array: str) -> bool:
+    """Whether a path has one of these folders, or this array; a flat folder has all its images in both parts."""
     if path.suffix != ".npz":
-        return any((path / part).is_dir() for part in TRAINING)
+        return any((path / part).is_dir() for part in folders)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return "x_train" in content
+            return array in content
     except Exception:  # _from_npz raises the error
         return False
+
+
+def _sample(images: Images, count: int) -> list[int]:
+    """Places of up to `count` random images, the same in every run."""
+    places: list[int] = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    return places
 
 
 def _collate(path: Path, images: list[Any]) -> Any:
@@ -235,26 +276,3 @@ def _files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(found)
-
-
-def read_image(path: str | os.PathLike[str]) -> Any:
-    """Read an image file in RGB. Grey images of 16 bits are scaled to 8 bits.
-
-    Args:
-        path: The image file.
-
-    Returns:
-        A PIL image.
-
-    Raises:
-        ImageError: The file is not an image, is damaged, or is too large.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
-                return Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and others
-        raise ImageError(f"cannot read {path}: it is not a valid image: {' '.join(str(error).split())}") from None

@@ -47,9 +47,12 @@ def open_tokenizer(name: str, folder: str) -> Any:
     """
     transformers = load_library("transformers", _NEEDED_FOR)
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(name, f"it has no tokenizer: {' '.join(str(error).split())}") from None
+    if not tokenizer.vocab_size:  # transformers makes one without tokens if the folder has no files of one
+        raise ModelError(name, "it has no tokenizer; copy its files, such as tokenizer.json, into the folder")
+    return tokenizer
 
 
 def read_texts(path: str, count: int) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 
 from opq.errors import ConfigError, PlanError, TargetError
+from opq.progress import logger
 from opq.training.budget.controller import BudgetController
 from opq.training.prepared_model import PreparedModel
 from opq.training.training_plan import why_masks_are_fixed
@@ -21,7 +22,8 @@ class BudgetScheduler:
 
     It recomputes masks in the first part of the training, if the plan allows it, and then pulls latent values towards zero when
     their codes exceed the budget (`opq.training.budget.controller`). Call `step` after each step of the optimizer, as with a
-    scheduler of learning rates. In several processes, make it in each one.
+    scheduler of learning rates. In several processes, make it in each one. More calls than `steps` are a warning, because masks
+    were then updated for too short a part of the training.
 
     Args:
         prepared: What `opq.prepare` returned, on the device to train on.
@@ -53,7 +55,7 @@ class BudgetScheduler:
         if mask_update_share is None:
             mask_update_share = 0.0 if fixed else MASK_UPDATE_SHARE
         self._optimizer, self._steps = optimizer, steps
-        self._finished, self._highest_rate = 0, 0.0
+        self._finished, self._highest_rate, self._has_warned = 0, 0.0, False
         self._controller = BudgetController(prepared.model, code_budget(prepared), mask_update_share)
 
     def step(self) -> None:
@@ -62,6 +64,13 @@ class BudgetScheduler:
         Raises:
             TrainingError: A latent value became NaN or infinite.
         """
+        if self._finished >= self._steps and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "BudgetScheduler: this is step %d of a training of %d; give steps= all steps of the optimizer in all epochs",
+                self._finished + 1,
+                self._steps,
+            )
         rate = float(self._optimizer.param_groups[0]["lr"])
         self._highest_rate = max(self._highest_rate, rate)
         self._controller(self._finished, self._steps, rate / self._highest_rate if self._highest_rate else 0.0)
