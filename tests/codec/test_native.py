@@ -94,3 +94,39 @@ def test_checksums_are_those_of_zlib():
         part = memoryview(data)[size % 37 : size % 37 + size]
         assert _native.crc32(part) == zlib.crc32(part)
         assert _native.crc32(part, zlib.crc32(data)) == zlib.crc32(part, zlib.crc32(data))
+
+
+def _grid(rows=2, columns=3):
+    """The arguments of a grid of elements, all of class 0, with the keys 0."""
+    ends = np.arange(1, rows + 1) * columns
+    zeros = (np.zeros(size, dtype=np.uint8).data for size in (rows, columns, 256))
+    return np.zeros(rows * columns, dtype=np.uint8).data, ends.data, *zeros
+
+
+_EIGHT, _SIX, _TABLE = np.zeros(8, dtype=np.int64), np.zeros(6, dtype=np.uint8), np.zeros(2**16)
+_WRONG = {
+    "words of another size": ("changed_bits", _EIGHT.data, _EIGHT[:7].data, 8),
+    "no size of words": ("changed_bits", _EIGHT.data, _EIGHT.data, 3),
+    "too few differences": ("subtract_words", _EIGHT.data, _EIGHT.data, 4, True, 0, _EIGHT.data),
+    "too large a shift": ("subtract_words", _EIGHT.data, _EIGHT.data, 8, True, 64, _EIGHT.copy().data),
+    "too small an output": ("add_words", _EIGHT.data, _EIGHT.data, 8, False, 0, _EIGHT[:4].copy().data),
+    "too few symbols": ("difference_symbols", _EIGHT.data, bytearray(7)),
+    "too few counts": ("count_differences", *_grid(), _SIX.data, bytearray(4)),
+    "rows that end later": ("count_differences", bytes(5), *_grid()[1:], bytes(5), bytearray(4 * 766 * 256)),
+    "no context": ("difference_contexts", *_grid(), 0, 0, bytearray(6), np.zeros(256, dtype=np.int64).data),
+    "too few sums": ("sum_differences", *_grid(), _SIX.data, _TABLE.data, _EIGHT[:2].data, 1.0, bytearray(16), bytearray(8)),
+    "places beyond the lines": ("sort_symbols", _SIX.data, np.full(256, 3).data, bytearray(6), bytearray(8), False),
+    "a negative place": ("sort_symbols", _SIX.data, np.full(256, -1).data, bytearray(6), bytearray(8), True),
+    "an unknown symbol": ("write_raw_bits", _EIGHT.data, bytes([151] * 8)),
+    "an unknown symbol to read": ("read_raw_bits", bytes([151] * 8), b"", _EIGHT.copy().data),
+    "numbers that would overflow": ("follow_trellis", np.full(4, 2**30, dtype=np.int32).data, 2),
+    "numbers that fill no row": ("follow_trellis", np.zeros(4, dtype=np.int32).data, 3),
+}
+
+
+@pytest.mark.parametrize("call", _WRONG.values(), ids=_WRONG)
+def test_buffers_of_differences_are_checked(call):
+    """Buffers and numbers that do not fit each other are a ValueError in every function of differences."""
+    name, *arguments = call
+    with pytest.raises(ValueError, match=r"fit|symbol"):
+        getattr(_native, name)(*arguments)

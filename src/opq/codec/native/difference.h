@@ -167,7 +167,7 @@ static int sort_symbols(const uint8_t *contexts, int64_t *places, uint8_t *symbo
     return 1;
 }
 
-/* The codes of the numbers k of a trellis, row by row, in their place; all are below 2^30 in magnitude. */
+/* The codes of the numbers k of a trellis, row by row, in their place; all are from -2^30 to 2^30 - 1. */
 static void follow_trellis(int32_t *numbers, int64_t rows, int64_t columns) {
     for (int64_t row = 0; row < rows; row++, numbers += columns) {
         uint32_t state = 0;

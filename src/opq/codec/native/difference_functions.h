@@ -218,7 +218,7 @@ static PyObject *py_follow_trellis(PyObject *self, PyObject *arguments) {
     (void)self;
     if (!PyArg_ParseTuple(arguments, "w*L", &numbers, &columns)) return NULL;
     int fits = columns > 0 && has_numbers(&numbers, numbers.len / 4, 4) && numbers.len / 4 % columns == 0;
-    for (Py_ssize_t k = 0; fits && k < numbers.len / 4; k++) fits = (uint32_t)((const int32_t *)numbers.buf)[k] + (1u << 30) <= 1u << 31;
+    for (Py_ssize_t k = 0; fits && k < numbers.len / 4; k++) fits = (uint32_t)((const int32_t *)numbers.buf)[k] + (1u << 30) < 1u << 31;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS;
         follow_trellis((int32_t *)numbers.buf, (int64_t)(numbers.len / 4 / columns), columns);
