@@ -23,6 +23,7 @@ from codec_strategies import (
     scaled,
     stepped,
     trellised,
+    trellised_as,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -248,6 +249,17 @@ def test_codes_are_restored_from_any_values(weight, data):
     else:
         assert decode_codes_of(coded, entry, base) == section
     assert decode_codes_of(section, entry, base) == section
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+def test_codes_of_a_trellis_are_restored(moved):
+    """Codes that follow a trellis in many rows are restored from values of which some are a step away."""
+    numbers = np.rint(RNG.laplace(scale=3.0, size=(60, 40))).astype(np.int32)
+    weight = trellised_as(numbers, 0.5)
+    base = weight.values() + np.float32(0.5) * (np.arange(numbers.size).reshape(numbers.shape) % 7 < moved)
+    section = encode_weight(weight).adaptive
+    coded = encode_codes(section, entry_of("w", weight), base)
+    assert decode_codes_of(coded, entry_of("w", weight), base) == section
 
 
 @given(leveled(), st.binary(max_size=30))
